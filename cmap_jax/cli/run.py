@@ -1,0 +1,83 @@
+"""The train and evaluate modes of main.py: data in, a table out."""
+
+import os
+from typing import Any
+
+import jax
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+import input_pipeline
+from cmap_jax import sharding
+from cmap_jax import workdir as workdir_lib
+from cmap_jax.cli import tables
+from cmap_jax.cli.flags import end_with
+from cmap_jax.evaluation.evaluator import Evaluator, Result
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.training import train as train_lib
+
+# What a person can mend: shown as a line, without a traceback.
+_EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
+    """Train (or continue) in a workdir, or evaluate what stands there; print the recalls."""
+    tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+    try:
+        result, facts = (_evaluate if evaluate_only else _train)(config, workdir)
+    except train_lib.Stopped as stopped:
+        end_with(str(stopped), status=0)
+    except FloatingPointError as error:
+        end_with(str(error), status=1)
+    except _EXPECTED as error:
+        if os.environ.get("CMAP_TRACEBACK"):
+            raise
+        end_with(str(error), status=1)
+    print(tables.results(result.protocols, facts))
+    print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
+    if not config.eval.rankings:
+        print(
+            "Next, each query's first 50 images: python main.py --mode=evaluate "
+            f"--workdir={workdir} --config.eval.rankings=true"
+        )
+
+
+def _train(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
+    workdir_lib.check_same_run(workdir, config)  # before any data are rendered or read
+    CMAP.from_config(_with_any_vocabulary(config))
+    datasets = _datasets(config)
+    return train_lib.train(config, datasets, workdir), datasets.facts
+
+
+def _evaluate(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
+    description = workdir_lib.read_description(workdir)
+    changed = list(
+        workdir_lib.differing_fields(
+            description.config.model.to_dict(), config.model.to_dict(), "config.model"
+        )
+    )
+    if changed:
+        raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
+    datasets = _datasets(config, description.vocabulary)
+    mesh = sharding.make_mesh()
+    evaluator = Evaluator(
+        CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk
+    )
+    result = train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir)
+    return result, datasets.facts
+
+
+def _datasets(config: ConfigDict, vocabulary: Any = None) -> Any:
+    return input_pipeline.create_datasets(
+        config,
+        vocabulary,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _with_any_vocabulary(config: ConfigDict) -> ConfigDict:
+    """Return the config with a vocabulary size, so that all else can be checked before the data."""
+    config = config.copy_and_resolve_references()
+    config.model.text.vocabulary_size = config.model.text.vocabulary_size or 1
+    return config

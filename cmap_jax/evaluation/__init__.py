@@ -1,0 +1,1 @@
+"""Evaluation by named protocols (SPEC 6)."""

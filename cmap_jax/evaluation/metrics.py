@@ -1,0 +1,116 @@
+"""Ranks, and what is reported of them (SPEC 6), in NumPy."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cmap_jax.protocols import Protocol
+
+Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
+
+NO_TARGET = -1  # the rank of a query without a correct image in the gallery
+
+
+def _mask(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
+    """Return [B, N] bool from a mask, or from one or several positions a row (-1: none)."""
+    if isinstance(positions, np.ndarray) and positions.dtype == bool:
+        if positions.shape != shape:
+            raise ValueError(f"a mask must be shaped like the scores {shape}: {positions.shape}")
+        return positions
+    mask = np.zeros(shape, bool)
+    if positions is None:
+        return mask
+    if len(positions) != shape[0]:
+        raise ValueError(f"{shape[0]} rows of scores, but positions for {len(positions)}")
+    for row, places in enumerate(positions):
+        places = np.atleast_1d(np.asarray(-1 if places is None else places, np.int64))
+        if (places >= shape[1]).any():
+            raise ValueError(f"row {row}: position {places.max()} in a gallery of {shape[1]}")
+        mask[row, places[places >= 0]] = True
+    return mask
+
+
+def ranks(scores: np.ndarray, targets: Positions, exclude: Positions | None = None) -> np.ndarray:
+    """Return the 0-based rank of each query's best-ranked correct image (SPEC 6).
+
+    The rank is the number of images that score strictly higher; the gallery is not sorted.
+
+    Args:
+        scores: [B, N].
+        targets: correct positions in the gallery: one an row ([B]), several a row (a sequence of
+            sequences, or [B, M] padded with -1), or a bool mask [B, N].
+        exclude: positions whose score counts as -inf, in the same forms; the reference image.
+
+    Returns:
+        [B] int64. N - 1 where the only correct image is excluded; -1 where there is none at all.
+
+    Raises:
+        ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
+    """
+    scores = np.asarray(scores)
+    if scores.ndim != 2:
+        raise ValueError(f"scores must be [B, N], not {scores.shape}")
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN: the model or its inputs are broken")
+    correct = _mask(targets, scores.shape)
+    scores = np.where(_mask(exclude, scores.shape), -np.inf, scores)
+    best = np.max(np.where(correct, scores, -np.inf), axis=1, initial=-np.inf)
+    found = np.sum(scores > best[:, None], axis=1)
+    return np.where(correct.any(axis=1), found, NO_TARGET)
+
+
+def top(scores: np.ndarray, count: int, exclude: Positions | None = None) -> np.ndarray:
+    """Return the positions of the ``count`` best images of each row, best first, [B, count].
+
+    Ties go to the lower position. Excluded images come last.
+    """
+    scores = np.where(_mask(exclude, scores.shape), -np.inf, scores)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
+
+
+def summarize(
+    protocol: Protocol, ranks_by_category: Mapping[str, np.ndarray]
+) -> dict[str, float | int]:
+    """Return what a protocol reports, recalls in percent (SPEC 6).
+
+    Args:
+        protocol: gives the K and the averaging.
+        ranks_by_category: ranks of each category's queries; -1 is counted as skipped and left out.
+
+    Returns:
+        ``mR`` (mean over the R@K), each ``R@K``, ``median_rank`` (floor(median) + 1) and
+        ``mean_rank`` (mean + 1); with categories also ``<category>/R@K``; ``queries`` that count
+        and ``skipped`` ones.
+
+    Raises:
+        ValueError: no query counts.
+    """
+    kept = {c: np.asarray(r)[np.asarray(r) != NO_TARGET] for c, r in ranks_by_category.items()}
+    kept = {c: r for c, r in kept.items() if len(r)}
+    if not kept:
+        raise ValueError(f"{protocol.name}: no query has a correct image in its gallery")
+    total = sum(len(r) for r in ranks_by_category.values())
+    pooled = np.concatenate(list(kept.values()))
+    by_category = protocol.averaging == "categories"
+    groups = kept if by_category else {"all": pooled}
+    recalls = {
+        c: {f"R@{k}": 100 * float(np.mean(r < k)) for k in protocol.recall_at}
+        for c, r in groups.items()
+    }
+    means = {
+        name: float(np.mean([recall[name] for recall in recalls.values()]))
+        for name in next(iter(recalls.values()))
+    }
+    return {
+        "mR": float(np.mean(list(means.values()))),
+        **means,
+        **(
+            {f"{c}/{name}": value for c, r in recalls.items() for name, value in r.items()}
+            if by_category
+            else {}
+        ),
+        "median_rank": int(np.floor(np.median(pooled))) + 1,
+        "mean_rank": float(np.mean(pooled)) + 1,
+        "queries": len(pooled),
+        "skipped": total - len(pooled),
+    }

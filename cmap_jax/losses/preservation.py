@@ -1,0 +1,63 @@
+"""The self-contrastive preservation loss: the preserved part must not be what the text names."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cmap_jax.scoring import PreservationInputs, l2_normalize
+
+
+def preservation_loss(
+    inputs: PreservationInputs,
+    targets: Float[Array, "L B D"],
+    *,
+    margins: Sequence[float],
+    level_weights: Sequence[float],
+    alpha: float = 1.0,
+    reduction: Literal["sum", "mean"] = "sum",
+) -> Float[Array, ""]:
+    """Push the target's preserved part from the text, its reversed part towards it (SPEC 2).
+
+    With the reversed attention ``A_r = 2 mean_D(A_p) - A_p`` and ``g(x) = alpha <m, x> +
+    (1 - alpha) <T, x>``, a pair's loss at level i is
+    ``max(0, margin_i + g(l2(A_p * t_i)) - g(l2(A_r * t_i)))``. Only diagonal pairs enter, so the
+    tensors are [B, D].
+
+    Args:
+        inputs: text m, its transform T and the preservation attention A_p, each [B, D].
+        targets: the targets' pyramid, levels high to low.
+        margins: one margin a level, high to low.
+        level_weights: one weight a level, high to low.
+        alpha: share of the text in the mixture; the rest is that of T.
+        reduction: "sum" over the batch is the method. A sum grows with the batch: to carry a weight
+            w tuned at batch size B to another size B', use w * B / B', or "mean" with w * B.
+
+    Returns:
+        Weighted sum over levels.
+
+    Raises:
+        ValueError: not one margin and weight a level, an unknown reduction, or alpha < 1 for a
+            variant without T.
+    """
+    if not targets.shape[0] == len(margins) == len(level_weights):
+        raise ValueError(
+            f"{targets.shape[0]} levels, but {len(margins)} margins and {len(level_weights)} weights"
+        )
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f'preservation_reduction must be "sum" or "mean", not {reduction!r}')
+    guide = inputs.text
+    if alpha != 1.0:
+        if inputs.modification is None:
+            raise ValueError(f"alpha = {alpha} mixes in T, which this variant does not have")
+        guide = alpha * inputs.text + (1 - alpha) * inputs.modification
+    attention = inputs.attention
+    reverse = 2 * jnp.mean(attention, axis=-1, keepdims=True) - attention
+    preserved = jnp.sum(guide * l2_normalize(attention * targets), axis=-1)  # [L, B]
+    reversed_ = jnp.sum(guide * l2_normalize(reverse * targets), axis=-1)
+    margin = jnp.asarray(margins, preserved.dtype)[:, None]
+    hinge = jax.nn.relu(margin + preserved - reversed_)
+    per_level = jnp.sum(hinge, axis=1) if reduction == "sum" else jnp.mean(hinge, axis=1)
+    return jnp.sum(jnp.asarray(level_weights, per_level.dtype) * per_level)

@@ -1,0 +1,5 @@
+"""The networks, as pure-functional Flax linen modules (SPEC 1)."""
+
+from cmap_jax.models.cmap import CMAP
+
+__all__ = ["CMAP"]

@@ -1,0 +1,198 @@
+"""The whole model: encoders, a composer and the temperature.
+
+model = CMAP.from_config(config)
+variables = model.init(jax.random.key(0), **CMAP.example_inputs(image_size=224))
+pyramid = model.apply(variables, images, method="encode_images")      # [L, B, D]
+text = model.apply(variables, tokens, lengths, method="encode_text")  # [B, D]
+query = model.apply(variables, pyramid, text, method="compose")       # ComposedQuery
+scores = cmap_jax.scoring.score(query, gallery_pyramid)               # [B, N]
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.image_encoder import ImageEncoder
+from cmap_jax.models.resnet import DEPTHS
+from cmap_jax.models.text_encoder import TextEncoder
+from cmap_jax.scoring import ComposedQuery
+
+
+class TrainingOutputs(NamedTuple):
+    """What the objective needs of a batch of triplets.
+
+    Attributes:
+        query: the B composed queries.
+        targets: the targets' pyramid, [L, B, D].
+        logit_scale: log of the inverse temperature, a scalar.
+    """
+
+    query: ComposedQuery
+    targets: jax.Array
+    logit_scale: jax.Array
+
+
+def _choice(field: str, value: Any, choices: Any) -> Any:
+    if value not in choices:
+        raise ValueError(
+            f"config.model.{field} must be one of {', '.join(map(str, choices))}; got {value!r}"
+        )
+    return value
+
+
+class CMAP(nn.Module):
+    """Composed image retrieval by cross-modal attention preservation, and its variants.
+
+    Make it with `CMAP.from_config`. The variables are ``params`` and ``batch_stats``.
+
+    Attributes:
+        variant: a key of `COMPOSERS`.
+        image: keyword arguments of `ImageEncoder`.
+        text: keyword arguments of `TextEncoder`.
+        initial_logit_scale: initial log of the inverse temperature.
+        dtype: of the encoders' products, float32 or bfloat16; norms, softmaxes, pooling and scores
+            are float32. (float64, under ``jax_enable_x64``, is for numerical comparisons.)
+    """
+
+    variant: str
+    image: Mapping[str, Any]
+    text: Mapping[str, Any]
+    initial_logit_scale: float = 2.65926
+    dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def from_config(cls, config: Any) -> "CMAP":
+        """Build the model that a config describes.
+
+        Args:
+            config: a whole config, or its ``model`` part (a ConfigDict or anything with the same
+                attributes).
+
+        Raises:
+            ValueError: a field with an impossible value, named with what is possible.
+        """
+        config = config.model if hasattr(config, "model") else config
+        image, text = config.image, config.text
+        variant = COMPOSERS[_choice("variant", config.variant, COMPOSERS)]
+        _choice("image.depth", image.depth, DEPTHS)
+        _choice("image.cross_level", image.cross_level, ("down", "up", "none"))
+        _choice("text.encoder", text.encoder, ("bigru", "lstm"))
+        _choice("dtype", config.dtype, ("float32", "bfloat16", "float64"))
+        frozen_norm = _choice(
+            "image.frozen_backbone_batch_norm",
+            image.frozen_backbone_batch_norm,
+            ("batch", "running"),
+        )
+        if config.embed_dim % 2 or config.embed_dim < 2:
+            raise ValueError(
+                "config.model.embed_dim must be even: half for each direction of the GRU; got "
+                f"{config.embed_dim}"
+            )
+        if variant.reads_text and not text.vocabulary_size:
+            raise ValueError(
+                "config.model.text.vocabulary_size is not set: take it from the data's vocabulary"
+            )
+        return cls(
+            variant=config.variant,
+            image={
+                "embed_dim": config.embed_dim,
+                "levels": variant.levels,
+                "depth": image.depth,
+                "width": image.width,
+                "cross_level": image.cross_level,
+                "normalize_backbone_by_batch": not image.frozen or frozen_norm == "batch",
+            },
+            text={
+                "vocabulary_size": text.vocabulary_size,
+                "embed_dim": config.embed_dim,
+                "encoder": text.encoder,
+                "word_dim": text.word_dim,
+                "lstm_hidden": text.lstm_hidden,
+                "dropout": text.dropout,
+                "pool_padding": text.lstm_pool_padding,
+            },
+            initial_logit_scale=config.logit_scale,
+            dtype=jnp.dtype(config.dtype),
+        )
+
+    @staticmethod
+    def example_inputs(image_size: int = 224, batch: int = 2, text_width: int = 8) -> dict:
+        """Return zero inputs of ``__call__``, to initialise with or to take shapes from."""
+        images = jnp.zeros((batch, image_size, image_size, 3), jnp.uint8)
+        return {
+            "reference_image": images,
+            "target_image": images,
+            "text_tokens": jnp.zeros((batch, text_width), jnp.int32),
+            "text_lengths": jnp.ones((batch,), jnp.int32),
+        }
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the pyramid's levels, high to low."""
+        return COMPOSERS[self.variant].levels
+
+    def setup(self):  # noqa: D102
+        variant = COMPOSERS[self.variant]
+        self.image_encoder = ImageEncoder(**self.image, dtype=self.dtype)
+        if variant.reads_text:
+            self.text_encoder = TextEncoder(**self.text, dtype=self.dtype)
+        self.composer = variant.build(dtype=self.dtype)
+        scale = self.initial_logit_scale
+        self.logit_scale = self.param("logit_scale", lambda _: jnp.asarray(scale, jnp.float32))
+
+    def encode_images(self, images: Array, *, train: bool = False) -> Float[Array, "L B D"]:
+        """Encode images: uint8 0..255, normalised inside, or floating point, already normalised.
+
+        Args:
+            images: [B, H, W, 3] with sides that are multiples of 32.
+            train: normalise by the batch's statistics and update the running ones.
+
+        Returns:
+            One l2-normalised embedding a level (high, mid, low; or high alone), float32.
+        """
+        return self.image_encoder(images, train=train)
+
+    def encode_text(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], *, train: bool = False
+    ) -> Float[Array, "B D"]:
+        """Encode token ids; position ``lengths[b]`` and after are padding.
+
+        Returns:
+            l2-normalised embeddings, float32; zeros for a variant that does not read the text.
+        """
+        if not COMPOSERS[self.variant].reads_text:
+            return jnp.zeros((tokens.shape[0], self.image["embed_dim"]), jnp.float32)
+        return self.text_encoder(tokens, lengths, train=train)
+
+    def compose(
+        self, pyramid: Float[Array, "L B D"], text: Float[Array, "B D"], *, train: bool = False
+    ) -> ComposedQuery:
+        """Compose the references' pyramid and the texts into queries (SPEC 1)."""
+        return self.composer(pyramid, text, train=train)
+
+    def __call__(
+        self,
+        reference_image: Array,
+        target_image: Array,
+        text_tokens: Int[Array, "B T"],
+        text_lengths: Int[Array, " B"],
+        *,
+        train: bool = False,
+    ) -> TrainingOutputs:
+        """Run a batch of triplets through the model.
+
+        The references and the targets are two passes: each is normalised by its own statistics, and
+        each updates the running ones, the references first (SPEC 3).
+        """
+        reference = self.encode_images(reference_image, train=train)
+        targets = self.encode_images(target_image, train=train)
+        text = self.encode_text(text_tokens, text_lengths, train=train)
+        return TrainingOutputs(
+            self.compose(reference, text, train=train), targets, self.logit_scale
+        )

@@ -1,0 +1,1 @@
+"""What a model must know of raw input: text to ids, photographs to pixels."""

@@ -1,0 +1,55 @@
+"""Reading and writing whole files, local or in a bucket; a write is complete or not there at all."""
+
+import json
+import os
+import uuid
+from typing import Any
+
+from etils import epath
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Return a UTF-8 file's text.
+
+    Raises:
+        FileNotFoundError: no such file; names it.
+        ValueError: not UTF-8; names the file and the byte.
+    """
+    try:
+        return epath.Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)}: not UTF-8 at byte {error.start}") from error
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Return a JSON file's content.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON; names the file, line and column.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{os.fspath(path)}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"{os.fspath(path)}: JSON nested too deeply") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 file beside its place and rename it there; parents are made."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON file, indented, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,185 @@
+"""A composed query and its score against a gallery: the one form used by loss, ranks and search.
+
+A query is a sum of branches. Branch k at level l holds a numerator vector ``n`` and, optionally, a
+weight vector ``w``; its score against an embedding ``t`` of that level is
+
+    n . t / sqrt(w^2 . t^2)        with a weight (squares are elementwise), or
+    n . t                          without.
+
+That is ``<g, l2(w * t)>`` with ``n = g * w``: the weighted, renormalised target of CMAP's attention
+(SPEC 1) without ever building the B x N x D tensor of all weighted targets. A level costs one matrix
+product without a weight and two with one.
+
+    query = model.apply(variables, pyramid, text, method="compose")
+    scores = score(query, gallery_pyramid)                       # [B, N]
+    for block in score_chunks(queries, gallery_pyramid): ...     # any number of queries and images
+"""
+
+from collections.abc import Iterable, Iterator
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# The floor of every normalisation (SPEC 1): l2(x) = x / max(||x||, 1e-12).
+NORM_FLOOR = 1e-12
+
+
+@flax.struct.dataclass
+class Branch:
+    """One term of a query's score.
+
+    Attributes:
+        numerator: ``n``, [L, B, D], or [1, B, D] where it is the same at every level.
+        weight: ``w``, [L, B, D] or [1, B, D]; None for a plain dot product.
+    """
+
+    numerator: jax.Array
+    weight: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class PreservationInputs:
+    """What the self-contrastive preservation loss needs of a query besides its score (SPEC 2).
+
+    Attributes:
+        text: the text embedding m, [B, D].
+        modification: its linear image T, [B, D]; None where the variant has no such transform.
+        attention: the preservation attention A_p, [B, D].
+    """
+
+    text: jax.Array
+    modification: jax.Array | None
+    attention: jax.Array
+
+
+@flax.struct.dataclass
+class ComposedQuery:
+    """A batch of queries, ready to be scored against any gallery.
+
+    Attributes:
+        branches: the terms of the score.
+        preservation: inputs of the preservation loss, or None for a variant without it.
+        branch_names: what each branch stands for, such as ("modified", "preserved"); static.
+        levels: names of the pyramid's levels that the query scores, such as ("high",); static.
+    """
+
+    branches: tuple[Branch, ...]
+    preservation: PreservationInputs | None = None
+    branch_names: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+    levels: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+
+    def __len__(self) -> int:
+        """Return the number of queries, B."""
+        return self.branches[0].numerator.shape[1]
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Return ``x`` as float32, or as float64 if it is that already."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _inverse_norm(squared: jax.Array) -> jax.Array:
+    """``1 / max(sqrt(squared), 1e-12)``, and 0 at 0 with gradient 0."""
+    floor = NORM_FLOOR**2
+    # The inner where keeps the derivative of rsqrt away from zero: a where alone passes on NaN.
+    inverse = jax.lax.rsqrt(jnp.where(squared > floor, squared, 1.0))
+    inverse = jnp.where(squared > floor, inverse, 1 / NORM_FLOOR)
+    return jnp.where(squared == 0, 0.0, inverse)
+
+
+def l2_normalize(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
+    """``x / max(||x||, 1e-12)`` on the last axis, in float32 or better (SPEC 1).
+
+    At x = 0 the value and the gradient are exactly zero.
+    """
+    x = at_least_float32(x)
+    return x * _inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+def _products(queries: jax.Array, targets: jax.Array) -> jax.Array:
+    """All dot products, [L, N, D] against [L or 1, B, D] -> [L, B, N]."""
+    queries = jnp.broadcast_to(queries, (targets.shape[0], *queries.shape[1:]))
+    # The highest precision: accelerators would otherwise multiply float32 as bfloat16.
+    return jnp.einsum("lbd,lnd->lbn", queries, targets, precision=jax.lax.Precision.HIGHEST)
+
+
+def _score_branch(branch: Branch, targets: jax.Array) -> jax.Array:
+    dots = _products(at_least_float32(branch.numerator), targets)
+    if branch.weight is None:
+        return dots
+    weight = at_least_float32(branch.weight)
+    return dots * _inverse_norm(_products(weight * weight, targets * targets))
+
+
+def _check_levels(query: ComposedQuery, targets: jax.Array) -> None:
+    if targets.ndim != 3 or targets.shape[0] != len(query.levels):
+        raise ValueError(
+            f"the query scores the levels {query.levels}, so the gallery must be "
+            f"[{len(query.levels)}, N, D]; it is {tuple(targets.shape)}"
+        )
+
+
+def score_branches(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "K L B N"]:
+    """Score every query against every target, branch by branch and level by level (SPEC 1).
+
+    Args:
+        query: B queries.
+        targets: the pyramid of N images, levels high to low, each embedding l2-normalised.
+
+    Returns:
+        The scores, float32 (float64 where the inputs are).
+
+    Raises:
+        ValueError: the pyramid does not have the query's levels.
+    """
+    _check_levels(query, targets)
+    targets = at_least_float32(targets)
+    return jnp.stack([_score_branch(branch, targets) for branch in query.branches])
+
+
+def score_levels(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "L B N"]:
+    """Score every query against every target, one matrix a level: the branches are summed."""
+    _check_levels(query, targets)
+    targets = at_least_float32(targets)
+    return sum(_score_branch(branch, targets) for branch in query.branches)
+
+
+def score(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "B N"]:
+    """Score every query against every target: branches and levels summed, the retrieval score."""
+    return jnp.sum(score_levels(query, targets), axis=0)
+
+
+@jax.jit
+def _score_rows(query: ComposedQuery, chunks: jax.Array) -> jax.Array:
+    """Score [B] queries against [C, L, n, D] chunks of a gallery -> [B, C * n]."""
+    blocks = jax.lax.map(lambda chunk: score(query, chunk), chunks)  # [C, B, n]
+    return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1)
+
+
+def score_chunks(
+    blocks: Iterable[ComposedQuery],
+    targets: Float[Array, "L N D"],
+    *,
+    gallery_chunk: int = 4096,
+) -> Iterator[Float[np.ndarray, "B N"]]:
+    """Score blocks of queries against a gallery of any size.
+
+    Args:
+        blocks: queries, a batch at a time; batches of one size share a compiled program.
+        targets: the gallery's pyramid.
+        gallery_chunk: images scored at once, which bounds the scratch memory; a block's result
+            takes ``4 * B * N`` bytes.
+
+    Yields:
+        The scores of each block against all N images, float32.
+    """
+    levels, total, width = targets.shape
+    size = max(min(gallery_chunk, total), 1)
+    chunks = jnp.pad(jnp.asarray(targets), ((0, 0), (0, -total % size), (0, 0)))
+    chunks = chunks.reshape(levels, -1, size, width).swapaxes(0, 1)  # [C, L, n, D]
+    for block in blocks:
+        _check_levels(block, targets)
+        yield np.asarray(_score_rows(block, chunks))[:, :total]

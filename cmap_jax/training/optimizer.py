@@ -1,0 +1,96 @@
+"""AdamW, its learning-rate schedules, and which parameters are frozen (SPEC 3)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+TRAINED, FROZEN = "trained", "frozen"
+
+
+def halvings(
+    epoch: jax.typing.ArrayLike, every: int = 4, faster_from: int = 20, faster_every: int = 2
+) -> jax.Array:
+    """Return how often the stepped schedule has halved by the start of an epoch, from 0 (SPEC 3).
+
+    With the defaults: at epochs 4, 8, 12, 16, 20, and from there 22, 24, ...
+    """
+    epoch = jnp.asarray(epoch)
+    late = jnp.maximum(epoch - faster_from, 0)
+    return jnp.minimum(epoch, faster_from) // every + late // faster_every
+
+
+def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
+    """Build the learning rate as a function of the step.
+
+    Args:
+        config: a whole config.
+        steps_per_epoch: steps of an epoch.
+
+    Raises:
+        ValueError: an unknown schedule, or a warm-up as long as the run.
+    """
+    settings = config.optimizer
+    total = config.train.epochs * steps_per_epoch
+    if settings.schedule == "stepped":
+
+        def stepped(step: jax.typing.ArrayLike) -> jax.Array:
+            halved = halvings(
+                jnp.asarray(step) // steps_per_epoch,
+                settings.halve_every,
+                settings.halve_faster_from,
+                settings.halve_faster_every,
+            )
+            return settings.learning_rate * 0.5**halved
+
+        return stepped
+    if settings.schedule == "cosine":
+        # A debug run may be shorter than the warm-up of the config that it shortens.
+        warmup = min(settings.warmup_steps, total // 2)
+        return optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, total)
+    raise ValueError(
+        f'config.optimizer.schedule must be "stepped" or "cosine", not {settings.schedule!r}'
+    )
+
+
+def label_parameters(params: Any, config: Any) -> Any:
+    """Return "trained" or "frozen" for every parameter, in their tree (SPEC 3).
+
+    Frozen are the whole ResNet under ``config.model.image.frozen`` and the word embedding under
+    ``config.model.text.frozen``; everything else trains.
+    """
+
+    def label(path: tuple, _: Any) -> str:
+        names = {entry.key for entry in path}
+        frozen = (config.model.image.frozen and "backbone" in names) or (
+            config.model.text.frozen and "word_embedding" in names
+        )
+        return FROZEN if frozen else TRAINED
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def select_trained(tree: Any, labels: Any) -> list[jax.Array]:
+    """Return the leaves of a tree shaped like the parameters that are trained."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(labels), strict=True)
+    return [leaf for leaf, label in pairs if label == TRAINED]
+
+
+def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Build AdamW with weight decay on all trained parameters; frozen ones never move (SPEC 3)."""
+    settings = config.optimizer
+    adamw = optax.adamw(
+        schedule,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    if settings.clip_norm is not None:
+        # Inside the partition: the norm is that of the trained parameters alone.
+        adamw = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)
+    return optax.partition(
+        {TRAINED: adamw, FROZEN: optax.set_to_zero()},
+        lambda params: label_parameters(params, config),
+    )

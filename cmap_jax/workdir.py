@@ -1,0 +1,326 @@
+"""A self-describing model on disk: everything that a use of it needs, and nothing of the data.
+
+    WORKDIR/config.json        the whole config
+            vocabulary.txt     the words, one a line in id order
+            model.json         preprocessing, protocol, data facts, versions, commit
+            checkpoints/       the latest states of the run, to continue from
+            best/              the variables with the best recall, to use
+            evaluation.json    what the best variables reach, by protocol
+            rankings/          each query's best images, where asked for
+
+    trained = load("runs/garments")
+    pyramid = trained.encode_images(["dress.jpg"])
+    text = trained.encode_text(["is red and longer"])
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.processing import images as images_lib
+from cmap_jax.processing.files import read_json, write_json, write_text
+from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.protocols import Protocol
+
+CONFIG, VOCABULARY, MODEL, EVALUATION = (
+    "config.json",
+    "vocabulary.txt",
+    "model.json",
+    "evaluation.json",
+)
+CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
+_FORMAT = 1  # of model.json; raised when a reader of the old one would misread the new one
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+_BATCH = 64  # images encoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a workdir says of itself besides the weights.
+
+    Attributes:
+        config: the whole config.
+        vocabulary: the words.
+        preprocessing: what is done to an image.
+        protocols: what chose the best checkpoint comes first.
+        facts: of the training data, such as the number of skipped images.
+    """
+
+    config: ConfigDict
+    vocabulary: Vocabulary
+    preprocessing: ImagePreprocessing
+    protocols: tuple[Protocol, ...]
+    facts: Mapping[str, Any]
+
+
+def write_description(workdir: str | os.PathLike, description: Description) -> None:
+    """Write everything but the weights; ``config.json`` comes last and makes it a workdir."""
+    workdir = epath.Path(workdir)
+    description.vocabulary.save(workdir / VOCABULARY)
+    write_json(
+        workdir / MODEL,
+        {
+            "format": _FORMAT,
+            "preprocessing": description.preprocessing.to_dict(),
+            "protocols": [protocol.to_dict() for protocol in description.protocols],
+            "facts": dict(description.facts),
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+        },
+    )
+    write_json(workdir / CONFIG, description.config.to_dict())
+
+
+def read_description(workdir: str | os.PathLike) -> Description:
+    """Read a workdir's description.
+
+    Raises:
+        FileNotFoundError: not a workdir; says what is missing.
+        ValueError: a broken file, a newer format, or files that do not fit one another.
+    """
+    workdir = epath.Path(workdir)
+    config = read_config(workdir)
+    if config is None:
+        raise FileNotFoundError(
+            f"{workdir} is not a workdir: it has no {CONFIG}. Train one with python main.py "
+            f"--config=configs/garments.py --workdir={workdir}"
+        )
+    about = read_json(workdir / MODEL)
+    if about["format"] != _FORMAT:
+        raise ValueError(
+            f"{workdir / MODEL} has format {about['format']}, this version of cmap_jax reads "
+            f"{_FORMAT}"
+        )
+    vocabulary = Vocabulary.load(workdir / VOCABULARY)
+    if len(vocabulary) != config.model.text.vocabulary_size:
+        raise ValueError(
+            f"{workdir / VOCABULARY} has {len(vocabulary)} words, but the model was made for "
+            f"{config.model.text.vocabulary_size}: it belongs to another model"
+        )
+    return Description(
+        config,
+        vocabulary,
+        ImagePreprocessing.from_dict(about["preprocessing"]),
+        tuple(Protocol.from_dict(fields) for fields in about["protocols"]),
+        about["facts"],
+    )
+
+
+def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
+    """Return a workdir's config, or None if there is none."""
+    path = epath.Path(workdir) / CONFIG
+    return ConfigDict(_lists_to_tuples(read_json(path))) if path.exists() else None
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    """Undo what JSON does to tuples."""
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(v) for key, v in value.items()}
+    return tuple(_lists_to_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def differing_fields(old: Mapping, new: Mapping, prefix: str = "config") -> Iterator[str]:
+    """Return a line for every field in which two configs differ.
+
+    A field that is None in ``new`` and is filled from the data counts as equal.
+    """
+    filled = ("config.model.text.vocabulary_size",)
+    for key in dict.fromkeys([*old, *new]):
+        name, a, b = f"{prefix}.{key}", old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differing_fields(a, b, name)
+        elif a != b and not (name in filled and b is None):
+            yield f"{name}: {a!r} there, {b!r} now"
+
+
+def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
+    """Refuse to go on in a workdir that belongs to another config or seed.
+
+    Raises:
+        ValueError: lists the differing fields.
+    """
+    old = read_config(workdir)
+    if old is None:
+        return
+    lines = list(differing_fields(old.to_dict(), config.to_dict()))
+    if lines:
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a run with another config:\n  "
+            + "\n  ".join(lines)
+            + "\nChoose another folder with --workdir=..., or set these fields back to resume it"
+        )
+
+
+def write_results(
+    workdir: str | os.PathLike,
+    step: int,
+    protocols: Mapping[str, Mapping[str, float | int]],
+    rankings: Mapping[str, Sequence[Mapping]],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write ``evaluation.json`` and, where there are any, the rankings.
+
+    Args:
+        workdir: the workdir.
+        step: training steps of the variables that were evaluated.
+        protocols: numbers by the protocol's name, recalls in percent.
+        rankings: a record a query for each protocol.
+        facts: what the numbers must be stamped with, such as the number of skipped images.
+    """
+    workdir = epath.Path(workdir)
+    for protocol, records in rankings.items():
+        if records:
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            write_text(workdir / RANKINGS / f"{protocol.replace('/', '-')}.jsonl", lines)
+    write_json(
+        workdir / EVALUATION, {"step": step, "protocols": dict(protocols), "facts": dict(facts)}
+    )
+
+
+class Trained:
+    """A trained model, ready to use.
+
+    Attributes:
+        config: the whole config of its run.
+        model: the Flax module.
+        variables: its parameters and statistics.
+        vocabulary: the words it knows.
+        preprocessing: what is done to an image.
+        protocol: what chose these weights.
+        step: training steps that these weights have seen.
+    """
+
+    def __init__(self, description: Description, model: CMAP, variables: Any, step: int):
+        """See `load`."""
+        self.config = description.config
+        self.model = model
+        self.variables = variables
+        self.vocabulary = description.vocabulary
+        self.preprocessing = description.preprocessing
+        self.protocol = description.protocols[0]
+        self.step = step
+
+    def encode_text(self, texts: Sequence[str | Sequence[str]]) -> jax.Array:
+        """Encode texts, each one caption or a sequence of one or two, to [B, D] float32."""
+        tokens, lengths = self.vocabulary.encode_batch(texts)
+        return self._encode_text(self.variables, tokens, lengths)
+
+    def encode_images(self, images: Sequence[Any]) -> np.ndarray:
+        """Encode images to their pyramid, [L, B, D] float32.
+
+        Args:
+            images: paths, PIL images, encoded bytes or uint8 arrays [H, W, 3], as
+                `cmap_jax.processing.images.read_image` takes them.
+        """
+        if not len(images):
+            raise ValueError("no images to encode")
+        pyramids = []
+        for start in range(0, len(images), _BATCH):
+            pixels = np.stack(
+                [
+                    images_lib.preprocess_image(image, self.preprocessing)
+                    for image in images[start : start + _BATCH]
+                ]
+            )
+            pyramids.append(np.asarray(self._encode_images(self.variables, pixels)))
+        return np.concatenate(pyramids, axis=1)
+
+    @functools.cached_property
+    def _encode_text(self) -> Any:
+        return jax.jit(lambda v, t, n: self.model.apply(v, t, n, method="encode_text"))
+
+    @functools.cached_property
+    def _encode_images(self) -> Any:
+        return jax.jit(lambda v, x: self.model.apply(v, x, method="encode_images"))
+
+
+def load(workdir: str | os.PathLike) -> Trained:
+    """Load the best variables of a workdir. Needs neither the data nor TensorFlow.
+
+    Raises:
+        FileNotFoundError: not a workdir, or one without a checkpoint yet.
+        ValueError: files that are broken or do not fit one another; says which.
+    """
+    description = read_description(workdir)
+    model = CMAP.from_config(description.config)
+    step, variables = read_variables(workdir, model, description.preprocessing.crop)
+    return Trained(description, model, variables, step)
+
+
+def read_variables(workdir: str | os.PathLike, model: CMAP, image_size: int) -> tuple[int, Any]:
+    """Return the step and the best variables of a workdir; the latest if none is best yet."""
+    expected = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), **CMAP.example_inputs(image_size))
+    )
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    expected = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected
+    )
+    for folder, item in ((BEST, "variables"), (CHECKPOINTS, "state")):
+        path = pathlib.Path(os.path.abspath(workdir)) / folder
+        if not path.is_dir():
+            continue
+        with ocp.CheckpointManager(path) as manager:
+            step = manager.latest_step()
+            if step is None:
+                continue
+            try:
+                restored = manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        **{
+                            item: ocp.args.PyTreeRestore(
+                                expected,
+                                restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
+                                partial_restore=True,
+                            )
+                        }
+                    ),
+                )
+            except (ValueError, KeyError) as error:
+                raise ValueError(
+                    f"{path / str(step)} does not fit the model that {CONFIG} describes: {error}"
+                ) from error
+            return step, restored[item]
+    raise FileNotFoundError(f"{os.fspath(workdir)} has no checkpoint yet")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("cmap_jax", *_PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that this code runs from, if it is one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,95 @@
+"""Every field, with the paper's values. A config file changes what differs and nothing else."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe (SPEC 1 to 4)."""
+    config = ConfigDict()
+    config.seed = 0  # of everything random: initial values, order, augmentation, dropout
+
+    config.model = ConfigDict()
+    config.model.variant = "cmap"  # a name of SPEC's table; see cmap_jax/models/composers.py
+    config.model.embed_dim = 512  # D, the width of all embeddings
+    config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
+    config.model.dtype = "float32"  # of the encoders' products; "bfloat16" on accelerators
+    config.model.image = ConfigDict()
+    config.model.image.depth = 50  # of the ResNet: 18, 34 or 50
+    config.model.image.width = 64  # channels of its stem
+    config.model.image.cross_level = "down"  # "down" as released, "up" the pyramid, "none"
+    config.model.image.frozen = True  # no gradient and no weight decay for the ResNet (stage 1)
+    # What a frozen ResNet's batch-norm does: "batch" as released, normalise by the batch and go on
+    # updating the running statistics; "running": use those and leave them alone.
+    config.model.image.frozen_backbone_batch_norm = "batch"
+    config.model.text = ConfigDict()
+    config.model.text.encoder = "bigru"  # or "lstm"
+    config.model.text.vocabulary_size = placeholder(int)  # None: from the training captions
+    config.model.text.word_dim = 300  # width of the word embedding
+    config.model.text.frozen = True  # no gradient and no weight decay for the word embedding
+    config.model.text.lstm_hidden = 1024  # units of the LSTM
+    config.model.text.dropout = 0.1  # after the LSTM's maximum over time
+    # Take that maximum over the padding too, as released: for old checkpoints only.
+    config.model.text.lstm_pool_padding = False
+
+    config.loss = ConfigDict()
+    config.loss.matching_weights = (1.0, 1.0, 1.0)  # levels high, mid, low
+    config.loss.preservation_weights = (1.0, 1.0, 0.5)  # likewise; all 0: no preservation loss
+    config.loss.margins = (0.6, 0.4, 0.3)  # of the preservation loss, likewise
+    config.loss.alpha = 1.0  # share of the text, against its transform T, in that loss
+    # "sum" over the batch is the method. It grows with the batch: multiply the weights by
+    # 128 / batch_size to keep their effect at another size; or "mean", with the weights times 128.
+    config.loss.preservation_reduction = "sum"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.b1 = 0.9  # AdamW's decay of the first moment
+    config.optimizer.b2 = 0.999  # and of the second
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.01  # on all trained parameters, biases and norms included
+    config.optimizer.clip_norm = placeholder(float)  # largest gradient norm; None: not clipped
+    config.optimizer.schedule = "stepped"  # halving by epochs; or "cosine", after a warm-up
+    # "stepped" halves at every 4th epoch up to the 20th, and at every 2nd from there, from 0.
+    config.optimizer.halve_every = 4
+    config.optimizer.halve_faster_from = 20
+    config.optimizer.halve_faster_every = 2
+    config.optimizer.warmup_steps = 0  # of "cosine"
+
+    config.train = ConfigDict()
+    config.train.batch_size = 128  # over all devices; also the number of negatives plus one
+    config.train.epochs = 16
+    config.train.log_every_steps = 50
+    config.train.checkpoint_every_epochs = 1
+    config.train.checkpoints_to_keep = 2  # besides the best one
+
+    config.eval = ConfigDict()
+    config.eval.every_epochs = 1
+    config.eval.batch_size = 128  # images or queries encoded at once
+    config.eval.gallery_chunk = 4096  # images scored at once
+    config.eval.rankings = False  # also write the first 50 images of every query
+
+    config.data = ConfigDict()
+    config.data.name = "fashion_iq"
+    config.data.directory = placeholder(str)  # the folder with the annotations
+    config.data.image_directory = placeholder(str)  # with the images; None: inside directory
+    config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
+    config.data.resize = 256  # side in pixels after padding to a square
+    config.data.crop = 224  # side of the crop that the model sees, a multiple of 32
+    return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """Turn a config into one that a CPU trains from scratch: a small model on small images."""
+    config.model.embed_dim = 256
+    config.model.image.depth = 18
+    config.model.image.width = 16
+    config.model.image.frozen = False  # nothing is pretrained
+    config.model.text.frozen = False
+    config.loss.preservation_weights = (0.02, 0.02, 0.01)  # see configs/garments.py
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.train.batch_size = 64
+    config.train.epochs = 2
+    config.data.resize = 72
+    config.data.crop = 64

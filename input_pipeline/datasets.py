@@ -1,0 +1,158 @@
+"""`create_datasets`: read, check, count the words, and make the batches of a config's data set."""
+
+import concurrent.futures
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cmap_jax.processing.images import ImagePreprocessing, check_image_file
+from cmap_jax.processing.tokenizer import Vocabulary
+from input_pipeline import fashion200k, fashion_iq
+from input_pipeline.batching import EvaluationData, TrainingData
+from input_pipeline.garments import reader as garments_reader
+from input_pipeline.records import DataError, Image, Records
+
+_READERS = ("fashion200k", "fashion_iq", "garments")
+_CHECKERS = 16  # threads; on a network file system most of a check is waiting
+
+
+@dataclasses.dataclass(frozen=True)
+class Datasets:
+    """Everything that training and evaluation read.
+
+    Attributes:
+        vocabulary: the words.
+        preprocessing: what is done to an image.
+        train: training batches.
+        evaluations: by split: "val" always, "test" where the data set has one.
+        facts: what results must be stamped with: the skipped images, oracle ceilings.
+    """
+
+    vocabulary: Vocabulary
+    preprocessing: ImagePreprocessing
+    train: TrainingData
+    evaluations: Mapping[str, EvaluationData]
+    facts: Mapping[str, Any]
+
+
+def create_datasets(
+    config: Any,
+    vocabulary: Vocabulary | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Datasets:
+    """Read a data set and check it before any long work starts.
+
+    Args:
+        config: a whole config.
+        vocabulary: that of an existing model; None: counted from the training captions.
+        process_index: which share of each global batch to make.
+        process_count: number of shares.
+
+    Raises:
+        FileNotFoundError: a folder or an annotation file is missing.
+        DataError: broken annotations; missing or unreadable images under
+            ``missing_images="fail"``; fewer training items than a batch.
+        ValueError: an impossible config field.
+    """
+    data = config.data
+    preprocessing = ImagePreprocessing(resize=data.resize, crop=data.crop)
+    if data.missing_images not in ("fail", "skip"):
+        raise ValueError(
+            f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
+        )
+    records = read_records(config)
+    records, skipped = _leave_out_missing(records, data.missing_images)
+    if config.train.batch_size > len(records.train):
+        raise DataError(
+            f"config.train.batch_size is {config.train.batch_size}, but there are only "
+            f"{len(records.train)} training items in {data.directory}"
+        )
+    if config.train.batch_size % process_count:
+        raise ValueError(
+            f"config.train.batch_size={config.train.batch_size} is not a multiple of the "
+            f"{process_count} processes"
+        )
+    if vocabulary is None:
+        vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    train = TrainingData(
+        records,
+        vocabulary,
+        preprocessing,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    evaluations = {
+        split: EvaluationData(
+            records, evaluations, vocabulary, preprocessing, batch_size=config.eval.batch_size
+        )
+        for split, evaluations in records.evaluations.items()
+    }
+    return Datasets(
+        vocabulary, preprocessing, train, evaluations, {**records.facts, "images_skipped": skipped}
+    )
+
+
+def read_records(config: Any) -> Records:
+    """Read the annotations of ``config.data.name``; garments are rendered first where needed."""
+    data = config.data
+    if data.name == "garments":
+        return garments_reader.read(data.directory, **data.garments)
+    if data.name not in _READERS:
+        raise ValueError(
+            f"config.data.name must be one of {', '.join(_READERS)}; got {data.name!r}"
+        )
+    if not data.directory:
+        raise ValueError(
+            "config.data.directory is not set: give the folder that holds the annotations, "
+            "--config.data.directory=..."
+        )
+    reader = {"fashion_iq": fashion_iq, "fashion200k": fashion200k}[data.name]
+    return reader.read(data.directory, data.image_directory)
+
+
+def check_images(images: Iterable[Image]) -> dict[str, str]:
+    """Look at every image file; return the reason of each that cannot be used, by image id."""
+    images = tuple(images)
+    started = reported = time.monotonic()
+    reasons: dict[str, str] = {}
+    with concurrent.futures.ThreadPoolExecutor(_CHECKERS) as pool:
+        found = pool.map(check_image_file, (image.path for image in images), chunksize=64)
+        for done, (image, reason) in enumerate(zip(images, found, strict=True), 1):
+            if reason is not None:
+                reasons[image.id] = reason
+            now = time.monotonic()
+            if now - reported > 5:
+                reported = now
+                rate = done / (now - started)
+                logging.info(
+                    "checked %d of %d images (%.0f/s, %.0f s left)",
+                    done,
+                    len(images),
+                    rate,
+                    (len(images) - done) / rate,
+                )
+    return reasons
+
+
+def _leave_out_missing(records: Records, policy: str) -> tuple[Records, int]:
+    """Refuse records with unusable images, or return them without those, and their number."""
+    reasons = check_images(records.images.values())
+    if not reasons:
+        return records, 0
+    examples = "\n".join(
+        f"  {records.images[i].path}: {reason}" for i, reason in list(reasons.items())[:5]
+    )
+    summary = f"{len(reasons)} of {len(records.images)} images cannot be used, such as\n{examples}"
+    if policy == "fail" or len(reasons) == len(records.images):
+        remedy = "Set --config.data.image_directory to the folder with the images"
+        if policy == "fail":
+            remedy += ", or leave these out with --config.data.missing_images=skip"
+        raise DataError(f"{summary}\n{remedy}")
+    logging.warning("%s\nThey are left out, and counted in the results.", summary)
+    return records.without(set(reasons)), len(reasons)

@@ -1,0 +1,179 @@
+"""Plain records that every reader produces and everything behind the readers understands."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Set
+from typing import Protocol as Interface
+
+from cmap_jax.protocols import Protocol
+
+
+class DataError(ValueError):
+    """Something is wrong with the data on disk; the message names the file and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image of the data set: its id and where its file lies."""
+
+    id: str
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Triplet:
+    """A training item: image ids and the captions, in order, that lead from one to the other."""
+
+    reference: str
+    target: str
+    captions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """An evaluation query; several targets may be right.
+
+    Attributes:
+        id: unique in its evaluation.
+        reference: image id.
+        captions: one or two captions, in order.
+        targets: image ids; those outside the gallery are ignored.
+        category: key of the gallery that is searched.
+    """
+
+    id: str
+    reference: str
+    captions: tuple[str, ...]
+    targets: tuple[str, ...]
+    category: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Queries under one protocol.
+
+    Attributes:
+        protocol: what the numbers will mean.
+        galleries: image ids of each category's gallery.
+        queries: each names its category.
+        skipped: queries that missing images took away.
+    """
+
+    protocol: Protocol
+    galleries: Mapping[str, tuple[str, ...]]
+    queries: tuple[Query, ...]
+    skipped: int = 0
+
+    def image_ids(self) -> dict[str, None]:
+        """Return the ids of all images needed, each once, in a fixed order."""
+        ids = dict.fromkeys(i for gallery in self.galleries.values() for i in gallery)
+        return ids | dict.fromkeys(query.reference for query in self.queries)
+
+    def without(self, missing: Set[str]) -> "Evaluation":
+        """Return the evaluation without some images, counting the queries lost with them."""
+        galleries = {
+            name: tuple(i for i in gallery if i not in missing)
+            for name, gallery in self.galleries.items()
+        }
+        queries = tuple(
+            query
+            for query in self.queries
+            if query.reference not in missing and not set(query.targets) <= missing
+        )
+        lost = len(self.queries) - len(queries)
+        return dataclasses.replace(
+            self, galleries=galleries, queries=queries, skipped=self.skipped + lost
+        )
+
+
+class TripletSource(Interface):
+    """Where training items come from. Drawing is a pure function of its arguments."""
+
+    def __len__(self) -> int:
+        """Return the number of items of an epoch."""
+
+    def draw(self, seed: int, epoch: int, item: int) -> Triplet:
+        """Return an item of an epoch."""
+
+    def image_ids(self) -> Iterable[str]:
+        """Return the ids of all images that can be drawn."""
+
+    def longest_texts(self) -> Iterable[tuple[str, ...]]:
+        """Return texts among which is the one with the most tokens that can be drawn."""
+
+    def without(self, missing: Set[str]) -> "TripletSource":
+        """Return the source without some images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedTriplets:
+    """Triplets that are annotated, not sampled: the same in every epoch."""
+
+    triplets: tuple[Triplet, ...]
+
+    def __len__(self) -> int:
+        """Return the number of items of an epoch."""
+        return len(self.triplets)
+
+    def draw(self, seed: int, epoch: int, item: int) -> Triplet:
+        """Return an item, the same in every epoch."""
+        return self.triplets[item]
+
+    def image_ids(self) -> Iterable[str]:
+        """Return the ids of all images in the triplets."""
+        return dict.fromkeys(i for t in self.triplets for i in (t.reference, t.target))
+
+    def longest_texts(self) -> Iterable[tuple[str, ...]]:
+        """Return all texts."""
+        return {t.captions for t in self.triplets}
+
+    def without(self, missing: Set[str]) -> "FixedTriplets":
+        """Return the triplets whose images are both there."""
+        return FixedTriplets(
+            tuple(
+                t for t in self.triplets if t.reference not in missing and t.target not in missing
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A data set as its reader found it.
+
+    Attributes:
+        name: as in ``config.data.name``.
+        images: every image that anything refers to.
+        train: the training items.
+        evaluations: under "val", what is measured during training and chooses the best checkpoint;
+            under "test", what is reported once with it (may be absent).
+        vocabulary_captions: raw captions in the order that numbers the words.
+        extra_special: words that follow the special tokens in the vocabulary.
+        facts: what else is worth printing and storing, such as oracle ceilings.
+    """
+
+    name: str
+    images: Mapping[str, Image]
+    train: TripletSource
+    evaluations: Mapping[str, tuple[Evaluation, ...]]
+    vocabulary_captions: tuple[str, ...]
+    extra_special: tuple[str, ...] = ()
+    facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def image_ids(self) -> dict[str, None]:
+        """Return the ids of all images that anything refers to, each once."""
+        ids = dict.fromkeys(self.train.image_ids())
+        for evaluations in self.evaluations.values():
+            for evaluation in evaluations:
+                ids |= evaluation.image_ids()
+        return ids
+
+    def without(self, missing: Set[str]) -> "Records":
+        """Return the records without some images and all that needs them."""
+        return dataclasses.replace(
+            self,
+            images={i: image for i, image in self.images.items() if i not in missing},
+            train=self.train.without(missing),
+            evaluations={
+                split: tuple(e.without(missing) for e in evaluations)
+                for split, evaluations in self.evaluations.items()
+            },
+        )

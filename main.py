@@ -1,0 +1,41 @@
+"""Train, evaluate or describe a model.
+
+python main.py --config=configs/garments.py
+python main.py --mode=evaluate --workdir=runs/garments
+python main.py --mode=describe --config=configs/fashioniq.py
+"""
+
+import os
+
+# Before TensorFlow and JAX load: their chatter is not ours to show.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from absl import app, logging  # noqa: E402
+
+from cmap_jax.cli import flags  # noqa: E402
+
+
+def _is_ours_or_serious(record: "logging.LogRecord") -> bool:
+    """Drop the dozens of lines that Orbax logs about every checkpoint."""
+    return record.levelno >= logging.converter.STANDARD_WARNING or "orbax" not in record.pathname
+
+
+def main(_: list[str]) -> None:
+    """Do what --mode says."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    config, workdir = flags.CONFIG.value, flags.workdir()
+    if flags.MODE.value == "describe":
+        from cmap_jax.cli.describe import describe
+
+        print(describe(config))
+        return
+    # Only now: TensorFlow takes seconds to load.
+    from cmap_jax.cli import run
+
+    run.run(config, workdir, evaluate_only=flags.MODE.value == "evaluate")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=flags.parse)

@@ -1,0 +1,349 @@
+"""The image operations in TensorFlow, eagerly and inside tf.data, against those in PIL."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from beartype import beartype
+from jaxtyping import jaxtyped
+from PIL import Image
+
+from cmap_jax.processing.images import (
+    MAX_SIDE,
+    ImagePreprocessing,
+    ImageReadError,
+    pad_to_square,
+    preprocess_image,
+    random_crop_flip,
+    read_image,
+    resize_square,
+)
+from input_pipeline.preprocess import (
+    decode_image,
+    draw_augmentation,
+    evaluation_image,
+    resize_and_pad,
+    training_image,
+)
+
+RNG = np.random.default_rng(0)
+PREPROCESSING = ImagePreprocessing()
+SIZES = [(90, 60), (61, 99), (256, 256), (224, 256), (2, 3), (1, 1), (80, 1), (1, 70), (700, 900)]
+
+
+def photograph(height, width, channels=3):
+    """Smooth areas with noise on them, so that both chroma upsampling and rounding are at work."""
+    coarse = RNG.integers(0, 256, (height // 12 + 2, width // 12 + 2, channels))
+    smooth = coarse.repeat(12, axis=0).repeat(12, axis=1)[:height, :width]
+    noisy = smooth + RNG.integers(-40, 41, (height, width, channels))
+    return noisy.clip(0, 255).astype(np.uint8).squeeze(-1 if channels == 1 else ())
+
+
+def encode(image, image_format, **options):
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def png(pixels, depth, colour_type, interlaced=False, chunks=()):
+    """A PNG of a kind that PIL does not write; pixels are uint8 or big-endian uint16 [H, W, C]."""
+    height, width = pixels.shape[:2]
+    # Adam7: first row, first column, row step, column step of each pass.
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)]
+    passes += [(2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = [
+        b"\0" + row.tobytes()
+        for top, left, down, right in (passes if interlaced else [(0, 0, 1, 1)])
+        for row in pixels[top::down, left::right]
+        if row.size
+    ]
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlaced)
+    named = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in named
+    )
+
+
+def jpegs():
+    image = Image.fromarray(photograph(123, 201))
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+        for progressive in (False, True):
+            name = f"jpeg {subsampling}{' progressive' * progressive}"
+            options = {"subsampling": subsampling, "progressive": progressive}
+            yield name, encode(image, "JPEG", quality=90, **options)
+    # With whole blocks, exchanging the two sampling factors of 4:2:2 makes another valid file.
+    rotated = bytearray(encode(Image.fromarray(photograph(160, 160)), "JPEG", subsampling="4:2:2"))
+    rotated[rotated.index(b"\xff\xc0") + 11] = 0x12
+    yield "jpeg 4:4:0", bytes(rotated)
+    yield "jpeg poor", encode(image, "JPEG", quality=5)
+    yield "jpeg restart markers", encode(image, "JPEG", restart_marker_rows=1)
+    yield "jpeg stored as RGB", encode(image, "JPEG", keep_rgb=True)
+    yield "jpeg grey", encode(image.convert("L"), "JPEG")
+    yield "jpeg trailing bytes", encode(image, "JPEG") + b"\0" * 100
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    yield "jpeg exif orientation", encode(image, "JPEG", exif=exif)
+    cmyk = Image.frombytes("CMYK", (201, 123), photograph(123, 201, 4).tobytes())
+    yield "jpeg cmyk", encode(cmyk, "JPEG")
+    ycck = bytearray(encode(cmyk, "JPEG"))
+    ycck[ycck.index(b"Adobe") + 11] = 2
+    yield "jpeg ycck", bytes(ycck)
+    for height, width in SIZES:
+        pixels = Image.fromarray(photograph(height, width))
+        yield f"jpeg {height}x{width}", encode(pixels, "JPEG")
+
+
+def pngs():
+    image = Image.fromarray(photograph(50, 71))
+    palette = image.quantize(256)
+    yield "png", encode(image, "PNG")
+    yield "png rgba", encode(Image.fromarray(photograph(50, 71, 4)), "PNG")
+    yield "png grey", encode(image.convert("L"), "PNG")
+    yield "png grey+alpha", encode(Image.fromarray(photograph(50, 71, 2)), "PNG")
+    yield "png 1 bit", encode(image.convert("1"), "PNG")
+    yield "png palette", encode(palette, "PNG")
+    yield "png palette, one transparent", encode(palette, "PNG", transparency=3)
+    yield "png palette, alphas", encode(palette, "PNG", transparency=bytes(range(256)))
+    for bits in (1, 2, 4):
+        yield f"png palette {bits} bits", encode(image.quantize(2**bits), "PNG", bits=bits)
+        packed = RNG.integers(0, 256, (9, 2 * bits, 1), np.uint8)
+        yield f"png grey {bits} bits", grey_png(packed, bits)
+    yield "png rgb, one transparent", encode(image, "PNG", transparency=image.getpixel((0, 0)))
+    yield "png grey, one transparent", encode(image.convert("L"), "PNG", transparency=9)
+    sixteen = RNG.integers(0, 65536, (19, 23, 4)).astype(">u2")
+    for colour_type, channels in ((0, 1), (2, 3), (4, 2), (6, 4)):
+        yield f"png 16 bits x{channels}", png(sixteen[..., :channels], 16, colour_type)
+        eight = np.ascontiguousarray(sixteen[..., :channels]).view(np.uint8)[..., ::2]
+        yield f"png interlaced x{channels}", png(eight, 8, colour_type, interlaced=True)
+    gamma = [(b"gAMA", struct.pack(">I", 100_000)), (b"bKGD", struct.pack(">HHH", 1, 2, 3))]
+    yield "png gamma, background", png(photograph(9, 8), 8, 2, chunks=gamma)
+    yield "png trailing bytes", encode(image, "PNG") + b"\0" * 100
+    yield "png without an end", encode(image, "PNG")[:-12]
+
+
+def grey_png(packed, bits):
+    """A grey PNG of less than 8 bits: `packed` holds 8 // bits pixels a byte."""
+    content = bytearray(png(packed, bits, 0))
+    content[16:20] = struct.pack(">I", packed.shape[1] * 8 // bits)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def others():
+    image = Image.fromarray(photograph(50, 71))
+    alpha = Image.fromarray(photograph(50, 71, 4))
+    yield "bmp", encode(image, "BMP")
+    yield "webp", encode(image, "WEBP")
+    yield "webp alpha", encode(alpha, "WEBP", lossless=True)
+    yield "tiff", encode(image, "TIFF")
+    yield "gif", encode(image, "GIF")
+    yield "gif transparent", encode(image.quantize(16), "GIF", transparency=2)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    yield "gif animated", encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+FILES = {**dict(jpegs()), **dict(pngs()), **dict(others())}
+
+
+def as_dataset(function, items):
+    """What `function` gives inside tf.data, several at a time, in order."""
+    items = tf.data.Dataset.from_tensor_slices(items)
+    return items.map(function, num_parallel_calls=4).as_numpy_iterator()
+
+
+@pytest.fixture(scope="module")
+def decoded_in_tf_data():
+    return dict(zip(FILES, as_dataset(decode_image, list(FILES.values())), strict=True))
+
+
+@pytest.fixture(scope="module")
+def evaluated_in_tf_data():
+    images = as_dataset(lambda data: evaluation_image(data, PREPROCESSING), list(FILES.values()))
+    return dict(zip(FILES, images, strict=True))
+
+
+def assert_within_one_level(pixels, expected):
+    assert pixels.shape == expected.shape
+    assert pixels.dtype == expected.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", FILES)
+class TestEveryKindOfFile:
+    def test_decodes_to_pils_pixels(self, name, decoded_in_tf_data):
+        expected = np.asarray(read_image(FILES[name]))
+        np.testing.assert_array_equal(decode_image(FILES[name]), expected)
+        np.testing.assert_array_equal(decoded_in_tf_data[name], expected)
+
+    def test_evaluates_within_one_grey_level(self, name, evaluated_in_tf_data):
+        expected = preprocess_image(FILES[name], PREPROCESSING)
+        eager = evaluation_image(tf.constant(FILES[name]), PREPROCESSING)
+        assert_within_one_level(eager.numpy(), expected)
+        assert_within_one_level(evaluated_in_tf_data[name], expected)
+
+
+class TestResizeAndPad:
+    # Pixels that are hard on the rounding: noise, black and white, and two neighbouring levels.
+    TEXTURES = ((0, 256, 1), (0, 2, 255), (254, 256, 1))
+
+    @pytest.mark.parametrize("texture", TEXTURES)
+    @pytest.mark.parametrize("size", [*SIZES, (257, 100), (511, 300), (2000, 40)])
+    def test_within_one_grey_level(self, size, texture):
+        low, high, scale = texture
+        pixels = (RNG.integers(low, high, (*size, 3)) * scale).astype(np.uint8)
+        for preprocessing in (PREPROCESSING, ImagePreprocessing(resize=71, crop=64, pad_value=3)):
+            square = pad_to_square(Image.fromarray(pixels), preprocessing.pad_value)
+            expected = np.asarray(resize_square(square, preprocessing.resize))
+            resized = resize_and_pad(tf.constant(pixels), preprocessing)
+            assert_within_one_level(resized.numpy(), expected)
+
+    @pytest.mark.parametrize("side", [100, 700])
+    def test_is_no_darker_than_pil(self, side):
+        pixels = photograph(side, side)
+        expected = np.asarray(resize_square(Image.fromarray(pixels), 256)).astype(int)
+        resized = resize_and_pad(tf.constant(pixels), PREPROCESSING).numpy()
+        # Cutting the fraction off, where PIL rounds, would be half a level.
+        assert abs((resized - expected).mean()) < 0.02
+
+    @pytest.mark.parametrize("size", [(256, 256), (200, 256), (256, 31)])
+    def test_a_no_op_resize_is_exact(self, size):
+        pixels = photograph(*size)
+        expected = np.asarray(pad_to_square(Image.fromarray(pixels)))
+        np.testing.assert_array_equal(resize_and_pad(tf.constant(pixels), PREPROCESSING), expected)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+        def of_unknown_size(image):
+            return resize_and_pad(image, PREPROCESSING)
+
+        np.testing.assert_array_equal(of_unknown_size(tf.constant(pixels)), expected)
+
+
+class TestTrainingImage:
+    def test_is_the_augmentation_drawn_from_the_seed(self):
+        encoded = FILES["jpeg 61x99"]
+        image = resize_and_pad(decode_image(encoded), PREPROCESSING).numpy()
+        seeds = np.array([[3, item] for item in range(20)], np.int64)
+        in_tf_data = as_dataset(lambda seed: training_image(encoded, seed, PREPROCESSING), seeds)
+        flips = set()
+        for seed, from_tf_data in zip(seeds, in_tf_data, strict=True):
+            top, left, flip = (drawn.numpy() for drawn in draw_augmentation(seed, PREPROCESSING))
+            flips.add(bool(flip))
+            expected = random_crop_flip(
+                Image.fromarray(image), top=top, left=left, flip=flip, size=224
+            )
+            np.testing.assert_array_equal(from_tf_data, np.asarray(expected))
+            eager = training_image(encoded, seed, PREPROCESSING)
+            np.testing.assert_array_equal(eager, from_tf_data)
+        assert flips == {False, True}
+
+    def test_matches_pil_within_one_grey_level(self):
+        for name in ("jpeg 700x900", "png rgba", "webp", "jpeg cmyk", "jpeg 80x1"):
+            seed = tf.constant([len(name), 5])
+            top, left, flip = (drawn.numpy() for drawn in draw_augmentation(seed, PREPROCESSING))
+            image = resize_square(pad_to_square(read_image(FILES[name])), 256)
+            expected = random_crop_flip(image, top=top, left=left, flip=flip, size=224)
+            pixels = training_image(FILES[name], seed, PREPROCESSING).numpy()
+            assert_within_one_level(pixels, np.asarray(expected))
+
+    @pytest.mark.parametrize("dtype", [np.int32, np.int64])
+    def test_the_seed_alone_decides(self, dtype):
+        seeds = np.array([[0, 1], [1, 0], [0, 1], [7, 8]], dtype)
+        tf.random.set_seed(1)
+        first = list(as_dataset(lambda seed: draw_augmentation(seed, PREPROCESSING), seeds))
+        tf.random.set_seed(2)
+        second = list(as_dataset(lambda seed: draw_augmentation(seed, PREPROCESSING), seeds))
+        assert first == second
+        assert first[0] == first[2]
+        assert len(set(first)) == 3
+
+    def test_all_offsets_and_both_flips_are_alike(self):
+        count = 6600
+        seeds = np.stack([np.full(count, 17), np.arange(count)], axis=1)
+        drawn = as_dataset(lambda seed: draw_augmentation(seed, PREPROCESSING), seeds)
+        top, left, flip = np.array(list(drawn)).T
+        assert abs(flip.mean() - 0.5) < 4 * 0.5 / count**0.5
+        for offset in (top, left):
+            counts = np.bincount(offset, minlength=33)
+            assert counts.shape == (33,), "offsets are 0..32, both ends included"
+            # Chi-squared with 32 degrees of freedom: mean 32, deviation 8.
+            expected = count / 33
+            assert ((counts - expected) ** 2 / expected).sum() < 32 + 4 * 8
+        # Independent of one another, and of the neighbouring item.
+        rows = np.stack([top, left, flip, np.roll(top, 1), np.roll(left, 1), np.roll(flip, 1)])
+        correlation = np.corrcoef(rows) - np.eye(6)
+        assert np.abs(correlation).max() < 4 / count**0.5
+
+    def test_without_room_the_crop_is_the_whole(self):
+        whole = ImagePreprocessing(resize=64, crop=64)
+        top, left, _ = draw_augmentation(tf.constant([1, 2]), whole)
+        assert (int(top), int(left)) == (0, 0)
+
+
+def test_static_shapes_inside_tf_data():
+    items = tf.data.Dataset.from_tensors((FILES["png"], [1, 2]))
+    for function in (
+        lambda data, seed: evaluation_image(data, PREPROCESSING),
+        lambda data, seed: training_image(data, seed, PREPROCESSING),
+    ):
+        assert items.map(function).element_spec == tf.TensorSpec([224, 224, 3], tf.uint8)
+    resized = items.map(lambda data, seed: resize_and_pad(decode_image(data), PREPROCESSING))
+    assert resized.element_spec == tf.TensorSpec([256, 256, 3], tf.uint8)
+    decoded = items.map(lambda data, seed: decode_image(data))
+    assert decoded.element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
+
+
+def test_the_shapes_in_the_signatures_are_true():
+    typed = jaxtyped(typechecker=beartype)
+    encoded, seed = tf.constant(FILES["png"]), tf.constant([1, 2])
+    image = typed(decode_image)(encoded)
+    typed(decode_image)(FILES["png"])
+    typed(resize_and_pad)(image, PREPROCESSING)
+    typed(evaluation_image)(encoded, PREPROCESSING)
+    typed(training_image)(encoded, tf.cast(seed, tf.int64), PREPROCESSING)
+    typed(draw_augmentation)(seed, PREPROCESSING)
+
+
+def wide(image_format):
+    return encode(Image.new("L", (MAX_SIDE + 1, 2)), image_format)
+
+
+BAD_FILES = {
+    "empty": (b"", "zero bytes"),
+    "short": (b"\x89", "not an image"),
+    "html": (b"<html>not found</html>", "not an image"),
+    "jpeg magic only": (b"\xff\xd8\xff", "Invalid JPEG"),
+    "jpeg header cut": (FILES["jpeg 4:2:0"][:100], "Invalid JPEG"),
+    "jpeg cut": (FILES["jpeg 4:2:0"][:3000], "Invalid JPEG"),
+    "jpeg without an end": (FILES["jpeg 4:2:0"][:-2], "Invalid JPEG"),
+    "jpeg cmyk cut": (FILES["jpeg cmyk"][:3000], "truncated"),
+    "jpeg too wide": (wide("JPEG"), "too large"),
+    "png magic only": (FILES["png"][:8], "not an image"),
+    "png cut": (FILES["png"][:3000], "truncated"),
+    "png damaged": (FILES["png"][:200] + bytes(100) + FILES["png"][300:], "Invalid PNG"),
+    "png too wide": (wide("PNG"), "too large"),
+    "bmp cut": (FILES["bmp"][:3000], "truncated"),
+    "webp cut": (FILES["webp"][:60], "not an image|truncated"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_raises(name):
+    data, message = BAD_FILES[name]
+    with pytest.raises((tf.errors.InvalidArgumentError, ImageReadError), match=message):
+        evaluation_image(data, PREPROCESSING)
+    with pytest.raises(ImageReadError):
+        preprocess_image(data, PREPROCESSING)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        list(as_dataset(lambda data: evaluation_image(data, PREPROCESSING), [data]))
+
+
+def test_bad_files_among_good_ones_do_not_stop_the_stream():
+    good = FILES["jpeg 61x99"]
+    files = [part for data, _ in BAD_FILES.values() for part in (good, data)]
+    items = tf.data.Dataset.from_tensor_slices(files)
+    items = items.map(lambda data: evaluation_image(data, PREPROCESSING), tf.data.AUTOTUNE)
+    assert len(list(items.ignore_errors())) == len(BAD_FILES)

@@ -1,0 +1,356 @@
+"""The image operations in PIL and NumPy, against plain NumPy statements of SPEC 4."""
+
+import io
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from beartype import beartype
+from jaxtyping import jaxtyped
+from PIL import Image
+
+from cmap_jax.processing import images
+from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
+
+SIZES = [(90, 60), (61, 99), (64, 64), (2, 3), (1, 1), (80, 1), (1, 70), (300, 511)]
+
+
+def noise(height, width, channels=3, seed=0):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encode(image, image_format, **options):
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def bomb_png(width, height):
+    """A PNG whose header alone is large."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + encode_end()
+
+
+def encode_end():
+    pixel = encode(Image.new("RGB", (1, 1)), "PNG")
+    return pixel[33:]
+
+
+class TestImagePreprocessing:
+    def test_defaults_are_the_papers(self):
+        assert ImagePreprocessing() == ImagePreprocessing(resize=256, crop=224, pad_value=255)
+
+    def test_survives_json(self):
+        preprocessing = ImagePreprocessing(resize=70, crop=64, pad_value=0)
+        stored = json.loads(json.dumps(preprocessing.to_dict()))
+        assert stored == {"resize": 70, "crop": 64, "pad_value": 0}
+        assert ImagePreprocessing.from_dict(stored) == preprocessing
+
+    def test_an_absent_field_takes_its_default(self):
+        assert ImagePreprocessing.from_dict({"crop": 192}) == ImagePreprocessing(crop=192)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"crop": 100}, "multiple of 32"),
+            ({"crop": 0}, "multiple of 32"),
+            ({"crop": -32}, "multiple of 32"),
+            ({"crop": 288}, "must not exceed resize"),
+            ({"resize": 10**6}, "resize must not exceed"),
+            ({"pad_value": 256}, "pad_value must be in"),
+            ({"pad_value": -1}, "pad_value must be in"),
+            ({"resize": 256.0}, "resize must be an integer"),
+            ({"pad_value": True}, "pad_value must be an integer"),
+            ({"size": 3}, "unknown image preprocessing fields: size"),
+        ],
+    )
+    def test_refuses(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            ImagePreprocessing.from_dict(fields)
+
+
+class TestReadImage:
+    def test_every_kind_of_source_gives_the_same_pixels(self, tmp_path):
+        pixels = noise(20, 30)
+        encoded = encode(Image.fromarray(pixels), "PNG")
+        path = tmp_path / "a.png"
+        path.write_bytes(encoded)
+        sources = [path, str(path), encoded, bytearray(encoded), Image.fromarray(pixels), pixels]
+        for source in sources:
+            image = read_image(source)
+            assert image.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(image), pixels)
+
+    @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1)])
+    def test_a_grey_array_is_repeated(self, shape):
+        grey = noise(5, 4, 1)
+        image = np.asarray(read_image(grey.reshape(shape)))
+        np.testing.assert_array_equal(image, np.stack([grey] * 3, axis=-1))
+
+    def test_alpha_is_dropped_not_blended(self):
+        pixels = noise(9, 9, 4)
+        for source in (pixels, Image.fromarray(pixels), encode(Image.fromarray(pixels), "PNG")):
+            np.testing.assert_array_equal(np.asarray(read_image(source)), pixels[..., :3])
+
+    def test_palette_transparency_is_dropped_without_a_warning(self):
+        palette = Image.fromarray(noise(9, 9)).quantize(16)
+        encoded = encode(palette, "PNG", transparency=bytes(range(16)))
+        opened = Image.open(io.BytesIO(encoded))
+        for source in (encoded, opened):
+            image = np.asarray(read_image(source))
+            np.testing.assert_array_equal(image, np.asarray(palette.convert("RGB")))
+        assert opened.info["transparency"], "the caller's image must stay as it was"
+
+    def test_exif_orientation_is_not_applied(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # rotate by 90 degrees
+        image = read_image(encode(Image.fromarray(noise(20, 30)), "JPEG", exif=exif))
+        assert image.size == (30, 20)
+
+    def test_the_first_frame_is_read(self):
+        frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+        encoded = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        assert read_image(encoded).getpixel((0, 0)) == (255, 0, 0)
+
+    def test_the_result_is_not_the_callers_image(self):
+        image = Image.new("RGB", (4, 4))
+        read_image(image).putpixel((0, 0), (1, 2, 3))
+        assert image.getpixel((0, 0)) == (0, 0, 0)
+
+    def test_a_path_object_may_know_its_own_storage(self):
+        class Remote(pathlib.PurePosixPath):
+            def read_bytes(self):
+                return encode(Image.new("RGB", (3, 2)), "PNG")
+
+        assert read_image(Remote("/bucket/a.png")).size == (3, 2)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "zero bytes"),
+            (b"<html>not found</html>", "not an image"),
+            (encode(Image.fromarray(noise(90, 90)), "JPEG")[:2000], "truncated"),
+            (encode(Image.fromarray(noise(90, 90)), "PNG")[:2000], "truncated"),
+            (encode(Image.fromarray(noise(90, 90)), "BMP")[:2000], "truncated"),
+            (encode(Image.fromarray(noise(90, 90)), "WEBP")[:40], "not an image|truncated"),
+            (bomb_png(12000, 12000), "too large"),
+            (bomb_png(60000, 60000), "too large"),
+            (bomb_png(20000, 1), "too large: 20000x1"),
+        ],
+    )
+    def test_a_bad_file_is_named(self, tmp_path, content, message):
+        path = tmp_path / "bad.jpg"
+        path.write_bytes(content)
+        for source in (path, str(path)):
+            with pytest.raises(ImageReadError, match=rf"bad\.jpg: .*({message})"):
+                read_image(source)
+        with pytest.raises(ImageReadError, match=message):
+            read_image(content)
+
+    def test_a_bomb_is_refused_where_warnings_are_not_errors(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(ImageReadError, match="too large: 12000x12000"):
+                read_image(bomb_png(12000, 12000))
+
+    def test_a_missing_file_and_a_folder_are_named(self, tmp_path):
+        with pytest.raises(ImageReadError, match=r"none\.jpg: missing"):
+            read_image(tmp_path / "none.jpg")
+        with pytest.raises(ImageReadError, match=r"unreadable: .*directory"):
+            read_image(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            (np.zeros((4, 4, 3), np.float32), "must be uint8"),
+            (np.zeros((4, 4, 2), np.uint8), "expected"),
+            (np.zeros((1, 4, 4, 3), np.uint8), "expected"),
+            (np.zeros((0, 4, 3), np.uint8), "expected"),
+            (Image.new("RGB", (0, 3)), "no pixels"),
+            (Image.new("RGB", (images.MAX_SIDE + 1, 1)), "too large"),
+        ],
+    )
+    def test_a_bad_array_or_image_is_refused(self, source, message):
+        with pytest.raises(ImageReadError, match=message):
+            read_image(source)
+
+    def test_another_type_is_refused(self):
+        with pytest.raises(TypeError, match="cannot read an image from int"):
+            read_image(3)
+
+
+class TestOperations:
+    @pytest.mark.parametrize("size", SIZES)
+    def test_padding_is_white_and_the_odd_pixel_comes_after(self, size):
+        pixels = noise(*size)
+        side = max(size)
+        before = [(side - length) // 2 for length in size]
+        after = [side - length - first for length, first in zip(size, before, strict=True)]
+        widths = [*zip(before, after, strict=True), (0, 0)]
+        expected = np.pad(pixels, widths, constant_values=255)
+        padded = images.pad_to_square(Image.fromarray(pixels))
+        np.testing.assert_array_equal(np.asarray(padded), expected)
+
+    def test_pad_value(self):
+        padded = np.asarray(images.pad_to_square(Image.new("RGB", (1, 3), "white"), 7))
+        assert padded[:, 0].tolist() == [[7, 7, 7]] * 3
+
+    @pytest.mark.parametrize("side", [1, 2, 50, 63, 64, 65, 200, 511])
+    def test_resizing_is_antialiased_bilinear(self, side):
+        pixels = noise(side, side)
+        weights = triangle_weights(side, 64)
+        expected = np.einsum("ih,hwc,jw->ijc", weights, pixels, weights, optimize=True)
+        resized = np.asarray(images.resize_square(Image.fromarray(pixels), 64)).astype(float)
+        # Half a grey level of rounding in each of PIL's two passes.
+        assert np.abs(resized - expected).max() <= 1.01
+
+    def test_a_resize_to_the_same_size_is_skipped(self):
+        image = Image.new("RGB", (64, 64))
+        assert images.resize_square(image, 64) is image
+
+    def test_centre_crop(self):
+        pixels = noise(256, 256)
+        cropped = np.asarray(images.centre_crop(Image.fromarray(pixels), 224))
+        np.testing.assert_array_equal(cropped, pixels[16:240, 16:240])
+
+    def test_crop_and_flip(self):
+        pixels = noise(70, 70)
+        image = Image.fromarray(pixels)
+        for flip, source in ((False, pixels), (True, pixels[:, ::-1])):
+            cropped = images.random_crop_flip(image, top=6, left=2, flip=flip, size=64)
+            np.testing.assert_array_equal(np.asarray(cropped), source[6:70, 2:66])
+
+    @pytest.mark.parametrize(("top", "left"), [(-1, 0), (0, -1), (7, 0), (0, 7)])
+    def test_a_crop_outside_the_image_is_refused(self, top, left):
+        image = Image.new("RGB", (70, 70))
+        with pytest.raises(ValueError, match="leaves an image"):
+            images.random_crop_flip(image, top=top, left=left, flip=False, size=64)
+        with pytest.raises(ValueError, match="leaves an image"):
+            images.centre_crop(image, 96)
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_the_whole_path(self, size):
+        preprocessing = ImagePreprocessing(resize=70, crop=64)
+        pixels = images.preprocess_image(noise(*size), preprocessing)
+        assert pixels.shape == (64, 64, 3)
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.writeable
+        square = images.pad_to_square(Image.fromarray(noise(*size)))
+        expected = np.asarray(square.resize((70, 70), Image.Resampling.BILINEAR))[3:67, 3:67]
+        np.testing.assert_array_equal(pixels, expected)
+
+    def test_normalise(self):
+        batch = noise(2, 4).reshape(2, 1, 4, 3)
+        normalised = images.normalise(batch)
+        assert normalised.dtype == np.float32
+        expected = (batch / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-6)
+        with pytest.raises(ValueError, match="must be uint8"):
+            images.normalise(normalised)
+
+
+def triangle_weights(size, new_size):
+    """The weight of each old pixel in each new one: a triangle as wide as two new pixels."""
+    scale = size / new_size
+    width = max(scale, 1.0)
+    new_centres = (np.arange(new_size)[:, None] + 0.5) * scale
+    weights = np.maximum(0, 1 - np.abs(np.arange(size) + 0.5 - new_centres) / width)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+class TestCheckImageFile:
+    @staticmethod
+    def write(tmp_path, content):
+        path = tmp_path / "image"
+        path.write_bytes(content)
+        return path
+
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+    def test_a_good_file_has_no_reason(self, tmp_path, image_format):
+        path = self.write(tmp_path, encode(Image.fromarray(noise(90, 90)), image_format))
+        assert images.check_image_file(path) is None
+        assert images.check_image_file(str(path)) is None
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", "zero bytes"),
+            (b"<html>", "not an image: "),
+            (encode(Image.fromarray(noise(90, 90)), "JPEG")[:50], "not an image: "),
+            (encode(Image.fromarray(noise(90, 90)), "JPEG")[:-2], "truncated: "),
+            (encode(Image.fromarray(noise(90, 90)), "JPEG")[:3000], "truncated: "),
+            (encode(Image.fromarray(noise(90, 90)), "PNG")[:6000], "truncated: "),
+            (encode(Image.fromarray(noise(90, 90)), "BMP")[:6000], "truncated: "),
+            (bomb_png(12000, 12000), "too large: "),
+            (bomb_png(60000, 60000), "too large: "),
+            (bomb_png(20000, 1), "too large: 20000x1"),
+        ],
+    )
+    def test_the_reason(self, tmp_path, content, reason):
+        assert images.check_image_file(self.write(tmp_path, content)).startswith(reason)
+
+    def test_no_file(self, tmp_path):
+        assert images.check_image_file(tmp_path / "none.jpg") == "missing"
+        assert images.check_image_file(tmp_path) == "not a file"
+        (tmp_path / "link").symlink_to(tmp_path / "none.jpg")
+        assert images.check_image_file(tmp_path / "link") == "missing"
+
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+    def test_a_complete_file_is_not_decoded(self, tmp_path, image_format, monkeypatch):
+        path = self.write(tmp_path, encode(Image.fromarray(noise(90, 90)), image_format) + b"\0\0")
+
+        def load(image):
+            raise AssertionError("decoded")
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+        assert images.check_image_file(path) is None
+
+    def test_without_its_end_marker_a_file_is_decoded_to_decide(self, tmp_path):
+        no_end_chunk = encode(Image.fromarray(noise(9, 9)), "PNG")[:-12]
+        assert images.check_image_file(self.write(tmp_path, no_end_chunk)) is None
+        trailing_bytes = encode(Image.fromarray(noise(9, 9)), "JPEG") + bytes(5000)
+        assert images.check_image_file(self.write(tmp_path, trailing_bytes)) is None
+
+    def test_a_thumbnails_end_marker_does_not_count(self, tmp_path):
+        thumbnail = encode(Image.fromarray(noise(8, 8)), "JPEG")
+        exif = b"Exif\0\0" + thumbnail
+        content = encode(Image.fromarray(noise(40, 40)), "JPEG", exif=exif)
+        assert thumbnail in content
+        assert images.check_image_file(self.write(tmp_path, content)) is None
+        reason = images.check_image_file(self.write(tmp_path, content[:-600]))
+        assert reason.startswith("truncated: ")
+
+    def test_many_threads(self, tmp_path):
+        good = encode(Image.fromarray(noise(90, 90)), "JPEG")
+        for index in range(40):
+            (tmp_path / f"{index}.jpg").write_bytes(good if index % 2 else good[:3000])
+        paths = sorted(tmp_path.iterdir())
+        with ThreadPoolExecutor(8) as pool:
+            reasons = list(pool.map(images.check_image_file, paths))
+        assert [reason is None for reason in reasons] == [int(p.stem) % 2 == 1 for p in paths]
+
+
+def test_the_shapes_in_the_signatures_are_true():
+    typed = jaxtyped(typechecker=beartype)
+    normalise = typed(images.normalise)
+    assert normalise(noise(2, 4)).shape == (2, 4, 3)
+    assert normalise(noise(6, 4).reshape(1, 3, 2, 4, 3)).shape == (1, 3, 2, 4, 3)
+    typed(images.preprocess_image)(noise(6, 4), ImagePreprocessing())
+
+
+def test_neither_jax_nor_tensorflow_is_imported():
+    code = (
+        "import sys, cmap_jax.processing.images; "
+        "sys.exit(any(name in sys.modules for name in ('jax', 'tensorflow')))"
+    )
+    root = pathlib.Path(images.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
