@@ -1,0 +1,98 @@
+"""The describe mode: a config's parameters, shapes, memory and FLOP, without allocating weights."""
+
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cmap_jax.cli.tables import table
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.training.optimizer import (
+    TRAINED,
+    label_parameters,
+    make_optimizer,
+    make_schedule,
+    select_trained,
+)
+from cmap_jax.training.train_state import create_train_state
+from cmap_jax.training.train_step import make_train_step
+
+# Without data the vocabulary is not known; FashionIQ's has 3,780 words with the special ones.
+_ASSUMED_VOCABULARY = 3780
+_TEXT_WIDTH = 32  # tokens, for the FLOP of a step
+_STEPS_PER_EPOCH = 100  # only the schedule's shape depends on it
+
+
+def describe(config: ConfigDict) -> str:
+    """Return a text about a config's model and training step.
+
+    Raises:
+        ValueError: an impossible config; names the field.
+    """
+    config = config.copy_and_resolve_references()
+    assumed = config.model.text.vocabulary_size is None
+    if assumed:
+        config.model.text.vocabulary_size = _ASSUMED_VOCABULARY
+    model = CMAP.from_config(config)
+    schedule = make_schedule(config, _STEPS_PER_EPOCH)
+    tx = make_optimizer(config, schedule)
+    state = jax.eval_shape(lambda: create_train_state(model, tx, config.seed, config.data.crop))
+    parts = [
+        f"{config.model.variant}: levels {', '.join(model.levels)}; images "
+        f"{config.data.crop}x{config.data.crop}; dtype {config.model.dtype}",
+        _parameters(state.params, config),
+    ]
+    if assumed:
+        parts.append(
+            f"The vocabulary comes from the data; {_ASSUMED_VOCABULARY:,} words are assumed here "
+            "(--config.model.text.vocabulary_size=...)."
+        )
+    parts.append(_step(model, tx, schedule, config, state))
+    return "\n\n".join(parts)
+
+
+def _parameters(params: Any, config: ConfigDict) -> str:
+    """Return a table of all parameters, and their sums."""
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    labels = flax.traverse_util.flatten_dict(label_parameters(params, config), sep="/")
+    rows = [["parameter", "shape", "number", "dtype", ""]]
+    for name, leaf in flat.items():
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        rows.append([name, shape, f"{leaf.size:,}", str(leaf.dtype), labels[name]])
+    total = sum(leaf.size for leaf in flat.values())
+    trained = sum(x.size for x in select_trained(params, label_parameters(params, config)))
+    return f"{table(rows)}\n\n{total:,} parameters, {trained:,} of them {TRAINED}"
+
+
+def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -> str:
+    """Return the memory and the FLOP of a training step on one device."""
+    batch_size = config.train.batch_size
+    inputs = jax.eval_shape(
+        lambda: CMAP.example_inputs(config.data.crop, batch_size, _TEXT_WIDTH)
+    )
+    step = jax.jit(make_train_step(model, tx, schedule, config), donate_argnums=0)
+    compiled = step.lower(state, inputs).compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    encode = jax.jit(lambda v, x: model.apply(v, x, method="encode_images"))
+    image = jax.ShapeDtypeStruct((1, *inputs["target_image"].shape[1:]), np.uint8)
+    forward = encode.lower(state.variables, image).compile().cost_analysis()
+    rows = [
+        [f"a training step of {batch_size} triplets", ""],
+        ["  parameters and statistics", _bytes(_size(state.variables))],
+        ["  optimiser state", _bytes(_size(state.opt_state))],
+        ["  batch", _bytes(_size(inputs))],
+        ["  scratch (activations, gradients)", _bytes(memory.temp_size_in_bytes)],
+        ["  FLOP", f"{cost['flops'] / 1e9:,.1f} G"],
+        ["encoding an image, FLOP", f"{forward['flops'] / 1e9:,.2f} G"],
+    ]
+    return f"{table(rows)}\n(scratch and FLOP as compiled for {jax.default_backend()}, one device)"
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"

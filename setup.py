@@ -1,0 +1,48 @@
+"""Installation: pip install -e . (or -e '.[test]', '.[cuda]', '.[tpu]', '.[torch]')."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "cmap_jax" / "__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+# tensorflow-cpu is a third of tensorflow's size, but is built for some platforms only.
+_CPU_BUILD = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+
+setup(
+    name="cmap_jax",
+    version=VERSION,
+    description="Composed image retrieval in JAX: a reference image and a text find an image",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["cmap_jax*", "configs*", "input_pipeline*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12",
+        "etils[epath]>=1.9",
+        "flax>=0.12",
+        "jax>=0.9",
+        "jaxtyping>=0.3",
+        "ml_collections>=1.0",
+        "nltk>=3.9",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
+        "pillow>=11",
+        f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
+        f"tensorflow>=2.20; not ({_CPU_BUILD})",
+        "tensorboard>=2.20",  # clu's writers need it and do not say so
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "torch": ["torch>=2.6"],
+        "test": ["beartype>=0.20", "hypothesis>=6.100", "pytest>=8", "ruff>=0.11"],
+    },
+)

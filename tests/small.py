@@ -1,0 +1,60 @@
+"""Small configs and inputs that many tests share."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cmap_jax.models.cmap import CMAP
+from configs import default
+
+VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
+
+
+def small_config(variant: str = "cmap", **model) -> ConfigDict:
+    """A config whose model is tiny; keyword arguments set fields of ``config.model``.
+
+    ``image_depth=50`` sets ``config.model.image.depth``, likewise ``text_...``.
+    """
+    config = default.get_config()
+    config.model.variant = variant
+    config.model.embed_dim = EMBED
+    config.model.image.depth = 18
+    config.model.image.width = 4
+    config.model.image.frozen = False
+    config.model.text.frozen = False
+    config.model.text.word_dim = WORD
+    config.model.text.lstm_hidden = HIDDEN
+    config.model.text.vocabulary_size = VOCABULARY
+    config.model.text.dropout = 0.0
+    config.data.resize = 72
+    config.data.crop = 64
+    config.train.batch_size = 8
+    for name, value in model.items():
+        part, _, field = name.partition("_")
+        if part in ("image", "text"):
+            config.model[part][field] = value
+        else:
+            config.model[name] = value
+    return config
+
+
+def random_batch(batch: int = 4, size: int = 64, seed: int = 0, dtype=np.float32) -> dict:
+    """A batch of triplets with normalised images."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 7, batch).astype(np.int32)
+    tokens = rng.integers(1, VOCABULARY, (batch, 6)).astype(np.int32)
+    tokens[np.arange(6) >= lengths[:, None]] = 0
+    return {
+        "reference_image": rng.normal(size=(batch, size, size, 3)).astype(dtype),
+        "target_image": rng.normal(size=(batch, size, size, 3)).astype(dtype),
+        "text_tokens": tokens,
+        "text_lengths": lengths,
+        "mask": np.ones(batch, bool),
+    }
+
+
+def init(config: ConfigDict, seed: int = 0) -> tuple[CMAP, dict]:
+    """A model and its variables."""
+    model = CMAP.from_config(config)
+    inputs = CMAP.example_inputs(config.data.crop)
+    return model, jax.jit(lambda: model.init(jax.random.key(seed), **inputs))()

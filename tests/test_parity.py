@@ -1,0 +1,286 @@
+"""The method against its second assembly, in PyTorch and in NumPy, from SPEC (float64 and float32).
+
+float32 gradients of a deep ResNet differ by percents between any two implementations, so gradients
+and optimiser steps are compared in float64 alone.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as nr
+import pytest
+import torch_reference as tr
+import torch_training as tt
+from small import VOCABULARY, small_config
+from torch_reference import torch
+from torch_weights import relative_differences, to_tree
+
+from cmap_jax import scoring
+from cmap_jax.losses import matching_loss, preservation_loss
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.scoring import PreservationInputs
+from cmap_jax.training.optimizer import halvings, make_optimizer
+from cmap_jax.training.train_state import TrainState
+from cmap_jax.training.train_step import make_train_step
+
+B, STEPS = 4, 3
+# Every variant once, and every other choice of the model at least once.
+MODELS = [
+    *({"variant": variant} for variant in COMPOSERS),
+    {"variant": "cmap", "cross_level": "up"},
+    {"variant": "cmap", "cross_level": "none"},
+    {"variant": "cmap", "text_encoder": "lstm"},
+    {"variant": "cmap", "text_encoder": "lstm", "lstm_pool_padding": True},
+    {"variant": "cmap", "depth": 34},
+    {"variant": "cmap", "depth": 50},
+]
+
+
+def _name(settings: dict) -> str:
+    return "-".join(str(value) for value in settings.values())
+
+
+def _pair(settings: dict, dtype: str = "float64", width: int = 4):
+    """Return the torch model, our config, our model and our variables with the same weights."""
+    torch.manual_seed(0)
+    names = {
+        "cross_level": "image_cross_level",
+        "depth": "image_depth",
+        "text_encoder": "text_encoder",
+        "lstm_pool_padding": "text_lstm_pool_padding",
+    }
+    ours = {names[k]: v for k, v in settings.items() if k != "variant"}
+    config = small_config(settings["variant"], image_width=width, dtype=dtype, **ours)
+    model = config.model
+    theirs = tr.ReferenceModel(
+        **{"depth": 18} | settings,
+        vocabulary_size=VOCABULARY,
+        width=width,
+        embed_dim=model.embed_dim,
+        word_dim=model.text.word_dim,
+        lstm_hidden=model.text.lstm_hidden,
+        lstm_dropout=0.0,
+    )
+    theirs = theirs.double() if dtype == "float64" else theirs.float()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            for parameter, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 1.5),
+            ):
+                torch.nn.init.uniform_(parameter, low, high)
+    return theirs, config, CMAP.from_config(config), to_tree(theirs.state_dict())
+
+
+def _batches(count: int, dtype=torch.float64, size: int = 64) -> list[tt.Batch]:
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for _ in range(count):
+        images = torch.randn(2, B, 3, size, size, generator=generator, dtype=dtype)
+        lengths = torch.tensor([3, 5, 1, 4])
+        tokens = torch.randint(1, VOCABULARY, (B, 6), generator=generator)
+        tokens[torch.arange(6) >= lengths[:, None]] = 0
+        batches.append(tt.Batch(images[0], images[1], tokens, lengths))
+    return batches
+
+
+def _ours(batch: tt.Batch) -> dict:
+    return {
+        "reference_image": batch.reference.permute(0, 2, 3, 1).numpy(),
+        "target_image": batch.target.permute(0, 2, 3, 1).numpy(),
+        "text_tokens": batch.tokens.numpy().astype(np.int32),
+        "text_lengths": batch.lengths.numpy().astype(np.int32),
+    }
+
+
+def _start(config, model, variables) -> tuple[TrainState, object]:
+    rates = jnp.asarray([1e-3, 5e-4, 2e-4])
+    tx = make_optimizer(config, lambda step: rates[step])
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    stats = jax.tree.map(jnp.asarray, variables.get("batch_stats", {}))
+    state = TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params))
+    return state, jax.jit(make_train_step(model, tx, lambda step: rates[step], config))
+
+
+def _worst(differences: dict[str, float]) -> tuple[float, str]:
+    return max((value, name) for name, value in differences.items())
+
+
+@pytest.mark.parametrize("settings", MODELS, ids=_name)
+def test_training_in_float64(settings, x64):
+    """Loss, gradient of every parameter, and all variables after three steps: 1e-6 per tensor."""
+    theirs, config, model, variables = _pair(settings)
+    batches = _batches(STEPS)
+    record = tt.train_steps(theirs, batches, learning_rates=[1e-3, 5e-4, 2e-4], frozen=False)
+
+    state, step = _start(config, model, variables)
+    first = _ours(batches[0])
+
+    def loss(params):
+        from cmap_jax.training.train_step import objective
+
+        outputs, _ = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            **first,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return objective(outputs, config.loss)[0]
+
+    gradients = jax.jit(jax.grad(loss))(state.params)
+    expected = to_tree(record.first_gradients)["params"]
+    worst = _worst(relative_differences(gradients, expected))
+    # A gradient that is zero in theory, such as a convolution's bias before a softmax, is noise.
+    assert worst[0] < 1e-6, worst
+
+    losses = []
+    for batch in batches:
+        state, metrics = step(state, _ours(batch))
+        losses.append(float(metrics["loss/total"]))
+    np.testing.assert_allclose(losses, record.losses, rtol=1e-6)
+    final = to_tree(record.state_dict)
+    worst = _worst(relative_differences(state.params, final["params"]))
+    assert worst[0] < 1e-6, worst
+    worst = _worst(relative_differences(state.batch_stats, final["batch_stats"]))
+    assert worst[0] < 1e-6, worst
+
+
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_frozen_stage_in_float64(norm, x64):
+    """Stage 1: what is frozen does not move, and batch-norm does what SPEC 3 says."""
+    theirs, config, _, variables = _pair({"variant": "cmap"})
+    config.model.image.frozen = config.model.text.frozen = True
+    config.model.image.frozen_backbone_batch_norm = norm
+    config.optimizer.clip_norm = 0.5
+    model = CMAP.from_config(config)
+    batches = _batches(STEPS)
+    record = tt.train_steps(
+        theirs,
+        batches,
+        learning_rates=[1e-3, 5e-4, 2e-4],
+        frozen=True,
+        frozen_batch_norm=norm,
+        clip=0.5,
+    )
+    state, step = _start(config, model, variables)
+    for batch, expected in zip(batches, record.losses, strict=True):
+        state, metrics = step(state, _ours(batch))
+        np.testing.assert_allclose(float(metrics["loss/total"]), expected, rtol=1e-6)
+    final = to_tree(record.state_dict)
+    assert _worst(relative_differences(state.params, final["params"]))[0] < 1e-6
+    assert _worst(relative_differences(state.batch_stats, final["batch_stats"]))[0] < 1e-6
+    frozen = state.params["image_encoder"]["backbone"]
+    assert _worst(relative_differences(frozen, variables["params"]["image_encoder"]["backbone"])) < (
+        1e-15,
+        "",
+    )
+    same = np.array_equal(
+        state.batch_stats["image_encoder"]["backbone"]["stem_norm"]["mean"],
+        variables["batch_stats"]["image_encoder"]["backbone"]["stem_norm"]["mean"],
+    )
+    assert same == (norm == "running")
+
+
+@pytest.mark.parametrize("settings", MODELS, ids=_name)
+def test_forward_in_float32(settings):
+    """Embeddings, scores and losses in evaluation mode: 1e-4."""
+    theirs, config, model, variables = _pair(settings, "float32", width=8)
+    theirs.eval()
+    (batch,) = _batches(1, torch.float32)
+    ours = _ours(batch)
+    with torch.no_grad():
+        reference, target = theirs.encode_images(batch.reference), theirs.encode_images(batch.target)
+        text = None
+        if settings["variant"] != "image_only":
+            text = theirs.encode_text(batch.tokens, batch.lengths)
+        branches = theirs.scores_per_branch(reference, text, target)
+        total = tt.total_loss(theirs, reference, text, target, tt.Objective())
+
+    outputs = model.apply(variables, **ours)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(outputs.targets, target, **close)
+    if text is not None:
+        encoded = model.apply(
+            variables, ours["text_tokens"], ours["text_lengths"], method="encode_text"
+        )
+        np.testing.assert_allclose(encoded, text, **close)
+    scores = scoring.score_branches(outputs.query, outputs.targets)
+    np.testing.assert_allclose(scores, branches, **close)
+    from cmap_jax.training.train_step import objective
+
+    loss, terms = objective(outputs, config.loss)
+    np.testing.assert_allclose(loss, total.total, rtol=1e-4)
+    assert ("loss/preservation" in terms) == (settings["variant"] in ("cmap", "is_only"))
+    ranks = np.argsort(-scoring.score(outputs.query, outputs.targets), axis=1)
+    np.testing.assert_array_equal(ranks, np.argsort(-branches.sum((0, 1)).numpy(), axis=1))
+
+
+def test_factorised_score_in_float64(x64):
+    """The factorised score is the B x N x D definition, to 1e-6, and ranks alike."""
+    rng = np.random.default_rng(0)
+    queries, images, width = 7, 50, 32
+    gallery = nr.l2(rng.normal(size=(1, images, width)))
+    modification = nr.l2(rng.normal(size=(queries, width)))
+    a_m, a_p = (np.exp(rng.normal(size=(queries, width)) * 3) for _ in range(2))
+    a_m, a_p = a_m / a_m.sum(-1, keepdims=True), a_p / a_p.sum(-1, keepdims=True)
+    reference = nr.l2(rng.normal(size=(queries, width)))
+    a_m[0], a_p[1] = 0, 0  # an attention of nothing
+    gallery[0, 3] = 0  # an image without an embedding
+    query = scoring.ComposedQuery(
+        (
+            scoring.Branch(jnp.asarray((modification * a_m)[None]), jnp.asarray(a_m[None])),
+            scoring.Branch(jnp.asarray((nr.l2(a_p * reference) * a_p)[None]), jnp.asarray(a_p[None])),
+        ),
+        branch_names=("modified", "preserved"),
+        levels=("high",),
+    )
+    ours = np.asarray(scoring.score_branches(query, jnp.asarray(gallery)))[:, 0]
+    expected = np.stack(
+        [
+            nr.modified_scores(modification, a_m, gallery[0]),
+            nr.preserved_scores(a_p, reference, gallery[0]),
+        ]
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-12)
+    np.testing.assert_array_equal(np.argsort(-ours.sum(0)), np.argsort(-expected.sum(0)))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_losses_against_numpy(alpha, reduction, x64):
+    rng = np.random.default_rng(0)
+    levels, width = 3, 16
+    scores = rng.normal(size=(levels, B, B))
+    ours = matching_loss(jnp.asarray(scores), jnp.asarray(2.0), (1.0, 0.5, 2.0))
+    theirs = sum(w * nr.matching_loss(s, 2.0) for w, s in zip((1, 0.5, 2), scores, strict=True))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+    text, transformed = (nr.l2(rng.normal(size=(B, width))) for _ in range(2))
+    attention = nr.softmax(rng.normal(size=(B, width)))
+    targets = nr.l2(rng.normal(size=(levels, B, width)))
+    margins, weights = (0.6, 0.4, 0.3), (1.0, 1.0, 0.5)
+    ours = preservation_loss(
+        PreservationInputs(*map(jnp.asarray, (text, transformed, attention))),
+        jnp.asarray(targets),
+        margins=margins,
+        level_weights=weights,
+        alpha=alpha,
+        reduction=reduction,
+    )
+    theirs = sum(
+        w
+        * nr.preservation_loss(
+            text, transformed, attention, t, margin=m, alpha=alpha, reduction=reduction
+        )
+        for w, m, t in zip(weights, margins, targets, strict=True)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_stepped_schedule_as_specified():
+    ours = [5e-4 * 0.5 ** int(halvings(epoch)) for epoch in range(100)]
+    np.testing.assert_allclose(ours, [tt.stepped_learning_rate(epoch) for epoch in range(100)])
