@@ -93,7 +93,7 @@ def _inverse_norm(squared: jax.Array) -> jax.Array:
 def l2_normalize(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
     """``x / max(||x||, 1e-12)`` on the last axis, in float32 or better (SPEC 1).
 
-    At x = 0 the value and the gradient are exactly zero.
+    At x = 0 (or where its square underflows) the value and the gradient are exactly zero.
     """
     x = at_least_float32(x)
     return x * _inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))

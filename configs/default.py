@@ -85,6 +85,7 @@ def shrink(config: ConfigDict) -> None:
     config.model.image.width = 16
     config.model.image.frozen = False  # nothing is pretrained
     config.model.text.frozen = False
+    config.model.text.word_dim = 64  # 300 is GloVe's
     config.loss.preservation_weights = (0.02, 0.02, 0.01)  # see configs/garments.py
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"

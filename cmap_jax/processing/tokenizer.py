@@ -37,9 +37,13 @@ def _word_tokenizer() -> NLTKWordTokenizer:
     return NLTKWordTokenizer()
 
 
-def tokenize(caption: str) -> list[str]:
-    """Clean a caption and cut it into words as the Penn Treebank does ("cannot" is two)."""
-    return _word_tokenizer().tokenize(clean(caption))
+@functools.lru_cache(maxsize=1 << 17)
+def tokenize(caption: str) -> tuple[str, ...]:
+    """Clean a caption and cut it into words as the Penn Treebank does ("cannot" is two).
+
+    The words of recent captions are remembered: training meets each of them every epoch.
+    """
+    return tuple(_word_tokenizer().tokenize(clean(caption)))
 
 
 class Vocabulary:
@@ -118,7 +122,7 @@ class Vocabulary:
             raise ValueError(f"a text has one or two captions, not {len(captions)}: {captions}")
         tokens = [START]
         for i, caption in enumerate(captions):
-            tokens += ([AND] if i else []) + tokenize(caption)
+            tokens += [*([AND] if i else []), *tokenize(caption)]
         unknown = self._ids[UNKNOWN]
         return [self._ids.get(token, unknown) for token in [*tokens, END]]
 

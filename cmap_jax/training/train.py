@@ -147,8 +147,10 @@ def build_state(
         like = abstract_state(jax.eval_shape(create), everywhere)
         state, progress = checkpoints.restore(like)
         logging.info("Continuing from step %d", int(state.step))
-    step = make_train_step(model, tx, schedule, config)
-    return state, jax.jit(step, donate_argnums=0), progress
+    step = jax.jit(
+        make_train_step(model, tx, schedule, config), donate_argnums=0, out_shardings=everywhere
+    )
+    return state, step, progress
 
 
 class TrainingLog:

@@ -1,0 +1,74 @@
+"""Ranks and summaries against plain definitions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmap_jax.evaluation import metrics
+from cmap_jax.protocols import PROTOCOLS
+
+
+def _plain_rank(scores, targets, excluded):
+    """SPEC 6, one query at a time, in words."""
+    scores = [-np.inf if i == excluded else s for i, s in enumerate(scores)]
+    if not targets:
+        return -1
+    best = max(scores[t] for t in targets)
+    return sum(s > best for s in scores)
+
+
+@given(st.data())
+def test_ranks_by_definition(data):
+    queries, images = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
+    level = st.integers(-2, 2).map(float)  # few values: many ties
+    scores = [data.draw(st.lists(level, min_size=images, max_size=images)) for _ in range(queries)]
+    places = st.integers(0, images - 1)
+    targets = [data.draw(st.lists(places, max_size=3)) for _ in range(queries)]
+    exclude = [data.draw(st.integers(-1, images - 1)) for _ in range(queries)]
+    expected = [_plain_rank(*row) for row in zip(scores, targets, exclude, strict=True)]
+    padded = [t or [-1] for t in targets]
+    np.testing.assert_array_equal(metrics.ranks(np.array(scores), padded, exclude), expected)
+    mask = np.zeros((queries, images), bool)
+    for row, places in enumerate(targets):
+        mask[row, places] = True
+    np.testing.assert_array_equal(metrics.ranks(np.array(scores), mask, exclude), expected)
+
+
+def test_ranks_corner_cases():
+    scores = np.array([[0.9, 0.5, 0.1]])
+    assert metrics.ranks(scores, [1]) == 1
+    assert metrics.ranks(scores, [1], [0]) == 0
+    assert metrics.ranks(scores, [0], [0]) == 2  # the only correct image is excluded: N - 1
+    assert metrics.ranks(scores, [[0, 2]], [0]) == 1
+    assert metrics.ranks(scores, [-1]) == -1
+    with pytest.raises(ValueError, match="position 3 in a gallery of 3"):
+        metrics.ranks(scores, [3])
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.ranks(np.array([[np.nan]]), [0])
+    with pytest.raises(ValueError, match="positions for 2"):
+        metrics.ranks(scores, [0, 1])
+
+
+def test_top_breaks_ties_by_position():
+    scores = np.array([[1.0, 3.0, 3.0, 2.0]])
+    np.testing.assert_array_equal(metrics.top(scores, 3), [[1, 2, 3]])
+    np.testing.assert_array_equal(metrics.top(scores, 4, [1]), [[2, 3, 0, 1]])
+
+
+def test_summary_averages_categories_and_skips():
+    ranks = {"dress": np.array([0, 9, 10, -1]), "shirt": np.array([49, 50])}
+    numbers = metrics.summarize(PROTOCOLS["fashioniq/original"], ranks)
+    assert numbers["dress/R@10"] == pytest.approx(200 / 3)
+    assert numbers["shirt/R@10"] == 0
+    assert numbers["R@10"] == pytest.approx(100 / 3)  # the mean of the categories, not of queries
+    assert numbers["R@50"] == pytest.approx((100 + 50) / 2)
+    assert numbers["mR"] == pytest.approx((numbers["R@10"] + numbers["R@50"]) / 2)
+    assert (numbers["queries"], numbers["skipped"]) == (5, 1)
+    assert numbers["median_rank"] == 11
+    pooled = metrics.summarize(PROTOCOLS["fashion200k"], {"all": np.array([0, 3])})
+    assert pooled["R@1"] == 50
+    assert pooled["median_rank"] == 2  # floor(1.5) + 1
+    assert not any("/" in key for key in pooled)
+    with pytest.raises(ValueError, match="no query has a correct image"):
+        metrics.summarize(PROTOCOLS["fashion200k"], {"all": np.array([-1])})

@@ -1,0 +1,78 @@
+"""Small data sets in the published layouts, written into a test's folder."""
+
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+_WORDS = ("is red", "is longer", "has a v-neck", "is darker and shiny", "", "has no sleeves")
+
+
+def image(path: pathlib.Path, seed: int, size: tuple[int, int] = (40, 60)) -> None:
+    """Write a random photograph."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize(size).save(path)
+
+
+def fashion_iq(
+    root: pathlib.Path,
+    categories=("dress", "toptee"),
+    layout: str = "images/{id}.jpg",
+    images: int = 8,
+    annotations: int = 6,
+) -> pathlib.Path:
+    """Write FashionIQ: per category ``images`` ids a split and ``annotations`` triplets."""
+    for number, category in enumerate(categories):
+        for split in ("train", "val", "test"):
+            ids = [f"{category[0]}{split}{i}" for i in range(images)]
+            entries = []
+            for i in range(annotations):
+                entry = {
+                    "candidate": ids[i % images],
+                    "captions": [_WORDS[i % len(_WORDS)], _WORDS[(i + 1) % len(_WORDS)]],
+                }
+                if split != "test":
+                    entry["target"] = ids[(i + 1) % images]
+                entries.append(entry)
+            for kind, name, content in (
+                ("captions", "cap", entries),
+                ("image_splits", "split", ids),
+            ):
+                path = root / kind / f"{name}.{category}.{split}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(content))
+            for i, image_id in enumerate(ids):
+                image(root / layout.format(id=image_id, category=category), 100 * number + i)
+    return root
+
+
+def fashion200k(
+    root: pathlib.Path,
+    folder: str = "women/",
+    in_labels: str = "women/",
+    in_queries: str = "women/",
+    queries_in: str = "",
+) -> pathlib.Path:
+    """Write Fashion200k with two categories; the prefixes say where ``women/`` stands."""
+    colours = ("red", "blue", "green")
+    for split, count in (("train", 9), ("test", 6)):
+        for category in ("top", "dress"):
+            lines = []
+            for i in range(count):
+                path = f"{category}/{split}/{i}/{i}_0.jpeg"
+                caption = f"{colours[i % 3]} {'lace' if i % 2 else 'v-neck no. 1'} {category}"
+                lines.append(f"{in_labels}{path}\t0.9\t{caption}")
+                image(root / f"{folder}{path}", i)
+            label = root / "labels" / f"{category}_{split}_detect_all.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("\n".join(lines) + "\n")
+    queries = [
+        f"{in_queries}dress/test/{i}/{i}_0.jpeg {in_queries}dress/test/{(i + 2) % 6}/{(i + 2) % 6}_0.jpeg"
+        for i in range(6)
+    ]
+    path = root / queries_in / "test_queries.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(queries) + "\n")
+    return root
