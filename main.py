@@ -11,9 +11,9 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from absl import app, logging  # noqa: E402
+from absl import app, logging
 
-from cmap_jax.cli import flags  # noqa: E402
+from cmap_jax.cli import flags
 
 
 def _is_ours_or_serious(record: "logging.LogRecord") -> bool:

@@ -55,9 +55,7 @@ def table(results: dict[str, list[dict]]) -> str:
     heads = [f"{p} {r}" for p in PROTOCOLS for r in RECALLS]
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, found in results.items():
-        cells = [
-            spread([f["protocols"][p][r] for f in found]) for p in PROTOCOLS for r in RECALLS
-        ]
+        cells = [spread([f["protocols"][p][r] for f in found]) for p in PROTOCOLS for r in RECALLS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     oracles = next(iter(results.values()))[0]["facts"]["oracles"]
     for name in oracles[PROTOCOLS[0]]:

@@ -1,7 +1,7 @@
-"""What a number means: an evaluation protocol is an object with a name, and every number carries it.
+"""What a number means: an evaluation protocol is an object, and every number carries its name.
 
-Recalls from different galleries or caption policies must never be compared (SPEC 6); a table, a file
-or a TensorBoard tag therefore always names its protocol.
+Recalls from different galleries or caption policies must never be compared (SPEC 6); a table, a
+file or a TensorBoard tag therefore always names its protocol.
 """
 
 import dataclasses

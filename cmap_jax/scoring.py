@@ -1,7 +1,7 @@
 """A composed query and its score against a gallery: the one form used by loss, ranks and search.
 
-A query is a sum of branches. Branch k at level l holds a numerator vector ``n`` and, optionally, a
-weight vector ``w``; its score against an embedding ``t`` of that level is
+A query is a sum of branches. Branch k at level l holds a numerator vector ``n`` and, optionally,
+a weight vector ``w``; its score against an embedding ``t`` of that level is
 
     n . t / sqrt(w^2 . t^2)        with a weight (squares are elementwise), or
     n . t                          without.

@@ -1,16 +1,16 @@
 """A self-describing model on disk: everything that a use of it needs, and nothing of the data.
 
-    WORKDIR/config.json        the whole config
-            vocabulary.txt     the words, one a line in id order
-            model.json         preprocessing, protocol, data facts, versions, commit
-            checkpoints/       the latest states of the run, to continue from
-            best/              the variables with the best recall, to use
-            evaluation.json    what the best variables reach, by protocol
-            rankings/          each query's best images, where asked for
+WORKDIR/config.json        the whole config
+        vocabulary.txt     the words, one a line in id order
+        model.json         preprocessing, protocol, data facts, versions, commit
+        checkpoints/       the latest states of the run, to continue from
+        best/              the variables with the best recall, to use
+        evaluation.json    what the best variables reach, by protocol
+        rankings/          each query's best images, where asked for
 
-    trained = load("runs/garments")
-    pyramid = trained.encode_images(["dress.jpg"])
-    text = trained.encode_text(["is red and longer"])
+trained = load("runs/garments")
+pyramid = trained.encode_images(["dress.jpg"])
+text = trained.encode_text(["is red and longer"])
 """
 
 import dataclasses

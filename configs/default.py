@@ -42,34 +42,33 @@ def get_config() -> ConfigDict:
     config.loss.preservation_reduction = "sum"
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate = 5e-4  # at the start, or after the warm-up
     config.optimizer.b1 = 0.9  # AdamW's decay of the first moment
     config.optimizer.b2 = 0.999  # and of the second
-    config.optimizer.eps = 1e-8
+    config.optimizer.eps = 1e-8  # added to the root of the second
     config.optimizer.weight_decay = 0.01  # on all trained parameters, biases and norms included
     config.optimizer.clip_norm = placeholder(float)  # largest gradient norm; None: not clipped
     config.optimizer.schedule = "stepped"  # halving by epochs; or "cosine", after a warm-up
-    # "stepped" halves at every 4th epoch up to the 20th, and at every 2nd from there, from 0.
-    config.optimizer.halve_every = 4
-    config.optimizer.halve_faster_from = 20
-    config.optimizer.halve_faster_every = 2
-    config.optimizer.warmup_steps = 0  # of "cosine"
+    config.optimizer.halve_every = 4  # epochs, counted from 0; of "stepped", as are the next two
+    config.optimizer.halve_faster_from = 20  # epoch from which it halves ...
+    config.optimizer.halve_faster_every = 2  # ... at every so many epochs
+    config.optimizer.warmup_steps = 0  # of "cosine": linear from 0; at most half of the run
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # over all devices; also the number of negatives plus one
-    config.train.epochs = 16
-    config.train.log_every_steps = 50
-    config.train.checkpoint_every_epochs = 1
+    config.train.epochs = 16  # of a stage
+    config.train.log_every_steps = 50  # means over these steps
+    config.train.checkpoint_every_epochs = 1  # and at the end, and where the run is stopped
     config.train.checkpoints_to_keep = 2  # besides the best one
 
     config.eval = ConfigDict()
-    config.eval.every_epochs = 1
+    config.eval.every_epochs = 1  # and at the end
     config.eval.batch_size = 128  # images or queries encoded at once
     config.eval.gallery_chunk = 4096  # images scored at once
     config.eval.rankings = False  # also write the first 50 images of every query
 
     config.data = ConfigDict()
-    config.data.name = "fashion_iq"
+    config.data.name = "fashion_iq"  # or "fashion200k", "garments"
     config.data.directory = placeholder(str)  # the folder with the annotations
     config.data.image_directory = placeholder(str)  # with the images; None: inside directory
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it

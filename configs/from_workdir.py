@@ -3,9 +3,10 @@
 python main.py --mode=evaluate --workdir=runs/garments --config.eval.rankings=true
 """
 
+from ml_collections import ConfigDict
+
 from cmap_jax import workdir
 from configs import default
-from ml_collections import ConfigDict
 
 
 def get_config(folder: str) -> ConfigDict:

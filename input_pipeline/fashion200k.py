@@ -6,7 +6,6 @@
 """
 
 import collections
-import dataclasses
 from collections.abc import Iterable, Set
 
 import numpy as np
@@ -83,7 +82,8 @@ def modification(source: str, target: str) -> str:
 class SampledPairs:
     """Training pairs drawn online: one a training image and epoch (SPEC 5).
 
-    Two captions with a common parent differ in one word; an image with such a caption is modifiable.
+    Two captions with a common parent differ in one word; an image with such a caption can be
+    modified.
     """
 
     def __init__(self, captions: dict[str, str]):

@@ -68,10 +68,8 @@ def fashion200k(
             label = root / "labels" / f"{category}_{split}_detect_all.txt"
             label.parent.mkdir(parents=True, exist_ok=True)
             label.write_text("\n".join(lines) + "\n")
-    queries = [
-        f"{in_queries}dress/test/{i}/{i}_0.jpeg {in_queries}dress/test/{(i + 2) % 6}/{(i + 2) % 6}_0.jpeg"
-        for i in range(6)
-    ]
+    places = [f"{in_queries}dress/test/{i}/{i}_0.jpeg" for i in range(6)]
+    queries = [f"{places[i]} {places[(i + 2) % 6]}" for i in range(6)]
     path = root / queries_in / "test_queries.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(queries) + "\n")

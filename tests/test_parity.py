@@ -161,7 +161,9 @@ def test_frozen_stage_in_float64(norm, x64):
     assert _worst(relative_differences(state.params, final["params"]))[0] < 1e-6
     assert _worst(relative_differences(state.batch_stats, final["batch_stats"]))[0] < 1e-6
     frozen = state.params["image_encoder"]["backbone"]
-    assert _worst(relative_differences(frozen, variables["params"]["image_encoder"]["backbone"])) < (
+    assert _worst(
+        relative_differences(frozen, variables["params"]["image_encoder"]["backbone"])
+    ) < (
         1e-15,
         "",
     )
@@ -180,7 +182,10 @@ def test_forward_in_float32(settings):
     (batch,) = _batches(1, torch.float32)
     ours = _ours(batch)
     with torch.no_grad():
-        reference, target = theirs.encode_images(batch.reference), theirs.encode_images(batch.target)
+        reference, target = (
+            theirs.encode_images(batch.reference),
+            theirs.encode_images(batch.target),
+        )
         text = None
         if settings["variant"] != "image_only":
             text = theirs.encode_text(batch.tokens, batch.lengths)
@@ -218,7 +223,9 @@ def test_factorised_score_in_float64(x64):
     query = scoring.ComposedQuery(
         (
             scoring.Branch(jnp.asarray((modification * a_m)[None]), jnp.asarray(a_m[None])),
-            scoring.Branch(jnp.asarray((nr.l2(a_p * reference) * a_p)[None]), jnp.asarray(a_p[None])),
+            scoring.Branch(
+                jnp.asarray((nr.l2(a_p * reference) * a_p)[None]), jnp.asarray(a_p[None])
+            ),
         ),
         branch_names=("modified", "preserved"),
         levels=("high",),

@@ -52,9 +52,7 @@ def test_wrong_levels_are_refused():
 @pytest.mark.parametrize("chunk", [1, 3, 10, 64])
 def test_chunks_are_the_dense_score(chunk):
     query, gallery = _query(8), _gallery(10)
-    blocks = [
-        jax.tree.map(lambda x, s=start: x[:, s : s + 4], query) for start in (0, 4)
-    ]
+    blocks = [jax.tree.map(lambda x, s=start: x[:, s : s + 4], query) for start in (0, 4)]
     chunked = np.concatenate(list(scoring.score_chunks(blocks, gallery, gallery_chunk=chunk)))
     np.testing.assert_allclose(chunked, scoring.score(query, gallery), atol=1e-6)
 

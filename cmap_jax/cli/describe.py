@@ -69,9 +69,7 @@ def _parameters(params: Any, config: ConfigDict) -> str:
 def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -> str:
     """Return the memory and the FLOP of a training step on one device."""
     batch_size = config.train.batch_size
-    inputs = jax.eval_shape(
-        lambda: CMAP.example_inputs(config.data.crop, batch_size, _TEXT_WIDTH)
-    )
+    inputs = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, batch_size, _TEXT_WIDTH))
     step = jax.jit(make_train_step(model, tx, schedule, config), donate_argnums=0)
     compiled = step.lower(state, inputs).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()

@@ -31,7 +31,7 @@ MODE = flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
-    "train; evaluate: an existing --workdir; describe: print a model's parameters, memory and FLOP.",
+    "train; evaluate: what stands in --workdir; describe: a model's parameters, memory and FLOP.",
 )
 
 

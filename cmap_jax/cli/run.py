@@ -60,9 +60,7 @@ def _evaluate(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
     datasets = _datasets(config, description.vocabulary)
     mesh = sharding.make_mesh()
-    evaluator = Evaluator(
-        CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk
-    )
+    evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     result = train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir)
     return result, datasets.facts
 

@@ -1,4 +1,4 @@
-"""The matching loss: which of the batch's targets belongs to a query?"""
+"""The matching loss: telling which of the batch's targets belongs to a query."""
 
 from collections.abc import Sequence
 

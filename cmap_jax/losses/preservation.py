@@ -44,7 +44,8 @@ def preservation_loss(
     """
     if not targets.shape[0] == len(margins) == len(level_weights):
         raise ValueError(
-            f"{targets.shape[0]} levels, but {len(margins)} margins and {len(level_weights)} weights"
+            f"{targets.shape[0]} levels, but {len(margins)} margins and "
+            f"{len(level_weights)} weights"
         )
     if reduction not in ("sum", "mean"):
         raise ValueError(f'preservation_reduction must be "sum" or "mean", not {reduction!r}')

@@ -41,9 +41,9 @@ class Attention(nn.Module):
 class AttentionComposer(nn.Module):
     """CMAP's composition: a modified and a preserved part (SPEC 1, attention and scores).
 
-    ``mod_i = <T, l2(A_m * t_i)>`` and ``pres_i = <l2(A_p * r_i), l2(A_p * t_i)>``, where A_m and A_p
-    are the modification and the preservation attention and ``T = l2(W_t m + b_t)``. With the high
-    level alone it is ARTEMIS.
+    ``mod_i = <T, l2(A_m * t_i)>`` and ``pres_i = <l2(A_p * r_i), l2(A_p * t_i)>``, where A_m and
+    A_p are the modification and the preservation attention and ``T = l2(W_t m + b_t)``. With the
+    high level alone it is ARTEMIS.
 
     Attributes:
         parts: which of "modified" and "preserved" take part.

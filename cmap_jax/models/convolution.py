@@ -32,8 +32,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
             padding=[(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-    # A map smaller than the kernel (the deepest maps of small images). XLA's CPU back end leaves its
-    # fast convolution there and takes 10 to 50 times longer than this product of shifted maps.
+    # A map smaller than the kernel (the deepest maps of small images). XLA's CPU back end leaves
+    # its fast convolution there and takes 10 to 50 times longer than this product of shifted maps.
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
     taps = [

@@ -1,4 +1,4 @@
-"""Reading and writing whole files, local or in a bucket; a write is complete or not there at all."""
+"""Reading and writing whole files, local or in a bucket; a write is complete or not there."""
 
 import json
 import os

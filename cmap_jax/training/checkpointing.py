@@ -91,6 +91,4 @@ class Checkpoints:
 
 def abstract_state(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
     """Return a state's shapes and dtypes with a sharding, to restore into."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)

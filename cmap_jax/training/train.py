@@ -15,7 +15,8 @@ from clu import metric_writers, parameter_overview, periodic_actions
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cmap_jax import sharding, workdir as workdir_lib
+from cmap_jax import sharding
+from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Result
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.checkpointing import Checkpoints, abstract_state
@@ -214,9 +215,7 @@ def evaluate_workdir(
         merged.protocols |= result.protocols
         merged.rankings |= result.rankings
     if jax.process_index() == 0:
-        workdir_lib.write_results(
-            workdir, step, merged.protocols, merged.rankings, datasets.facts
-        )
+        workdir_lib.write_results(workdir, step, merged.protocols, merged.rankings, datasets.facts)
     return merged
 
 

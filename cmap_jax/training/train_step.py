@@ -58,9 +58,7 @@ def make_train_step(
     parameters, before clipping), ``learning_rate`` and ``logit_scale``.
     """
 
-    def train_step(
-        state: TrainState, batch: dict[str, jax.Array]
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_function(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:

@@ -1,4 +1,4 @@
-"""The rendered garments -> records, by the reader of FashionIQ's layout, which they are written in."""
+"""The rendered garments -> records, by the reader of FashionIQ's layout."""
 
 from typing import Any
 

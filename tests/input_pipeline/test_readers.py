@@ -88,6 +88,7 @@ def test_fashion_iq_refuses_missing_folders(tmp_path):
     (root / "image_splits" / "split.toptee.val.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"split\.toptee\.val\.json"):
         fashion_iq.read(str(root))
+    write_fashion_iq(tmp_path)
     (root / "captions" / "cap.dress.train.json").write_bytes(b'["\xff"]')
     with pytest.raises(ValueError, match=r"cap\.dress\.train\.json: not UTF-8 at byte 2"):
         fashion_iq.read(str(root))

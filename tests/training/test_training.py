@@ -24,8 +24,8 @@ def _run(config, devices: int, dtype, steps: int = 3):
 
     def create():
         state = create_train_state(model, tx, config.seed, config.data.crop)
-        cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        return jax.tree.map(cast, state)
+        floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda x: x.astype(dtype) if floating(x) else x, state)
 
     state = jax.jit(create, out_shardings=everywhere)()
     step = jax.jit(
@@ -76,7 +76,8 @@ def test_what_is_frozen():
     backbone = {
         "/".join(k.key for k in path)
         for path, _ in jax.tree_util.tree_leaves_with_path(state.params)
-        if path[1].key == "backbone" if len(path) > 1
+        if path[1].key == "backbone"
+        if len(path) > 1
     }
     assert frozen == backbone | {"text_encoder/word_embedding"}
 

@@ -1,0 +1,157 @@
+"""The rules of the house: who imports whom, what imports stay light, fields that are all read."""
+
+import ast
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default, garments
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A module may import from its own layer's package and from lower layers (DESIGN, who imports whom).
+LAYERS = [
+    {"processing", "protocols", "scoring", "sharding"},
+    {"models", "losses"},
+    {"convert"},
+    {"workdir"},
+    {"visualization", "retrieval"},
+    {"evaluation"},
+    {"training", "serving", "reporting"},
+    {"cli"},
+]
+# What a package may not import of its own layer.
+STRANGERS = {("models", "losses"), ("losses", "models")}
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+    """Absolute names that a file imports, functions' imports included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def _parts(package: str):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        inside = path.relative_to(ROOT / package)
+        if inside.name != "__init__.py" or len(inside.parts) > 1:
+            yield path, inside.parts[0].removesuffix(".py")
+
+
+def _layer(part: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if part in layer)
+
+
+def test_import_layers():
+    for path, part in _parts("cmap_jax"):
+        for name in _imports(path):
+            pieces = name.split(".")
+            if pieces[0] == "input_pipeline":
+                assert part == "cli", f"{path} imports {name}: data sets are passed in"
+            if pieces[0] != "cmap_jax" or len(pieces) < 2:
+                continue
+            other = pieces[1]
+            if other == part:
+                continue
+            assert _layer(other) <= _layer(part), f"{path}: {part} may not import {other}"
+            assert (part, other) not in STRANGERS, f"{path}: {part} may not import {other}"
+
+
+def test_input_pipeline_knows_only_processing_and_protocols():
+    for path, _ in _parts("input_pipeline"):
+        for name in _imports(path):
+            if name.split(".")[0] == "cmap_jax" and name != "cmap_jax":
+                assert name.split(".")[1] in ("processing", "protocols"), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("hidden", [("tensorflow", "clu", "torch", "tensorboard")])
+def test_light_imports(hidden):
+    """Models, losses, scoring, workdir, the step and serving's parts work without TensorFlow."""
+    code = f"""
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Hide())
+import cmap_jax, cmap_jax.models, cmap_jax.losses, cmap_jax.scoring, cmap_jax.workdir
+import cmap_jax.training.train_step, cmap_jax.evaluation.evaluator, cmap_jax.processing.images
+cmap_jax.CMAP, cmap_jax.load
+import input_pipeline
+assert set(dir(cmap_jax)) >= {{"CMAP", "load"}}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    code = "import sys, cmap_jax; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def _fields(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_every_field_is_read():
+    """Each field's name is an attribute that some code outside the configs looks up."""
+    read = set()
+    for package in ("cmap_jax", "input_pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute):
+                    read.add(node.attr)
+    unread = [f for f in _fields(default.get_config()) if f.split(".")[-1] not in read]
+    assert not unread, f"nothing reads {unread}"
+    import inspect
+
+    from input_pipeline.garments import prepare
+
+    settings = set(inspect.signature(prepare).parameters)
+    assert set(garments.get_config().data.garments) <= settings
+
+
+def test_every_field_has_a_comment():
+    text = (ROOT / "configs" / "default.py").read_text().partition("def shrink")[0]
+    lines = text.splitlines()
+    for before, line in itertools.pairwise(lines):
+        if line.startswith("    config.") and "ConfigDict()" not in line:
+            assert "# " in line or before.startswith("    #"), line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_configs_are_documented_and_refuse_unknown_arguments(path):
+    if path.stem in ("default", "from_workdir", "__init__"):
+        return
+    import importlib
+
+    module = importlib.import_module(f"configs.{path.stem}")
+    assert f"python main.py --config=configs/{path.name}" in module.__doc__
+    assert set(_fields(default.get_config())) <= set(_fields(module.get_config()))
+    module.get_config("debug")
+    with pytest.raises(ValueError, match="'nonsense'"):
+        module.get_config("nonsense")
+
+
+def test_top_level():
+    fixed = {"cmap_jax", "configs", "input_pipeline", "tests", "main.py", "setup.py", "README.md"}
+    allowed = fixed | {"benchmarks", "notebooks", "docs", ".ci", "LICENSE", "CHANGELOG.md"}
+    allowed |= {"pyproject.toml", ".gitignore"}
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {name.split("/")[0] for name in tracked}
+    assert fixed <= top <= allowed

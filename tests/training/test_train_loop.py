@@ -1,0 +1,191 @@
+"""The whole loop on a tiny data set: resume after any interruption, refusals, non-finite losses."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from fake_data import fashion_iq as write_fashion_iq
+from small import small_config
+
+import cmap_jax
+from cmap_jax import workdir as workdir_lib
+from cmap_jax.training.train import Stopped, train
+from input_pipeline import create_datasets
+
+STEPS_PER_EPOCH, EPOCHS = 3, 2
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = small_config()
+    config.model.text.vocabulary_size = None
+    config.data.directory = str(write_fashion_iq(tmp_path_factory.mktemp("data")))
+    config.data.resize, config.data.crop = 40, 32
+    config.train.batch_size = 8
+    config.train.epochs = EPOCHS
+    config.train.log_every_steps = 1
+    config.eval.batch_size = 16
+    config.eval.rankings = True
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return workdir, train(config, create_datasets(config), workdir)
+
+
+class Interrupted:
+    """Training data that do something after a number of steps."""
+
+    def __init__(self, data, after: int, action):
+        self._data, self._after, self._action = data, after, action
+
+    def __getattr__(self, name):
+        return getattr(self._data, name)
+
+    def batches(self, start, stop):
+        for step, batch in enumerate(self._data.batches(start, stop), start):
+            if step == self._after:
+                batch = self._action(batch) or batch
+            yield batch
+
+
+def _with_interruption(config, after, action):
+    datasets = create_datasets(config)
+    object.__setattr__(datasets, "train", Interrupted(datasets.train, after, action))
+    return datasets
+
+
+def _final_state(workdir, step=STEPS_PER_EPOCH * EPOCHS):
+    import orbax.checkpoint as ocp
+
+    path = workdir / "checkpoints" / str(step) / "state"
+    return ocp.StandardCheckpointer().restore(path)
+
+
+def _assert_same_end(workdir, other):
+    a, b = _final_state(workdir), _final_state(other)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    results = [json.loads((w / "evaluation.json").read_text()) for w in (workdir, other)]
+    assert results[0] == results[1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def _kill(_):
+    raise Killed
+
+
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, after):
+    """Killed in the first epoch (nothing saved), at its end, and in the second."""
+    with pytest.raises(Killed):
+        train(config, _with_interruption(config, after, _kill), tmp_path)
+    train(config, create_datasets(config), tmp_path)
+    _assert_same_end(undisturbed[0], tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_and_ends_with_the_same_bits(config, undisturbed, tmp_path, number):
+    def stop(_):
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped, match="stopped at step 5 of 6"):
+        train(config, _with_interruption(config, 4, stop), tmp_path)
+    assert (tmp_path / "checkpoints" / "5").is_dir()
+    train(config, create_datasets(config), tmp_path)
+    _assert_same_end(undisturbed[0], tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path):
+    train(config, create_datasets(config), tmp_path)
+    _assert_same_end(undisturbed[0], tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    def poison(batch):
+        # An embedding table cannot hold this; the images can, as floating point.
+        image = batch["target_image"].astype(np.float32)
+        return {**batch, "target_image": np.full_like(image, np.nan)}
+
+    with pytest.raises(
+        FloatingPointError, match=r"step 5 is not finite.*loss/matching = nan.*step 3"
+    ):
+        train(config, _with_interruption(config, 4, poison), tmp_path)
+    trained = cmap_jax.load(tmp_path)
+    assert trained.step == 3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained.variables))
+
+
+def test_another_config_is_refused(config, undisturbed):
+    other = config.copy_and_resolve_references()
+    other.seed = 7
+    other.optimizer.learning_rate = 1.0
+    with pytest.raises(
+        ValueError, match=r"(?s)learning_rate.*config\.seed: 0 there, 7 now.*--workdir"
+    ):
+        train(other, create_datasets(other), undisturbed[0])
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(config, tmp_path):
+    other = config.copy_and_resolve_references()
+    other.model.text.vocabulary_size = 1000
+    with pytest.raises(ValueError, match=r"vocabulary_size is 1000, but the data's vocabulary has"):
+        train(other, create_datasets(other), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_results_are_as_published(undisturbed):
+    workdir, result = undisturbed
+    written = json.loads((workdir / "evaluation.json").read_text())
+    assert written["protocols"] == result.protocols
+    assert list(written["protocols"]) == ["fashioniq/original", "fashioniq/val"]
+    numbers = written["protocols"]["fashioniq/original"]
+    assert {"mR", "R@10", "R@50", "dress/R@10", "toptee/R@50", "queries", "skipped"} <= set(numbers)
+    lines = (workdir / "rankings" / "fashioniq-original.jsonl").read_text().splitlines()
+    record = json.loads(lines[0])
+    assert set(record) == {"query", "reference", "text", "targets", "rank", "top"}
+    assert len(lines) == numbers["queries"] == 24
+    for line in lines:
+        record = json.loads(line)
+        assert record["reference"] not in record["top"][:-1]
+        assert record["top"][record["rank"]] == record["targets"][0]
+    assert any(workdir.glob("events.out.tfevents.*"))
+
+
+def test_the_workdir_is_all_that_is_needed(config, undisturbed):
+    trained = cmap_jax.load(undisturbed[0])
+    assert trained.protocol.name == "fashioniq/original"
+    assert trained.config.model.text.vocabulary_size == len(trained.vocabulary)
+    text = trained.encode_text([("is red", "is longer"), "has no sleeves"])
+    paths = [f"{config.data.directory}/images/dval{i}.jpg" for i in range(2)]
+    pyramid = trained.encode_images(paths)
+    assert (pyramid.shape, text.shape) == ((3, 2, 8), (2, 8))
+    query = trained.model.apply(trained.variables, pyramid, text, method="compose")
+    assert cmap_jax.scoring.score(query, pyramid).shape == (2, 2)
+
+
+def test_broken_workdirs_are_named(undisturbed, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not a workdir: it has no config\.json"):
+        cmap_jax.load(tmp_path)
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], copy)
+    vocabulary = workdir_lib.read_description(copy).vocabulary
+    (copy / "vocabulary.txt").write_text("\n".join([*vocabulary.words, "one", "more"]))
+    with pytest.raises(ValueError, match="it belongs to another model"):
+        cmap_jax.load(copy)
+    shutil.copy(undisturbed[0] / "vocabulary.txt", copy)
+    for folder in ("best", "checkpoints"):
+        shutil.rmtree(copy / folder)
+    with pytest.raises(FileNotFoundError, match="has no checkpoint yet"):
+        cmap_jax.load(copy)
