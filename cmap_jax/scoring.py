@@ -6,9 +6,9 @@ a weight vector ``w``; its score against an embedding ``t`` of that level is
     n . t / sqrt(w^2 . t^2)        with a weight (squares are elementwise), or
     n . t                          without.
 
-That is ``<g, l2(w * t)>`` with ``n = g * w``: the weighted, renormalised target of CMAP's attention
-(SPEC 1) without ever building the B x N x D tensor of all weighted targets. A level costs one matrix
-product without a weight and two with one.
+That is ``<g, l2(w * t)>`` with ``n = g * w``: the weighted, renormalised target of CMAP's
+attention (SPEC 1) without ever building the B x N x D tensor of all weighted targets. A level costs
+one matrix product without a weight and two with one.
 
     query = model.apply(variables, pyramid, text, method="compose")
     scores = score(query, gallery_pyramid)                       # [B, N]

@@ -25,14 +25,14 @@ class Datasets:
     Attributes:
         vocabulary: the words.
         preprocessing: what is done to an image.
-        train: training batches.
+        train: training batches; None where only evaluation was asked for.
         evaluations: by split: "val" always, "test" where the data set has one.
         facts: what results must be stamped with: the skipped images, oracle ceilings.
     """
 
     vocabulary: Vocabulary
     preprocessing: ImagePreprocessing
-    train: TrainingData
+    train: TrainingData | None
     evaluations: Mapping[str, EvaluationData]
     facts: Mapping[str, Any]
 
@@ -41,6 +41,7 @@ def create_datasets(
     config: Any,
     vocabulary: Vocabulary | None = None,
     *,
+    training: bool = True,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Datasets:
@@ -49,6 +50,7 @@ def create_datasets(
     Args:
         config: a whole config.
         vocabulary: that of an existing model; None: counted from the training captions.
+        training: False to leave the training items and their images alone, for evaluation.
         process_index: which share of each global batch to make.
         process_count: number of shares.
 
@@ -65,28 +67,16 @@ def create_datasets(
             f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
         )
     records = read_records(config)
-    records, skipped = _leave_out_missing(records, data.missing_images)
-    if config.train.batch_size > len(records.train):
-        raise DataError(
-            f"config.train.batch_size is {config.train.batch_size}, but there are only "
-            f"{len(records.train)} training items in {data.directory}"
-        )
-    if config.train.batch_size % process_count:
-        raise ValueError(
-            f"config.train.batch_size={config.train.batch_size} is not a multiple of the "
-            f"{process_count} processes"
-        )
     if vocabulary is None:
         vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
-    train = TrainingData(
-        records,
-        vocabulary,
-        preprocessing,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    if not training:
+        records = records.for_evaluation()
+    records, skipped = _leave_out_missing(records, data.missing_images)
+    train = None
+    if training:
+        train = _training_data(
+            config, records, vocabulary, preprocessing, process_index, process_count
+        )
     evaluations = {
         split: EvaluationData(
             records, evaluations, vocabulary, preprocessing, batch_size=config.eval.batch_size
@@ -95,6 +85,37 @@ def create_datasets(
     }
     return Datasets(
         vocabulary, preprocessing, train, evaluations, {**records.facts, "images_skipped": skipped}
+    )
+
+
+def _training_data(
+    config: Any,
+    records: Records,
+    vocabulary: Vocabulary,
+    preprocessing: ImagePreprocessing,
+    process_index: int,
+    process_count: int,
+) -> TrainingData:
+    """Return the training batches, or refuse a batch that there are not the items for."""
+    batch_size = config.train.batch_size
+    if batch_size > len(records.train):
+        raise DataError(
+            f"config.train.batch_size is {batch_size}, but there are only {len(records.train)} "
+            f"training items in {config.data.directory}"
+        )
+    if batch_size % process_count:
+        raise ValueError(
+            f"config.train.batch_size={batch_size} is not a multiple of the {process_count} "
+            "processes"
+        )
+    return TrainingData(
+        records,
+        vocabulary,
+        preprocessing,
+        batch_size=batch_size,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
     )
 
 

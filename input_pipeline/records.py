@@ -166,6 +166,12 @@ class Records:
                 ids |= evaluation.image_ids()
         return ids
 
+    def for_evaluation(self) -> "Records":
+        """Return the records without training items and the images that only they need."""
+        records = dataclasses.replace(self, train=FixedTriplets(()))
+        images = {i: self.images[i] for i in records.image_ids()}
+        return dataclasses.replace(records, images=images)
+
     def without(self, missing: Set[str]) -> "Records":
         """Return the records without some images and all that needs them."""
         return dataclasses.replace(

@@ -25,6 +25,8 @@ def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     try:
         result, facts = (_evaluate if evaluate_only else _train)(config, workdir)
+    except KeyboardInterrupt:
+        end_with("interrupted", status=130)
     except train_lib.Stopped as stopped:
         end_with(str(stopped), status=0)
     except FloatingPointError as error:
@@ -43,9 +45,12 @@ def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
 
 
 def _train(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
-    workdir_lib.check_same_run(workdir, config)  # before any data are rendered or read
-    CMAP.from_config(_with_any_vocabulary(config))
-    datasets = _datasets(config)
+    # Before any data are rendered or read.
+    workdir_lib.check_same_run(workdir, config)
+    train_lib.check_config(config)
+    datasets = input_pipeline.create_datasets(
+        config, process_index=jax.process_index(), process_count=jax.process_count()
+    )
     return train_lib.train(config, datasets, workdir), datasets.facts
 
 
@@ -58,24 +63,8 @@ def _evaluate(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]
     )
     if changed:
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
-    datasets = _datasets(config, description.vocabulary)
+    datasets = input_pipeline.create_datasets(config, description.vocabulary, training=False)
     mesh = sharding.make_mesh()
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     result = train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir)
     return result, datasets.facts
-
-
-def _datasets(config: ConfigDict, vocabulary: Any = None) -> Any:
-    return input_pipeline.create_datasets(
-        config,
-        vocabulary,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def _with_any_vocabulary(config: ConfigDict) -> ConfigDict:
-    """Return the config with a vocabulary size, so that all else can be checked before the data."""
-    config = config.copy_and_resolve_references()
-    config.model.text.vocabulary_size = config.model.text.vocabulary_size or 1
-    return config

@@ -19,6 +19,8 @@ from cmap_jax import sharding
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Result
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.image_encoder import LEVELS
+from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.training.checkpointing import Checkpoints, abstract_state
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.train_state import TrainState, create_train_state
@@ -97,6 +99,52 @@ def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Resu
         result = evaluate_workdir(config, evaluator, mesh, datasets, workdir)
         writer.write_scalars(total_steps, _tags(result, prefix="best/"))
     return result
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuse an impossible config before any data are read.
+
+    Raises:
+        ValueError: names the field and what it may be.
+    """
+    for part, field in (
+        ("train", "batch_size"),
+        ("train", "epochs"),
+        ("train", "log_every_steps"),
+        ("train", "checkpoint_every_epochs"),
+        ("train", "checkpoints_to_keep"),
+        ("eval", "every_epochs"),
+        ("eval", "batch_size"),
+        ("eval", "gallery_chunk"),
+    ):
+        if config[part][field] < 1:
+            raise ValueError(f"config.{part}.{field} must be 1 or more, not {config[part][field]}")
+    devices = jax.device_count()
+    for part in ("train", "eval"):
+        if config[part].batch_size % devices:
+            raise ValueError(
+                f"config.{part}.batch_size={config[part].batch_size} is not a multiple of the "
+                f"{devices} devices"
+            )
+    # One set of weights a level; a variant with fewer levels uses the first.
+    for field in ("matching_weights", "preservation_weights", "margins"):
+        if len(config.loss[field]) != len(LEVELS):
+            raise ValueError(
+                f"config.loss.{field} must have {len(LEVELS)} numbers, for {', '.join(LEVELS)}"
+            )
+    if config.loss.preservation_reduction not in ("sum", "mean"):
+        raise ValueError(
+            'config.loss.preservation_reduction must be "sum" or "mean", not '
+            f"{config.loss.preservation_reduction!r}"
+        )
+    try:
+        ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
+    except ValueError as error:
+        raise ValueError(f"config.data.crop and config.data.resize: {error}") from error
+    make_schedule(config, steps_per_epoch=1)
+    known = config.copy_and_resolve_references()
+    known.model.text.vocabulary_size = known.model.text.vocabulary_size or 1
+    CMAP.from_config(known)
 
 
 def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:
