@@ -86,10 +86,10 @@ def shrink(config: ConfigDict) -> None:
     config.model.text.frozen = False
     config.model.text.word_dim = 64  # 300 is GloVe's
     config.loss.preservation_weights = (0.02, 0.02, 0.01)  # see configs/garments.py
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
-    config.train.batch_size = 64
+    config.train.batch_size = 128
     config.train.epochs = 2
     config.data.resize = 72
     config.data.crop = 64

@@ -17,7 +17,6 @@ def get_config(arg: str = "") -> ConfigDict:
     debug = arg == "debug"
 
     default.shrink(config)
-    config.train.epochs = 2
     config.eval.batch_size = 256
 
     config.data.name = "garments"
@@ -25,9 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.garments = ConfigDict()  # how the data are rendered
     config.data.garments.seed = 0
     config.data.garments.image_size = 72  # pixels
-    config.data.garments.train_triplets = 18000  # each gives two items, one per caption order
+    config.data.garments.train_triplets = 20000  # each gives two items, one per caption order
     if debug:
         config.data.directory = "data/garments_debug"
         config.data.garments.train_triplets = 640
-        config.train.epochs = 2
     return config

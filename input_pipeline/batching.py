@@ -6,7 +6,8 @@ state to save, and no image is decoded to get there.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,9 @@ from input_pipeline.records import DataError, Evaluation, Query, Records
 
 # Set the streams of random numbers drawn from one seed apart from one another.
 _ORDER, _AUGMENTATION = 1, 2
+
+# Images decoded at once; what TensorFlow does in one call is single-threaded.
+_PARALLEL_CALLS = os.cpu_count() or 1
 
 Batch = dict[str, np.ndarray]
 
@@ -73,11 +77,11 @@ class TrainingData:
         share = self._share.stop - self._share.start
         dataset = (
             plan.unbatch()
-            .map(self._load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .map(self._load, num_parallel_calls=_PARALLEL_CALLS, deterministic=True)
             .batch(share, drop_remainder=True)
             .prefetch(2)
         )
-        return _named_failures(dataset, self._paths.values())
+        return _numpy_batches(dataset, stop_step - start_step, self._paths.values())
 
     def _plan(self, start_step: int, stop_step: int) -> Iterator[dict]:
         """Yield what each batch is made of: paths, tokens and seeds; nothing is read here."""
@@ -165,11 +169,11 @@ class EvaluationData:
             tf.data.Dataset.from_tensor_slices(
                 (np.arange(len(self._paths), dtype=np.int32), self._paths)
             )
-            .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .map(load, num_parallel_calls=_PARALLEL_CALLS, deterministic=True)
             .batch(self.batch_size)
             .prefetch(2)
         )
-        for batch in _named_failures(dataset, self._paths):
+        for batch in _numpy_batches(dataset, self.image_batch_count(), self._paths):
             yield pad_batch(batch, self.batch_size)
 
     def query_batches(self, queries: Sequence[Query]) -> Iterator[Batch]:
@@ -205,12 +209,16 @@ def pad_batch(batch: Batch, size: int) -> Batch:
     }
 
 
-def _named_failures(dataset: tf.data.Dataset, paths) -> Iterator[Batch]:
-    """Iterate over a data set; if an image fails in the middle, say which file it is."""
-    iterator = dataset.as_numpy_iterator()
-    while True:
+def _numpy_batches(dataset: tf.data.Dataset, count: int, paths: Collection[str]) -> Iterator[Batch]:
+    """Iterate over ``count`` batches; if an image fails in the middle, say which file it is."""
+    options = tf.data.Options()
+    # Its parallelism is set below. With autotuning on, the end of a sequence was seen to wait for
+    # the tuner's next turn, up to a minute; for the same reason the end is counted, not awaited.
+    options.autotune.enabled = False
+    iterator = dataset.with_options(options).as_numpy_iterator()
+    for _ in range(count):
         try:
-            batch = next(iterator, None)
+            yield next(iterator)
         except tf.errors.OpError as error:
             # TensorFlow names neither the file nor the item: look at them all again.
             for path in paths:
@@ -221,6 +229,3 @@ def _named_failures(dataset: tf.data.Dataset, paths) -> Iterator[Batch]:
                         "--config.data.missing_images=skip"
                     ) from None
             raise DataError(f"an image cannot be decoded: {error.message}") from error
-        if batch is None:
-            return
-        yield batch

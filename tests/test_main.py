@@ -132,7 +132,7 @@ def test_impossible_runs_get_a_clear_message(tmp_path):
         ((config, "--config.data.directory=/nowhere"), "/nowhere: no such folder"),
         (
             (config, f"--config.data.directory={write_fashion_iq(tmp_path)}"),
-            "config.train.batch_size is 64, but there are only 24 training items",
+            "config.train.batch_size is 128, but there are only 24 training items",
         ),
         ((config, "--config.model.variant=cnap"), "config.model.variant must be one of cmap"),
     ):

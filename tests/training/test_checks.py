@@ -1,0 +1,30 @@
+"""Impossible configs are refused before any data are read."""
+
+import pytest
+from small import small_config
+
+from cmap_jax.training.train import check_config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.batch_size", 0, r"config\.train\.batch_size must be 1 or more, not 0"),
+        ("train.batch_size", 12, "batch_size=12 is not a multiple of the 8 devices"),
+        ("eval.batch_size", 12, r"config\.eval\.batch_size=12"),
+        ("eval.every_epochs", 0, r"config\.eval\.every_epochs"),
+        ("loss.margins", (0.6,), "must have 3 numbers, for high, mid, low"),
+        ("loss.preservation_reduction", "max", '"sum" or "mean"'),
+        ("data.crop", 50, "multiple of 32"),
+        ("data.crop", 96, "must not exceed resize"),
+        ("optimizer.schedule", "linear", '"stepped" or "cosine"'),
+        ("model.variant", "camp", r"config\.model\.variant"),
+    ],
+)
+def test_impossible_fields(field, value, message):
+    config = small_config()
+    check_config(config)
+    part, name = field.split(".")
+    config[part][name] = value
+    with pytest.raises(ValueError, match=message):
+        check_config(config)
