@@ -98,7 +98,8 @@ def test_describe_allocates_nothing():
         ),
         (
             (_config("garments.py"), "--config.batch_size=1"),
-            "there is no field config.batch_size; nearest: config.train.batch_size",
+            "there is no field config.batch_size; nearest: config.eval.batch_size, "
+            "config.train.batch_size",
         ),
         (
             (_config("garments.py"), "--config.train.batch_size=many"),

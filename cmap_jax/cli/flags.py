@@ -48,6 +48,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         if _value(argv, "mode") == "evaluate":
             argv = _with_workdir_config(argv)
+        if config_file := _value(argv, "config"):
+            _read(config_file)  # ml_collections would put off the error to the first use
         rest = flags.FLAGS(argv)
         if rest[1:]:
             raise UsageError(f"unexpected argument {rest[1]!r}; flags begin with --")
