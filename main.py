@@ -26,15 +26,16 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     config, workdir = flags.CONFIG.value, flags.workdir()
-    if flags.MODE.value == "describe":
-        from cmap_jax.cli.describe import describe
+    with flags.expected_errors():
+        if flags.MODE.value == "describe":
+            from cmap_jax.cli.describe import describe
 
-        print(describe(config))
-        return
-    # Only now: TensorFlow takes seconds to load.
-    from cmap_jax.cli import run
+            print(describe(config))
+            return
+        # Only now: TensorFlow takes seconds to load.
+        from cmap_jax.cli import run
 
-    run.run(config, workdir, evaluate_only=flags.MODE.value == "evaluate")
+        run.run(config, workdir, evaluate_only=flags.MODE.value == "evaluate")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ python benchmarks/garments.py --runs=runs/benchmark --out=benchmarks/results/gar
 
 Every run is `python main.py --config=configs/garments.py` with the overrides below; a run that is
 complete is not repeated, so the script can be stopped and started. It prints a Markdown table of
-means and spreads (largest minus smallest) over the seeds.
+means over the seeds, ± half of the range.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def run(name: str, overrides: tuple[str, ...], seed: int, runs: pathlib.Path) ->
             *(f"--config.seed={seed}", *overrides),
         ]
         print(" ".join(command), file=sys.stderr, flush=True)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         took.write_text(json.dumps(time.monotonic() - started))
     seconds = json.loads(took.read_text()) if took.exists() else None
     return {**json.loads(done.read_text()), "seconds": seconds, "seed": seed}
@@ -60,7 +60,7 @@ def table(results: dict[str, list[dict]]) -> str:
     oracles = next(iter(results.values()))[0]["facts"]["oracles"]
     for name in oracles[PROTOCOLS[0]]:
         cells = [f"{oracles[p][name][r]:.1f}" for p in PROTOCOLS for r in RECALLS]
-        lines.append(f"| ({name.replace('_', ' ')}, exact) | " + " | ".join(cells) + " |")
+        lines.append(f"| ({name.replace('_', ' ')}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ class Protocol:
         recall_at: the K of each recall R@K, in images.
         averaging: "categories": the mean over categories of each one's recall, each with a gallery
             of its own; "pooled": one gallery, all queries alike.
-        reference: what happens to the query's own reference image: its score becomes -inf.
+        reference: "excluded": the score of the query's own reference image becomes -inf; or "kept".
     """
 
     name: str
@@ -29,7 +29,7 @@ class Protocol:
     correct: str
     recall_at: tuple[int, ...]
     averaging: Literal["categories", "pooled"]
-    reference: str = "excluded"
+    reference: Literal["excluded", "kept"] = "excluded"
 
     def to_dict(self) -> dict:
         """Return the fields, for JSON."""

@@ -3,8 +3,6 @@
 A single device is the special case of a mesh of one.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -44,8 +42,3 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
                 "a batch size that is a multiple of the number of devices"
             )
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
-def to_host(tree: Any) -> Any:
-    """Return arrays as NumPy, gathered from all devices."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -45,7 +45,7 @@ CONFIG, VOCABULARY, MODEL, EVALUATION = (
 )
 CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 _FORMAT = 1  # of model.json; raised when a reader of the old one would misread the new one
-_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
 _BATCH = 64  # images encoded at once
 
 
@@ -101,9 +101,9 @@ def read_description(workdir: str | os.PathLike) -> Description:
             f"--config=configs/garments.py --workdir={workdir}"
         )
     about = read_json(workdir / MODEL)
-    if about["format"] != _FORMAT:
+    if about.get("format") != _FORMAT:
         raise ValueError(
-            f"{workdir / MODEL} has format {about['format']}, this version of cmap_jax reads "
+            f"{workdir / MODEL} has format {about.get('format')}, this version of cmap_jax reads "
             f"{_FORMAT}"
         )
     vocabulary = Vocabulary.load(workdir / VOCABULARY)
@@ -125,6 +125,12 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
     """Return a workdir's config, or None if there is none."""
     path = epath.Path(workdir) / CONFIG
     return ConfigDict(_lists_to_tuples(read_json(path))) if path.exists() else None
+
+
+def absolute(workdir: str | os.PathLike) -> epath.Path:
+    """Return a workdir's absolute path, as Orbax needs it; one in a bucket is that already."""
+    path = os.fspath(workdir)
+    return epath.Path(path if "://" in path else os.path.abspath(path))
 
 
 def _lists_to_tuples(value: Any) -> Any:
@@ -217,6 +223,8 @@ class Trained:
 
     def encode_text(self, texts: Sequence[str | Sequence[str]]) -> jax.Array:
         """Encode texts, each one caption or a sequence of one or two, to [B, D] float32."""
+        if isinstance(texts, str):
+            raise TypeError("encode_text takes a sequence of texts: [text]")
         tokens, lengths = self.vocabulary.encode_batch(texts)
         return self._encode_text(self.variables, tokens, lengths)
 
@@ -227,6 +235,8 @@ class Trained:
             images: paths, PIL images, encoded bytes or uint8 arrays [H, W, 3], as
                 `cmap_jax.processing.images.read_image` takes them.
         """
+        if isinstance(images, str | os.PathLike):
+            raise TypeError("encode_images takes a sequence of images: [image]")
         if not len(images):
             raise ValueError("no images to encode")
         pyramids = []
@@ -272,7 +282,7 @@ def read_variables(workdir: str | os.PathLike, model: CMAP, image_size: int) -> 
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected
     )
     for folder, item in ((BEST, "variables"), (CHECKPOINTS, "state")):
-        path = pathlib.Path(os.path.abspath(workdir)) / folder
+        path = absolute(workdir) / folder
         if not path.is_dir():
             continue
         with ocp.CheckpointManager(path) as manager:
@@ -287,7 +297,8 @@ def read_variables(workdir: str | os.PathLike, model: CMAP, image_size: int) -> 
                             item: ocp.args.PyTreeRestore(
                                 expected,
                                 restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
-                                partial_restore=True,
+                                # A state holds the optimiser's part too.
+                                partial_restore=item == "state",
                             )
                         }
                     ),

@@ -74,6 +74,10 @@ def get_config() -> ConfigDict:
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
     config.data.resize = 256  # side in pixels after padding to a square
     config.data.crop = 224  # side of the crop that the model sees, a multiple of 32
+    config.data.garments = ConfigDict()  # how "garments" are rendered; others ignore it
+    config.data.garments.seed = 0  # of the pictures and captions; config.seed may differ
+    config.data.garments.image_size = 72  # pixels
+    config.data.garments.train_triplets = 20000  # each gives two items, one per caption order
     return config
 
 
@@ -85,7 +89,8 @@ def shrink(config: ConfigDict) -> None:
     config.model.image.frozen = False  # nothing is pretrained
     config.model.text.frozen = False
     config.model.text.word_dim = 64  # 300 is GloVe's
-    config.loss.preservation_weights = (0.02, 0.02, 0.01)  # see configs/garments.py
+    # At their published size, for a sum over 128, these would drown the matching loss at first.
+    config.loss.preservation_weights = (0.02, 0.02, 0.01)
     config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from cmap_jax.processing.images import ImagePreprocessing, check_image_file
+from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import preprocess
 from input_pipeline.records import DataError, Evaluation, Query, Records
@@ -212,20 +212,18 @@ def pad_batch(batch: Batch, size: int) -> Batch:
 def _numpy_batches(dataset: tf.data.Dataset, count: int, paths: Collection[str]) -> Iterator[Batch]:
     """Iterate over ``count`` batches; if an image fails in the middle, say which file it is."""
     options = tf.data.Options()
-    # Its parallelism is set below. With autotuning on, the end of a sequence was seen to wait for
-    # the tuner's next turn, up to a minute; for the same reason the end is counted, not awaited.
+    # Parallelism is fixed in the graph. With autotuning on, the end of a sequence was seen to take
+    # up to a minute to arrive; for the same reason the end is counted, not awaited.
     options.autotune.enabled = False
     iterator = dataset.with_options(options).as_numpy_iterator()
     for _ in range(count):
         try:
             yield next(iterator)
         except tf.errors.OpError as error:
-            # TensorFlow names neither the file nor the item: look at them all again.
+            # TensorFlow names neither the file nor the item: decode them all again.
             for path in paths:
-                reason = check_image_file(path)
-                if reason is not None:
-                    raise DataError(
-                        f"{path}: {reason}. Repair it, or leave it out with "
-                        "--config.data.missing_images=skip"
-                    ) from None
-            raise DataError(f"an image cannot be decoded: {error.message}") from error
+                try:
+                    read_image(path)
+                except ImageReadError as reason:
+                    raise DataError(f"{reason}. Repair or remove this image") from None
+            raise DataError(f"the input pipeline failed: {error.message}") from error

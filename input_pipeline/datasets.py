@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from etils import epath
+
 from cmap_jax.processing.images import ImagePreprocessing, check_image_file
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import fashion200k, fashion_iq
@@ -27,7 +29,8 @@ class Datasets:
         preprocessing: what is done to an image.
         train: training batches; None where only evaluation was asked for.
         evaluations: by split: "val" always, "test" where the data set has one.
-        facts: what results must be stamped with: the skipped images, oracle ceilings.
+        facts: what results must be stamped with: the skipped images, oracle ceilings, and the
+            number of training items.
     """
 
     vocabulary: Vocabulary
@@ -83,9 +86,10 @@ def create_datasets(
         )
         for split, evaluations in records.evaluations.items()
     }
-    return Datasets(
-        vocabulary, preprocessing, train, evaluations, {**records.facts, "images_skipped": skipped}
-    )
+    facts = {**records.facts, "images_skipped": skipped}
+    if train is not None:
+        facts["training_items"] = len(records.train)
+    return Datasets(vocabulary, preprocessing, train, evaluations, facts)
 
 
 def _training_data(
@@ -122,8 +126,6 @@ def _training_data(
 def read_records(config: Any) -> Records:
     """Read the annotations of ``config.data.name``; garments are rendered first where needed."""
     data = config.data
-    if data.name == "garments":
-        return garments_reader.read(data.directory, **data.garments)
     if data.name not in _READERS:
         raise ValueError(
             f"config.data.name must be one of {', '.join(_READERS)}; got {data.name!r}"
@@ -133,6 +135,10 @@ def read_records(config: Any) -> Records:
             "config.data.directory is not set: give the folder that holds the annotations, "
             "--config.data.directory=..."
         )
+    if data.name == "garments":
+        if data.image_directory:
+            raise ValueError("config.data.image_directory: garments keep their images with them")
+        return garments_reader.read(data.directory, **data.garments)
     reader = {"fashion_iq": fashion_iq, "fashion200k": fashion200k}[data.name]
     return reader.read(data.directory, data.image_directory)
 
@@ -143,7 +149,9 @@ def check_images(images: Iterable[Image]) -> dict[str, str]:
     started = reported = time.monotonic()
     reasons: dict[str, str] = {}
     with concurrent.futures.ThreadPoolExecutor(_CHECKERS) as pool:
-        found = pool.map(check_image_file, (image.path for image in images), chunksize=64)
+        # A path in a bucket needs its own reader.
+        paths = (epath.Path(i.path) if "://" in i.path else i.path for i in images)
+        found = pool.map(check_image_file, paths)
         for done, (image, reason) in enumerate(zip(images, found, strict=True), 1):
             if reason is not None:
                 reasons[image.id] = reason
@@ -171,7 +179,7 @@ def _leave_out_missing(records: Records, policy: str) -> tuple[Records, int]:
     )
     summary = f"{len(reasons)} of {len(records.images)} images cannot be used, such as\n{examples}"
     if policy == "fail" or len(reasons) == len(records.images):
-        remedy = "Set --config.data.image_directory to the folder with the images"
+        remedy = "Restore them, set --config.data.image_directory to the folder with the images"
         if policy == "fail":
             remedy += ", or leave these out with --config.data.missing_images=skip"
         raise DataError(f"{summary}\n{remedy}")

@@ -6,6 +6,7 @@
 """
 
 import collections
+import itertools
 from collections.abc import Iterable, Set
 
 import numpy as np
@@ -19,6 +20,7 @@ _PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
 _SUFFIX = "_{split}_detect_all.txt"
 _PREFIX = "women/"
 _MARKS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}
+_SAMPLE = 50  # images looked for to find the folder layout
 _SAMPLING = 0x200  # sets this stream of random numbers apart from others with the same seed
 
 
@@ -146,6 +148,11 @@ class SampledPairs:
         return SampledPairs({i: c for i, c in self._captions.items() if i not in missing})
 
 
+def _lines(path: epath.Path) -> list[str]:
+    """Return a file's lines; str.splitlines would also split at exotic marks in a caption."""
+    return read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
 def _normalize_path(path: str) -> str:
     """Return an image's id: its path without the ``women/`` that may lead it."""
     return path.removeprefix(_PREFIX)
@@ -165,7 +172,7 @@ def _read_labels(root: epath.Path, split: str) -> dict[str, str]:
     captions: dict[str, str] = {}
     for category in (*published, *sorted(found - set(published))):
         path = folder / f"{category}{suffix}"
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(_lines(path), 1):
             fields = line.split("\t")
             if len(fields) != 3 or not fields[0] or not fields[2].strip():
                 raise DataError(
@@ -176,7 +183,10 @@ def _read_labels(root: epath.Path, split: str) -> dict[str, str]:
 
 
 def _find_queries(root: epath.Path, image_root: epath.Path) -> epath.Path:
-    places = [folder / "test_queries.txt" for folder in dict.fromkeys((root, image_root))]
+    places = [
+        folder / "test_queries.txt"
+        for folder in dict.fromkeys((root, image_root, image_root / "women"))
+    ]
     for path in places:
         if path.exists():
             return path
@@ -192,7 +202,7 @@ def _read_queries(path: epath.Path, captions: dict[str, str]) -> tuple[Query, ..
     for image, caption in captions.items():
         same[caption].append(image)
     queries = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         fields = [_normalize_path(field) for field in line.split()]
         if len(fields) != 2:
             raise DataError(f"{path}, line {number}: expected a source and a target path")
@@ -208,8 +218,9 @@ def _read_queries(path: epath.Path, captions: dict[str, str]) -> tuple[Query, ..
 
 def _locator(root: epath.Path, sample: Iterable[str]):
     """Return a function from id to path, for the folder layout that the sample has."""
-    first = next(iter(sample))
-    base = next((f for f in (root / "women", root) if (f / first).exists()), root / "women")
+    sample = list(itertools.islice(sample, _SAMPLE))
+    bases = (root / "women", root)
+    base = max(bases, key=lambda folder: sum((folder / i).exists() for i in sample))
     return lambda image: str(base / image)
 
 

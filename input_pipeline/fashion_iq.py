@@ -7,6 +7,7 @@ Annotations: ``captions/cap.<category>.<split>.json`` and
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -83,6 +84,14 @@ class Layout:
                 "image_splits"
             )
         published = [c for c in _PUBLISHED_ORDER if c in found]
+        if 0 < len(published) < len(_PUBLISHED_ORDER):
+            missing = ", ".join(c for c in _PUBLISHED_ORDER if c not in found)
+            logging.warning(
+                "%s: no captions of %s; means over the other categories cannot be compared with "
+                "published ones",
+                self.directory,
+                missing,
+            )
         self.categories = (*published, *sorted(found - set(published)))
 
     def annotations(self, category: str, split: str) -> list[dict]:

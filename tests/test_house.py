@@ -96,6 +96,23 @@ assert set(dir(cmap_jax)) >= {{"CMAP", "load"}}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_public_names_as_people_write_them():
+    """The forms of the README, in a fresh interpreter, without importing any submodule first."""
+    code = """
+import numpy as np
+import cmap_jax
+from cmap_jax import CMAP, load
+assert cmap_jax.evaluation.metrics.ranks(np.array([[0.1, 0.9]]), [0], [1]) == 0
+cmap_jax.losses.matching_loss, cmap_jax.losses.preservation_loss
+cmap_jax.scoring.score, cmap_jax.scoring.score_levels, cmap_jax.scoring.score_branches
+cmap_jax.processing.tokenizer.tokenize, cmap_jax.training.train_step.make_train_step
+cmap_jax.models.CMAP.from_config, cmap_jax.sharding.make_mesh, cmap_jax.protocols.PROTOCOLS
+import input_pipeline
+input_pipeline.create_datasets
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def _fields(config: ConfigDict, prefix: str = ""):
     for key, value in config.items():
         if isinstance(value, ConfigDict):

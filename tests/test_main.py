@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 from fake_data import fashion_iq as write_fashion_iq
@@ -115,6 +116,7 @@ def test_describe_allocates_nothing():
         ((_config("garments.py"), "--mode=test"), "should be one of <train|evaluate|describe>"),
         (("--mode=evaluate",), "evaluate which run? Give --workdir"),
         (("--mode=evaluate", "--workdir=/nowhere"), "/nowhere is not a workdir"),
+        (("--mode", "evaluate", "--workdir", "/nowhere"), "/nowhere is not a workdir"),
         (("--config.train.epochs=1",), "overrides need a config"),
     ],
 )
@@ -142,6 +144,48 @@ def test_impossible_runs_get_a_clear_message(tmp_path):
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.variant=camp", "config.model.variant must be one of cmap"),
+        ("data.crop=60", "multiple of 32"),
+        ("optimizer.schedule=linear", "config.optimizer.schedule must be"),
+    ],
+)
+def test_describe_refuses_the_impossible(override, message):
+    done = run("--mode=describe", _config("fashioniq.py"), f"--config.{override}")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_with_signal_9(tmp_path):
+    """kill -9 in the second epoch; the run goes on to the same results as one left alone."""
+    arguments = (_config("garments.py:debug"), "--config.train.epochs=3")
+    for name in ("alone", "killed"):
+        workdir = tmp_path / name
+        if name == "killed":
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / "main.py"), *arguments, f"--workdir={workdir}"],
+                cwd=tmp_path,
+                stderr=subprocess.DEVNULL,
+                env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+                | {"PYTHONPATH": str(ROOT)},
+            )
+            while not (workdir / "checkpoints" / "10").is_dir():
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.kill()
+            process.wait()
+        done = run(*arguments, f"--workdir={workdir}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    results = [
+        json.loads((tmp_path / n / "evaluation.json").read_text()) for n in ("alone", "killed")
+    ]
+    assert results[0] == results[1]
 
 
 def test_fashioniq_debug_and_fashion200k_debug(tmp_path):

@@ -175,11 +175,17 @@ def test_frozen_stage_in_float64(norm, x64):
 
 
 @pytest.mark.parametrize("settings", MODELS, ids=_name)
-def test_forward_in_float32(settings):
-    """Embeddings, scores and losses in evaluation mode: 1e-4."""
-    theirs, config, model, variables = _pair(settings, "float32", width=8)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-6)])
+def test_forward(settings, dtype, tolerance):
+    """Embeddings, scores and losses in evaluation mode."""
+    with jax.enable_x64(dtype == "float64"):
+        _compare_forward(settings, dtype, tolerance)
+
+
+def _compare_forward(settings, dtype, tolerance):
+    theirs, config, model, variables = _pair(settings, dtype, width=8)
     theirs.eval()
-    (batch,) = _batches(1, torch.float32)
+    (batch,) = _batches(1, getattr(torch, dtype))
     ours = _ours(batch)
     with torch.no_grad():
         reference, target = (
@@ -192,8 +198,8 @@ def test_forward_in_float32(settings):
         branches = theirs.scores_per_branch(reference, text, target)
         total = tt.total_loss(theirs, reference, text, target, tt.Objective())
 
-    outputs = model.apply(variables, **ours)
-    close = {"rtol": 1e-4, "atol": 1e-4}
+    outputs = jax.jit(model.apply)(variables, **ours)
+    close = {"rtol": tolerance, "atol": tolerance}
     np.testing.assert_allclose(outputs.targets, target, **close)
     if text is not None:
         encoded = model.apply(
@@ -203,7 +209,7 @@ def test_forward_in_float32(settings):
     scores = scoring.score_branches(outputs.query, outputs.targets)
     np.testing.assert_allclose(scores, branches, **close)
     loss, terms = objective(outputs, config.loss)
-    np.testing.assert_allclose(loss, total.total, rtol=1e-4)
+    np.testing.assert_allclose(loss, total.total, rtol=tolerance)
     assert ("loss/preservation" in terms) == (settings["variant"] in ("cmap", "is_only"))
     ranks = np.argsort(-scoring.score(outputs.query, outputs.targets), axis=1)
     np.testing.assert_array_equal(ranks, np.argsort(-branches.sum((0, 1)).numpy(), axis=1))
@@ -239,6 +245,32 @@ def test_factorised_score_in_float64(x64):
     )
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-12)
     np.testing.assert_array_equal(np.argsort(-ours.sum(0)), np.argsort(-expected.sum(0)))
+
+
+def test_feature_maps_in_float64(x64):
+    """C3, C4, C5 of each depth, and P5, P4, P3 of each direction; sides that differ."""
+    from cmap_jax.models.image_encoder import CrossLevel
+    from cmap_jax.models.resnet import ResNet
+
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    nhwc = jnp.asarray(images.permute(0, 2, 3, 1).numpy())
+    for depth in (18, 34, 50):
+        for direction in ("down", "up", "none"):
+            theirs, _, _, variables = _pair(
+                {"variant": "cmap", "depth": depth, "cross_level": direction}
+            )
+            theirs.eval()
+            part = {c: v["image_encoder"] for c, v in variables.items()}
+            backbone = {c: v["backbone"] for c, v in part.items()}
+            resnet = ResNet(depth, 4, jnp.float64)
+            maps = resnet.apply(backbone, nhwc, use_batch_statistics=False)
+            params = {"params": part["params"].get("interaction", {})}
+            pyramid = CrossLevel(direction, jnp.float64).apply(params, *maps)
+            with torch.no_grad():
+                expected = (*theirs.img_enc.cnn(images), *theirs.img_enc.feature_pyramid(images))
+            for ours, other in zip((*maps, *pyramid), expected, strict=True):
+                other = other.permute(0, 2, 3, 1).numpy()
+                assert np.linalg.norm(ours - other) < 1e-6 * np.linalg.norm(other)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax.cli.tables import table
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.training.check import check_config
 from cmap_jax.training.optimizer import (
     TRAINED,
     label_parameters,
@@ -31,6 +32,7 @@ def describe(config: ConfigDict) -> str:
     Raises:
         ValueError: an impossible config; names the field.
     """
+    check_config(config)
     config = config.copy_and_resolve_references()
     assumed = config.model.text.vocabulary_size is None
     if assumed:

@@ -1,12 +1,13 @@
 """The flags of main.py, and errors about them that fit on a line."""
 
+import contextlib
 import difflib
 import os
 import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import flags
@@ -66,6 +67,22 @@ def end_with(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+@contextlib.contextmanager
+def expected_errors() -> Iterator[None]:
+    """End the program with a line about what a person can mend, in place of a traceback.
+
+    Set CMAP_TRACEBACK=1 to see the traceback all the same.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_with("interrupted", status=130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("CMAP_TRACEBACK"):
+            raise
+        end_with(str(error), status=1)
+
+
 def workdir(config_file: str | None = None) -> str:
     """Return --workdir or its default, runs/<config name>, with the config's argument if any."""
     if WORKDIR.value:
@@ -96,12 +113,13 @@ def _with_workdir_config(argv: list[str]) -> list[str]:
         raise UsageError("evaluate which run? Give --workdir=...")
     folder = folder or default_workdir(config_file)
     workdir_lib.read_description(folder)  # refuses what is no workdir, with the reason
-    if config_file is not None:
-        at = next(i for i, a in enumerate(argv) if a.lstrip("-").split("=")[0] == "config")
-        del argv[at : at + (1 if "=" in argv[at] else 2)]
     reader = pathlib.Path(__file__).parents[2] / "configs" / "from_workdir.py"
     program, *others = argv
-    others = [a for a in others if not a.startswith(("--workdir", "-workdir"))]
+    for name in ("config", "workdir"):
+        for at, argument in enumerate(others):
+            if argument.lstrip("-").partition("=")[0] == name:
+                del others[at : at + (1 if "=" in argument else 2)]
+                break
     return [program, f"--config={reader}:{folder}", f"--workdir={folder}", *others]
 
 
@@ -123,7 +141,7 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
         if problem:
             return problem
         if isinstance(error, flags.IllegalFlagValueError) and f"config.{path}=" in str(error):
-            typed = argument.partition("=")[2]
+            typed = str(error).partition(f"config.{path}=")[2].partition(":")[0]
             return f"config.{path} takes {_expected(config, path)}, not {typed!r}"
     return " ".join(str(error).split())
 

@@ -1,6 +1,5 @@
 """The train and evaluate modes of main.py: data in, a table out."""
 
-import os
 from typing import Any
 
 import jax
@@ -15,9 +14,7 @@ from cmap_jax.cli.flags import end_with
 from cmap_jax.evaluation.evaluator import Evaluator, Result
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training import train as train_lib
-
-# What a person can mend: shown as a line, without a traceback.
-_EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
+from cmap_jax.training.check import check_config
 
 
 def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
@@ -25,19 +22,13 @@ def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     try:
         result, facts = (_evaluate if evaluate_only else _train)(config, workdir)
-    except KeyboardInterrupt:
-        end_with("interrupted", status=130)
     except train_lib.Stopped as stopped:
         end_with(str(stopped), status=0)
-    except FloatingPointError as error:
-        end_with(str(error), status=1)
-    except _EXPECTED as error:
-        if os.environ.get("CMAP_TRACEBACK"):
-            raise
-        end_with(str(error), status=1)
     print(tables.results(result.protocols, facts))
     print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
-    if not config.eval.rankings:
+    if config.eval.rankings:
+        print(f"Each query's first images are in {workdir}/{workdir_lib.RANKINGS}")
+    else:
         print(
             "Next, each query's first 50 images: python main.py --mode=evaluate "
             f"--workdir={workdir} --config.eval.rankings=true"
@@ -47,7 +38,7 @@ def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
 def _train(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
     # Before any data are rendered or read.
     workdir_lib.check_same_run(workdir, config)
-    train_lib.check_config(config)
+    check_config(config)
     datasets = input_pipeline.create_datasets(
         config, process_index=jax.process_index(), process_count=jax.process_count()
     )
@@ -55,12 +46,14 @@ def _train(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
 
 
 def _evaluate(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
+    check_config(config)
     description = workdir_lib.read_description(workdir)
-    changed = list(
-        workdir_lib.differing_fields(
-            description.config.model.to_dict(), config.model.to_dict(), "config.model"
-        )
+    # What the weights were made with; all else may differ.
+    old, new = (
+        {"model": c.model.to_dict(), "data": {k: c.data[k] for k in ("resize", "crop")}}
+        for c in (description.config, config)
     )
+    changed = list(workdir_lib.differing_fields(old, new))
     if changed:
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
     datasets = input_pipeline.create_datasets(config, description.vocabulary, training=False)

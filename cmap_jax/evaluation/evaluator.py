@@ -76,12 +76,19 @@ class Evaluator:
             ranks, records = {}, []
             for category, gallery in evaluation.galleries.items():
                 queries = [q for q in evaluation.queries if q.category == category]
-                found = self._rank_category(
-                    variables, data, pyramid, gallery, queries, records if rankings else None
+                exclude = evaluation.protocol.reference == "excluded"
+                ranks[category] = self._rank_category(
+                    variables,
+                    data,
+                    pyramid,
+                    gallery,
+                    queries,
+                    exclude,
+                    records if rankings else None,
                 )
-                ranks[category] = found
             numbers = metrics.summarize(evaluation.protocol, ranks)
             numbers["skipped"] += evaluation.skipped
+            numbers["gallery_images"] = sum(map(len, evaluation.galleries.values()))
             result.protocols[name] = numbers
             result.rankings[name] = records
         logging.info(
@@ -127,6 +134,7 @@ class Evaluator:
         pyramid: np.ndarray,
         gallery: tuple[str, ...],
         queries: list,
+        exclude_reference: bool,
         records: list[dict] | None,
     ) -> np.ndarray:
         """Return the ranks of a category's queries; append to ``records`` if there is such."""
@@ -134,7 +142,7 @@ class Evaluator:
             return np.empty(0, np.int64)
         place = {image: i for i, image in enumerate(gallery)}
         targets = [[place[t] for t in q.targets if t in place] or [-1] for q in queries]
-        references = [place.get(q.reference, -1) for q in queries]
+        references = [place.get(q.reference, -1) if exclude_reference else -1 for q in queries]
         embeddings = pyramid[:, [data.positions[i] for i in gallery]]
         masks: list[np.ndarray] = []
         blocks = scoring.score_chunks(
@@ -158,9 +166,11 @@ class Evaluator:
                         "text": list(query.captions),
                         "targets": list(query.targets),
                         "rank": int(rank),
-                        "top": [gallery[i] for i in row],
+                        "top": [gallery[i] for i in row if i != excluded],
                     }
-                    for query, rank, row in zip(queries[rows], ranks, best, strict=True)
+                    for query, rank, row, excluded in zip(
+                        queries[rows], ranks, best, references[rows], strict=True
+                    )
                 )
         return np.concatenate(found)
 

@@ -1,6 +1,6 @@
 """Ranks, and what is reported of them (SPEC 6), in NumPy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -13,6 +13,8 @@ NO_TARGET = -1  # the rank of a query without a correct image in the gallery
 
 def _mask(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
     """Return [B, N] bool from a mask, or from one or several positions a row (-1: none)."""
+    if hasattr(positions, "dtype"):
+        positions = np.asarray(positions)  # a JAX array too
     if isinstance(positions, np.ndarray) and positions.dtype == bool:
         if positions.shape != shape:
             raise ValueError(f"a mask must be shaped like the scores {shape}: {positions.shape}")
@@ -23,7 +25,12 @@ def _mask(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
     if len(positions) != shape[0]:
         raise ValueError(f"{shape[0]} rows of scores, but positions for {len(positions)}")
     for row, places in enumerate(positions):
-        places = np.atleast_1d(np.asarray(-1 if places is None else places, np.int64))
+        if isinstance(places, Set):
+            places = sorted(places)
+        places = np.atleast_1d(np.asarray(NO_TARGET if places is None else places))
+        if places.dtype == bool:
+            raise ValueError("give a mask as one bool array [B, N], not as a list of rows")
+        places = places.astype(np.int64)
         if (places >= shape[1]).any():
             raise ValueError(f"row {row}: position {places.max()} in a gallery of {shape[1]}")
         mask[row, places[places >= 0]] = True

@@ -10,13 +10,10 @@ from jaxtyping import Array, Float, UInt8
 
 from cmap_jax.models.convolution import Conv, Dense, generalized_mean, resize_bilinear
 from cmap_jax.models.resnet import ResNet
+from cmap_jax.processing.images import IMAGENET_MEAN, IMAGENET_STD
 from cmap_jax.scoring import at_least_float32, l2_normalize
 
 LEVELS = ("high", "mid", "low")
-
-# ImageNet's mean and standard deviation a channel, of pixels in [0, 1] (SPEC 4).
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_images(
@@ -35,7 +32,7 @@ def normalize_images(
             f"{images.dtype}"
         )
     scaled = images.astype(jnp.float32) / 255
-    return (scaled - jnp.asarray(_MEAN)) / jnp.asarray(_STD)
+    return (scaled - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
 
 
 class CrossLevel(nn.Module):
@@ -103,7 +100,9 @@ class ImageEncoder(nn.Module):
             self.interaction = CrossLevel(self.cross_level, self.dtype)
         self.heads = [Dense(self.embed_dim, self.dtype, name=f"head_{n}") for n in self.levels]
 
-    def __call__(self, images: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "L B D"]:
+    def __call__(
+        self, images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], *, train: bool
+    ) -> Float[Array, "L B D"]:
         """Encode uint8 or normalised images (SPEC 1, image encoder, pooling and heads).
 
         Returns:

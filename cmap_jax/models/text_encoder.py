@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cmap_jax.models.convolution import Dense, uniform_fan_in
 from cmap_jax.scoring import at_least_float32, l2_normalize
@@ -47,7 +47,7 @@ class BiGRU(nn.Module):
 
     @nn.compact
     def __call__(
-        self, embedded: Float[Array, "B T E"], valid: Float[Array, "B T"]
+        self, embedded: Float[Array, "B T E"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B 2*H"]:
         """Run forwards and backwards over each text; ``valid`` marks its tokens.
 

@@ -1,1 +1,13 @@
 """What a model must know of raw input: text to ids, photographs to pixels."""
+
+import importlib
+from typing import Any
+
+_MODULES = frozenset({"files", "images", "tokenizer"})
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of the package at its first use (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,6 @@
 """Checkpoints of a run: the latest states to continue from, and the best variables apart."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, keep: int):
         """Open or make them; ``keep`` latest states are kept."""
-        root = pathlib.Path(os.path.abspath(workdir))
+        root = workdir_lib.absolute(workdir)
 
         def manager(folder: str, count: int) -> ocp.CheckpointManager:
             options = ocp.CheckpointManagerOptions(max_to_keep=count, create=True)
@@ -27,6 +26,11 @@ class Checkpoints:
 
         self._latest = manager(workdir_lib.CHECKPOINTS, keep)
         self._best = manager(workdir_lib.BEST, 1)
+        latest = self._latest.latest_step()
+        for step in self._best.all_steps():
+            if latest is None or step > latest:
+                # Saved by a run that was killed before its state was: it will be saved again.
+                self._best.delete(step)
 
     def latest_step(self) -> int | None:
         """Return the step of the latest state, or None."""
@@ -54,9 +58,6 @@ class Checkpoints:
     def save_best(self, state: TrainState) -> None:
         """Save the variables to use, in place of the earlier best ones."""
         step = int(state.step)
-        if step == self._best.latest_step():
-            # A run killed between this save and the state's comes here again, with equal values.
-            return
         self._best.save(
             step, args=ocp.args.Composite(variables=ocp.args.StandardSave(state.variables))
         )

@@ -29,7 +29,7 @@ def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
         steps_per_epoch: steps of an epoch.
 
     Raises:
-        ValueError: an unknown schedule, or a warm-up as long as the run.
+        ValueError: an unknown schedule.
     """
     settings = config.optimizer
     total = config.train.epochs * steps_per_epoch

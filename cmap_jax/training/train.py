@@ -2,9 +2,9 @@
 
 import collections
 import contextlib
+import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +19,6 @@ from cmap_jax import sharding
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Result
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.models.image_encoder import LEVELS
-from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.training.checkpointing import Checkpoints, abstract_state
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.train_state import TrainState, create_train_state
@@ -35,7 +33,7 @@ class Stopped(Exception):  # noqa: N818
     """The run was asked to stop, saved its state and did."""
 
 
-def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Result | None:
+def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Result:
     """Train, or continue to train, in a workdir; then evaluate the best checkpoint.
 
     Args:
@@ -51,8 +49,9 @@ def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Resu
         FloatingPointError: a loss is not finite; the last good checkpoint stays.
         ValueError: the workdir holds a run with another config, or the vocabulary does not fit.
     """
-    config = fit_vocabulary(config, datasets.vocabulary)
     workdir_lib.check_same_run(workdir, config)
+    check_same_data(datasets, workdir)
+    config = fit_vocabulary(config, datasets.vocabulary)
     mesh = sharding.make_mesh()
     model = CMAP.from_config(config)
     steps_per_epoch = datasets.train.steps_per_epoch
@@ -70,6 +69,11 @@ def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Resu
     log = TrainingLog(writer, config.train.log_every_steps, checkpoints)
     start = int(state.step)
     if start == 0:
+        if config.model.image.frozen or config.model.text.frozen:
+            logging.warning(
+                "config.model.image.frozen or config.model.text.frozen is set, and no pretrained "
+                "weights are loaded: what is frozen stays at its RANDOM initial values"
+            )
         writer.write_hparams(_flat(config.to_dict()))
         parameter_overview.log_parameter_overview(state.params, msg="Parameters")
     logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))
@@ -95,56 +99,11 @@ def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Resu
             if stop and step < total_steps:
                 checkpoints.close()
                 raise Stopped(f"stopped at step {step} of {total_steps}; run again to continue")
+        log.write(total_steps)
         checkpoints.close()
         result = evaluate_workdir(config, evaluator, mesh, datasets, workdir)
         writer.write_scalars(total_steps, _tags(result, prefix="best/"))
     return result
-
-
-def check_config(config: ConfigDict) -> None:
-    """Refuse an impossible config before any data are read.
-
-    Raises:
-        ValueError: names the field and what it may be.
-    """
-    for part, field in (
-        ("train", "batch_size"),
-        ("train", "epochs"),
-        ("train", "log_every_steps"),
-        ("train", "checkpoint_every_epochs"),
-        ("train", "checkpoints_to_keep"),
-        ("eval", "every_epochs"),
-        ("eval", "batch_size"),
-        ("eval", "gallery_chunk"),
-    ):
-        if config[part][field] < 1:
-            raise ValueError(f"config.{part}.{field} must be 1 or more, not {config[part][field]}")
-    devices = jax.device_count()
-    for part in ("train", "eval"):
-        if config[part].batch_size % devices:
-            raise ValueError(
-                f"config.{part}.batch_size={config[part].batch_size} is not a multiple of the "
-                f"{devices} devices"
-            )
-    # One set of weights a level; a variant with fewer levels uses the first.
-    for field in ("matching_weights", "preservation_weights", "margins"):
-        if len(config.loss[field]) != len(LEVELS):
-            raise ValueError(
-                f"config.loss.{field} must have {len(LEVELS)} numbers, for {', '.join(LEVELS)}"
-            )
-    if config.loss.preservation_reduction not in ("sum", "mean"):
-        raise ValueError(
-            'config.loss.preservation_reduction must be "sum" or "mean", not '
-            f"{config.loss.preservation_reduction!r}"
-        )
-    try:
-        ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
-    except ValueError as error:
-        raise ValueError(f"config.data.crop and config.data.resize: {error}") from error
-    make_schedule(config, steps_per_epoch=1)
-    known = config.copy_and_resolve_references()
-    known.model.text.vocabulary_size = known.model.text.vocabulary_size or 1
-    CMAP.from_config(known)
 
 
 def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:
@@ -162,6 +121,27 @@ def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.model.text.vocabulary_size = len(vocabulary)
     return config
+
+
+def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
+    """Refuse to go on with other data: order, words and steps would not be those of the run.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    if workdir_lib.read_config(workdir) is None:
+        return
+    old = workdir_lib.read_description(workdir)
+    problem = None
+    if old.vocabulary.words != datasets.vocabulary.words:
+        problem = "the captions give other words than its vocabulary.txt holds"
+    elif dict(old.facts) != (facts := json.loads(json.dumps(dict(datasets.facts)))):
+        problem = f"its data were {old.facts}; now they are {facts}"
+    if problem:
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a run on other data: {problem}. Restore the data, or "
+            "choose another folder with --workdir=..."
+        )
 
 
 def write_description(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> None:
@@ -212,7 +192,6 @@ class TrainingLog:
         self._checkpoints = checkpoints
         self._unchecked: collections.deque = collections.deque()
         self._window: list[dict[str, np.ndarray]] = []
-        self._started = time.monotonic()
 
     def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take a step's metrics."""
@@ -220,7 +199,12 @@ class TrainingLog:
         while len(self._unchecked) > _LAG:
             self._check(*self._unchecked.popleft())
         if step % self._every == 0:
-            self.check_all()
+            self.write(step)
+
+    def write(self, step: int) -> None:
+        """Write the means over the steps since the last time, if there were any."""
+        self.check_all()
+        if self._window:
             means = {k: float(np.mean([m[k] for m in self._window])) for k in self._window[0]}
             # These two are states, not noisy measurements: their last value is what they are.
             for name in ("learning_rate", "logit_scale"):
@@ -235,12 +219,15 @@ class TrainingLog:
 
     def _check(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {k: np.asarray(v) for k, v in metrics.items()}
-        if not np.isfinite(values["loss/total"]):
+        # The gradient too: a finite loss with a broken gradient leaves broken parameters behind.
+        if not np.isfinite(values["loss/total"] + values["gradient_norm"]):
             self._checkpoints.wait()
+            good = self._checkpoints.latest_step()
             terms = ", ".join(f"{k} = {v}" for k, v in values.items())
             raise FloatingPointError(
-                f"the loss of step {step} is not finite: {terms}. The last good checkpoint is that "
-                f"of step {self._checkpoints.latest_step()}. Try a lower "
+                f"the loss or gradient of step {step} is not finite: {terms}. "
+                + (f"The last good checkpoint is of step {good}. " if good else "None was saved. ")
+                + "Try a lower "
                 "--config.optimizer.learning_rate or --config.optimizer.clip_norm=1"
             )
         self._window.append(values)
@@ -263,7 +250,10 @@ def evaluate_workdir(
         merged.protocols |= result.protocols
         merged.rankings |= result.rankings
     if jax.process_index() == 0:
-        workdir_lib.write_results(workdir, step, merged.protocols, merged.rankings, datasets.facts)
+        of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
+        workdir_lib.write_results(
+            workdir, step, merged.protocols, merged.rankings, {**datasets.facts, "data": of}
+        )
     return merged
 
 

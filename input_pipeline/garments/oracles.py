@@ -1,4 +1,4 @@
-"""How far one gets with half of a query: exact ceilings for guessing.
+"""How far one gets with half of a query: ceilings, exact for one who judges each image by itself.
 
 A model that scores above both oracles has put picture and text together; one below has perhaps
 only found a shortcut. Each ranks the gallery by the exact probability that a garment is the

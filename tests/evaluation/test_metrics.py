@@ -1,5 +1,6 @@
 """Ranks and summaries against plain definitions."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,6 +43,11 @@ def test_ranks_corner_cases():
     assert metrics.ranks(scores, [0], [0]) == 2  # the only correct image is excluded: N - 1
     assert metrics.ranks(scores, [[0, 2]], [0]) == 1
     assert metrics.ranks(scores, [-1]) == -1
+    jax_mask = jnp.array([[False, True, False]])
+    assert metrics.ranks(scores, jax_mask) == 1
+    assert metrics.ranks(scores, [{0, 2}], [{0}]) == 1
+    with pytest.raises(ValueError, match="one bool array"):
+        metrics.ranks(scores, [[False, True, False]])
     with pytest.raises(ValueError, match="position 3 in a gallery of 3"):
         metrics.ranks(scores, [3])
     with pytest.raises(ValueError, match="NaN"):

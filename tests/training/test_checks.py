@@ -1,9 +1,11 @@
 """Impossible configs are refused before any data are read."""
 
+import functools
+
 import pytest
 from small import small_config
 
-from cmap_jax.training.train import check_config
+from cmap_jax.training.check import check_config
 
 
 @pytest.mark.parametrize(
@@ -13,6 +15,9 @@ from cmap_jax.training.train import check_config
         ("train.batch_size", 12, "batch_size=12 is not a multiple of the 8 devices"),
         ("eval.batch_size", 12, r"config\.eval\.batch_size=12"),
         ("eval.every_epochs", 0, r"config\.eval\.every_epochs"),
+        ("seed", -1, r"config\.seed must be 0 to 4294967295, not -1"),
+        ("model.text.word_dim", 0, r"config\.model\.text\.word_dim must be 1 or more"),
+        ("loss.margins", (0.6, "x", 0.3), "must have 3 numbers"),
         ("loss.margins", (0.6,), "must have 3 numbers, for high, mid, low"),
         ("loss.preservation_reduction", "max", '"sum" or "mean"'),
         ("data.crop", 50, "multiple of 32"),
@@ -24,7 +29,7 @@ from cmap_jax.training.train import check_config
 def test_impossible_fields(field, value, message):
     config = small_config()
     check_config(config)
-    part, name = field.split(".")
-    config[part][name] = value
+    *parts, name = field.split(".")
+    functools.reduce(lambda part, key: part[key], parts, config)[name] = value
     with pytest.raises(ValueError, match=message):
         check_config(config)

@@ -100,6 +100,7 @@ def test_a_stopped_run_saves_and_ends_with_the_same_bits(config, undisturbed, tm
     with pytest.raises(Stopped, match="stopped at step 5 of 6"):
         train(config, _with_interruption(config, 4, stop), tmp_path)
     assert (tmp_path / "checkpoints" / "5").is_dir()
+    assert cmap_jax.load(tmp_path).step == 3
     train(config, create_datasets(config), tmp_path)
     _assert_same_end(undisturbed[0], tmp_path)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -123,6 +124,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     trained = cmap_jax.load(tmp_path)
     assert trained.step == 3
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained.variables))
+
+
+def test_a_run_stopped_before_its_first_evaluation_can_be_loaded(config, tmp_path):
+    def stop(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        train(config, _with_interruption(config, 0, stop), tmp_path)
+    assert cmap_jax.load(tmp_path).step == 1
+
+
+def test_other_data_are_refused(config, undisturbed, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], copy)
+    words = (copy / "vocabulary.txt").read_text().replace("red", "rad")
+    (copy / "vocabulary.txt").write_text(words)
+    with pytest.raises(ValueError, match=r"other data: the captions give other words"):
+        train(config, create_datasets(config), copy)
 
 
 def test_another_config_is_refused(config, undisturbed):
@@ -156,7 +177,7 @@ def test_results_are_as_published(undisturbed):
     assert len(lines) == numbers["queries"] == 24
     for line in lines:
         record = json.loads(line)
-        assert record["reference"] not in record["top"][:-1]
+        assert record["reference"] not in record["top"]
         assert record["top"][record["rank"]] == record["targets"][0]
     assert any(workdir.glob("events.out.tfevents.*"))
 
@@ -169,6 +190,10 @@ def test_the_workdir_is_all_that_is_needed(config, undisturbed):
     paths = [f"{config.data.directory}/images/dval{i}.jpg" for i in range(2)]
     pyramid = trained.encode_images(paths)
     assert (pyramid.shape, text.shape) == ((3, 2, 8), (2, 8))
+    with pytest.raises(TypeError, match=r"\[text\]"):
+        trained.encode_text("is red")
+    with pytest.raises(TypeError, match=r"\[image\]"):
+        trained.encode_images(paths[0])
     query = trained.model.apply(trained.variables, pyramid, text, method="compose")
     assert cmap_jax.scoring.score(query, pyramid).shape == (2, 2)
 

@@ -1,0 +1,80 @@
+"""A look at the whole config before any data are read."""
+
+import functools
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.image_encoder import LEVELS
+from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.training.optimizer import make_schedule
+
+# The least and the most that a number may be.
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "model.embed_dim": (2, math.inf),
+    "model.image.width": (1, math.inf),
+    "model.text.vocabulary_size": (1, math.inf),
+    "model.text.word_dim": (1, math.inf),
+    "model.text.lstm_hidden": (1, math.inf),
+    "model.text.dropout": (0, 0.99),
+    "loss.alpha": (0, 1),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.clip_norm": (1e-9, math.inf),
+    "optimizer.halve_every": (1, math.inf),
+    "optimizer.halve_faster_from": (0, math.inf),
+    "optimizer.halve_faster_every": (1, math.inf),
+    "optimizer.warmup_steps": (0, math.inf),
+    "train.batch_size": (1, math.inf),
+    "train.epochs": (1, math.inf),
+    "train.log_every_steps": (1, math.inf),
+    "train.checkpoint_every_epochs": (1, math.inf),
+    "train.checkpoints_to_keep": (1, math.inf),
+    "eval.every_epochs": (1, math.inf),
+    "eval.batch_size": (1, math.inf),
+    "eval.gallery_chunk": (1, math.inf),
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuse an impossible config before any data are read.
+
+    Raises:
+        ValueError: names the field and what it may be.
+    """
+    for path, (least, most) in _RANGES.items():
+        value = functools.reduce(lambda part, name: part[name], path.split("."), config)
+        if value is not None and not least <= value <= most:
+            limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            raise ValueError(f"config.{path} must be {limits}, not {value}")
+    if jax.process_count() > 1:
+        raise ValueError("several processes are not supported yet: run one, with all its devices")
+    devices = jax.device_count()
+    for part in ("train", "eval"):
+        if config[part].batch_size % devices:
+            raise ValueError(
+                f"config.{part}.batch_size={config[part].batch_size} is not a multiple of the "
+                f"{devices} devices"
+            )
+    # One set of weights a level; a variant with fewer levels uses the first.
+    for field in ("matching_weights", "preservation_weights", "margins"):
+        numbers = config.loss[field]
+        if len(numbers) != len(LEVELS) or not all(isinstance(n, int | float) for n in numbers):
+            raise ValueError(
+                f"config.loss.{field} must have {len(LEVELS)} numbers, for {', '.join(LEVELS)}"
+            )
+    if config.loss.preservation_reduction not in ("sum", "mean"):
+        raise ValueError(
+            'config.loss.preservation_reduction must be "sum" or "mean", not '
+            f"{config.loss.preservation_reduction!r}"
+        )
+    try:
+        ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
+    except ValueError as error:
+        raise ValueError(f"config.data.crop and config.data.resize: {error}") from error
+    make_schedule(config, steps_per_epoch=1)
+    known = config.copy_and_resolve_references()
+    known.model.text.vocabulary_size = known.model.text.vocabulary_size or 1
+    CMAP.from_config(known)
