@@ -17,8 +17,9 @@ from cmap_jax.cli import flags
 
 
 def _is_ours_or_serious(record: "logging.LogRecord") -> bool:
-    """Drop the dozens of lines that Orbax logs about every checkpoint."""
-    return record.levelno >= logging.converter.STANDARD_WARNING or "orbax" not in record.pathname
+    """Drop the dozens of lines that Orbax logs a checkpoint, and JAX's about absent back ends."""
+    serious = record.levelno >= logging.converter.STANDARD_WARNING
+    return serious or not any(name in record.pathname for name in ("orbax", "xla_bridge"))
 
 
 def main(_: list[str]) -> None:

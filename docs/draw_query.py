@@ -1,7 +1,7 @@
 """Draws the README's picture: a query of a trained workdir and its best images.
 
 python main.py --mode=evaluate --workdir=runs/garments --config.eval.rankings=true
-python docs/draw_query.py runs/garments garments-test docs/images/query.png
+python docs/draw_query.py runs/garments garments-test docs/images/query.jpg
 """
 
 import json
@@ -31,9 +31,9 @@ def draw_query(record: dict, images: pathlib.Path) -> Image.Image:
     font = ImageFont.load_default(15)
     text = "  +  ".join(f"“{caption}”" for caption in record["text"])
     pen.text((0, 8), text, fill=INK, font=font)
-    pen.text(
-        (SIDE + GAP + 6, CAPTION + SIDE // 2 - 12), "→", fill=INK, font=ImageFont.load_default(24)
-    )
+    x, y = SIDE + GAP + 4, CAPTION + SIDE // 2
+    pen.line((x, y, x + 20, y), fill=INK, width=2)
+    pen.polygon([(x + 18, y - 5), (x + 28, y), (x + 18, y + 5)], fill=INK)
     for position, image_id in enumerate(shown):
         x = position * (SIDE + GAP) + (4 * GAP if position else 0)
         picture = Image.open(images / f"{image_id}.jpg").resize((SIDE, SIDE), Image.LANCZOS)
@@ -55,7 +55,7 @@ def main(workdir: str, protocol: str, out: str) -> None:
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), PAPER)
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * row.height))
-    sheet.save(out, optimize=True)
+    sheet.save(out, quality=92)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,21 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
+import shutil
+import tempfile
+
 import jax
 import pytest
+
+# The loop's tests compile the same programs again and again.
+_CACHE = tempfile.mkdtemp(prefix="cmap_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def pytest_sessionfinish():
+    """Leave nothing behind."""
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture
