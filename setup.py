@@ -12,6 +12,7 @@ VERSION = re.search(
 
 # tensorflow-cpu is a third of tensorflow's size, but is built for some platforms only.
 _CPU_BUILD = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+_NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 
 setup(
     name="cmap_jax",
@@ -36,7 +37,7 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
-        f"tensorflow>=2.20; not ({_CPU_BUILD})",
+        f"tensorflow>=2.20; {_NO_CPU_BUILD}",
         "tensorboard>=2.20",  # clu's writers need it and do not say so
     ],
     extras_require={
