@@ -87,7 +87,10 @@ def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -
         ["  FLOP", f"{cost['flops'] / 1e9:,.1f} G"],
         ["encoding an image, FLOP", f"{forward['flops'] / 1e9:,.2f} G"],
     ]
-    return f"{table(rows)}\n(scratch and FLOP as compiled for {jax.default_backend()}, one device)"
+    return (
+        f"{table(rows)}\n(scratch and FLOP as compiled for {jax.default_backend()}, one device; "
+        "the compiler counts one step of the text's recurrence)"
+    )
 
 
 def _size(tree: Any) -> int:
