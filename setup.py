@@ -22,6 +22,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cmap_jax*", "configs*", "input_pipeline*"]),
+    entry_points={"console_scripts": ["cmap = cmap_jax.cli.command:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -36,6 +37,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
+        "safetensors>=0.5",
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
         f"tensorflow>=2.20; {_NO_CPU_BUILD}",
         "tensorboard>=2.20",  # clu's writers need it and do not say so

@@ -20,6 +20,7 @@ _HOME = {
 }
 _SUBPACKAGES = frozenset(
     {
+        "convert",
         "evaluation",
         "losses",
         "models",

@@ -64,6 +64,14 @@ PROTOCOLS = {
             "categories",
         ),
         Protocol(
+            "shoes",
+            "all images of the eval list",
+            "an annotation's one caption",
+            _ONE_TARGET,
+            (1, 10, 50),
+            "pooled",
+        ),
+        Protocol(
             "fashion200k",
             "all test images",
             "one text a query: replace A with B",

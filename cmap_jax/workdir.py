@@ -21,6 +21,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ CONFIG, VOCABULARY, MODEL, EVALUATION = (
     "evaluation.json",
 )
 CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
+CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 1  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
 _BATCH = 64  # images encoded at once
@@ -84,6 +86,31 @@ def write_description(workdir: str | os.PathLike, description: Description) -> N
         },
     )
     write_json(workdir / CONFIG, description.config.to_dict())
+
+
+def write_model(
+    workdir: str | os.PathLike, description: Description, model: CMAP, variables: Any
+) -> None:
+    """Write a workdir that holds a model and no run; it appears when it is complete.
+
+    Raises:
+        ValueError: the variables are not those of the model.
+        OSError: the folder is there already and not empty, or cannot be written.
+    """
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(64)))
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (expected, variables)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("the variables are not those of the model")
+    target = absolute(workdir)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with ocp.CheckpointManager(scratch / BEST) as manager:
+            manager.save(0, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+        write_description(scratch, description)
+        scratch.rename(target)
+    finally:
+        if scratch.exists():
+            scratch.rmtree()
 
 
 def read_description(workdir: str | os.PathLike) -> Description:
@@ -127,6 +154,12 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
     return ConfigDict(_lists_to_tuples(read_json(path))) if path.exists() else None
 
 
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Tell whether a run in the workdir has saved a state to continue from."""
+    folder = epath.Path(workdir) / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def absolute(workdir: str | os.PathLike) -> epath.Path:
     """Return a workdir's absolute path, as Orbax needs it; one in a bucket is that already."""
     path = os.fspath(workdir)
@@ -163,6 +196,11 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
     old = read_config(workdir)
     if old is None:
         return
+    if CONVERTED_FROM in read_description(workdir).facts:
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a converted model and no run that could go on; start one "
+            f"from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
+        )
     lines = list(differing_fields(old.to_dict(), config.to_dict()))
     if lines:
         raise ValueError(

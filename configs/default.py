@@ -8,6 +8,8 @@ def get_config() -> ConfigDict:
     """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe (SPEC 1 to 4)."""
     config = ConfigDict()
     config.seed = 0  # of everything random: initial values, order, augmentation, dropout
+    # A model to start from: a workdir (its best checkpoint) or one of the authors' .pth files.
+    config.init_from = placeholder(str)
 
     config.model = ConfigDict()
     config.model.variant = "cmap"  # a name of SPEC's table; see cmap_jax/models/composers.py
@@ -18,6 +20,8 @@ def get_config() -> ConfigDict:
     config.model.image.depth = 50  # of the ResNet: 18, 34 or 50
     config.model.image.width = 64  # channels of its stem
     config.model.image.cross_level = "down"  # "down" as released, "up" the pyramid, "none"
+    # torchvision's ResNet of that depth and width, .pth or .safetensors; None: random values.
+    config.model.image.init_from = placeholder(str)
     config.model.image.frozen = True  # no gradient and no weight decay for the ResNet (stage 1)
     # What a frozen ResNet's batch-norm does: "batch" as released, normalise by the batch and go on
     # updating the running statistics; "running": use those and leave them alone.
@@ -26,6 +30,8 @@ def get_config() -> ConfigDict:
     config.model.text.encoder = "bigru"  # or "lstm"
     config.model.text.vocabulary_size = placeholder(int)  # None: from the training captions
     config.model.text.word_dim = 300  # width of the word embedding
+    # GloVe or word2vec text, plain, .gz or .zip; None: random values.
+    config.model.text.word_vectors = placeholder(str)
     config.model.text.frozen = True  # no gradient and no weight decay for the word embedding
     config.model.text.lstm_hidden = 1024  # units of the LSTM
     config.model.text.dropout = 0.1  # after the LSTM's maximum over time
@@ -68,7 +74,7 @@ def get_config() -> ConfigDict:
     config.eval.rankings = False  # also write the first 50 images of every query
 
     config.data = ConfigDict()
-    config.data.name = "fashion_iq"  # or "fashion200k", "garments"
+    config.data.name = "fashion_iq"  # or "fashion200k", "shoes", "garments"
     config.data.directory = placeholder(str)  # the folder with the annotations
     config.data.image_directory = placeholder(str)  # with the images; None: inside directory
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
@@ -78,6 +84,40 @@ def get_config() -> ConfigDict:
     config.data.garments.seed = 0  # of the pictures and captions; config.seed may differ
     config.data.garments.image_size = 72  # pixels
     config.data.garments.train_triplets = 20000  # each gives two items, one per caption order
+    return config
+
+
+def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[str]:
+    """Return the words of a config's argument: "finetune,debug" after the colon is two.
+
+    Raises:
+        ValueError: a word that the config does not know; names those that it knows.
+    """
+    words = set(filter(None, argument.split(",")))
+    if words - set(allowed):
+        known = ", ".join(f'"{word}"' for word in allowed)
+        raise ValueError(f"{file} takes no argument or {known}, not {argument!r}")
+    return words
+
+
+def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
+    """Return the config of a data set whose model is trained in two stages (SPEC 3).
+
+    Args:
+        file: the config file, for errors.
+        argument: empty for stage 1, "finetune" for stage 2, which starts from stage 1's best
+            checkpoint and trains everything; "debug" beside either shrinks it.
+        data_name: ``config.data.name``.
+    """
+    words = parse_argument(argument, file, ("finetune", "debug"))
+    config = get_config()
+    config.data.name = data_name
+    if "debug" in words:
+        shrink(config)
+    if "finetune" in words:
+        config.init_from = ""  # to be given
+        config.model.image.frozen = False
+        config.model.text.frozen = False
     return config
 
 

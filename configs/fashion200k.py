@@ -1,10 +1,15 @@
-"""Fashion200k: CMAP with a ResNet-50 on pairs sampled online, one text a query (SPEC 5).
+r"""Fashion200k: CMAP with a ResNet-50 on pairs sampled online, one text a query (SPEC 5).
 
-python main.py --config=configs/fashion200k.py --config.data.directory=fashion200k
-python main.py --config=configs/fashion200k.py:debug --config.data.directory=fashion200k
+Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
+
+python main.py --config=configs/fashion200k.py --config.data.directory=fashion200k \
+    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+python main.py --config=configs/fashion200k.py:finetune --config.data.directory=fashion200k \
+    --config.init_from=runs/fashion200k
 
 The folder holds `labels`, `test_queries.txt` and `women`; images elsewhere:
-`--config.data.image_directory=...`. "debug" is a model for a CPU and two short epochs.
+`--config.data.image_directory=...`. ":debug" and ":finetune,debug" are a model for a CPU, which
+trains from scratch, and two short epochs.
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +18,5 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty or "debug"."""
-    if arg not in ("", "debug"):
-        raise ValueError(f'configs/fashion200k.py takes no argument or "debug", not {arg!r}')
-    config = default.get_config()
-    config.data.name = "fashion200k"
-    if arg == "debug":
-        default.shrink(config)
-    return config
+    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    return default.get_stage("configs/fashion200k.py", arg, "fashion200k")

@@ -1,10 +1,15 @@
-"""FashionIQ as in the paper: one CMAP with a ResNet-50 for dress, shirt and toptee (SPEC 3).
+r"""FashionIQ as in the paper: one CMAP with a ResNet-50 for dress, shirt and toptee (SPEC 3).
 
-python main.py --config=configs/fashioniq.py --config.data.directory=fashion-iq
-python main.py --config=configs/fashioniq.py:debug --config.data.directory=fashion-iq
+Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
+
+python main.py --config=configs/fashioniq.py --config.data.directory=fashion-iq \
+    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+python main.py --config=configs/fashioniq.py:finetune --config.data.directory=fashion-iq \
+    --config.init_from=runs/fashioniq
 
 The folder holds `captions`, `image_splits` and the images; images elsewhere:
-`--config.data.image_directory=...`. "debug" is a model for a CPU and two short epochs.
+`--config.data.image_directory=...`. ":debug" and ":finetune,debug" are a model for a CPU, which
+trains from scratch, and two short epochs.
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +18,5 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty or "debug"."""
-    if arg not in ("", "debug"):
-        raise ValueError(f'configs/fashioniq.py takes no argument or "debug", not {arg!r}')
-    config = default.get_config()
-    config.data.name = "fashion_iq"
-    if arg == "debug":
-        default.shrink(config)
-    return config
+    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    return default.get_stage("configs/fashioniq.py", arg, "fashion_iq")

@@ -11,15 +11,14 @@ from configs import default
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the config; ``arg`` is empty or "debug"."""
-    if arg not in ("", "debug"):
-        raise ValueError(f'configs/garments.py takes no argument or "debug", not {arg!r}')
+    words = default.parse_argument(arg, "configs/garments.py", ("debug",))
     config = default.get_config()
     default.shrink(config)
     config.eval.batch_size = 256
 
     config.data.name = "garments"
     config.data.directory = "data/garments"
-    if arg == "debug":
+    if "debug" in words:
         config.data.directory = "data/garments_debug"
         config.data.garments.train_triplets = 640
     return config

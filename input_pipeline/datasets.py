@@ -1,5 +1,6 @@
 """`create_datasets`: read, check, count the words, and make the batches of a config's data set."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import logging
@@ -10,13 +11,13 @@ from typing import Any
 from etils import epath
 
 from cmap_jax.processing.images import ImagePreprocessing, check_image_file
-from cmap_jax.processing.tokenizer import Vocabulary
-from input_pipeline import fashion200k, fashion_iq
+from cmap_jax.processing.tokenizer import Vocabulary, tokenize
+from input_pipeline import fashion200k, fashion_iq, shoes
 from input_pipeline.batching import EvaluationData, TrainingData
 from input_pipeline.garments import reader as garments_reader
 from input_pipeline.records import DataError, Image, Records
 
-_READERS = ("fashion200k", "fashion_iq", "garments")
+_READERS = {"fashion_iq": fashion_iq, "fashion200k": fashion200k, "shoes": shoes}
 _CHECKERS = 16  # threads; on a network file system most of a check is waiting
 
 
@@ -31,6 +32,8 @@ class Datasets:
         evaluations: by split: "val" always, "test" where the data set has one.
         facts: what results must be stamped with: the skipped images, oracle ceilings, and the
             number of training items.
+        word_counts: how often each word occurs in the captions that made the vocabulary; empty
+            where only evaluation was asked for.
     """
 
     vocabulary: Vocabulary
@@ -38,6 +41,7 @@ class Datasets:
     train: TrainingData | None
     evaluations: Mapping[str, EvaluationData]
     facts: Mapping[str, Any]
+    word_counts: Mapping[str, int]
 
 
 def create_datasets(
@@ -87,9 +91,12 @@ def create_datasets(
         for split, evaluations in records.evaluations.items()
     }
     facts = {**records.facts, "images_skipped": skipped}
+    counts: collections.Counter[str] = collections.Counter()
     if train is not None:
         facts["training_items"] = len(records.train)
-    return Datasets(vocabulary, preprocessing, train, evaluations, facts)
+        for caption in records.vocabulary_captions:
+            counts.update(tokenize(caption))
+    return Datasets(vocabulary, preprocessing, train, evaluations, facts, counts)
 
 
 def _training_data(
@@ -126,10 +133,9 @@ def _training_data(
 def read_records(config: Any) -> Records:
     """Read the annotations of ``config.data.name``; garments are rendered first where needed."""
     data = config.data
-    if data.name not in _READERS:
-        raise ValueError(
-            f"config.data.name must be one of {', '.join(_READERS)}; got {data.name!r}"
-        )
+    known = (*_READERS, "garments")
+    if data.name not in known:
+        raise ValueError(f"config.data.name must be one of {', '.join(known)}; got {data.name!r}")
     if not data.directory:
         raise ValueError(
             "config.data.directory is not set: give the folder that holds the annotations, "
@@ -139,8 +145,7 @@ def read_records(config: Any) -> Records:
         if data.image_directory:
             raise ValueError("config.data.image_directory: garments keep their images with them")
         return garments_reader.read(data.directory, **data.garments)
-    reader = {"fashion_iq": fashion_iq, "fashion200k": fashion200k}[data.name]
-    return reader.read(data.directory, data.image_directory)
+    return _READERS[data.name].read(data.directory, data.image_directory)
 
 
 def check_images(images: Iterable[Image]) -> dict[str, str]:

@@ -5,7 +5,6 @@ Annotations: ``captions/cap.<category>.<split>.json`` and
 ``images/ID.png``, ``<category>/ID.jpg``, ``resized_image/<category>/ID.jpg``.
 """
 
-import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -137,7 +136,7 @@ class Layout:
         images = {
             i: Image(i, paths.get(i) or str(default / f"{i}.jpg")) for i in records.image_ids()
         }
-        return dataclasses.replace(records, images=images)
+        return records.with_images(images)
 
     def _find_images(self) -> dict[str, str]:
         """Return the path of every image file in the folders where they are seen, by id."""

@@ -166,6 +166,10 @@ class Records:
                 ids |= evaluation.image_ids()
         return ids
 
+    def with_images(self, images: Mapping[str, Image]) -> "Records":
+        """Return the records with their images found."""
+        return dataclasses.replace(self, images=images)
+
     def for_evaluation(self) -> "Records":
         """Return the records without training items and the images that only they need."""
         records = dataclasses.replace(self, train=FixedTriplets(()))

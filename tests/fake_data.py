@@ -48,6 +48,51 @@ def fashion_iq(
     return root
 
 
+def shoes(root: pathlib.Path, prepared: bool = False, folder: str = "") -> pathlib.Path:
+    """Write Shoes, raw or prepared; ``folder`` is what stands before ``womens_*``."""
+    names = {
+        split: [
+            f"img_womens_{kind}_{start + i}.jpg" for kind in ("clogs", "pumps") for i in range(5)
+        ]
+        for split, start in (("train", 0), ("val", 50))
+    }
+    places = {
+        name: f"{folder}womens_{name.split('_')[2]}/{i % 2}/{name}"
+        for split in names.values()
+        for i, name in enumerate(split)
+    }
+    pairs = {
+        split: [
+            {
+                "ImageName": ids[(i + 1) % 10],
+                "ReferenceImageName": ids[i],
+                "RelativeCaption": caption,
+            }
+            for i, caption in enumerate(_WORDS)
+        ]
+        for split, ids in names.items()
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    if prepared:
+        for split, ids in names.items():
+            full = [
+                {k: places.get(v, v).removeprefix(folder) for k, v in p.items()}
+                for p in pairs[split]
+            ]
+            (root / f"triplet.{split}.json").write_text(json.dumps(full))
+            paths = [places[i].removeprefix(folder) for i in ids]
+            (root / f"split.{split}.json").write_text(json.dumps(paths))
+    else:
+        astray = {**pairs["train"][0], "ImageName": names["val"][0]}  # in no split
+        everything = [*pairs["val"], *pairs["train"], astray]
+        (root / "relative_captions_shoes.json").write_text(json.dumps(everything))
+        (root / "train_im_names.txt").write_text("\n".join(names["train"]) + "\n")
+        (root / "eval_im_names.txt").write_text("\n".join(names["val"]) + "\n")
+    for number, place in enumerate(places.values()):
+        image(root / place, number)
+    return root
+
+
 def fashion200k(
     root: pathlib.Path,
     folder: str = "women/",

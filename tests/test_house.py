@@ -107,6 +107,7 @@ assert cmap_jax.evaluation.metrics.ranks(np.array([[0.1, 0.9]]), [0], [1]) == 0
 cmap_jax.losses.matching_loss, cmap_jax.losses.preservation_loss
 cmap_jax.scoring.score, cmap_jax.scoring.score_levels, cmap_jax.scoring.score_branches
 cmap_jax.processing.tokenizer.tokenize, cmap_jax.training.train_step.make_train_step
+cmap_jax.convert.load_reference_checkpoint, cmap_jax.convert.load_resnet
 cmap_jax.models.CMAP.from_config, cmap_jax.sharding.make_mesh, cmap_jax.protocols.PROTOCOLS
 import input_pipeline
 input_pipeline.create_datasets
@@ -140,7 +141,7 @@ def test_every_field_is_read():
 
 
 def test_every_field_has_a_comment():
-    text = (ROOT / "configs" / "default.py").read_text().partition("def shrink")[0]
+    text = (ROOT / "configs" / "default.py").read_text().partition("    return config\n")[0]
     lines = text.splitlines()
     for before, line in itertools.pairwise(lines):
         if line.startswith("    config.") and "ConfigDict()" not in line:
@@ -157,6 +158,11 @@ def test_configs_are_documented_and_refuse_unknown_arguments(path):
     assert f"python main.py --config=configs/{path.name}" in module.__doc__
     assert set(_fields(default.get_config())) <= set(_fields(module.get_config()))
     module.get_config("debug")
+    if path.stem in ("fashioniq", "fashion200k", "shoes"):
+        finetune, both = module.get_config("finetune"), module.get_config("debug,finetune")
+        assert finetune.init_from == both.init_from == ""  # asked for
+        assert not any([finetune.model.image.frozen, both.model.text.frozen])
+        assert both.model.embed_dim < finetune.model.embed_dim
     with pytest.raises(ValueError, match="'nonsense'"):
         module.get_config("nonsense")
 

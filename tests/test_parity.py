@@ -20,7 +20,7 @@ from cmap_jax.losses import matching_loss, preservation_loss
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.scoring import PreservationInputs
-from cmap_jax.training.optimizer import halvings, make_optimizer
+from cmap_jax.training.optimizer import halvings, make_optimizer, make_schedule
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.training.train_step import make_train_step, objective
 
@@ -72,11 +72,12 @@ def _pair(settings: dict, dtype: str = "float64", width: int = 4):
                 (module.running_var, 0.5, 1.5),
             ):
                 torch.nn.init.uniform_(parameter, low, high)
-    return theirs, config, CMAP.from_config(config), to_tree(theirs.state_dict())
+    ours = CMAP.from_config(config)
+    return theirs, config, ours, to_tree(ours, theirs.state_dict())
 
 
-def _batches(count: int, dtype=torch.float64, size: int = 64) -> list[tt.Batch]:
-    generator = torch.Generator().manual_seed(1)
+def _batches(count: int, dtype=torch.float64, size: int = 64, seed: int = 1) -> list[tt.Batch]:
+    generator = torch.Generator().manual_seed(seed)
     batches = []
     for _ in range(count):
         images = torch.randn(2, B, 3, size, size, generator=generator, dtype=dtype)
@@ -125,11 +126,11 @@ def test_training_in_float64(settings, x64):
             # AdamW's first moment after one step is (1 - b1) times the gradient.
             moment = state.opt_state.inner_states["trained"].inner_state[0].mu
             gradients = jax.tree.map(lambda m: m / (1 - config.optimizer.b1), moment)
-            expected = to_tree(record.first_gradients)["params"]
+            expected = to_tree(model, record.first_gradients)["params"]
             worst = _worst(relative_differences(gradients, expected))
             assert worst[0] < 1e-6, worst
     np.testing.assert_allclose(losses, record.losses, rtol=1e-6)
-    final = to_tree(record.state_dict)
+    final = to_tree(model, record.state_dict)
     worst = _worst(relative_differences(state.params, final["params"]))
     assert worst[0] < 1e-6, worst
     worst = _worst(relative_differences(state.batch_stats, final["batch_stats"]))
@@ -157,7 +158,7 @@ def test_frozen_stage_in_float64(norm, x64):
     for batch, expected in zip(batches, record.losses, strict=True):
         state, metrics = step(state, _ours(batch))
         np.testing.assert_allclose(float(metrics["loss/total"]), expected, rtol=1e-6)
-    final = to_tree(record.state_dict)
+    final = to_tree(model, record.state_dict)
     assert _worst(relative_differences(state.params, final["params"]))[0] < 1e-6
     assert _worst(relative_differences(state.batch_stats, final["batch_stats"]))[0] < 1e-6
     frozen = state.params["image_encoder"]["backbone"]
@@ -172,6 +173,38 @@ def test_frozen_stage_in_float64(norm, x64):
         variables["batch_stats"]["image_encoder"]["backbone"]["stem_norm"]["mean"],
     )
     assert same == (norm == "running")
+
+
+def test_two_stages_in_float64(x64):
+    """Two epochs of each stage under the stepped schedule: every loss, and all variables."""
+    theirs, config, _, variables = _pair({"variant": "cmap"})
+    config.train.epochs, steps_per_epoch = 2, 3
+    config.optimizer.halve_every = 1  # so that two epochs show it
+    schedule = make_schedule(config, steps_per_epoch)
+    rates = [5e-4] * steps_per_epoch + [2.5e-4] * steps_per_epoch
+    for stage, frozen in enumerate((True, False)):
+        config.model.image.frozen = config.model.text.frozen = frozen
+        model = CMAP.from_config(config)
+        batches = _batches(2 * steps_per_epoch, seed=stage)
+        record = tt.train_steps(theirs, batches, learning_rates=rates, frozen=frozen)
+
+        # The second stage: the first one's variables, a fresh optimiser and schedule.
+        tx = make_optimizer(config, schedule)
+        params, stats = (jax.tree.map(jnp.asarray, variables[c]) for c in ("params", "batch_stats"))
+        state = TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params))
+        step = jax.jit(make_train_step(model, tx, schedule, config))
+        for batch, expected in zip(batches, record.losses, strict=True):
+            state, metrics = step(state, _ours(batch))
+            np.testing.assert_allclose(float(metrics["loss/total"]), expected, rtol=1e-6)
+        final = to_tree(model, record.state_dict)
+        for collection in ("params", "batch_stats"):
+            worst = _worst(relative_differences(state.variables[collection], final[collection]))
+            assert worst[0] < 1e-6, (stage, worst)
+        for path in (("image_encoder", "backbone"), ("text_encoder", "word_embedding")):
+            before, after = (v["params"][path[0]][path[1]] for v in (variables, state.variables))
+            same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), before, after)
+            assert all(jax.tree.leaves(same)) == frozen
+        variables = jax.device_get(state.variables)
 
 
 @pytest.mark.parametrize("settings", MODELS, ids=_name)

@@ -175,9 +175,9 @@ def test_lstm(pool_padding):
     got = model.encode_text(batch.tokens, batch.lengths).detach().numpy()
     weights = arrays(model.txt_enc)
     words = weights["embed.weight"][batch.tokens.numpy()]
-    parameters = recurrent(arrays(model.txt_enc.sent_enc.lstm))
+    parameters = recurrent(arrays(model.txt_enc.sent_enc.get_submodule("0")))
     pooled = nr.lstm_max(words, batch.lengths.numpy(), parameters, pool_padding)
-    head = weights["sent_enc.fc.weight"], weights["sent_enc.fc.bias"]
+    head = weights["sent_enc.2.weight"], weights["sent_enc.2.bias"]
     CLOSE(got, nr.l2(nr.linear(pooled, *head)))
     narrow = model.encode_text(batch.tokens[:, :5], batch.lengths).detach().numpy()
     assert np.allclose(narrow, got) != pool_padding  # the width matters only with padding pooled

@@ -219,20 +219,22 @@ class SentenceLSTM(nn.Module):
 
     def __init__(self, word_dim: int, hidden: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(word_dim, hidden, batch_first=True)
+        # The release's names: "0" and "2" of a sequence.
+        self.add_module("0", nn.LSTM(word_dim, hidden, batch_first=True))
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(hidden, embed_dim)
+        self.add_module("2", nn.Linear(hidden, embed_dim))
 
     def forward(self, words: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """Words [B, T, E] and lengths [B], all above 0 (None: all T count) -> [B, D]."""
+        lstm, linear = self.get_submodule("0"), self.get_submodule("2")
         if lengths is None:
-            states, _ = self.lstm(words)
+            states, _ = lstm(words)
         else:
-            packed, _ = self.lstm(_pack(words, lengths))
+            packed, _ = lstm(_pack(words, lengths))
             states, _ = nn.utils.rnn.pad_packed_sequence(
                 packed, batch_first=True, padding_value=float("-inf")
             )
-        return self.fc(self.dropout(states.amax(dim=1)))
+        return linear(self.dropout(states.amax(dim=1)))
 
 
 class TextEncoder(nn.Module):

@@ -1,96 +1,57 @@
-"""Weights of the PyTorch oracle -> our variables, for the parity tests."""
+"""Weights of the PyTorch oracle -> our variables, for the parity tests.
+
+The names are the release's, so `cmap_jax.convert` does the work; parity would fail if it erred.
+"""
 
 import flax
 import jax
 import numpy as np
-import torch_reference as tr
 
-_TOP = {
-    "img_enc.fc": "image_encoder/head_high",
-    "img_enc.fc_1024": "image_encoder/head_mid",
-    "img_enc.fc_512": "image_encoder/head_low",
-    "img_enc.smooth_14": "image_encoder/interaction/smooth_mid",
-    "img_enc.smooth_28": "image_encoder/interaction/smooth_low",
-    "img_enc.latlayer_7214": "image_encoder/interaction/lateral_mid",
-    "img_enc.latlayer_14228": "image_encoder/interaction/lateral_low",
-    "img_enc.cnn.conv1": "image_encoder/backbone/stem_conv",
-    "img_enc.cnn.bn1": "image_encoder/backbone/stem_norm",
-    "txt_enc.sent_enc.fc": "text_encoder/head",
-    "Transform_m.0": "composer/transform",
-    "Attention_EM.attention.0": "composer/modification_attention/hidden",
-    "Attention_EM.attention.2": "composer/modification_attention/out",
-    "Attention_IS.attention.0": "composer/preservation_attention/hidden",
-    "Attention_IS.attention.2": "composer/preservation_attention/out",
-    "tirg.gate.0": "composer/gate_norm",
-    "tirg.gate.2": "composer/gate",
-    "tirg.res.0": "composer/res_norm",
-    "tirg.res.2": "composer/res_hidden",
-    "tirg.res.4": "composer/res_out",
-}
-_WHOLE = {
-    "temperature": "logit_scale",
-    "txt_enc.embed.weight": "text_encoder/word_embedding",
-    "tirg.a": "composer/mix",
-}
-_LEAF = {
-    "weight": "kernel",
-    "bias": "bias",
-    "running_mean": "mean",
-    "running_var": "var",
+from cmap_jax.convert.reference import reference_name
+from cmap_jax.convert.torchvision import is_counter, to_our_layout
+from cmap_jax.models.cmap import CMAP
+
+# TIRG is no part of the release.
+_TIRG = {
+    ("mix",): "tirg.a",
+    **{
+        (ours, leaf): f"tirg.{theirs}.{name}"
+        for ours, theirs, leaves in (
+            ("gate_norm", "gate.0", ("scale", "bias", "mean", "var")),
+            ("gate", "gate.2", ("kernel", "bias")),
+            ("res_norm", "res.0", ("scale", "bias", "mean", "var")),
+            ("res_hidden", "res.2", ("kernel", "bias")),
+            ("res_out", "res.4", ("kernel", "bias")),
+        )
+        for leaf, name in zip(
+            leaves, ("weight", "bias", "running_mean", "running_var"), strict=False
+        )
+    },
 }
 
 
-def _module(name: str) -> str:
-    """Our name of a torch module."""
-    if name in _TOP:
-        return _TOP[name]
-    parts = name.split(".")  # img_enc.cnn.layer1.0.conv1 or ...layer1.0.downsample.0
-    stage, block, rest = int(parts[2].removeprefix("layer")), int(parts[3]) + 1, parts[4:]
-    leaf = {
-        "conv1": "conv1",
-        "conv2": "conv2",
-        "conv3": "conv3",
-        "bn1": "norm1",
-        "bn2": "norm2",
-        "bn3": "norm3",
-        "downsample.0": "conv_shortcut",
-        "downsample.1": "norm_shortcut",
-    }[".".join(rest)]
-    return f"image_encoder/backbone/stage{stage}_block{block}/{leaf}"
+def _name(path: tuple[str, ...]) -> str:
+    """Torch's name of one of our variables, given its path without the collection."""
+    if path[0] == "composer" and path[1:] in _TIRG:
+        return _TIRG[path[1:]]
+    return reference_name(path)
 
 
-def our_name(name: str, value: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """Return (collection/path, array in our layout) of an entry of a torch state dict."""
-    if name.endswith("num_batches_tracked"):
-        return None
-    if name in _WHOLE:
-        return f"params/{_WHOLE[name]}", value
-    module, _, leaf = name.rpartition(".")
-    if leaf.endswith(("_l0", "_l0_reverse")):
-        cell = "lstm" if module.endswith("lstm") else "gru"
-        direction = "backward" if leaf.endswith("reverse") else "forward"
-        kind = leaf.removesuffix("_reverse").removesuffix("_l0")
-        return f"params/text_encoder/{cell}/{direction}/{kind}", value.T
-    path = _module(module)
-    collection = "batch_stats" if leaf.startswith("running") else "params"
-    ours = _LEAF[leaf]
-    if ours == "kernel" and value.ndim == 1:
-        ours = "scale"
-    if value.ndim == 4:
-        value = value.transpose(2, 3, 1, 0)
-    elif value.ndim == 2:
-        value = value.T
-    return f"{collection}/{path}/{ours}", value
+def to_tree(model: CMAP, arrays: dict) -> dict:
+    """Return a torch state dict (or gradients by name) as our variables, float dtype kept.
 
-
-def to_tree(arrays: dict[str, "tr.torch.Tensor"]) -> dict:
-    """Return a torch state dict (or gradients by name) as our variables, float dtype kept."""
-    flat = dict(
-        found
-        for name, value in arrays.items()
-        if (found := our_name(name, value.detach().numpy().copy())) is not None
+    Names without a variable of ours are an error; variables without a name are left out.
+    """
+    paths = flax.traverse_util.flatten_dict(
+        jax.eval_shape(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(64)))
     )
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    ours = {_name(path[1:]): path for path in paths}
+    flat = {}
+    for name, value in arrays.items():
+        if not is_counter(name):
+            array = value.detach().numpy().copy()
+            flat[ours[name]] = to_our_layout(ours[name], array)
+    return flax.traverse_util.unflatten_dict(flat)
 
 
 def relative_differences(ours, theirs) -> dict[str, float]:

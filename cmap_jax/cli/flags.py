@@ -94,7 +94,8 @@ def workdir(config_file: str | None = None) -> str:
 def default_workdir(config_file: str) -> str:
     """Return runs/<config name>[-<argument>] for a --config value."""
     path, _, argument = config_file.partition(":")
-    return os.path.join("runs", "-".join(filter(None, (pathlib.Path(path).stem, argument))))
+    parts = [pathlib.Path(path).stem, *argument.split(",")]
+    return os.path.join("runs", "-".join(filter(None, parts)))
 
 
 def _value(argv: Sequence[str], name: str) -> str | None:

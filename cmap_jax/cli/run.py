@@ -15,6 +15,7 @@ from cmap_jax.evaluation.evaluator import Evaluator, Result
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training import train as train_lib
 from cmap_jax.training.check import check_config
+from cmap_jax.training.initial_weights import InitialWeights, read_initial_weights
 
 
 def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
@@ -39,10 +40,17 @@ def _train(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
     # Before any data are rendered or read.
     workdir_lib.check_same_run(workdir, config)
     check_config(config)
+    if workdir_lib.has_checkpoint(workdir):
+        # What the run started from is no longer needed, and may be gone.
+        initial = InitialWeights()
+        vocabulary = workdir_lib.read_description(workdir).vocabulary if config.init_from else None
+    else:
+        initial = read_initial_weights(config)
+        vocabulary = initial.vocabulary
     datasets = input_pipeline.create_datasets(
-        config, process_index=jax.process_index(), process_count=jax.process_count()
+        config, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    return train_lib.train(config, datasets, workdir), datasets.facts
+    return train_lib.train(config, datasets, workdir, initial), datasets.facts
 
 
 def _evaluate(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:

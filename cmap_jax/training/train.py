@@ -20,6 +20,11 @@ from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Result
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.checkpointing import Checkpoints, abstract_state
+from cmap_jax.training.initial_weights import (
+    InitialWeights,
+    apply_initial_weights,
+    read_initial_weights,
+)
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.train_state import TrainState, create_train_state
 from cmap_jax.training.train_step import TrainStep, make_train_step
@@ -33,13 +38,19 @@ class Stopped(Exception):  # noqa: N818
     """The run was asked to stop, saved its state and did."""
 
 
-def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Result:
+def train(
+    config: ConfigDict,
+    datasets: Any,
+    workdir: str | os.PathLike,
+    initial: InitialWeights | None = None,
+) -> Result:
     """Train, or continue to train, in a workdir; then evaluate the best checkpoint.
 
     Args:
         config: a whole config.
         datasets: what `input_pipeline.create_datasets` returns.
         workdir: made if it is not there; continued if it is.
+        initial: what a new run starts from; None: what the config names, read here.
 
     Returns:
         The best checkpoint's results on all splits.
@@ -54,6 +65,8 @@ def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Resu
     config = fit_vocabulary(config, datasets.vocabulary)
     mesh = sharding.make_mesh()
     model = CMAP.from_config(config)
+    if initial is None and not workdir_lib.has_checkpoint(workdir):
+        initial = read_initial_weights(config)
     steps_per_epoch = datasets.train.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
     checkpoints = Checkpoints(workdir, config.train.checkpoints_to_keep)
@@ -69,11 +82,10 @@ def train(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> Resu
     log = TrainingLog(writer, config.train.log_every_steps, checkpoints)
     start = int(state.step)
     if start == 0:
-        if config.model.image.frozen or config.model.text.frozen:
-            logging.warning(
-                "config.model.image.frozen or config.model.text.frozen is set, and no pretrained "
-                "weights are loaded: what is frozen stays at its RANDOM initial values"
-            )
+        variables = apply_initial_weights(
+            config, initial, state.variables, datasets.vocabulary, datasets.word_counts
+        )
+        state = state.replace(**variables)
         writer.write_hparams(_flat(config.to_dict()))
         parameter_overview.log_parameter_overview(state.params, msg="Parameters")
     logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))

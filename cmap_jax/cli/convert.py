@@ -1,0 +1,106 @@
+"""Turn one of the authors' checkpoints into a workdir that can be evaluated, loaded and fine-tuned.
+
+cmap convert model_best.pth --vocab vocab.pkl --out runs/released
+python main.py --mode=evaluate --workdir=runs/released --config.data.directory=fashion-iq
+"""
+
+import argparse
+import importlib
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from cmap_jax import workdir as workdir_lib
+from cmap_jax.convert.reference import read_reference_checkpoint
+from cmap_jax.convert.release_vocabulary import load_release_vocabulary
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.protocols import PROTOCOLS
+
+# The release's names of the data sets -> our config files and the protocol of the paper.
+_DATA_SETS = {
+    "fashionIQ": ("fashioniq", "fashioniq/original"),
+    "shoes": ("shoes", "shoes"),
+    "fashion200K": ("fashion200k", "fashion200k"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument("checkpoint", help="the authors' file, such as model_best.pth")
+    parser.add_argument(
+        "--vocab",
+        required=True,
+        metavar="FILE|DATASET_DIR",
+        help="its words: vocab.txt (a word a line), the release's vocab.pkl, or the data set's "
+        "folder, from whose captions they are counted again",
+    )
+    parser.add_argument("--out", required=True, metavar="WORKDIR", help="a folder to be made")
+    parser.add_argument(
+        "--data-name",
+        choices=sorted(_DATA_SETS),
+        help="the data set it was trained on, where the file does not say it",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert and write; nothing is left behind where something does not fit."""
+    if os.path.exists(arguments.out):
+        raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
+    checkpoint = read_reference_checkpoint(arguments.checkpoint)
+    data_name = arguments.data_name or checkpoint.arguments.get("data_name")
+    if data_name not in _DATA_SETS:
+        raise ValueError(
+            f"{arguments.checkpoint}: its args.data_name is {data_name!r}, none of "
+            f"{', '.join(_DATA_SETS)}; give --data-name"
+        )
+    config_name, protocol = _DATA_SETS[data_name]
+    config = importlib.import_module(f"configs.{config_name}").get_config()
+    config.model = checkpoint.model_config
+    vocabulary = _read_vocabulary(arguments.vocab, config)
+    if len(vocabulary) != config.model.text.vocabulary_size:
+        raise ValueError(
+            f"{arguments.vocab} gives {len(vocabulary)} words, special ones included, but the word "
+            f"embedding of {arguments.checkpoint} has {config.model.text.vocabulary_size} rows: "
+            "they do not belong together"
+        )
+    facts = {
+        workdir_lib.CONVERTED_FROM: os.path.basename(arguments.checkpoint),
+        "epoch": checkpoint.epoch,
+        "best_score": checkpoint.best_score,
+    }
+    workdir_lib.write_model(
+        arguments.out,
+        workdir_lib.Description(
+            config,
+            vocabulary,
+            ImagePreprocessing(resize=config.data.resize, crop=config.data.crop),
+            (PROTOCOLS[protocol],),
+            facts,
+        ),
+        CMAP.from_config(config),
+        checkpoint.variables,
+    )
+    print(
+        f"{arguments.out} holds the model of {arguments.checkpoint} (epoch {checkpoint.epoch}, "
+        f"best score {checkpoint.best_score}).\nNext: python main.py --mode=evaluate "
+        f"--workdir={arguments.out} --config.data.directory=..."
+    )
+    return 0
+
+
+def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
+    """Read the words from a file, or count them again in a data set's captions."""
+    if os.path.isdir(source):
+        # Only here: TensorFlow takes seconds to load.
+        from input_pipeline.datasets import read_records
+
+        config = config.copy_and_resolve_references()
+        config.data.directory = source
+        records = read_records(config)
+        return Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    if pathlib.Path(source).suffix in (".pkl", ".pickle"):
+        return load_release_vocabulary(source)
+    return Vocabulary.load(source)

@@ -1,0 +1,171 @@
+"""The authors' training checkpoints -> a model of ours with the same values."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cmap_jax.convert.state_dict import WeightsError, read_torch_file, to_numpy
+from cmap_jax.convert.torchvision import LEAVES, is_counter, resnet_name, translate
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.processing.tokenizer import Vocabulary
+from configs import default
+
+_BACKBONE = ("image_encoder", "backbone")
+_LAYERS = {
+    "image_encoder/head_high": "img_enc.fc",
+    "image_encoder/head_mid": "img_enc.fc_1024",
+    "image_encoder/head_low": "img_enc.fc_512",
+    "image_encoder/interaction/smooth_mid": "img_enc.smooth_14",
+    "image_encoder/interaction/smooth_low": "img_enc.smooth_28",
+    "image_encoder/interaction/lateral_mid": "img_enc.latlayer_7214",
+    "image_encoder/interaction/lateral_low": "img_enc.latlayer_14228",
+    "text_encoder/head": "txt_enc.sent_enc.2",
+    "composer/transform": "Transform_m.0",
+    "composer/modification_attention/hidden": "Attention_EM.attention.0",
+    "composer/modification_attention/out": "Attention_EM.attention.2",
+    "composer/preservation_attention/hidden": "Attention_IS.attention.0",
+    "composer/preservation_attention/out": "Attention_IS.attention.2",
+}
+_RECURRENT = {"gru": "txt_enc.sent_enc", "lstm": "txt_enc.sent_enc.0"}
+_DIRECTION = {"forward": "_l0", "backward": "_l0_reverse"}
+_UNUSED = "Transform_attention."  # a layer that the release makes and never calls
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceCheckpoint:
+    """What one of the authors' files holds.
+
+    Attributes:
+        model_config: a ``config.model``.
+        variables: ``params`` and ``batch_stats``, float32.
+        arguments: the command line it was trained with, such as ``data_name``.
+        epoch: the epoch it was saved in, or None.
+        best_score: the score it was saved for, or None.
+    """
+
+    model_config: ConfigDict
+    variables: dict[str, Any]
+    arguments: Mapping[str, Any]
+    epoch: int | None
+    best_score: float | None
+
+
+def load_reference_checkpoint(
+    path: str | os.PathLike,
+) -> tuple[ConfigDict, dict[str, Any], Vocabulary | None]:
+    """Read one of the authors' checkpoints: a torch file with ``args``, ``epoch``, ``model``, ...
+
+    Sizes and the text encoder are inferred from the shapes. The file is read without running
+    anything that it says.
+
+    Returns:
+        ``config.model``, the variables (float32), and the vocabulary: None, such a file holds none.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: not such a file; lists missing, unexpected and misshapen names.
+        ModuleNotFoundError: PyTorch is not installed.
+    """
+    checkpoint = read_reference_checkpoint(path)
+    return checkpoint.model_config, checkpoint.variables, None
+
+
+def read_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
+    """Read all that is worth keeping of one of the authors' checkpoints; errors as above."""
+    content = read_torch_file(path, _allowed_globals())
+    if not isinstance(content, Mapping) or "model" not in content:
+        held = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else "no"
+        raise WeightsError(
+            f"{os.fspath(path)}: not one of the authors' checkpoints: 'model' is missing among "
+            f"{held}. (A ResNet alone goes to --config.model.image.init_from.)"
+        )
+    state = to_numpy(content["model"], path)
+    state = {k: v for k, v in state.items() if not k.startswith(_UNUSED) and not is_counter(k)}
+    if state.get("temperature", np.empty(0)).size == 1:
+        state["temperature"] = state["temperature"].reshape(())
+    config = infer_model_config(state)
+    variables = to_variables(CMAP.from_config(config), state, path)
+    arguments = content.get("args")
+    epoch, best = content.get("epoch"), content.get("best_score")
+    return ReferenceCheckpoint(
+        config,
+        jax.tree.map(lambda x: x.astype(np.float32), variables),
+        vars(arguments) if isinstance(arguments, argparse.Namespace) else {},
+        None if epoch is None else int(epoch),
+        None if best is None else float(best),
+    )
+
+
+def infer_model_config(state: Mapping[str, np.ndarray]) -> ConfigDict:
+    """Return the ``config.model`` of a state dict, from its names and shapes.
+
+    What the shapes do not say is as released: the interaction goes down, and the LSTM's maximum
+    includes the padding. A size whose tensor is missing keeps its default.
+    """
+    config = default.get_config().model
+
+    def size(name: str, axis: int, otherwise: int) -> int:
+        shape = state[name].shape if name in state else ()
+        return int(shape[axis]) if axis < len(shape) else otherwise
+
+    config.embed_dim = size("Transform_m.0.weight", 0, config.embed_dim)
+    config.image.width = size("img_enc.cnn.conv1.weight", 0, config.image.width)
+    if "img_enc.cnn.layer1.0.conv3.weight" not in state:
+        config.image.depth = 34 if "img_enc.cnn.layer1.2.conv1.weight" in state else 18
+    config.text.vocabulary_size = size("txt_enc.embed.weight", 0, 1)
+    config.text.word_dim = size("txt_enc.embed.weight", 1, config.text.word_dim)
+    if any(name.startswith("txt_enc.sent_enc.0.") for name in state):
+        config.text.encoder = "lstm"
+        config.text.lstm_pool_padding = True
+        hidden = size("txt_enc.sent_enc.0.weight_hh_l0", 1, config.text.lstm_hidden)
+        config.text.lstm_hidden = hidden
+    return config
+
+
+def to_variables(
+    model: CMAP, state: Mapping[str, np.ndarray], path: str | os.PathLike
+) -> dict[str, Any]:
+    """Return a state dict with the release's names as the variables of ``model``, dtypes kept.
+
+    Raises:
+        WeightsError: lists missing, unexpected and misshapen names.
+    """
+    shapes = flax.traverse_util.flatten_dict(
+        jax.eval_shape(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(64)))
+    )
+    return translate({p: reference_name(p[1:]) for p in shapes}, shapes, state, path)
+
+
+def reference_name(path: tuple[str, ...]) -> str:
+    """Return the release's name of a parameter or statistic of ours, given its path."""
+    if path[:2] == _BACKBONE:
+        return f"img_enc.cnn.{resnet_name(path[2:])}"
+    if path == ("logit_scale",):
+        return "temperature"
+    if path == ("text_encoder", "word_embedding"):
+        return "txt_enc.embed.weight"
+    if path[0] == "text_encoder" and path[1] in _RECURRENT:
+        _, cell, direction, leaf = path
+        return f"{_RECURRENT[cell]}.{leaf}{_DIRECTION[direction]}"
+    return f"{_LAYERS['/'.join(path[:-1])]}.{LEAVES[path[-1]]}"
+
+
+def _allowed_globals() -> list[Any]:
+    """Return what these files name besides tensors: a Namespace, and NumPy's numbers in it."""
+    scalar = np._core.multiarray.scalar
+    kinds = ("Bool", "Int32", "Int64", "Float32", "Float64")
+    return [
+        argparse.Namespace,
+        np.dtype,
+        # The same function under its names before and since NumPy 2.
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        *(getattr(np.dtypes, f"{kind}DType") for kind in kinds),
+    ]

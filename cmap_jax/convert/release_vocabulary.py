@@ -1,0 +1,51 @@
+"""The release's pickled vocabulary, read by an unpickler that knows this one class."""
+
+import io
+import os
+import pickle
+from typing import Any
+
+from etils import epath
+
+from cmap_jax.processing.tokenizer import Vocabulary
+
+_MODULES = ("vocab", "__main__")
+
+
+class _Release:
+    """Stands in for the release's class; only its attributes matter."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _MODULES and name == "Vocabulary":
+            return _Release
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def load_release_vocabulary(path: str | os.PathLike) -> Vocabulary:
+    """Read the release's ``Vocabulary`` object (``word2idx``, ``idx2word``, ``idx``).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or one that names anything else; nothing of it runs.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        found = _Unpickler(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # a damaged pickle leads the unpickler anywhere
+        raise ValueError(f"{path}: not the release's vocabulary: {error}") from None
+    words = getattr(found, "word2idx", None)
+    if (
+        not isinstance(found, _Release)
+        or not isinstance(words, dict)
+        or not all(isinstance(w, str) and type(i) is int for w, i in words.items())
+        or sorted(words.values()) != list(range(len(words)))
+    ):
+        raise ValueError(f"{path}: not the release's vocabulary: word2idx must number its words")
+    try:
+        return Vocabulary(sorted(words, key=words.get))
+    except ValueError as error:
+        raise ValueError(f"{path}: not the release's vocabulary: {error}") from error

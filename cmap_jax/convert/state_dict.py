@@ -1,0 +1,141 @@
+"""Files of named tensors, and what is said when their names or shapes are not those expected."""
+
+import os
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+_SHOWN = 8  # names of each kind in an error
+_PARALLEL = "module."  # what torch's DataParallel puts before every name
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be read or does not fit; the message names it and says why."""
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read a plain state dict from a ``.safetensors`` file or a torch file (any other suffix).
+
+    Returns:
+        The tensors by name, floating point at least float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: not such a file, or one with other things than tensors.
+        ModuleNotFoundError: a torch file, and PyTorch is not installed.
+    """
+    if os.fspath(path).endswith(".safetensors"):
+        return _read_safetensors(path)
+    return to_numpy(read_torch_file(path), path)
+
+
+def read_torch_file(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> Any:
+    """Read what `torch.save` wrote, without running anything that the file says.
+
+    Args:
+        path: the file.
+        allowed: classes and functions that it may name besides tensors and plain containers, as
+            `torch.serialization.safe_globals` takes them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: not such a file, truncated, or one that names something else.
+        ModuleNotFoundError: PyTorch is not installed.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path}: reading a torch file needs PyTorch: pip install 'cmap_jax[torch]', or "
+            "convert it to .safetensors where PyTorch is installed"
+        ) from error
+    try:
+        with path.open("rb") as file, torch.serialization.safe_globals(list(allowed)):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Torch's text goes on with advice to switch the protection off.
+        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        raise WeightsError(
+            f"{path}: not a file of weights, or one that would run code: "
+            f"{' '.join(reason.split())[:300]}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: not a torch file, or truncated: {error}") from error
+
+
+def to_numpy(state: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return a torch state dict as arrays, the names without DataParallel's ``module.``."""
+    import torch
+
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
+        raise WeightsError(f"{os.fspath(path)}: not a state dict: names with tensors are expected")
+
+    def array(tensor: torch.Tensor) -> np.ndarray:
+        low = tensor.dtype in (torch.float16, torch.bfloat16)
+        return (tensor.float() if low else tensor).detach().numpy()
+
+    parallel = bool(state) and all(name.startswith(_PARALLEL) for name in state)
+    return {
+        name.removeprefix(_PARALLEL) if parallel else name: array(tensor)
+        for name, tensor in state.items()
+    }
+
+
+def check_names(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+) -> None:
+    """Refuse tensors that are not exactly those expected.
+
+    Args:
+        expected: the shape of every name.
+        found: what the file holds, without what may be ignored.
+        path: the file, for the message.
+
+    Raises:
+        WeightsError: lists missing, unexpected and misshapen names.
+    """
+    misshapen = [
+        f"{name} {tuple(found[name].shape)}, not {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    lists = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": misshapen,
+    }
+    problems = [f"{kind}: {_shorten(names)}" for kind, names in lists.items() if names]
+    if problems:
+        raise WeightsError(f"{os.fspath(path)} does not fit the model.\n  " + "\n  ".join(problems))
+
+
+def _shorten(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} ({', '.join(names[:_SHOWN])}{more})"
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    import safetensors
+    import safetensors.numpy
+
+    path = epath.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        arrays = safetensors.numpy.load(path.read_bytes())
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: not a safetensors file, or truncated: {error}") from error
+    return {
+        name: array.astype(np.float32) if array.dtype.itemsize == 2 else array
+        for name, array in arrays.items()
+    }

@@ -1,0 +1,113 @@
+"""torchvision's ResNet weights -> the parameters of our backbone."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from cmap_jax.convert.state_dict import check_names, read_state_dict
+from cmap_jax.models.resnet import ResNet
+
+# torchvision's names of the leaves of a convolution or linear layer, and of a batch-norm.
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_STEM = {"stem_conv": "conv1", "stem_norm": "bn1"}
+_LAYER = {"conv_shortcut": "downsample.0", "norm_shortcut": "downsample.1"}
+
+
+def resnet_name(path: tuple[str, ...]) -> str:
+    """Return torchvision's name of a variable of `ResNet`, given its path in the tree.
+
+    ``("stage2_block1", "conv_shortcut", "kernel")`` is ``layer2.0.downsample.0.weight``.
+    """
+    *modules, leaf = path
+    if len(modules) == 1:
+        return f"{_STEM[modules[0]]}.{LEAVES[leaf]}"
+    block, layer = modules
+    stage, number = block.removeprefix("stage").split("_block")
+    layer = _LAYER.get(layer) or layer.replace("norm", "bn")
+    return f"layer{stage}.{int(number) - 1}.{layer}.{LEAVES[leaf]}"
+
+
+def to_torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a variable of ours has in a torch state dict."""
+    if path[-1] == "kernel" and len(shape) == 4:
+        return (shape[3], shape[2], shape[0], shape[1])  # HWIO -> OIHW
+    return shape[::-1] if _is_transposed(path) else shape
+
+
+def to_our_layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    """Return a torch tensor in the layout that the variable at ``path`` has here."""
+    if path[-1] == "kernel" and array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    return array.T if _is_transposed(path) else array
+
+
+def _is_transposed(path: tuple[str, ...]) -> bool:
+    return path[-1] in ("kernel", "weight_ih", "weight_hh")
+
+
+def is_counter(name: str) -> bool:
+    """Tell whether a name is that of batch-norm's count of batches, which nothing here needs."""
+    return name.endswith(".num_batches_tracked")
+
+
+def translate(
+    names: Mapping[tuple[str, ...], str],
+    shapes: Mapping[tuple[str, ...], Any],
+    found: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+) -> dict[str, Any]:
+    """Return a state dict as our variables, or refuse one that does not fit.
+
+    Args:
+        names: torch's name of every variable, by its path (collection first).
+        shapes: our variables, or their shapes, by path.
+        found: the state dict, without what may be ignored.
+        path: the file, for the message.
+
+    Raises:
+        WeightsError: lists missing, unexpected and misshapen names.
+    """
+    expected = {names[p]: to_torch_shape(p, shape.shape) for p, shape in shapes.items()}
+    check_names(expected, found, path)
+    return flax.traverse_util.unflatten_dict(
+        {p: np.array(to_our_layout(p, found[names[p]]), order="C") for p in shapes}
+    )
+
+
+def load_resnet(path: str | os.PathLike, *, depth: int, width: int = 64) -> dict[str, Any]:
+    """Read a torchvision ResNet (timm's files of ``resnet18/34/50`` use the same names).
+
+    Args:
+        path: a ``.safetensors`` file or a torch file with a state dict; ``fc`` is ignored.
+        depth: 18, 34 or 50 layers.
+        width: channels of the stem; 64 in the published files.
+
+    Returns:
+        ``params`` and ``batch_stats`` of `cmap_jax.models.resnet.ResNet`, float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: not such a file, or another network; lists the names that do not fit.
+    """
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    variables = jax.eval_shape(
+        lambda x: ResNet(depth, width).init(jax.random.key(0), x, use_batch_statistics=False),
+        images,
+    )
+    shapes = flax.traverse_util.flatten_dict(variables)
+    found = {
+        name: array.astype(np.float32)
+        for name, array in read_state_dict(path).items()
+        if not is_counter(name) and not name.startswith("fc.")
+    }
+    return translate({p: resnet_name(p[1:]) for p in shapes}, shapes, found, path)

@@ -1,0 +1,23 @@
+r"""Shoes: CMAP with a ResNet-50, one caption a pair (SPEC 5).
+
+Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
+
+python main.py --config=configs/shoes.py --config.data.directory=shoes \
+    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+python main.py --config=configs/shoes.py:finetune --config.data.directory=shoes \
+    --config.init_from=runs/shoes
+
+The folder holds `relative_captions_shoes.json` and the two name lists, or `triplet.*.json` and
+`split.*.json`, and the images; images elsewhere:
+`--config.data.image_directory=...`. ":debug" and ":finetune,debug" are a model for a CPU, which
+trains from scratch, and two short epochs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    return default.get_stage("configs/shoes.py", arg, "shoes")
