@@ -34,6 +34,12 @@ MODE = flags.DEFINE_enum(
     MODES,
     "train; evaluate: what stands in --workdir; describe: a model's parameters, memory and FLOP.",
 )
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder for compiled programs, so that the next start is quick; default in the user's cache "
+    'folder; "off" for none.',
+)
 
 
 class UsageError(ValueError):

@@ -152,7 +152,8 @@ class Evaluator:
         )
         found, start = [], 0
         for number, block in enumerate(blocks):
-            scores = block[masks[number]]
+            # What is padding comes last.
+            scores = block[: masks[number].sum()]
             rows = slice(start, start + len(scores))
             start = rows.stop
             ranks = metrics.ranks(scores, targets[rows], references[rows])

@@ -1,7 +1,9 @@
-"""Ranks, and what is reported of them (SPEC 6), in NumPy."""
+"""Ranks, and what is reported of them (SPEC 6)."""
 
 from collections.abc import Mapping, Sequence, Set
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cmap_jax.protocols import Protocol
@@ -11,19 +13,19 @@ Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 NO_TARGET = -1  # the rank of a query without a correct image in the gallery
 
 
-def _mask(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
-    """Return [B, N] bool from a mask, or from one or several positions a row (-1: none)."""
+def _positions(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
+    """Return [B, M] int32 positions, padded with -1, from any form that they may come in."""
     if hasattr(positions, "dtype"):
         positions = np.asarray(positions)  # a JAX array too
     if isinstance(positions, np.ndarray) and positions.dtype == bool:
         if positions.shape != shape:
             raise ValueError(f"a mask must be shaped like the scores {shape}: {positions.shape}")
-        return positions
-    mask = np.zeros(shape, bool)
+        positions = [np.flatnonzero(row) for row in positions]
     if positions is None:
-        return mask
+        return np.full((shape[0], 1), NO_TARGET, np.int32)
     if len(positions) != shape[0]:
         raise ValueError(f"{shape[0]} rows of scores, but positions for {len(positions)}")
+    rows = []
     for row, places in enumerate(positions):
         if isinstance(places, Set):
             places = sorted(places)
@@ -33,18 +35,26 @@ def _mask(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
         places = places.astype(np.int64)
         if (places >= shape[1]).any():
             raise ValueError(f"row {row}: position {places.max()} in a gallery of {shape[1]}")
-        mask[row, places[places >= 0]] = True
-    return mask
+        # Each once: they are counted.
+        rows.append(np.unique(places[places >= 0]))
+    # A power of two, so that few programs serve all widths.
+    width = 1 << max(max(map(len, rows), default=1) - 1, 0).bit_length()
+    found = np.full((shape[0], width), NO_TARGET, np.int32)
+    for row, places in zip(found, rows, strict=True):
+        row[: len(places)] = places
+    return found
 
 
-def ranks(scores: np.ndarray, targets: Positions, exclude: Positions | None = None) -> np.ndarray:
+def ranks(
+    scores: np.ndarray | jax.Array, targets: Positions, exclude: Positions | None = None
+) -> np.ndarray:
     """Return the 0-based rank of each query's best-ranked correct image (SPEC 6).
 
     The rank is the number of images that score strictly higher; the gallery is not sorted.
 
     Args:
-        scores: [B, N].
-        targets: correct positions in the gallery: one an row ([B]), several a row (a sequence of
+        scores: [B, N], on whatever device; they are read once and stay there.
+        targets: correct positions in the gallery: one a row ([B]), several a row (a sequence of
             sequences, or [B, M] padded with -1), or a bool mask [B, N].
         exclude: positions whose score counts as -inf, in the same forms; the reference image.
 
@@ -54,16 +64,34 @@ def ranks(scores: np.ndarray, targets: Positions, exclude: Positions | None = No
     Raises:
         ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
     """
-    scores = np.asarray(scores)
     if scores.ndim != 2:
         raise ValueError(f"scores must be [B, N], not {scores.shape}")
-    if np.isnan(scores).any():
+    correct = _positions(targets, scores.shape)
+    with jax.enable_x64(scores.dtype == np.float64):  # else such scores would be rounded
+        found, broken = _count_higher(scores, correct, _positions(exclude, scores.shape))
+    if broken:
         raise ValueError("a score is NaN: the model or its inputs are broken")
-    correct = _mask(targets, scores.shape)
-    scores = np.where(_mask(exclude, scores.shape), -np.inf, scores)
-    best = np.max(np.where(correct, scores, -np.inf), axis=1, initial=-np.inf)
-    found = np.sum(scores > best[:, None], axis=1)
-    return np.where(correct.any(axis=1), found, NO_TARGET)
+    return np.where((correct >= 0).any(axis=1), np.asarray(found, np.int64), NO_TARGET)
+
+
+@jax.jit
+def _count_higher(
+    scores: jax.Array, correct: jax.Array, excluded: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return how many images score above the best correct one, [B], and whether a score is NaN."""
+    if not scores.size:
+        return jnp.zeros(scores.shape[0], jnp.int32), jnp.zeros((), bool)
+
+    def at(positions: jax.Array) -> jax.Array:
+        values = jnp.take_along_axis(scores, jnp.maximum(positions, 0), axis=1)
+        return jnp.where(positions >= 0, values, -jnp.inf)
+
+    taken_out = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
+    best = jnp.max(jnp.where(taken_out, -jnp.inf, at(correct)), axis=1, keepdims=True)
+    higher = jnp.sum(scores > best, axis=1, dtype=jnp.int32)
+    # Those excluded count as -inf, which is above nothing.
+    higher -= jnp.sum(at(excluded) > best, axis=1, dtype=jnp.int32)
+    return higher, jnp.isnan(scores).any()
 
 
 def top(scores: np.ndarray, count: int, exclude: Positions | None = None) -> np.ndarray:
@@ -71,7 +99,9 @@ def top(scores: np.ndarray, count: int, exclude: Positions | None = None) -> np.
 
     Ties go to the lower position. Excluded images come last.
     """
-    scores = np.where(_mask(exclude, scores.shape), -np.inf, scores)
+    scores = np.array(scores)
+    for row, places in zip(scores, _positions(exclude, scores.shape), strict=True):
+        row[places[places >= 0]] = -np.inf
     return np.argsort(-scores, axis=1, kind="stable")[:, :count]
 
 

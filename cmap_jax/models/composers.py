@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.convolution import BatchNorm, Dense
 from cmap_jax.models.image_encoder import LEVELS
+from cmap_jax.models.layers import BatchNorm, Dense
 from cmap_jax.scoring import (
     Branch,
     ComposedQuery,

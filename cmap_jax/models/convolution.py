@@ -1,188 +1,200 @@
-"""Convolution, dense layer, pooling and resizing with PyTorch's numerics and initial values."""
+"""Convolution with a choice of algorithm by backend: the same values, the fastest way to them.
 
+Accelerators get XLA's convolution and its gradients. XLA's CPU back end is fast at matrix products
+and at plain convolutions of large maps, and slow at the rest: a 1x1 convolution and its gradients
+are written as matrix products there, and so are weight gradients and convolutions of small maps
+(`benchmarks/README.md` has the measurements by layer).
+"""
+
+import functools
 import math
-from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.scoring import at_least_float32
+# Below this number of rows and columns, a product of gathered patches beats XLA's convolution.
+_SMALL_MAP = 8
+# From this number of rows on, XLA's convolution beats the product where there are zeros to skip.
+_LARGE_MAP = 16
+# Below this number of output channels, XLA's weight gradient beats a product so narrow.
+_NARROW = 64
+# Rows of gathered patches in one matrix product: enough to keep it busy, few enough for a cache.
+_ROWS = 8192
 
 
-def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
-    """Return an initializer uniform in ±1/sqrt(fan_in): PyTorch's default for most layers."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "k k C F"], stride: int
+) -> Float[Array, "B H2 W2 F"]:
+    """Convolve maps with a square kernel of odd side k, zero-padded by ``k // 2`` on all sides.
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-        bound = 1 / math.sqrt(fan_in)
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    Args:
+        x: maps.
+        kernel: of the same dtype.
+        stride: step in pixels.
 
-    return init
+    Returns:
+        Maps of ``(H - 1) // stride + 1`` rows, the dtype of ``x``.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_forward_on_cpu, stride=stride),
+        default=functools.partial(_xla_convolution, stride=stride),
+    )
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, tuple]:
+    return convolve(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride: int, residuals: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.platform_dependent(
+        *residuals,
+        dy,
+        cpu=functools.partial(_backward_on_cpu, stride=stride),
+        default=functools.partial(_xla_backward, stride=stride),
+    )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _xla_convolution(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
+    padding = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _xla_backward(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(functools.partial(_xla_convolution, stride=stride), x, kernel)[1](dy)
+
+
+def _forward_on_cpu(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     size = kernel.shape[0]
-    if min(x.shape[1:3]) >= size or size == 1:
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(stride, stride),
-            padding=[(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    # A map smaller than the kernel (the deepest maps of small images). XLA's CPU back end leaves
-    # its fast convolution there and takes 10 to 50 times longer than this product of shifted maps.
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
+    if size > 1 and min(x.shape[1:3]) >= max(_SMALL_MAP, size):
+        return _xla_convolution(x, kernel, stride=stride)
+    return _product_of_patches(x, kernel, stride, (size // 2, size // 2))
+
+
+def _product_of_patches(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]
+) -> jax.Array:
+    """Convolve by one matrix product of all patches with the kernel."""
+    patches = _patches(x, kernel.shape[0], stride, padding)
+    rows = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return rows.reshape(*patches.shape[:3], -1)
+
+
+def _patches(x: jax.Array, size: int, stride: int, padding: tuple[int, int]) -> jax.Array:
+    """Gather the patch of every output pixel, [B, H2, W2, k * k * C]."""
+    if size == 1:
+        return x[:, ::stride, ::stride]
+    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    last = [(side - size) // stride * stride + 1 for side in x.shape[1:3]]
     taps = [
-        x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
+        x[:, i : i + last[0] : stride, j : j + last[1] : stride]
         for i in range(size)
         for j in range(size)
     ]
-    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return jnp.concatenate(taps, axis=-1)
 
 
-class Conv(nn.Module):
-    """A square convolution, ``[B, H, W, C] -> [B, H', W', features]``, zero-padded on all sides.
+def _backward_on_cpu(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    # Else XLA computes what these come from again for every one of their uses.
+    x, dy = jax.lax.optimization_barrier((x, dy))
+    return _input_gradient(x, kernel, dy, stride), _kernel_gradient(x, kernel, dy, stride)
 
-    Attributes:
-        features: channels out.
-        kernel_size: side of the kernel in pixels.
-        stride: step in pixels.
-        use_bias: whether to add a bias.
-        kernel_init: initializer of the kernel; None for ±1/sqrt(fan_in).
-        dtype: what the product is computed in.
 
-    The padding is ``kernel_size // 2``. Parameters: ``kernel`` [k, k, C, features] and ``bias``.
+def _input_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
+    if stride == 1:
+        return _forward_on_cpu(dy, kernel[::-1, ::-1].swapaxes(2, 3), stride=1)
+    if stride == 2 and kernel.shape[0] in (1, 3) and not any(side % 2 for side in x.shape[1:3]):
+        return _input_gradient_by_phases(kernel, dy)
+    _, pull_back = jax.vjp(lambda x: _xla_convolution(x, kernel, stride=stride), x)
+    return pull_back(dy)[0]
+
+
+def _input_gradient_by_phases(kernel: jax.Array, dy: jax.Array) -> jax.Array:
+    """Return the input's gradient for stride 2: even and odd rows and columns apart.
+
+    An even row of the input meets the kernel's middle row alone; an odd one meets its last row at
+    the output row before and its first row at the one after. So a 2x2 convolution of ``dy`` gives
+    the four phases, without the zeros that a dilated ``dy`` is filled with.
     """
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    use_bias: bool = True
-    kernel_init: Callable[..., jax.Array] | None = None
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:
-        """Convolve a batch of maps."""
-        fan_in = self.kernel_size**2 * x.shape[-1]
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init or uniform_fan_in(fan_in), shape)
-        y = _convolve(
-            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.kernel_size // 2
+    batch, height, columns, _ = dy.shape
+    kernel = kernel.swapaxes(2, 3)  # [k, k, F, C]
+    channels = kernel.shape[-1]
+    if kernel.shape[0] == 1:
+        first = _product_of_patches(dy, kernel, 1, (0, 0))
+        return jax.lax.pad(first, jnp.zeros((), dy.dtype), [(0, 0, 0), *[(0, 1, 1)] * 2, (0, 0, 0)])
+    zero = jnp.zeros_like(kernel[0, 0])
+    rows = ((1, None), (2, 0))  # by phase: the kernel's row at this row of dy and at the next
+    phases = [
+        [
+            zero if None in (rows[r][i], rows[c][j]) else kernel[rows[r][i], rows[c][j]]
+            for r in range(2)
+            for c in range(2)
+        ]
+        for i in range(2)
+        for j in range(2)
+    ]
+    gathered = jnp.concatenate([jnp.concatenate(p, axis=-1) for p in phases])  # [4 * F, 4 * C]
+    gathered = gathered.reshape(2, 2, -1, 4 * channels)
+    if height < _LARGE_MAP:
+        dx = _product_of_patches(dy, gathered, 1, (0, 1))
+    else:
+        dx = jax.lax.conv_general_dilated(
+            dy, gathered, (1, 1), [(0, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        if self.use_bias:
-            bias = self.param("bias", uniform_fan_in(fan_in), (self.features,))
-            y = y + bias.astype(self.dtype)
-        return y
+    dx = dx.reshape(batch, height, columns, 2, 2, channels)
+    return dx.swapaxes(2, 3).reshape(batch, 2 * height, 2 * columns, channels)
 
 
-class Dense(nn.Module):
-    """A linear layer with PyTorch's initial values, ``[..., C] -> [..., features]``.
+def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
+    """Return the kernel's gradient, as matrix products of gathered patches with ``dy``."""
+    size, width = kernel.shape[0], dy.shape[-1]
+    columns = size * size * x.shape[-1]
+    if size > 1 and width < _NARROW:
+        _, pull_back = jax.vjp(lambda kernel: _xla_convolution(x, kernel, stride=stride), kernel)
+        return pull_back(dy)[0]
 
-    Attributes:
-        features: width out.
-        dtype: what the product is computed in.
+    def product(x: jax.Array, dy: jax.Array) -> jax.Array:
+        patches = _patches(x, size, stride, (size // 2, size // 2)).reshape(-1, columns)
+        rows = dy.reshape(-1, width)
+        # Few rows and many columns suit the product best; the transpose of the result is small.
+        if columns < width:
+            return _contract_rows(patches, rows)
+        return _contract_rows(rows, patches).T
 
-    Parameters: ``kernel`` [C, features] and ``bias`` [features], uniform in ±1/sqrt(C).
-    """
+    batch, pixels = x.shape[0], math.prod(dy.shape[1:3])
+    images = _largest_divisor(batch, max(_ROWS // pixels, 1))
+    if size == 1 or images == batch:
+        gradient = product(x, dy)
+    else:
+        # A few images at a time: their patches stay in the cache.
+        def step(i: jax.Array, total: jax.Array) -> jax.Array:
+            part = [jax.lax.dynamic_slice_in_dim(a, i * images, images) for a in (x, dy)]
+            return total + product(*part)
 
-    features: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*shape C"]) -> Float[Array, "*shape F"]:
-        """Apply the layer to the last axis."""
-        init = uniform_fan_in(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, as PyTorch does it (SPEC 1, 3).
-
-    Differs from Flax's: the running variance is updated with the *unbiased* batch variance, and the
-    statistics are computed in float32 or better by two passes over the data. With the batch sharded
-    over devices, the statistics are those of the global batch.
-
-    Attributes:
-        momentum: share of the batch's statistics in the running ones at each update.
-        epsilon: added to the variance.
-        dtype: dtype of the result.
-
-    Parameters ``scale`` and ``bias``; in the collection ``batch_stats``, ``mean`` and ``var``.
-    """
-
-    momentum: float = 0.1
-    epsilon: float = 1e-5
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "*shape C"], *, use_batch_statistics: bool
-    ) -> Float[Array, "*shape C"]:
-        """Normalise by the batch's statistics and update the running ones, or use those."""
-        width = x.shape[-1:]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
-        running_var = self.variable("batch_stats", "var", jnp.ones, width)
-        scale = self.param("scale", nn.initializers.ones, width)
-        bias = self.param("bias", nn.initializers.zeros, width)
-        x = at_least_float32(x)
-        if use_batch_statistics:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // x.shape[-1]
-            mean = jnp.mean(x, axes)
-            var = jnp.mean(jnp.square(x - mean), axes)
-            if not self.is_initializing():
-                unbiased = var * (count / max(count - 1, 1))
-                for running, batch in ((running_mean, mean), (running_var, unbiased)):
-                    running.value = (1 - self.momentum) * running.value + self.momentum * batch
-        else:
-            mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.astype(self.dtype)
+        zero = jnp.zeros((columns, width), x.dtype)
+        gradient = jax.lax.fori_loop(0, batch // images, step, zero)
+    return gradient.reshape(kernel.shape)
 
 
-def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-    """3x3 maximum with stride 2 and padding 1; the gradient goes to the first maximum.
-
-    Written as a comparison of shifted maps, rows then columns: the gradient of ``reduce_window`` is
-    a scatter, which on CPU takes six times as long as this.
-    """
-    for axis in (1, 2):
-        padding = [(0, 0)] * 4
-        padding[axis] = (1, 1)
-        x_padded = jnp.pad(x, padding, constant_values=-jnp.inf)
-        out = (x.shape[axis] - 1) // 2 + 1
-        best = None
-        for tap in range(3):
-            other = jax.lax.slice_in_dim(x_padded, tap, tap + 2 * out - 1, stride=2, axis=axis)
-            # A NaN must win, or a diverging network would look healthy.
-            better = None if best is None else (other > best) | jnp.isnan(other)
-            best = other if best is None else jnp.where(better, other, best)
-        x = best
-    return x
+def _contract_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))
 
 
-def resize_bilinear(
-    x: Float[Array, "B H W C"], height: int, width: int
-) -> Float[Array, "B {height} {width} C"]:
-    """Bilinear resize with half-pixel centres and no antialiasing (SPEC 1), computed in float32."""
-    # jax.image.resize antialiases by default, which PyTorch's interpolate does not.
-    shape = (x.shape[0], height, width, x.shape[-1])
-    resized = jax.image.resize(at_least_float32(x), shape, "bilinear", antialias=False)
-    return resized.astype(x.dtype)
-
-
-def generalized_mean(
-    x: Float[Array, "B H W C"], *, power: float = 3.0, floor: float = 1e-6
-) -> Float[Array, "B C"]:
-    """GeM pooling over space, ``mean(max(x, 1e-6)^3)^(1/3)`` (SPEC 1), in float32 or better."""
-    x = jnp.maximum(at_least_float32(x), floor)
-    # A chain of products where the power is whole: pow takes a logarithm a pixel.
-    powered = jax.lax.integer_pow(x, int(power)) if float(power).is_integer() else x**power
-    return jnp.mean(powered, axis=(1, 2)) ** (1 / power)
+def _largest_divisor(number: int, most: int) -> int:
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.convolution import BatchNorm, Conv, max_pool
+from cmap_jax.models.layers import BatchNorm, Conv, max_pool
 
 # Blocks in each of the four stages, and whether they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
@@ -47,7 +47,7 @@ class _Block(nn.Module):
             y = conv("2", y, self.planes, 3)
         if self.stride != 1 or x.shape[-1] != out:
             x = conv("_shortcut", x, out, 1, self.stride)
-        return nn.relu(x + y)
+        return jax.lax.optimization_barrier(nn.relu(x + y))
 
 
 class ResNet(nn.Module):

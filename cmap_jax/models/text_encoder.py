@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from cmap_jax.models.convolution import Dense, uniform_fan_in
+from cmap_jax.models.layers import Dense, uniform_fan_in
 from cmap_jax.scoring import at_least_float32, l2_normalize
 
 
