@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
+# The method in PyTorch is written down in the tests.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # Without these, PyTorch gets every large block fresh from the kernel, zeroed page by page, as JAX
 # does without `cmap_jax.cli.host.keep_freed_memory`. Its backward pass has a thread of its own.
@@ -71,7 +73,6 @@ def take_turns(sides: Sequence[str], turns: int, *arguments: str) -> dict[str, l
         for side in sides:
             sys.stderr.write(f"{side}, {turn + 1} of {turns}\n")
             environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
-            environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
             if side.startswith("torch"):
                 environment |= TORCH_ENVIRONMENT
             done = subprocess.run(

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 _SMALL_MAP = 8
 # From this number of rows on, XLA's convolution beats the product where there are zeros to skip.
 _LARGE_MAP = 16
-# Below this number of output channels, XLA's weight gradient beats a product so narrow.
-_NARROW = 64
-# Rows of gathered patches in one matrix product: enough to keep it busy, few enough for a cache.
-_ROWS = 8192
+# With fewer channels in times channels out, XLA's weight gradient beats a product so narrow.
+_NARROW = 128
+# Gathered patches at once: enough to keep a matrix product busy, few enough for a cache.
+_PATCH_BYTES = 20 * 2**20
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -111,8 +111,6 @@ def _patches(x: jax.Array, size: int, stride: int, padding: tuple[int, int]) -> 
 def _backward_on_cpu(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int
 ) -> tuple[jax.Array, jax.Array]:
-    # Else XLA computes what these come from again for every one of their uses.
-    x, dy = jax.lax.optimization_barrier((x, dy))
     return _input_gradient(x, kernel, dy, stride), _kernel_gradient(x, kernel, dy, stride)
 
 
@@ -165,7 +163,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
     """Return the kernel's gradient, as matrix products of gathered patches with ``dy``."""
     size, width = kernel.shape[0], dy.shape[-1]
     columns = size * size * x.shape[-1]
-    if size > 1 and width < _NARROW:
+    if size > 1 and x.shape[-1] * width < _NARROW:
         _, pull_back = jax.vjp(lambda kernel: _xla_convolution(x, kernel, stride=stride), kernel)
         return pull_back(dy)[0]
 
@@ -178,7 +176,8 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
         return _contract_rows(rows, patches).T
 
     batch, pixels = x.shape[0], math.prod(dy.shape[1:3])
-    images = _largest_divisor(batch, max(_ROWS // pixels, 1))
+    image_bytes = pixels * columns * x.dtype.itemsize
+    images = _largest_divisor(batch, max(_PATCH_BYTES // image_bytes, 1))
     if size == 1 or images == batch:
         gradient = product(x, dy)
     else:

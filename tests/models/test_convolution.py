@@ -28,7 +28,9 @@ def _expected(x, kernel, dy, stride):
 @pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.parametrize("side", [1, 5, 8, 34])
 def test_every_way_gives_the_same(side, size, stride, channels, width, monkeypatch, x64):
-    monkeypatch.setattr(convolution, "_ROWS", 2 * side * side)  # so that the batch is cut
+    # So that the batch is cut in two.
+    outside = ((side - 1) // stride + 1) * ((side + side % 2 - 1) // stride + 1)
+    monkeypatch.setattr(convolution, "_PATCH_BYTES", 2 * outside * size**2 * channels * 8)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(4, side, side + side % 2, channels)))
     kernel = jnp.asarray(rng.normal(size=(size, size, channels, width)))
