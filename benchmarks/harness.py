@@ -22,9 +22,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The method in PyTorch is written down in the tests.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-# Without these, PyTorch gets every large block fresh from the kernel, zeroed page by page, as JAX
-# does without `cmap_jax.cli.host.keep_freed_memory`. Its backward pass has a thread of its own.
-TORCH_ENVIRONMENT = {
+# Without these, either side gets every large block fresh from the kernel, zeroed page by page.
+# (main.py sets the like for blocks up to 1 GiB, `cmap_jax.cli.host.keep_freed_memory`.)
+MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 33),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_ARENA_MAX": "1",
@@ -72,9 +72,7 @@ def take_turns(sides: Sequence[str], turns: int, *arguments: str) -> dict[str, l
     for turn in range(turns):
         for side in sides:
             sys.stderr.write(f"{side}, {turn + 1} of {turns}\n")
-            environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
-            if side.startswith("torch"):
-                environment |= TORCH_ENVIRONMENT
+            environment = {**os.environ, **MEMORY, "JAX_PLATFORMS": "cpu"}
             done = subprocess.run(
                 [sys.executable, sys.argv[0], f"--side={side}", *arguments],
                 env=environment,

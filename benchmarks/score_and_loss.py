@@ -46,19 +46,19 @@ def jax_side(batch: int):
     import jax.numpy as jnp
 
     from cmap_jax.models.cmap import TrainingOutputs
-    from cmap_jax.scoring import Branch, ComposedQuery, PreservationInputs, l2_normalize
+    from cmap_jax.models.composers import modified_branch, preserved_branch
+    from cmap_jax.scoring import ComposedQuery, PreservationInputs
     from cmap_jax.training.train_step import objective
     from configs import default
 
     settings = default.get_config().loss
 
     def loss(x):
-        a, p = x["modification"], x["preservation"]
         branches = (
-            Branch((x["transform"] * a)[None], a[None]),
-            Branch(l2_normalize(p * x["reference"]) * p, p[None]),
+            modified_branch(x["transform"], x["modification"]),
+            preserved_branch(x["reference"], x["preservation"]),
         )
-        preservation = PreservationInputs(x["text"], x["transform"], p)
+        preservation = PreservationInputs(x["text"], x["transform"], x["preservation"])
         names = ("modified", "preserved"), ("high", "mid", "low")
         query = ComposedQuery(branches, preservation, *names)
         return objective(TrainingOutputs(query, x["target"], jnp.float32(2.65926)), settings)[0]
@@ -116,10 +116,6 @@ def torch_side(batch: int, direct: bool):
 
 def measure(side: str) -> dict:
     """Measure one side at all its sizes."""
-    if side == "jax":
-        from cmap_jax.cli import host
-
-        host.keep_freed_memory()
     found = {}
     sizes = DIRECT if side == "torch_direct" else (*SIZES, LARGE) if side == "jax" else SIZES
     for batch in sizes:

@@ -150,9 +150,6 @@ def measure(side: str, model: str, weights: pathlib.Path) -> dict:
     """Measure one side with one model."""
     config = make_config(model)
     if side == "jax":
-        from cmap_jax.cli import host
-
-        host.keep_freed_memory()
         run = jax_step(config, weights)
     else:
         run = torch_step(config, weights, side.endswith("last"))

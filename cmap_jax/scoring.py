@@ -76,6 +76,11 @@ class ComposedQuery:
         return self.branches[0].numerator.shape[1]
 
 
+def concatenate(queries: Sequence[ComposedQuery]) -> ComposedQuery:
+    """Join batches of queries of one method into one batch."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *queries)
+
+
 def at_least_float32(x: jax.Array) -> jax.Array:
     """Return ``x`` as float32, or as float64 if it is that already."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -191,7 +196,7 @@ def score_chunks(
     Args:
         blocks: queries, a batch at a time; batches of one size share a compiled program.
         targets: the gallery's pyramid.
-        gallery_chunk: images scored at once, which bounds the scratch memory; a block's result
+        gallery_chunk: most images scored at once, which bounds the scratch memory; a block's result
             takes ``4 * B * N`` bytes.
 
     Yields:
@@ -199,9 +204,10 @@ def score_chunks(
     """
     targets = jnp.asarray(targets)
     total = targets.shape[1]
-    size = max(min(gallery_chunk, total), 1)
+    chunks = max(-(-total // gallery_chunk), 1)
+    size = -(-total // chunks)
     # The last chunk overlaps the one before: all have one size, and nothing is padded or copied.
-    starts = [min(start, total - size) for start in range(0, total, size)]
+    starts = [min(start, total - size) for start in range(0, total, size or 1)]
     for block in blocks:
         _check_levels(block, targets)
         scores = jnp.zeros((len(block), total), jnp.float32)

@@ -8,14 +8,16 @@ import sys
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 # Numbers of glibc's mallopt.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+# Larger blocks go back to the kernel: where two of them do not fit, one must not stay behind.
+_LARGEST_KEPT = 2**30
 
 
 def keep_freed_memory() -> bool:
     """Let the C library keep what is freed, on a Linux machine without an accelerator.
 
     XLA's CPU back end allocates the scratch of a step anew each time. By default that comes fresh
-    from the kernel, zeroed page by page: a quarter of the time of a ResNet-50's step. Threads share
+    from the kernel, zeroed page by page: up to a quarter of a step's time. Threads share
     one arena, for the others cannot hold blocks so large. Call it before JAX computes anything:
     its threads would have arenas of their own already.
 
@@ -28,7 +30,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_ARENA_MAX, 1)])
+    settings = {_MMAP_THRESHOLD: _LARGEST_KEPT, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1}
+    return all(mallopt(number, value) for number, value in settings.items())
 
 
 def use_compilation_cache(folder: str | None) -> None:

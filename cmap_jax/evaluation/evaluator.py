@@ -16,6 +16,8 @@ from cmap_jax.models.cmap import CMAP
 
 TOP = 50  # images a query in the rankings
 _REPORT_EVERY = 10.0  # seconds
+_QUERIES_AT_ONCE = 1024
+_SCORES_AT_ONCE = 2**26
 
 
 @dataclasses.dataclass
@@ -144,16 +146,16 @@ class Evaluator:
         targets = [[place[t] for t in q.targets if t in place] or [-1] for q in queries]
         references = [place.get(q.reference, -1) if exclude_reference else -1 for q in queries]
         embeddings = pyramid[:, [data.positions[i] for i in gallery]]
-        masks: list[np.ndarray] = []
+        # Large products are fast; a block of scores stays below a quarter of a GiB all the same.
+        at_once = min(_QUERIES_AT_ONCE, _SCORES_AT_ONCE // len(gallery))
         blocks = scoring.score_chunks(
-            self._query_blocks(variables, data, pyramid, queries, masks),
+            _in_blocks(self._compose_all(variables, data, pyramid, queries), at_once),
             embeddings,
             gallery_chunk=self._gallery_chunk,
         )
         found, start = [], 0
-        for number, block in enumerate(blocks):
-            # What is padding comes last.
-            scores = block[: masks[number].sum()]
+        for scores in blocks:
+            scores = scores[: len(queries) - start]  # what is padding comes last
             rows = slice(start, start + len(scores))
             start = rows.stop
             ranks = metrics.ranks(scores, targets[rows], references[rows])
@@ -175,12 +177,11 @@ class Evaluator:
                 )
         return np.concatenate(found)
 
-    def _query_blocks(
-        self, variables: Any, data: Any, pyramid: np.ndarray, queries: list, masks: list
+    def _compose_all(
+        self, variables: Any, data: Any, pyramid: np.ndarray, queries: list
     ) -> Iterator[scoring.ComposedQuery]:
-        """Yield composed queries a batch at a time, and leave each batch's mask in ``masks``."""
+        """Yield composed queries a batch at a time; the last one is padded."""
         for batch in data.query_batches(queries):
-            masks.append(batch["mask"])
             references = pyramid[:, batch["reference"]].swapaxes(0, 1)  # [B, L, D]
             placed = sharding.place_batch(
                 {
@@ -193,3 +194,17 @@ class Evaluator:
             yield self._compose(
                 variables, placed["pyramid"].swapaxes(0, 1), placed["tokens"], placed["lengths"]
             )
+
+
+def _in_blocks(
+    batches: Iterator[scoring.ComposedQuery], size: int
+) -> Iterator[scoring.ComposedQuery]:
+    """Join batches to blocks of at most ``size`` queries, or of one batch."""
+    block: list[scoring.ComposedQuery] = []
+    for batch in batches:
+        if block and len(batch) * (len(block) + 1) > size:
+            yield scoring.concatenate(block)
+            block = []
+        block.append(batch)
+    if block:
+        yield scoring.concatenate(block)

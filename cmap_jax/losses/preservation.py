@@ -56,9 +56,11 @@ def preservation_loss(
         guide = alpha * inputs.text + (1 - alpha) * inputs.modification
     attention = inputs.attention
     reverse = 2 * jnp.mean(attention, axis=-1, keepdims=True) - attention
-    preserved = jnp.sum(guide * l2_normalize(attention * targets), axis=-1)  # [L, B]
-    reversed_ = jnp.sum(guide * l2_normalize(reverse * targets), axis=-1)
-    margin = jnp.asarray(margins, preserved.dtype)[:, None]
-    hinge = jax.nn.relu(margin + preserved - reversed_)
-    per_level = jnp.sum(hinge, axis=1) if reduction == "sum" else jnp.mean(hinge, axis=1)
-    return jnp.sum(jnp.asarray(level_weights, per_level.dtype) * per_level)
+    reduce = jnp.sum if reduction == "sum" else jnp.mean
+    total = jnp.zeros((), guide.dtype)
+    # Level by level, as in `models.composers.preserved_branch`.
+    for target, margin, weight in zip(targets, margins, level_weights, strict=True):
+        preserved = jnp.sum(guide * l2_normalize(attention * target), axis=-1)  # [B]
+        reversed_ = jnp.sum(guide * l2_normalize(reverse * target), axis=-1)
+        total += weight * reduce(jax.nn.relu(margin + preserved - reversed_))
+    return total

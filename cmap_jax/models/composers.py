@@ -38,6 +38,19 @@ class Attention(nn.Module):
         return nn.softmax(at_least_float32(logits), axis=-1)
 
 
+def modified_branch(transform: Float[Array, "B D"], attention: Float[Array, "B D"]) -> Branch:
+    """Return the branch of ``<T, l2(A_m * t)>``, alike at every level (SPEC 1, scores)."""
+    return Branch((transform * attention)[None], attention[None])
+
+
+def preserved_branch(pyramid: Float[Array, "L B D"], attention: Float[Array, "B D"]) -> Branch:
+    """Return the branch of ``<l2(A_p * r), l2(A_p * t)>`` (SPEC 1, scores)."""
+    # Level by level: the attention's gradient is then a sum of arrays. As a reduction over a
+    # leading axis of three it takes XLA's CPU back end a third of the time of score and loss.
+    numerators = [l2_normalize(attention * level) * attention for level in pyramid]
+    return Branch(jnp.stack(numerators), attention[None])
+
+
 class AttentionComposer(nn.Module):
     """CMAP's composition: a modified and a preserved part (SPEC 1, attention and scores).
 
@@ -66,10 +79,10 @@ class AttentionComposer(nn.Module):
         if "modified" in self.parts:
             transform = l2_normalize(Dense(text.shape[-1], self.dtype, name="transform")(text))
             attention = Attention(self.dtype, name="modification_attention")(text)
-            branches.append(Branch((transform * attention)[None], attention[None]))
+            branches.append(modified_branch(transform, attention))
         if "preserved" in self.parts:
             attention = Attention(self.dtype, name="preservation_attention")(text)
-            branches.append(Branch(l2_normalize(attention * pyramid) * attention, attention[None]))
+            branches.append(preserved_branch(pyramid, attention))
             if self.self_contrastive:
                 preservation = PreservationInputs(text, transform, attention)
         return ComposedQuery(tuple(branches), preservation, self.parts, self.levels)
