@@ -13,7 +13,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import app, logging
 
-from cmap_jax.cli import flags, host
+from cmap_jax.cli import compilation_cache, flags
 
 
 def _is_ours_or_serious(record: "logging.LogRecord") -> bool:
@@ -27,8 +27,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     config, workdir = flags.CONFIG.value, flags.workdir()
-    host.keep_freed_memory()
-    host.use_compilation_cache(flags.COMPILATION_CACHE.value)
+    compilation_cache.use_compilation_cache(flags.COMPILATION_CACHE.value)
     with flags.expected_errors():
         if flags.MODE.value == "describe":
             from cmap_jax.cli.describe import describe

@@ -22,8 +22,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The method in PyTorch is written down in the tests.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-# Without these, either side gets every large block fresh from the kernel, zeroed page by page.
-# (main.py sets the like for blocks up to 1 GiB, `cmap_jax.cli.host.keep_freed_memory`.)
+# The C library's settings of both sides: without them every large block comes fresh from the kernel,
+# zeroed page by page. Threads share an arena, for the others cannot hold large blocks.
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 33),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),

@@ -14,8 +14,8 @@ import numpy as np
 IMPORTS = ("cmap_jax", "cmap_jax.models", "cmap_jax.workdir", "cmap_jax.training.train", "torch")
 _COMPILE = """
 import sys, time
-from cmap_jax.cli import host
-host.use_compilation_cache(sys.argv[1])
+from cmap_jax.cli import compilation_cache
+compilation_cache.use_compilation_cache(sys.argv[1])
 import train_step
 config = train_step.make_config(sys.argv[2])
 import jax

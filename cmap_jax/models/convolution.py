@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 _SMALL_MAP = 8
 # From this number of rows on, XLA's convolution beats the product where there are zeros to skip.
 _LARGE_MAP = 16
-# With fewer channels in times channels out, XLA's weight gradient beats a product so narrow.
-_NARROW = 128
-# Gathered patches at once: enough to keep a matrix product busy, few enough for a cache.
-_PATCH_BYTES = 20 * 2**20
+# For a kernel of fewer numbers, XLA's own gradient beats a product so narrow.
+_SMALL_KERNEL = 9300
+# Gathered patches at once: few enough for a cache, enough to outweigh the sum they are added to.
+_PATCH_BYTES, _PATCHES_PER_KERNEL = 4 * 2**20, 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -163,7 +163,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
     """Return the kernel's gradient, as matrix products of gathered patches with ``dy``."""
     size, width = kernel.shape[0], dy.shape[-1]
     columns = size * size * x.shape[-1]
-    if size > 1 and x.shape[-1] * width < _NARROW:
+    if size > 1 and kernel.size < _SMALL_KERNEL:
         _, pull_back = jax.vjp(lambda kernel: _xla_convolution(x, kernel, stride=stride), kernel)
         return pull_back(dy)[0]
 
@@ -176,8 +176,9 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
         return _contract_rows(rows, patches).T
 
     batch, pixels = x.shape[0], math.prod(dy.shape[1:3])
-    image_bytes = pixels * columns * x.dtype.itemsize
-    images = _largest_divisor(batch, max(_PATCH_BYTES // image_bytes, 1))
+    item = x.dtype.itemsize
+    most = max(_PATCH_BYTES, _PATCHES_PER_KERNEL * kernel.size * item)
+    images = _largest_divisor(batch, max(most // (pixels * columns * item), 1))
     if size == 1 or images == batch:
         gradient = product(x, dy)
     else:
