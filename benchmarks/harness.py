@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The method in PyTorch is written down in the tests.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-# The C library's settings of both sides: without them every large block comes fresh from the kernel,
+# Of both sides: without these every large block comes fresh from the kernel,
 # zeroed page by page. Threads share an arena, for the others cannot hold large blocks.
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 33),

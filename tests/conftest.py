@@ -1,6 +1,8 @@
 """Settings of the whole test run, made before JAX starts."""
 
 import os
+import shutil
+import tempfile
 
 # Everything sharded is tested on eight devices, which the CPU plays.
 os.environ["XLA_FLAGS"] = (
@@ -11,21 +13,18 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
-import shutil
-import tempfile
+# The loop's tests compile the same programs again and again; processes that tests start find them
+# here too, and leave the user's own cache alone.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cmap_jax_tests_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1.0"
 
 import jax
 import pytest
 
-# The loop's tests compile the same programs again and again.
-_CACHE = tempfile.mkdtemp(prefix="cmap_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
 
 def pytest_sessionfinish():
     """Leave nothing behind."""
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

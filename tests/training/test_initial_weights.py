@@ -1,0 +1,148 @@
+"""What a run starts from: a ResNet, word vectors, another model; and what is refused before it."""
+
+import logging
+
+import flax
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from fake_data import fashion_iq as write_fashion_iq
+from small import init, small_config
+
+from cmap_jax import workdir as workdir_lib
+from cmap_jax.convert.torchvision import resnet_name
+from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.training.initial_weights import apply_initial_weights, read_initial_weights
+from cmap_jax.training.train import train
+from input_pipeline import create_datasets
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = small_config(image_frozen=True, text_frozen=True)
+    config.model.text.vocabulary_size = None
+    config.data.directory = str(write_fashion_iq(tmp_path_factory.mktemp("data")))
+    config.data.resize, config.data.crop = 40, 32
+    config.train.batch_size, config.train.epochs, config.eval.batch_size = 8, 1, 16
+    return config
+
+
+def _copy(config, **fields):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def first_stage(config, tmp_path_factory):
+    """A ResNet file, a vector file, and the workdir of a stage that starts from both."""
+    folder = tmp_path_factory.mktemp("first")
+    _, variables = init(small_config(), seed=3)
+    backbone = {c: variables[c]["image_encoder"]["backbone"] for c in ("params", "batch_stats")}
+    tensors = {}
+    for path, array in flax.traverse_util.flatten_dict(jax.device_get(backbone)).items():
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        tensors[resnet_name(path[1:])] = np.ascontiguousarray(array)
+    safetensors.numpy.save_file(tensors, folder / "resnet.safetensors")
+    (folder / "vectors.txt").write_text("the 0 0 0 0 0 0\nred 1 2 3 4 5 6\n")
+    staged = _copy(
+        config,
+        **{
+            "model.image.init_from": str(folder / "resnet.safetensors"),
+            "model.text.word_vectors": str(folder / "vectors.txt"),
+        },
+    )
+    workdir = folder / "run"
+    train(staged, create_datasets(staged), workdir)
+    return staged, workdir, backbone
+
+
+def test_backbone_and_words_arrive_and_stay(first_stage):
+    _, workdir, backbone = first_stage
+    trained = workdir_lib.load(workdir)
+    params = trained.variables["params"]
+    jax.tree.map(
+        np.testing.assert_array_equal, params["image_encoder"]["backbone"], backbone["params"]
+    )
+    table = np.asarray(params["text_encoder"]["word_embedding"])
+    row = trained.vocabulary.words.index("red")
+    np.testing.assert_array_equal(table[row], [1, 2, 3, 4, 5, 6])
+    others = np.delete(table, row, axis=0)
+    assert 0.7 < others.std() < 1.3  # N(0, 1) where there is no vector
+
+
+def test_the_second_stage_starts_where_the_first_ended(config, first_stage, tmp_path):
+    _, workdir, _ = first_stage
+    second = _copy(
+        config,
+        **{
+            "init_from": str(workdir),
+            "model.image.frozen": False,
+            "model.text.frozen": False,
+            "optimizer.learning_rate": 0.0,
+        },
+    )
+    initial = read_initial_weights(second)
+    assert initial.vocabulary.words == workdir_lib.load(workdir).vocabulary.words
+    train(second, create_datasets(second, initial.vocabulary), tmp_path, initial)
+    before, after = workdir_lib.load(workdir), workdir_lib.load(tmp_path)
+    jax.tree.map(
+        np.testing.assert_array_equal, before.variables["params"], after.variables["params"]
+    )
+    # A finished stage can be evaluated and resumed without what it started from.
+    assert workdir_lib.has_checkpoint(tmp_path)
+    gone = _copy(second, init_from=str(workdir))
+    train(gone, create_datasets(second, initial.vocabulary), tmp_path)
+
+
+def test_another_model_is_refused(config, first_stage):
+    _, workdir, _ = first_stage
+    for field, value in (("embed_dim", 16), ("variant", "tirg"), ("image.cross_level", "up")):
+        other = _copy(config, **{"init_from": str(workdir), f"model.{field}": value})
+        with pytest.raises(ValueError, match=rf"holds another model:\n  config\.model\.{field}"):
+            read_initial_weights(other)
+
+
+def test_other_words_are_refused(config, first_stage):
+    _, workdir, _ = first_stage
+    other = _copy(config, init_from=str(workdir))
+    initial = read_initial_weights(other)
+    words = Vocabulary.build(["something else"])
+    with pytest.raises(ValueError, match="trained with other words"):
+        apply_initial_weights(other, initial, initial.variables, words, {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"init_from": ""}, ValueError, "config.init_from is empty: this stage starts"),
+        ({"init_from": "/nowhere"}, FileNotFoundError, "config.init_from: /nowhere: no such"),
+        (
+            {"init_from": "/", "model.image.init_from": "x"},
+            ValueError,
+            "leave config.model.image.init_from and",
+        ),
+        ({"model.image.init_from": "/nowhere.safetensors"}, FileNotFoundError, "no such file"),
+        ({"model.text.word_vectors": "/nowhere"}, FileNotFoundError, "word_vectors: /nowhere"),
+    ],
+)
+def test_what_is_not_there_is_named(config, fields, error, message):
+    with pytest.raises(error, match=message.replace(".", r"\.")):
+        read_initial_weights(_copy(config, **fields))
+
+
+def test_training_without_pretrained_weights_warns_loudly(config, caplog):
+    def warnings(**fields) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="absl"):
+            read_initial_weights(_copy(config, **fields))
+        return caplog.text
+
+    text = warnings()
+    assert "NO PRETRAINED WEIGHTS" in text
+    assert "--config.model.image.init_from=resnet18.pth" in text
+    assert "NO WORD VECTORS" in text
+    unfrozen = {"model.image.frozen": False, "model.text.frozen": False}
+    assert not warnings(**unfrozen)  # a small model that nothing is published for
+    assert "trains from scratch" in warnings(**unfrozen, **{"model.image.width": 64})
