@@ -20,7 +20,7 @@ _LARGE_MAP = 16
 # For a kernel of fewer numbers, XLA's own gradient beats a product so narrow.
 _SMALL_KERNEL = 9300
 # Gathered patches at once: few enough for a cache, enough to outweigh the sum they are added to.
-_PATCH_BYTES, _PATCHES_PER_KERNEL = 4 * 2**20, 4
+_PATCH_BYTES, _PATCHES_PER_KERNEL = 20 * 2**20, 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
