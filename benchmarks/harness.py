@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # Of both sides: without these every large block comes fresh from the kernel,
 # zeroed page by page. Threads share an arena, for the others cannot hold large blocks.
 MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 33),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 36),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
     "MALLOC_ARENA_MAX": "1",
 }
 
