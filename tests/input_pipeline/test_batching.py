@@ -149,7 +149,9 @@ def test_refusals_before_any_work(config):
         create_datasets(config)
     config.data.missing_images = "fail"
     config.data.name = "imagenet"
-    with pytest.raises(ValueError, match="fashion200k, fashion_iq, garments; got 'imagenet'"):
+    with pytest.raises(
+        ValueError, match="fashion_iq, fashion200k, shoes, garments; got 'imagenet'"
+    ):
         create_datasets(config)
     config.data.name = "fashion_iq"
     config.data.directory = None
