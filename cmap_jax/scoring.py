@@ -120,16 +120,13 @@ def _score_level(query: ComposedQuery, level: int, targets: jax.Array) -> list[j
         chosen = [at_least_float32(v[level if v.shape[0] > 1 else 0]) for v in vectors]
         return jnp.concatenate(chosen)
 
-    def parts(products: jax.Array, count: int) -> list[jax.Array]:
-        return jnp.split(products, count)
-
     numerators = [branch.numerator for branch in query.branches]
     weights = [branch.weight for branch in query.branches if branch.weight is not None]
-    dots = parts(_matmul_transposed(rows(numerators), targets), len(numerators))
+    dots = jnp.split(_matmul_transposed(rows(numerators), targets), len(numerators))
     if not weights:
         return dots
     squared = _matmul_transposed(jnp.square(rows(weights)), jnp.square(targets))
-    inverse_norms = iter(parts(_inverse_norm(squared), len(weights)))
+    inverse_norms = iter(jnp.split(_inverse_norm(squared), len(weights)))
     return [
         dot if branch.weight is None else dot * next(inverse_norms)
         for branch, dot in zip(query.branches, dots, strict=True)

@@ -147,7 +147,7 @@ class Evaluator:
         references = [place.get(q.reference, -1) if exclude_reference else -1 for q in queries]
         embeddings = pyramid[:, [data.positions[i] for i in gallery]]
         # Large products are fast; a block of scores stays below a quarter of a GiB all the same.
-        at_once = min(_QUERIES_AT_ONCE, _SCORES_AT_ONCE // len(gallery))
+        at_once = min(_QUERIES_AT_ONCE, _SCORES_AT_ONCE // max(len(gallery), 1))
         blocks = scoring.score_chunks(
             _in_blocks(self._compose_all(variables, data, pyramid, queries), at_once),
             embeddings,
