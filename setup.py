@@ -38,6 +38,7 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         "safetensors>=0.5",
+        "tqdm>=4.60",
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
         f"tensorflow>=2.20; {_NO_CPU_BUILD}",
         "tensorboard>=2.20",  # clu's writers need it and do not say so

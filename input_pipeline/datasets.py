@@ -1,24 +1,16 @@
 """`create_datasets`: read, check, count the words, and make the batches of a config's data set."""
 
 import collections
-import concurrent.futures
 import dataclasses
-import logging
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
-from cmap_jax.processing.images import ImagePreprocessing, check_image_file
+from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
-from input_pipeline import fashion200k, fashion_iq, shoes
 from input_pipeline.batching import EvaluationData, TrainingData
-from input_pipeline.garments import reader as garments_reader
-from input_pipeline.records import DataError, Image, Records
-
-_READERS = {"fashion_iq": fashion_iq, "fashion200k": fashion200k, "shoes": shoes}
-_CHECKERS = 16  # threads; on a network file system most of a check is waiting
+from input_pipeline.image_check import leave_out_unusable
+from input_pipeline.readers import read_records
+from input_pipeline.records import DataError, Records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +68,8 @@ def create_datasets(
     records = read_records(config)
     if vocabulary is None:
         vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
-    if not training:
-        records = records.for_evaluation()
-    records, skipped = _leave_out_missing(records, data.missing_images)
+    records = records.with_needed_images() if training else records.for_evaluation()
+    records, skipped = leave_out_unusable(records, data.missing_images)
     train = None
     if training:
         train = _training_data(
@@ -90,7 +81,7 @@ def create_datasets(
         )
         for split, evaluations in records.evaluations.items()
     }
-    facts = {**records.facts, "images_skipped": skipped}
+    facts = {**records.facts, "images_skipped": len(skipped), "skipped_images": list(skipped)}
     counts: collections.Counter[str] = collections.Counter()
     if train is not None:
         facts["training_items"] = len(records.train)
@@ -109,6 +100,11 @@ def _training_data(
 ) -> TrainingData:
     """Return the training batches, or refuse a batch that there are not the items for."""
     batch_size = config.train.batch_size
+    if not len(records.train):
+        raise DataError(
+            f"{config.data.directory}: {records.name} has nothing to train on there. Evaluate a "
+            "model that was trained on other data with --mode=evaluate --workdir=..."
+        )
     if batch_size > len(records.train):
         raise DataError(
             f"config.train.batch_size is {batch_size}, but there are only {len(records.train)} "
@@ -128,65 +124,3 @@ def _training_data(
         process_index=process_index,
         process_count=process_count,
     )
-
-
-def read_records(config: Any) -> Records:
-    """Read the annotations of ``config.data.name``; garments are rendered first where needed."""
-    data = config.data
-    known = (*_READERS, "garments")
-    if data.name not in known:
-        raise ValueError(f"config.data.name must be one of {', '.join(known)}; got {data.name!r}")
-    if not data.directory:
-        raise ValueError(
-            "config.data.directory is not set: give the folder that holds the annotations, "
-            "--config.data.directory=..."
-        )
-    if data.name == "garments":
-        if data.image_directory:
-            raise ValueError("config.data.image_directory: garments keep their images with them")
-        return garments_reader.read(data.directory, **data.garments)
-    return _READERS[data.name].read(data.directory, data.image_directory)
-
-
-def check_images(images: Iterable[Image]) -> dict[str, str]:
-    """Look at every image file; return the reason of each that cannot be used, by image id."""
-    images = tuple(images)
-    started = reported = time.monotonic()
-    reasons: dict[str, str] = {}
-    with concurrent.futures.ThreadPoolExecutor(_CHECKERS) as pool:
-        # A path in a bucket needs its own reader.
-        paths = (epath.Path(i.path) if "://" in i.path else i.path for i in images)
-        found = pool.map(check_image_file, paths)
-        for done, (image, reason) in enumerate(zip(images, found, strict=True), 1):
-            if reason is not None:
-                reasons[image.id] = reason
-            now = time.monotonic()
-            if now - reported > 5:
-                reported = now
-                rate = done / (now - started)
-                logging.info(
-                    "checked %d of %d images (%.0f/s, %.0f s left)",
-                    done,
-                    len(images),
-                    rate,
-                    (len(images) - done) / rate,
-                )
-    return reasons
-
-
-def _leave_out_missing(records: Records, policy: str) -> tuple[Records, int]:
-    """Refuse records with unusable images, or return them without those, and their number."""
-    reasons = check_images(records.images.values())
-    if not reasons:
-        return records, 0
-    examples = "\n".join(
-        f"  {records.images[i].path}: {reason}" for i, reason in list(reasons.items())[:5]
-    )
-    summary = f"{len(reasons)} of {len(records.images)} images cannot be used, such as\n{examples}"
-    if policy == "fail" or len(reasons) == len(records.images):
-        remedy = "Restore them, set --config.data.image_directory to the folder with the images"
-        if policy == "fail":
-            remedy += ", or leave these out with --config.data.missing_images=skip"
-        raise DataError(f"{summary}\n{remedy}")
-    logging.warning("%s\nThey are left out, and counted in the results.", summary)
-    return records.without(set(reasons)), len(reasons)

@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Iterable, Set
 
 import numpy as np
-from etils import epath
 
-from cmap_jax.processing.files import read_text
 from cmap_jax.protocols import PROTOCOLS
+from input_pipeline import storage
+from input_pipeline.annotations import check_caption, check_folders, check_path
 from input_pipeline.records import DataError, Evaluation, Image, Query, Records, Triplet
 
 _PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
@@ -35,25 +35,24 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         FileNotFoundError: a folder or file is missing; names it and what was expected.
         DataError: a line is not what it should be; names the file and the line.
     """
-    root = epath.Path(directory)
-    image_root = epath.Path(image_directory or directory)
-    for folder, field in ((root, "directory"), (image_root, "image_directory")):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder; set --config.data.{field}")
+    root, image_root = check_folders(directory, image_directory)
     train = _read_labels(root, "train")
     test = _read_labels(root, "test")
-    queries = _read_queries(_find_queries(root, image_root), test)
+    queries_file = _find_queries(root, image_root)
     gallery = tuple(test)
-    locate = _locator(image_root, gallery)
-    images = {i: Image(i, locate(i)) for i in (*train, *test)}
-    evaluation = Evaluation(PROTOCOLS["fashion200k"], {"all": gallery}, queries)
+    base = _find_base(image_root, gallery)
+    evaluation = Evaluation(
+        PROTOCOLS["fashion200k"], {"all": gallery}, _read_queries(queries_file, test)
+    )
     return Records(
-        "fashion200k",
-        images,
-        SampledPairs({i: replace_marks(caption) for i, caption in train.items()}),
-        {"val": (evaluation,)},
+        name="fashion200k",
+        layout=f"labels, {queries_file}, images below {base}",
+        image_directory=image_root,
+        train=SampledPairs({i: replace_marks(caption) for i, caption in train.items()}),
+        evaluations={"val": (evaluation,)},
         # The raw captions: "dotmark" and the like are unknown words in the published vocabulary.
-        tuple(train.values()),
+        vocabulary_captions=tuple(train.values()),
+        images={i: Image(i, storage.join(base, i)) for i in (*train, *test)},
         extra_special=("replace", "with"),
     )
 
@@ -148,21 +147,21 @@ class SampledPairs:
         return SampledPairs({i: c for i, c in self._captions.items() if i not in missing})
 
 
-def _lines(path: epath.Path) -> list[str]:
+def _lines(file: str) -> list[str]:
     """Return a file's lines; str.splitlines would also split at exotic marks in a caption."""
-    return read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return storage.read_text(file).replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
-def _normalize_path(path: str) -> str:
+def _normalize_path(path: str, where: str) -> str:
     """Return an image's id: its path without the ``women/`` that may lead it."""
-    return path.removeprefix(_PREFIX)
+    return check_path(path, where).removeprefix(_PREFIX)
 
 
-def _read_labels(root: epath.Path, split: str) -> dict[str, str]:
+def _read_labels(root: str, split: str) -> dict[str, str]:
     """Return the caption of each image, label files in the published order (SPEC 5)."""
     suffix = _SUFFIX.format(split=split)
-    folder = root / "labels"
-    found = {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
+    folder = storage.join(root, "labels")
+    found = {n.removesuffix(suffix) for n in storage.names(folder) if n.endswith(suffix)}
     if not found:
         raise FileNotFoundError(
             f"{folder}: no <category>{suffix}; this is not Fashion200k's layout. Set "
@@ -171,57 +170,54 @@ def _read_labels(root: epath.Path, split: str) -> dict[str, str]:
     published = [c for c in _PUBLISHED_ORDER if c in found]
     captions: dict[str, str] = {}
     for category in (*published, *sorted(found - set(published))):
-        path = folder / f"{category}{suffix}"
-        for number, line in enumerate(_lines(path), 1):
+        file = storage.join(folder, f"{category}{suffix}")
+        for number, line in enumerate(_lines(file), 1):
+            where = f"{file}, line {number}"
             fields = line.split("\t")
-            if len(fields) != 3 or not fields[0] or not fields[2].strip():
-                raise DataError(
-                    f"{path}, line {number}: expected path, score and caption with tabs between"
-                )
-            captions.setdefault(_normalize_path(fields[0]), fields[2].strip())
+            if len(fields) != 3 or not fields[2].strip():
+                raise DataError(f"{where}: expected path, score and caption with tabs between")
+            caption = check_caption(fields[2].strip(), where)
+            captions.setdefault(_normalize_path(fields[0], where), caption)
     return captions
 
 
-def _find_queries(root: epath.Path, image_root: epath.Path) -> epath.Path:
-    places = [
-        folder / "test_queries.txt"
-        for folder in dict.fromkeys((root, image_root, image_root / "women"))
-    ]
-    for path in places:
-        if path.exists():
-            return path
+def _find_queries(root: str, image_root: str) -> str:
+    folders = dict.fromkeys((root, image_root, storage.join(image_root, "women")))
+    for folder in folders:
+        if storage.exists(file := storage.join(folder, "test_queries.txt")):
+            return file
     raise FileNotFoundError(
-        f"no test_queries.txt in {' or '.join(str(p.parent) for p in places)}; it comes with the "
-        "data set of the TIRG paper"
+        f"no test_queries.txt in {' or '.join(folders)}; it comes with the data set of the TIRG "
+        "paper"
     )
 
 
-def _read_queries(path: epath.Path, captions: dict[str, str]) -> tuple[Query, ...]:
+def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
     """Return the queries; a target is right with every image that bears its caption."""
     same: dict[str, list[str]] = collections.defaultdict(list)
     for image, caption in captions.items():
         same[caption].append(image)
     queries = []
-    for number, line in enumerate(_lines(path), 1):
-        fields = [_normalize_path(field) for field in line.split()]
+    for number, line in enumerate(_lines(file), 1):
+        where = f"{file}, line {number}"
+        fields = [_normalize_path(field, where) for field in line.split()]
         if len(fields) != 2:
-            raise DataError(f"{path}, line {number}: expected a source and a target path")
+            raise DataError(f"{where}: expected a source and a target path")
         unknown = [field for field in fields if field not in captions]
         if unknown:
-            raise DataError(f"{path}, line {number}: {unknown[0]} is in no test label file")
+            raise DataError(f"{where}: {unknown[0]} is in no test label file")
         source, target = fields
         text = modification(replace_marks(captions[source]), replace_marks(captions[target]))
-        right = tuple(same[captions[target]])
-        queries.append(Query(f"{number - 1}", source, (text,), right, "all"))
+        right, name = tuple(same[captions[target]]), f"{number - 1}"
+        queries.append(Query(name, source, (text,), right, "all", name))
     return tuple(queries)
 
 
-def _locator(root: epath.Path, sample: Iterable[str]):
-    """Return a function from id to path, for the folder layout that the sample has."""
+def _find_base(root: str, sample: Iterable[str]) -> str:
+    """Return the folder that ids start from, for the layout that a sample of them has."""
     sample = list(itertools.islice(sample, _SAMPLE))
-    bases = (root / "women", root)
-    base = max(bases, key=lambda folder: sum((folder / i).exists() for i in sample))
-    return lambda image: str(base / image)
+    bases = (storage.join(root, "women"), root)
+    return max(bases, key=lambda base: sum(storage.exists(storage.join(base, i)) for i in sample))
 
 
 __all__ = ["SampledPairs", "modification", "parents", "read", "replace_marks"]

@@ -5,14 +5,19 @@ Annotations: ``captions/cap.<category>.<split>.json`` and
 ``images/ID.png``, ``<category>/ID.jpg``, ``resized_image/<category>/ID.jpg``.
 """
 
-import itertools
-import logging
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
-from etils import epath
-
-from cmap_jax.processing.files import read_json
 from cmap_jax.protocols import PROTOCOLS
+from input_pipeline import storage
+from input_pipeline.annotations import (
+    check_caption,
+    check_folders,
+    check_path,
+    find_images,
+    read_entries,
+    read_image_list,
+)
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -23,8 +28,8 @@ from input_pipeline.records import (
     Triplet,
 )
 
-_PUBLISHED_ORDER = ("dress", "shirt", "toptee")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+PUBLISHED_ORDER = ("dress", "shirt", "toptee")
+_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
@@ -40,152 +45,143 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     """
     layout = Layout(directory, image_directory)
     val = {category: layout.annotations(category, "val") for category in layout.categories}
-    galleries = {
-        "fashioniq/original": {c: layout.split(c, "val") for c in layout.categories},
-        "fashioniq/val": {
-            c: tuple(dict.fromkeys(i for a in entries for i in (a["candidate"], a["target"])))
-            for c, entries in val.items()
-        },
+    original = {c: layout.split(c, "val") for c in layout.categories}
+    named = {
+        c: tuple(dict.fromkeys(i for a in annotations for i in (a.reference, a.target)))
+        for c, annotations in val.items()
     }
-    queries = tuple(_queries(val))
-    evaluations = {
-        "val": tuple(
-            Evaluation(PROTOCOLS[name], gallery, queries) for name, gallery in galleries.items()
+    orders = tuple(query for c, entries in val.items() for query in both_orders(entries, c))
+    joined = tuple(
+        dataclasses.replace(query, id=query.annotation) for query in orders if query.id[-1] == "0"
+    )
+    evaluations = tuple(
+        Evaluation(PROTOCOLS[f"fashioniq/{name}"], gallery, queries)
+        for name, gallery, queries in (
+            ("original", original, orders),
+            ("val", named, orders),
+            ("original-joined", original, joined),
+            ("original-averaged", original, orders),
         )
-    }
-    return layout.records("fashion_iq", evaluations)
+    )
+    missing = [c for c in PUBLISHED_ORDER if c not in layout.categories]
+    facts = {"categories_missing": missing} if missing else {}
+    return layout.records("fashion_iq", {"val": evaluations}, facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """An entry of a caption file; ``target`` is empty in a split without answers."""
+
+    reference: str
+    target: str
+    captions: tuple[str, str]
 
 
 class Layout:
     """A folder in FashionIQ's layout.
 
     Attributes:
+        directory: the folder of the annotations.
         categories: those with captions, the published ones first and in their order.
     """
 
     def __init__(self, directory: str, image_directory: str | None = None):
         """Find the categories; raises FileNotFoundError where there are none."""
-        self.directory = epath.Path(directory)
-        self.image_directory = epath.Path(image_directory or directory)
-        for folder, field in (
-            (self.directory, "directory"),
-            (self.image_directory, "image_directory"),
-        ):
-            if not folder.is_dir():
-                raise FileNotFoundError(f"{folder}: no such folder; set --config.data.{field}")
+        self.directory, self._image_directory = check_folders(directory, image_directory)
+        captions = storage.join(self.directory, "captions")
         found = {
-            path.name.split(".")[1] for path in self.directory.glob("captions/cap.*.train.json")
+            parts[1]
+            for name in storage.names(captions)
+            if len(parts := name.split(".")) == 4
+            and (parts[0], *parts[2:]) == ("cap", "train", "json")
         }
         if not found:
             raise FileNotFoundError(
-                f"{self.directory}/captions: no cap.<category>.train.json; this is not FashionIQ's "
-                "layout. Set --config.data.directory to the folder that holds captions and "
-                "image_splits"
+                f"{captions}: no cap.<category>.train.json; this is not FashionIQ's layout. Set "
+                "--config.data.directory to the folder that holds captions and image_splits"
             )
-        published = [c for c in _PUBLISHED_ORDER if c in found]
-        if 0 < len(published) < len(_PUBLISHED_ORDER):
-            missing = ", ".join(c for c in _PUBLISHED_ORDER if c not in found)
-            logging.warning(
-                "%s: no captions of %s; means over the other categories cannot be compared with "
-                "published ones",
-                self.directory,
-                missing,
-            )
+        published = [c for c in PUBLISHED_ORDER if c in found]
         self.categories = (*published, *sorted(found - set(published)))
 
-    def annotations(self, category: str, split: str) -> list[dict]:
-        """Return the checked entries of a caption file: target, candidate, two captions."""
-        path = self.directory / "captions" / f"cap.{category}.{split}.json"
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise DataError(f"{path}: must be a list of annotations")
-        for number, entry in enumerate(entries):
-            _check_annotation(path, number, entry)
-        return entries
+    def annotations(self, category: str, split: str) -> list[Annotation]:
+        """Return the entries of a caption file."""
+        file = storage.join(self.directory, "captions", f"cap.{category}.{split}.json")
+        keys = {"candidate": str, "target": str, "captions": list}
+        if split == "test" and category in PUBLISHED_ORDER:  # the published test has no answers
+            del keys["target"]
+        annotations = []
+        for number, entry in enumerate(read_entries(file, keys)):
+            where = f"{file}: entry {number}"
+            if len(entry["captions"]) != 2:
+                raise DataError(
+                    f"{where} must have two texts under 'captions', not {len(entry['captions'])}"
+                )
+            annotations.append(
+                Annotation(
+                    check_path(entry["candidate"], where),
+                    check_path(entry["target"], where) if "target" in keys else "",
+                    tuple(check_caption(caption, where) for caption in entry["captions"]),
+                )
+            )
+        return annotations
 
     def split(self, category: str, split: str) -> tuple[str, ...]:
         """Return the image ids of a split file."""
-        path = self.directory / "image_splits" / f"split.{category}.{split}.json"
-        ids = read_json(path)
-        if not isinstance(ids, list) or not all(isinstance(i, str) and i for i in ids):
-            raise DataError(f"{path}: must be a list of image ids")
-        return tuple(dict.fromkeys(ids))
+        file = storage.join(self.directory, "image_splits", f"split.{category}.{split}.json")
+        return read_image_list(file)
 
-    def records(self, name: str, evaluations: dict, facts: dict | None = None) -> Records:
+    def records(
+        self,
+        name: str,
+        evaluations: Mapping[str, tuple[Evaluation, ...]],
+        facts: Mapping[str, object],
+    ) -> Records:
         """Assemble the records from the training files and some evaluations."""
         train = {category: self.annotations(category, "train") for category in self.categories}
         triplets = FixedTriplets(
             tuple(
-                Triplet(entry["candidate"], entry["target"], tuple(captions))
-                for entries in train.values()
-                for entry in entries
-                for captions in (entry["captions"], entry["captions"][::-1])
+                Triplet(a.reference, a.target, captions, category)
+                for category, annotations in train.items()
+                for a in annotations
+                for captions in (a.captions, a.captions[::-1])
             )
         )
-        # In each file all first captions, then all second ones: the published ids' order.
-        captions = tuple(
-            entry["captions"][position]
-            for entries in train.values()
-            for position in (0, 1)
-            for entry in entries
+        records = Records(
+            name=name,
+            layout=f"captions and image_splits of {', '.join(self.categories)}",
+            image_directory=self._image_directory,
+            train=triplets,
+            evaluations=evaluations,
+            # In each file all first captions, then all second ones: the published ids' order.
+            vocabulary_captions=tuple(
+                a.captions[position]
+                for annotations in train.values()
+                for position in (0, 1)
+                for a in annotations
+            ),
+            facts=facts,
         )
-        records = Records(name, {}, triplets, evaluations, captions, facts=facts or {})
-        paths = self._find_images()
-        # Where an image is not found, the place where it is looked for first is what to report.
-        default = self.image_directory / "images"
-        images = {
-            i: Image(i, paths.get(i) or str(default / f"{i}.jpg")) for i in records.image_ids()
-        }
-        return records.with_images(images)
+        return records.with_images(self._find_images(records.image_ids()))
 
-    def _find_images(self) -> dict[str, str]:
-        """Return the path of every image file in the folders where they are seen, by id."""
-        root = self.image_directory
+    def _find_images(self, ids: Mapping[str, None]) -> dict[str, Image]:
+        """Return the images; one that is not found gets the place where it is looked for first."""
+        root = self._image_directory
         folders = [
-            root / "images",
-            *(root / "resized_image" / c for c in self.categories),
-            *(root / "images" / c for c in self.categories),
-            *(root / c for c in self.categories),
+            storage.join(root, "images"),
+            *(storage.join(root, "resized_image", c) for c in self.categories),
+            *(storage.join(root, "images", c) for c in self.categories),
+            *(storage.join(root, c) for c in self.categories),
             root,
         ]
-        paths: dict[str, str] = {}
-        for folder in folders:
-            if not folder.is_dir():
-                continue
-            for path in folder.iterdir():
-                if path.suffix.lower() in _SUFFIXES:
-                    paths.setdefault(path.stem, str(path))
-        return paths
+        places = find_images(ids, folders, _SUFFIXES)
+        return {i: Image(i, places.get(i) or storage.join(folders[0], f"{i}.jpg")) for i in ids}
 
 
-def both_orders(annotations: Sequence[dict], category: str, start: int = 0) -> Iterator[Query]:
+def both_orders(annotations: Sequence[Annotation], category: str) -> Iterator[Query]:
     """Return an annotation's two queries, one for each order of its captions (SPEC 5)."""
-    for number, entry in enumerate(annotations, start):
-        for order, captions in enumerate((entry["captions"], entry["captions"][::-1])):
+    for number, a in enumerate(annotations):
+        for order, captions in enumerate((a.captions, a.captions[::-1])):
+            annotation = f"{category}/{number}"
             yield Query(
-                f"{category}/{number}/{order}",
-                entry["candidate"],
-                tuple(captions),
-                (entry["target"],),
-                category,
+                f"{annotation}/{order}", a.reference, captions, (a.target,), category, annotation
             )
-
-
-def _queries(annotations: dict[str, list[dict]]) -> Iterator[Query]:
-    return itertools.chain.from_iterable(both_orders(a, c) for c, a in annotations.items())
-
-
-def _check_annotation(path: epath.Path, number: int, entry: object) -> None:
-    """Refuse an entry that is not {target, candidate, captions: two texts}."""
-    if not isinstance(entry, dict):
-        raise DataError(f"{path}: entry {number} is not an object")
-    for key in ("candidate", "target"):
-        if not isinstance(entry.get(key), str) or not entry[key]:
-            raise DataError(f"{path}: entry {number} has no image id under {key!r}")
-    captions = entry.get("captions")
-    if (
-        not isinstance(captions, list)
-        or len(captions) != 2
-        or not all(isinstance(c, str) for c in captions)
-    ):
-        raise DataError(f"{path}: entry {number} must have two texts under 'captions'")

@@ -1,7 +1,10 @@
 """Plain records that every reader produces and everything behind the readers understands."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Set
+from typing import Any
 from typing import Protocol as Interface
 
 from cmap_jax.protocols import Protocol
@@ -26,6 +29,7 @@ class Triplet:
     reference: str
     target: str
     captions: tuple[str, ...]
+    category: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,12 @@ class Query:
         id: unique in its evaluation.
         reference: image id.
         captions: one or two captions, in order.
-        targets: image ids; those outside the gallery are ignored.
+        targets: image ids; those outside the gallery are ignored. None where the answers are not
+            public.
         category: key of the gallery that is searched.
+        annotation: what a person wrote once; an annotation's two caption orders share it, and a
+            bootstrap draws them together.
+        subset: image ids among which "R_subset@K" ranks too; the reference is left out of them.
     """
 
     id: str
@@ -45,6 +53,8 @@ class Query:
     captions: tuple[str, ...]
     targets: tuple[str, ...]
     category: str
+    annotation: str
+    subset: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +78,15 @@ class Evaluation:
         ids = dict.fromkeys(i for gallery in self.galleries.values() for i in gallery)
         return ids | dict.fromkeys(query.reference for query in self.queries)
 
+    def conditions(self) -> dict[str, str | int]:
+        """Return what two results must share to be compared: digests of gallery and queries."""
+        queries = [(q.id, q.reference, q.captions, q.targets, q.subset) for q in self.queries]
+        return {
+            "version": self.protocol.version,
+            "gallery": _digest(sorted((c, sorted(ids)) for c, ids in self.galleries.items())),
+            "queries": _digest(queries),
+        }
+
     def without(self, missing: Set[str]) -> "Evaluation":
         """Return the evaluation without some images, counting the queries lost with them."""
         galleries = {
@@ -77,12 +96,17 @@ class Evaluation:
         queries = tuple(
             query
             for query in self.queries
-            if query.reference not in missing and not set(query.targets) <= missing
+            if query.reference not in missing
+            and (not query.targets or not set(query.targets) <= missing)
         )
         lost = len(self.queries) - len(queries)
         return dataclasses.replace(
             self, galleries=galleries, queries=queries, skipped=self.skipped + lost
         )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 class TripletSource(Interface):
@@ -135,35 +159,48 @@ class FixedTriplets:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Records:
     """A data set as its reader found it.
 
     Attributes:
         name: as in ``config.data.name``.
-        images: every image that anything refers to.
+        layout: which of the layouts seen in the wild was found, for people.
+        image_directory: the folder that all images lie in; no link may lead out of it.
         train: the training items.
         evaluations: under "val", what is measured during training and chooses the best checkpoint;
             under "test", what is reported once with it (may be absent).
         vocabulary_captions: raw captions in the order that numbers the words.
+        images: every image that anything refers to, the unlabelled queries too.
+        unlabelled: by split, queries whose answers only a server knows; see `for_submission`.
         extra_special: words that follow the special tokens in the vocabulary.
         facts: what else is worth printing and storing, such as oracle ceilings.
     """
 
     name: str
-    images: Mapping[str, Image]
+    layout: str
+    image_directory: str
     train: TripletSource
     evaluations: Mapping[str, tuple[Evaluation, ...]]
     vocabulary_captions: tuple[str, ...]
+    images: Mapping[str, Image] = dataclasses.field(default_factory=dict)
+    unlabelled: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     extra_special: tuple[str, ...] = ()
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def image_ids(self) -> dict[str, None]:
-        """Return the ids of all images that anything refers to, each once."""
+        """Return the ids of all images that training and evaluation need, each once."""
         ids = dict.fromkeys(self.train.image_ids())
         for evaluations in self.evaluations.values():
             for evaluation in evaluations:
                 ids |= evaluation.image_ids()
+        return ids
+
+    def all_image_ids(self) -> dict[str, None]:
+        """Return the ids of all images that anything refers to, each once."""
+        ids = self.image_ids()
+        for evaluation in self.unlabelled.values():
+            ids |= evaluation.image_ids()
         return ids
 
     def with_images(self, images: Mapping[str, Image]) -> "Records":
@@ -172,9 +209,24 @@ class Records:
 
     def for_evaluation(self) -> "Records":
         """Return the records without training items and the images that only they need."""
-        records = dataclasses.replace(self, train=FixedTriplets(()))
-        images = {i: self.images[i] for i in records.image_ids()}
-        return dataclasses.replace(records, images=images)
+        return dataclasses.replace(self, train=FixedTriplets(())).with_needed_images()
+
+    def for_submission(self, split: str) -> "Records":
+        """Return the unlabelled queries of a split and the images that they need, nothing else.
+
+        Raises:
+            ValueError: there is no such split; names those that there are.
+        """
+        if split not in self.unlabelled:
+            known = ", ".join(self.unlabelled) or "none"
+            raise ValueError(f"{self.name} has no unlabelled split {split!r}; it has {known}")
+        return dataclasses.replace(
+            self, train=FixedTriplets(()), evaluations={split: (self.unlabelled[split],)}
+        ).with_needed_images()
+
+    def with_needed_images(self) -> "Records":
+        """Return the records with the images of training and evaluation, and no others."""
+        return self.with_images({i: self.images[i] for i in self.image_ids()})
 
     def without(self, missing: Set[str]) -> "Records":
         """Return the records without some images and all that needs them."""

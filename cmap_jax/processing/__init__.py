@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-_MODULES = frozenset({"files", "images", "tokenizer"})
+_MODULES = frozenset({"files", "images", "progress", "tokenizer"})
 
 
 def __getattr__(name: str) -> Any:

@@ -15,10 +15,7 @@ def read_text(path: str | os.PathLike) -> str:
         FileNotFoundError: no such file; names it.
         ValueError: not UTF-8; names the file and the byte.
     """
-    try:
-        return epath.Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(path)}: not UTF-8 at byte {error.start}") from error
+    return decode_text(epath.Path(path).read_bytes(), path)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -28,14 +25,30 @@ def read_json(path: str | os.PathLike) -> Any:
         FileNotFoundError: no such file.
         ValueError: not JSON; names the file, line and column.
     """
+    return parse_json(read_text(path), path)
+
+
+def decode_text(content: bytes, path: str | os.PathLike) -> str:
+    """Return the text of a file's bytes; see `read_text`."""
     try:
-        return json.loads(read_text(path))
+        # Windows puts a mark at the beginning, which no reader wants to meet.
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)}: not UTF-8 at byte {error.start}") from error
+
+
+def parse_json(text: str, path: str | os.PathLike) -> Any:
+    """Return the content of a JSON file's text; see `read_json`."""
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{os.fspath(path)}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
     except RecursionError as error:
         raise ValueError(f"{os.fspath(path)}: JSON nested too deeply") from error
+    except ValueError as error:  # Python refuses numbers of thousands of digits
+        raise ValueError(f"{os.fspath(path)}: not JSON: {error}") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

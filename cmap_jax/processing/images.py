@@ -5,7 +5,7 @@ a model trained there can be served from here, without TensorFlow.
 
     preprocessing = ImagePreprocessing()
     pixels = preprocess_image("dress.jpg", preprocessing)       # uint8 [224, 224, 3]
-    reason = check_image_file("dress.jpg")                      # None, or why it cannot be used
+    reason = check_image_stream(open("dress.jpg", "rb"))        # None, or why it cannot be used
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -204,35 +204,31 @@ def normalise(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float32[np.ndarray, 
     return (images.astype(np.float32) / np.float32(255.0) - mean) / std
 
 
-def check_image_file(path: str | os.PathLike) -> str | None:
-    """Check one image file cheaply; safe to call from many threads.
+def check_image_stream(file: BinaryIO) -> str | None:
+    """Check one open image file cheaply; safe to call from many threads.
 
-    The header is opened. A JPEG or PNG whose last 4 KB hold the end marker is taken as complete;
-    any other file is decoded to decide. So damage inside a complete file is not found.
+    The header is read. A JPEG or PNG whose last 4 KB hold the end marker is taken as complete; any
+    other file is decoded to decide. So damage inside a complete file is not found.
 
     Returns:
-        None for a usable file, else the reason: "missing", "zero bytes", "not a file",
-        "unreadable: ...", "not an image: ...", "too large: ..." or "truncated: ...".
+        None for a usable file, else the reason: "zero bytes", "not an image: ...", "too large: ..."
+        or "truncated: ...".
     """
-    path = Path(path)
-    try:
-        length = path.stat().st_size
-        if not path.is_file():
-            return "not a file"
-        if length == 0:
-            return "zero bytes"
-        with path.open("rb") as file:
-            file.seek(max(0, length - _TAIL_BYTES))
-            tail = file.read()
-            file.seek(0)
-            return _check_open_file(file, tail)
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"unreadable: {error.strerror or error}"
+    length = file.seek(0, io.SEEK_END)
+    if length == 0:
+        return "zero bytes"
+    file.seek(max(0, length - _TAIL_BYTES))
+    tail = file.read()
+    file.seek(0)
+    return _check_open_file(file, tail)
 
 
-def _check_open_file(file: io.BufferedReader, tail: bytes) -> str | None:
+def explain_os_error(error: OSError) -> str:
+    """Return what the system says, without the number and the name of the file."""
+    return error.strerror or str(error)
+
+
+def _check_open_file(file: BinaryIO, tail: bytes) -> str | None:
     try:
         image = Image.open(file)
     except Exception as error:
@@ -264,7 +260,7 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
     except FileNotFoundError as error:
         raise ImageReadError(f"{os.fspath(path)}: missing") from error
     except OSError as error:
-        reason = error.strerror or error
+        reason = explain_os_error(error)
         raise ImageReadError(f"{os.fspath(path)}: unreadable: {reason}") from error
 
 

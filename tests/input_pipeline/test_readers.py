@@ -50,12 +50,18 @@ def test_fashion_iq_records(tmp_path):
         *("is red", "is longer", "has a v-neck", "is darker and shiny", "", "has no sleeves"),
         *("is longer", "has a v-neck"),
     )
-    original, val = records.evaluations["val"]
-    assert (original.protocol.name, val.protocol.name) == ("fashioniq/original", "fashioniq/val")
+    original, val, joined, averaged = records.evaluations["val"]
+    assert [e.protocol.name.removeprefix("fashioniq/") for e in records.evaluations["val"]] == [
+        *("original", "val", "original-joined", "original-averaged")
+    ]
     assert len(original.galleries["dress"]) == 8
     assert len(val.galleries["dress"]) == 7
     assert len(original.queries) == 2 * 2 * 6
     assert original.queries[0].targets == ("dval1",)
+    assert original.queries == averaged.queries
+    assert [q.captions for q in joined.queries] == [q.captions for q in original.queries[::2]]
+    assert joined.queries[1].id == joined.queries[1].annotation == original.queries[3].annotation
+    assert records.facts == {"categories_missing": ["shirt"]}
 
 
 def _break(path, content):
@@ -68,10 +74,13 @@ def _break(path, content):
         ("[{", r"cap\.dress\.train\.json: not JSON at line 1"),
         ({}, "must be a list"),
         ([3], "entry 0 is not an object"),
-        ([{"target": "a", "captions": ["x", "y"]}], "entry 0 has no image id under 'candidate'"),
+        ([{"target": "a", "captions": ["x", "y"]}], "entry 0 must have a text under 'candidate'"),
         ([{"target": 3, "candidate": "b", "captions": ["x", "y"]}], "under 'target'"),
         ([{"target": "a", "candidate": "b", "captions": ["x"]}], "must have two texts"),
-        ([{"target": "a", "candidate": "b", "captions": ["x", None]}], "must have two texts"),
+        (
+            [{"target": "a", "candidate": "b", "captions": ["x", None]}],
+            "a caption is a text, not None",
+        ),
     ],
 )
 def test_fashion_iq_refuses_broken_annotations(tmp_path, content, message):
@@ -219,7 +228,7 @@ def test_shoes_refusals(tmp_path):
         shoes.read(str(tmp_path / "nowhere"))
     root = write_shoes(tmp_path / "raw")
     _break(root / "relative_captions_shoes.json", [{"ImageName": "a"}])
-    with pytest.raises(DataError, match="entry 0 must have texts under ReferenceImageName"):
+    with pytest.raises(DataError, match="entry 0 must have a text under 'ReferenceImageName'"):
         shoes.read(str(root))
     _break(root / "train_im_names.txt", "\n")
     with pytest.raises(DataError, match=r"train_im_names\.txt: must list image names"):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from cmap_jax.processing import images
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
+from input_pipeline import storage
 
 SIZES = [(90, 60), (61, 99), (64, 64), (2, 3), (1, 1), (80, 1), (1, 70), (300, 511)]
 
@@ -267,7 +268,11 @@ def triangle_weights(size, new_size):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-class TestCheckImageFile:
+def check_image_file(path: pathlib.Path) -> str | None:
+    return storage.check_image(str(path))
+
+
+class TestCheckImage:
     @staticmethod
     def write(tmp_path, content):
         path = tmp_path / "image"
@@ -277,8 +282,7 @@ class TestCheckImageFile:
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
     def test_a_good_file_has_no_reason(self, tmp_path, image_format):
         path = self.write(tmp_path, encode(Image.fromarray(noise(90, 90)), image_format))
-        assert images.check_image_file(path) is None
-        assert images.check_image_file(str(path)) is None
+        assert check_image_file(path) is None
 
     @pytest.mark.parametrize(
         ("content", "reason"),
@@ -296,13 +300,13 @@ class TestCheckImageFile:
         ],
     )
     def test_the_reason(self, tmp_path, content, reason):
-        assert images.check_image_file(self.write(tmp_path, content)).startswith(reason)
+        assert check_image_file(self.write(tmp_path, content)).startswith(reason)
 
     def test_no_file(self, tmp_path):
-        assert images.check_image_file(tmp_path / "none.jpg") == "missing"
-        assert images.check_image_file(tmp_path) == "not a file"
+        assert check_image_file(tmp_path / "none.jpg") == "missing"
+        assert check_image_file(tmp_path) == "not a file"
         (tmp_path / "link").symlink_to(tmp_path / "none.jpg")
-        assert images.check_image_file(tmp_path / "link") == "missing"
+        assert check_image_file(tmp_path / "link") == "missing: a link to nothing"
 
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
     def test_a_complete_file_is_not_decoded(self, tmp_path, image_format, monkeypatch):
@@ -312,21 +316,21 @@ class TestCheckImageFile:
             raise AssertionError("decoded")
 
         monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-        assert images.check_image_file(path) is None
+        assert check_image_file(path) is None
 
     def test_without_its_end_marker_a_file_is_decoded_to_decide(self, tmp_path):
         no_end_chunk = encode(Image.fromarray(noise(9, 9)), "PNG")[:-12]
-        assert images.check_image_file(self.write(tmp_path, no_end_chunk)) is None
+        assert check_image_file(self.write(tmp_path, no_end_chunk)) is None
         trailing_bytes = encode(Image.fromarray(noise(9, 9)), "JPEG") + bytes(5000)
-        assert images.check_image_file(self.write(tmp_path, trailing_bytes)) is None
+        assert check_image_file(self.write(tmp_path, trailing_bytes)) is None
 
     def test_a_thumbnails_end_marker_does_not_count(self, tmp_path):
         thumbnail = encode(Image.fromarray(noise(8, 8)), "JPEG")
         exif = b"Exif\0\0" + thumbnail
         content = encode(Image.fromarray(noise(40, 40)), "JPEG", exif=exif)
         assert thumbnail in content
-        assert images.check_image_file(self.write(tmp_path, content)) is None
-        reason = images.check_image_file(self.write(tmp_path, content[:-600]))
+        assert check_image_file(self.write(tmp_path, content)) is None
+        reason = check_image_file(self.write(tmp_path, content[:-600]))
         assert reason.startswith("truncated: ")
 
     def test_many_threads(self, tmp_path):
@@ -335,7 +339,7 @@ class TestCheckImageFile:
             (tmp_path / f"{index}.jpg").write_bytes(good if index % 2 else good[:3000])
         paths = sorted(tmp_path.iterdir())
         with ThreadPoolExecutor(8) as pool:
-            reasons = list(pool.map(images.check_image_file, paths))
+            reasons = list(pool.map(check_image_file, paths))
         assert [reason is None for reason in reasons] == [int(p.stem) % 2 == 1 for p in paths]
 
 

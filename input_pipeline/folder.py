@@ -1,0 +1,196 @@
+"""Any folder of images with a table of reference, text and target -> records.
+
+``train`` and ``val``, and ``test`` where there is one, each a ``.csv`` or a ``.jsonl`` file in the
+folder::
+
+    reference,text,target
+    dresses/12.jpg,is red and longer,dresses/97.jpg
+
+    {"reference": "dresses/12.jpg", "text": ["is red", "is longer"], "target": "dresses/97.jpg"}
+
+Images are named by their path in the image folder, by that path without the suffix, or by the bare
+file name where only one image has it. A text is one caption or a list of two (in CSV a second
+column, ``text2``); a line of JSONL may list several targets. What is searched is what the file
+itself names; and, where there is a ``gallery.txt`` (an image a line), the images that it lists.
+"""
+
+import collections
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cmap_jax.protocols import PROTOCOLS
+from input_pipeline import storage
+from input_pipeline.annotations import (
+    IMAGE_SUFFIXES,
+    check_caption,
+    check_folders,
+    check_keys,
+    check_path,
+    find_images,
+)
+from input_pipeline.records import (
+    DataError,
+    Evaluation,
+    FixedTriplets,
+    Image,
+    Query,
+    Records,
+    Triplet,
+)
+
+_SPLITS = ("train", "val", "test")
+_COLUMNS = ("reference", "text", "target")
+_GALLERY = "gallery.txt"
+
+_Rows = list[tuple[str, tuple[str, ...], tuple[str, ...]]]  # reference, captions, targets
+
+
+def read(directory: str, image_directory: str | None = None) -> Records:
+    """Read a folder of images and tables.
+
+    Args:
+        directory: the folder that holds the tables.
+        image_directory: the folder with the images; None: ``directory``.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; names it and what was expected.
+        DataError: a table is not what it should be; names the file and the line.
+    """
+    root, image_root = check_folders(directory, image_directory)
+    files = {split: file for split in _SPLITS if (file := _find_table(root, split))}
+    if "val" not in files:
+        raise FileNotFoundError(
+            f"{root}: no val.csv or val.jsonl, a table of reference, text and target. Set "
+            "--config.data.directory to the folder that holds it"
+        )
+    tables = {split: list(_read_table(file)) for split, file in files.items()}
+    for split, rows in tables.items():
+        if not rows:
+            raise DataError(f"{files[split]}: no rows")
+    gallery_file = storage.join(root, _GALLERY)
+    listed = _read_gallery(gallery_file) if storage.exists(gallery_file) else ()
+    evaluations = {}
+    for split in ("val", "test"):
+        if split in tables:
+            queries = tuple(_queries(tables[split]))
+            named = dict.fromkeys(i for q in queries for i in (q.reference, *q.targets))
+            evaluations[split] = tuple(
+                Evaluation(PROTOCOLS[f"folder/{split}{suffix}"], {"all": gallery}, queries)
+                for suffix, gallery in (("", tuple(named)), ("-gallery", listed))
+                if gallery
+            )
+    train = [
+        Triplet(reference, target, order)
+        for reference, captions, targets in tables.get("train", ())
+        for target in targets
+        for order in dict.fromkeys((captions, captions[::-1]))
+    ]
+    records = Records(
+        name="folder",
+        layout=", ".join([*files.values(), *([gallery_file] if listed else [])]),
+        image_directory=image_root,
+        train=FixedTriplets(tuple(train)),
+        evaluations=evaluations,
+        vocabulary_captions=tuple(
+            c for _, captions, _ in tables.get("train", ()) for c in captions
+        ),
+    )
+    return records.with_images(_locate(image_root, records.image_ids()))
+
+
+def _find_table(root: str, split: str) -> str | None:
+    """Return a split's file, or None; two forms of it would contradict each other."""
+    here = [name for name in storage.names(root) if name in (f"{split}.csv", f"{split}.jsonl")]
+    if len(here) > 1:
+        raise DataError(f"{root}: has both {here[0]} and {here[1]}; keep one")
+    return storage.join(root, here[0]) if here else None
+
+
+def _read_table(file: str) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Yield reference, captions and targets of every row."""
+    rows = _read_csv(file) if file.endswith(".csv") else _read_jsonl(file)
+    for where, row in rows:
+        texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
+        targets = row["target"] if isinstance(row["target"], list) else [row["target"]]
+        if not 1 <= len(texts) <= 2:
+            raise DataError(f"{where}: a text is one caption or a list of two, not {len(texts)}")
+        if not targets:
+            raise DataError(f"{where}: no target")
+        yield (
+            check_path(row["reference"], where),
+            tuple(check_caption(text, where) for text in texts),
+            tuple(dict.fromkeys(check_path(target, where) for target in targets)),
+        )
+
+
+def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(storage.read_text(file), newline=""), strict=True)
+    try:
+        header = reader.fieldnames or []
+        missing = [column for column in _COLUMNS if column not in header]
+        if missing:
+            raise DataError(
+                f"{file}, line 1: no column {', '.join(missing)}; the header has "
+                f"{', '.join(map(ascii, header))[:200] or 'nothing'}"
+            )
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{where}: has another number of fields than the header")
+            texts = [row["text"], *([row["text2"]] if row.get("text2") else [])]
+            yield where, {**row, "text": texts}
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _read_jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(storage.read_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON: {str(error)[:100]}") from error
+        check_keys(row, {"reference": str, "text": (str, list), "target": (str, list)}, where)
+        yield where, row
+
+
+def _read_gallery(file: str) -> tuple[str, ...]:
+    lines = enumerate(storage.read_text(file).split("\n"), 1)
+    ids = {check_path(x.strip(), f"{file}, line {n}"): None for n, x in lines if x.strip()}
+    if not ids:
+        raise DataError(f"{file}: must list images, one a line")
+    return tuple(ids)
+
+
+def _queries(rows: _Rows) -> Iterator[Query]:
+    for number, (reference, captions, targets) in enumerate(rows):
+        for order, text in enumerate(dict.fromkeys((captions, captions[::-1]))):
+            yield Query(f"{number}/{order}", reference, text, targets, "all", f"{number}")
+
+
+def _locate(root: str, ids: Iterable[str]) -> dict[str, Image]:
+    """Return the images: by path, by path without suffix, or by a bare name that is unique."""
+    ids = list(ids)
+    places = find_images(ids, [root], ["", *IMAGE_SUFFIXES])
+    lost = [i for i in ids if i not in places]
+    if lost:
+        named: dict[str, list[str]] = collections.defaultdict(list)
+        for path in storage.walk(root):
+            name = path.rpartition("/")[2]
+            stem, dot, suffix = name.rpartition(".")
+            if dot + suffix.lower() in IMAGE_SUFFIXES:
+                for key in (name, stem):
+                    named[key].append(path)
+        for i in lost:
+            if len(named.get(i, ())) > 1:
+                raise DataError(
+                    f"{root}: {i} may be {' or '.join(named[i][:3])}; name it by its path"
+                )
+            if i in named:
+                places[i] = storage.join(root, named[i][0])
+    return {i: Image(i, places.get(i) or storage.join(root, i)) for i in ids}

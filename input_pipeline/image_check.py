@@ -1,0 +1,86 @@
+"""A look at every image file before long work starts: for training, and for `cmap doctor`."""
+
+import concurrent.futures
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from cmap_jax.processing.progress import track
+from input_pipeline import storage
+from input_pipeline.records import DataError, Image, Records
+
+_WORKERS = 16  # threads; on a network file system most of a check is waiting
+_SHOWN = 5  # examples in a message
+
+
+def check_images(images: Iterable[Image], image_directory: str) -> dict[str, str]:
+    """Look at every image file; return the reason of each that cannot be used, by image id.
+
+    Args:
+        images: the images.
+        image_directory: the folder that they lie in; a link that leads out of it is refused.
+    """
+    images = tuple(images)
+    check = _checker(image_directory)
+    found = in_parallel(lambda image: check(image.path), images, "checking", "images")
+    return {i.id: reason for i, reason in zip(images, found, strict=True) if reason is not None}
+
+
+def in_parallel(
+    work: Callable[[Any], Any], items: Sequence[Any], what: str, unit: str
+) -> Iterator[Any]:
+    """Yield the results of some work on each item, in order, with progress."""
+    with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            yield from track(pool.map(work, items), len(items), what, unit)
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for all the rest
+
+
+def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[str, ...]]:
+    """Return the records without unusable images, and the ids of those.
+
+    Raises:
+        DataError: there are some, and the policy is "fail" or there are no others.
+    """
+    reasons = check_images(records.images.values(), records.image_directory)
+    if not reasons:
+        return records, ()
+    examples = "\n".join(
+        f"  {records.images[i].path}: {reason}" for i, reason in list(reasons.items())[:_SHOWN]
+    )
+    summary = f"{len(reasons)} of {len(records.images)} images cannot be used, such as\n{examples}"
+    if policy == "fail" or len(reasons) == len(records.images):
+        remedy = "Restore them, set --config.data.image_directory to the folder with the images"
+        if policy == "fail":
+            remedy += ", or leave these out with --config.data.missing_images=skip"
+        raise DataError(
+            f"{summary}\n{remedy}. All that is wrong: cmap doctor {records.name} DIRECTORY"
+        )
+    logging.warning("%s\nThey are left out, and counted in the results.", summary)
+    return records.without(set(reasons)), tuple(sorted(reasons))
+
+
+def _checker(image_directory: str) -> Callable[[str], str | None]:
+    """Return a function from an image's place to the reason why it cannot be used, or None."""
+    remote = storage.is_remote(image_directory)
+    root = image_directory if remote else os.path.realpath(image_directory)
+    # The links on the way to a folder are followed once, not once an image.
+    real_folder = functools.lru_cache(maxsize=1 << 16)(os.path.realpath)
+
+    def leaves(place: str) -> bool:
+        folder, name = os.path.split(place)
+        real = os.path.join(real_folder(folder), name)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        return os.path.commonpath([root, real]) != root
+
+    def check(place: str) -> str | None:
+        # Before the file is opened.
+        if not remote and leaves(place):
+            return f"a link that leads out of {image_directory}"
+        return storage.check_image(place)
+
+    return check
