@@ -119,3 +119,83 @@ def fashion200k(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(queries) + "\n")
     return root
+
+
+def cirr(root: pathlib.Path, folder: str = "", inside: str = "") -> pathlib.Path:
+    """Write CIRR: ``folder`` holds the images, ``inside`` the annotations."""
+    for split, stem in (("train", "train/7"), ("val", "dev"), ("test1", "test1")):
+        ids = [f"{split}-{i}-img0" for i in range(12)]
+        entries = []
+        for i, caption in enumerate(_WORDS):
+            entry = {
+                "pairid": 100 + i,
+                "reference": ids[i],
+                "caption": caption,
+                "img_set": {"id": i, "members": ids[i : i + 6], "reference_rank": 0},
+            }
+            if split != "test1":
+                entry["target_hard"] = ids[i + 1]
+                entry["target_soft"] = {ids[i + 1]: 1.0, ids[i + 2]: 0.5}
+            entries.append(entry)
+        paths = {name: f"./{stem}/{name}.png" for name in ids}
+        for kind, name, content in (
+            ("captions", f"cap.rc2.{split}.json", entries),
+            ("image_splits", f"split.rc2.{split}.json", paths),
+        ):
+            path = root / inside / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content))
+        for i, name in enumerate(ids):
+            image(root / folder / stem / f"{name}.png", 10 * len(split) + i)
+    return root
+
+
+def circo(
+    root: pathlib.Path, folder: str = "COCO2017_unlabeled/unlabeled2017", listed: bool = True
+) -> pathlib.Path:
+    """Write CIRCO with a gallery of 60 images, listed in COCO's file or only there."""
+    ids = list(range(1, 61))
+    annotations: dict[str, list[dict]] = {"val": [], "test": []}
+    for split, entries in annotations.items():
+        for i, caption in enumerate(_WORDS):
+            entry = {
+                "id": i,
+                "reference_img_id": ids[i],
+                "relative_caption": caption,
+                "shared_concept": "a garment",
+            }
+            if split == "val":
+                entry |= {"target_img_id": ids[i + 1], "gt_img_ids": ids[i + 1 : i + 4]}
+            entries.append(entry)
+        path = root / "annotations" / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(entries))
+    if listed:
+        path = root / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"images": [{"id": i} for i in ids]}))
+    for i in ids:
+        image(root / folder / f"{i:012d}.jpg", i)
+    return root
+
+
+def folder(root: pathlib.Path, suffix: str = "csv", gallery: bool = True) -> pathlib.Path:
+    """Write a folder of images with tables for train, val and test."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number, split in enumerate(("train", "val", "test")):
+        ids = [f"{split}/{i}.jpg" for i in range(8)]
+        rows = [
+            {"reference": ids[i], "text": caption, "target": ids[i + 1]}
+            for i, caption in enumerate(_WORDS)
+        ]
+        if suffix == "csv":
+            lines = ["reference,text,target", *(",".join(row.values()) for row in rows)]
+        else:
+            lines = [json.dumps(row) for row in rows]
+        (root / f"{split}.{suffix}").write_text("\n".join(lines) + "\n")
+        for i, name in enumerate(ids):
+            image(root / name, 100 * number + i)
+    if gallery:
+        names = [f"{split}/{i}.jpg" for split in ("val", "test") for i in range(8)]
+        (root / "gallery.txt").write_text("\n".join(names) + "\n")
+    return root
