@@ -5,7 +5,8 @@ WORKDIR/config.json        the whole config
         model.json         preprocessing, protocol, data facts, versions, commit
         checkpoints/       the latest states of the run, to continue from
         best/              the variables with the best recall, to use
-        evaluation.json    what the best variables reach, by protocol
+        evaluation.json    what the best variables reach, by protocol; evaluation-<name>.json on
+                           another data set
         rankings/          each query's best images, where asked for
 
 trained = load("runs/garments")
@@ -46,7 +47,7 @@ CONFIG, VOCABULARY, MODEL, EVALUATION = (
 )
 CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
-_FORMAT = 1  # of model.json; raised when a reader of the old one would misread the new one
+_FORMAT = 2  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
 _BATCH = 64  # images encoded at once
 
@@ -212,28 +213,37 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
 
 def write_results(
     workdir: str | os.PathLike,
-    step: int,
-    protocols: Mapping[str, Mapping[str, float | int]],
+    content: Mapping[str, Any],
     rankings: Mapping[str, Sequence[Mapping]],
-    facts: Mapping[str, Any],
 ) -> None:
-    """Write ``evaluation.json`` and, where there are any, the rankings.
+    """Write a file of results and, where there are any, the rankings.
+
+    The results on the data set that the model was trained on are ``evaluation.json``; those on
+    another one are ``evaluation-<name>.json``, beside it.
 
     Args:
         workdir: the workdir.
-        step: training steps of the variables that were evaluated.
-        protocols: numbers by the protocol's name, recalls in percent.
+        content: what `cmap_jax.evaluation.results.results_to_dict` returns.
         rankings: a record a query for each protocol.
-        facts: what the numbers must be stamped with, such as the number of skipped images.
     """
     workdir = epath.Path(workdir)
     for protocol, records in rankings.items():
         if records:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             write_text(workdir / RANKINGS / f"{protocol.replace('/', '-')}.jsonl", lines)
-    write_json(
-        workdir / EVALUATION, {"step": step, "protocols": dict(protocols), "facts": dict(facts)}
-    )
+    write_json(results_file(workdir, content["facts"]["data"]["name"]), content)
+
+
+def results_file(workdir: str | os.PathLike, data_name: str) -> epath.Path:
+    """Return the place of the results on a data set."""
+    workdir = epath.Path(workdir)
+    own = read_config(workdir).data.name == data_name
+    return workdir / (EVALUATION if own else f"evaluation-{data_name}.json")
+
+
+def read_results(workdir: str | os.PathLike, data_name: str) -> dict[str, Any]:
+    """Return the results on a data set, as `write_results` wrote them."""
+    return read_json(results_file(workdir, data_name))
 
 
 class Trained:

@@ -72,9 +72,12 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 128  # images or queries encoded at once
     config.eval.gallery_chunk = 4096  # images scored at once
     config.eval.rankings = False  # also write the first 50 images of every query
+    # Also evaluate with the text alone and with the image alone: what a shortcut would reach.
+    config.eval.shortcuts = False
 
     config.data = ConfigDict()
-    config.data.name = "fashion_iq"  # or "fashion200k", "shoes", "garments"
+    # "fashion_iq", "shoes", "fashion200k", "cirr", "circo" (evaluation only), "folder", "garments"
+    config.data.name = "fashion_iq"
     config.data.directory = placeholder(str)  # the folder with the annotations
     config.data.image_directory = placeholder(str)  # with the images; None: inside directory
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it

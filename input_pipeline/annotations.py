@@ -1,9 +1,10 @@
 """What all readers ask of an annotation file, in the same words.
 
 Annotations come from anywhere, so nothing in them is trusted: a name that climbs out of the image
-folder is refused here, and a link that leads out of it by `images.check_images`.
+folder is refused here, and a link that leads out of it by `image_check.check_images`.
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from input_pipeline import storage
 from input_pipeline.records import DataError
 
 _LONGEST_NAME = 255  # bytes of one part of a path, on every common file system
+_LONGEST_PATH = 1024  # bytes, in a bucket
+# Control characters, halves of surrogate pairs, ends of lines and paragraphs.
+_IN_NO_NAME = {"Cc", "Cs", "Zl", "Zp"}
+_SHOWN = 80  # characters of a value in an error
 _LONGEST_TEXT = 10_000  # characters; the longest caption of any data set here has a few hundred
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -34,11 +39,12 @@ def read_entries(file: str, keys: Mapping[str, type | tuple[type, ...]] | None) 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a JSON list of such objects; names the file and the entry.
+        ValueError: not a JSON list of such objects, or empty; names the file and the entry.
     """
     entries = storage.read_json(file)
-    if not isinstance(entries, list):
-        raise DataError(f"{file}: must be a list of {'annotations' if keys else 'image ids'}")
+    if not isinstance(entries, list) or not entries:
+        what = "annotations" if keys else "image ids"
+        raise DataError(f"{file}: must be a list of {what}, not {shown(entries)}")
     for number, entry in enumerate(entries):
         if keys is not None:
             check_keys(entry, keys, f"{file}: entry {number}")
@@ -48,13 +54,13 @@ def read_entries(file: str, keys: Mapping[str, type | tuple[type, ...]] | None) 
 def check_keys(entry: Any, keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
     """Refuse an entry that is no object or lacks a key of the right type."""
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is not an object but {_shown(entry)}")
+        raise DataError(f"{where} is not an object but {shown(entry)}")
     for key, kind in keys.items():
         value = entry.get(key)
         # JSON's true is no number.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             names = " or ".join(_NAMES[k] for k in (kind if isinstance(kind, tuple) else (kind,)))
-            found = f"it is {_shown(value)}" if key in entry else "there is none"
+            found = f"it is {shown(value)}" if key in entry else "there is none"
             raise DataError(f"{where} must have {names} under {key!r}; {found}")
 
 
@@ -65,19 +71,24 @@ def check_path(value: Any, where: str) -> str:
     """Return an image's id or relative path, which stays inside its folder.
 
     Raises:
-        DataError: not a text, empty, absolute, climbing out with "..", or no possible file name.
+        DataError: not a text, empty, absolute, climbing out with "..", the name of a folder, or no
+            possible file name.
     """
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: an image is named by a text, not by {_shown(value)}")
+        raise DataError(f"{where}: an image is named by a text, not by {shown(value)}")
     parts = value.split("/")
     if value.startswith("/") or "://" in value or "\\" in value:
-        raise DataError(f"{where}: {_shown(value)} is no path relative to the image folder")
+        raise DataError(f"{where}: {shown(value)} is no path relative to the image folder")
     if ".." in parts:
-        raise DataError(f"{where}: {_shown(value)} climbs out of the image folder")
-    if not value.isprintable():  # control characters, and halves of surrogate pairs
-        raise DataError(f"{where}: {_shown(value)} holds characters that no file name has")
-    if max(len(part.encode()) for part in parts) > _LONGEST_NAME:
-        raise DataError(f"{where}: {_shown(value)} is too long for a file name")
+        raise DataError(f"{where}: {shown(value)} climbs out of the image folder")
+    if parts[-1] in ("", "."):
+        raise DataError(f"{where}: {shown(value)} names a folder, not an image")
+    # Spaces of other scripts are not "printable", but names of real files hold them.
+    if not value.isprintable() and _IN_NO_NAME & set(map(unicodedata.category, value)):
+        raise DataError(f"{where}: {shown(value)} holds characters that no file name has")
+    encoded = value.encode()
+    if len(encoded) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        raise DataError(f"{where}: {shown(value)} is too long for a file name")
     return value
 
 
@@ -88,7 +99,7 @@ def check_caption(value: Any, where: str) -> str:
         DataError: not a text, or of absurd length.
     """
     if not isinstance(value, str):
-        raise DataError(f"{where}: a caption is a text, not {_shown(value)}")
+        raise DataError(f"{where}: a caption is a text, not {shown(value)}")
     if len(value) > _LONGEST_TEXT:
         raise DataError(f"{where}: a caption of {len(value)} characters")
     # Halves of surrogate pairs can be written in JSON, but in no file.
@@ -100,7 +111,7 @@ def check_unique(ids: Iterable[Any], file: str, what: str) -> None:
     seen = set()
     for i in ids:
         if i in seen:
-            raise DataError(f"{file}: two entries have the {what} {_shown(i)}")
+            raise DataError(f"{file}: two entries have the {what} {shown(i)}")
         seen.add(i)
 
 
@@ -135,7 +146,9 @@ def find_images(
     return found
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value as an error shows it: never longer than a line, never unprintable."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, list | dict):  # of any size, and nested more deeply than Python can print
+        return f"{_NAMES[type(value)]} of length {len(value)}"
+    text = ascii(value[:_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
 from cmap_jax.processing.tokenizer import Vocabulary
-from input_pipeline import preprocess
+from input_pipeline import preprocess, storage
 from input_pipeline.records import DataError, Evaluation, Query, Records
 
 # Set the streams of random numbers drawn from one seed apart from one another.
@@ -193,6 +194,14 @@ class EvaluationData:
             }
             yield pad_batch(batch, self.batch_size)
 
+    def read_image(self, image_id: str) -> Image.Image | ImageReadError:
+        """Return an image as it is, or the error in its place: for pictures of results."""
+        place = self._paths[self.positions[image_id]]
+        try:
+            return read_image(storage.read_bytes(place))
+        except (OSError, ImageReadError) as error:
+            return ImageReadError(f"{place}: {error}")
+
     def image_batch_count(self) -> int:
         """Return the number of image batches."""
         return math.ceil(len(self._paths) / self.batch_size)
@@ -223,7 +232,7 @@ def _numpy_batches(dataset: tf.data.Dataset, count: int, paths: Collection[str])
             # TensorFlow names neither the file nor the item: decode them all again.
             for path in paths:
                 try:
-                    read_image(path)
-                except ImageReadError as reason:
-                    raise DataError(f"{reason}. Repair or remove this image") from None
+                    read_image(storage.read_bytes(path))
+                except (ImageReadError, OSError) as reason:
+                    raise DataError(f"{path}: {reason}. Repair or remove this image") from None
             raise DataError(f"the input pipeline failed: {error.message}") from error

@@ -18,6 +18,7 @@ from input_pipeline.annotations import (
     check_keys,
     check_unique,
     read_entries,
+    shown,
 )
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
@@ -25,7 +26,7 @@ GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
 _LIST = "image_info_unlabeled2017.json"
 _LISTS = (f"COCO2017_unlabeled/annotations/{_LIST}", f"annotations/{_LIST}", _LIST)
-_FILE = re.compile(r"(\d{12})\.jpg")
+_FILE = re.compile(r"([0-9]{12})\.jpg")
 _MOST = 10**12  # ids have 12 digits
 
 
@@ -90,9 +91,11 @@ def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
     queries = []
     for number, entry in enumerate(entries):
         where = f"{file}: entry {number}"
-        targets = tuple(dict.fromkeys(_image_id(i, where) for i in entry.get("gt_img_ids", ())))
-        if split == "val" and _image_id(entry["target_img_id"], where) not in targets:
-            raise DataError(f"{where}: its target_img_id is not among its gt_img_ids")
+        targets = ()
+        if split == "val":
+            targets = tuple(dict.fromkeys(_image_id(i, where) for i in entry["gt_img_ids"]))
+            if _image_id(entry["target_img_id"], where) not in targets:
+                raise DataError(f"{where}: its target_img_id is not among its gt_img_ids")
         reference = _image_id(entry["reference_img_id"], where)
         caption = check_caption(entry["relative_caption"], where)
         name = str(entry["id"])
@@ -103,7 +106,7 @@ def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
 def _image_id(number: Any, where: str) -> str:
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _MOST:
         raise DataError(
-            f"{where}: an image id is a whole number of up to 12 digits, not {ascii(number)[:40]}"
+            f"{where}: an image id is a whole number of up to 12 digits, not {shown(number)}"
         )
     return f"{number:012d}"
 

@@ -16,6 +16,7 @@ from input_pipeline.annotations import (
     check_path,
     check_unique,
     read_entries,
+    shown,
 )
 from input_pipeline.records import (
     DataError,
@@ -98,11 +99,14 @@ def _read_captions(root: str, split: str) -> tuple[Query, ...]:
     for number, entry in enumerate(entries):
         where = f"{file}: entry {number}"
         check_keys(entry["img_set"], {"members": list}, f"{where}: img_set")
-        members = tuple(check_path(m, f"{where}: img_set") for m in entry["img_set"]["members"])
+        # Each once: the query is ranked among the others.
+        members = tuple(
+            dict.fromkeys(check_path(m, f"{where}: img_set") for m in entry["img_set"]["members"])
+        )
         targets = (check_path(entry["target_hard"], where),) if split != "test1" else ()
         for image in (entry["reference"], *targets):
             if image not in members:
-                raise DataError(f"{where}: {image!a} is not among the members of its img_set")
+                raise DataError(f"{where}: {shown(image)} is not among the members of its img_set")
         pair = str(entry["pairid"])
         caption = check_caption(entry["caption"], where)
         queries.append(
@@ -116,10 +120,10 @@ def _read_split(root: str, split: str) -> dict[str, str]:
     file = storage.join(root, "image_splits", f"split.rc2.{split}.json")
     paths = storage.read_json(file)
     if not isinstance(paths, dict) or not paths:
-        raise DataError(f"{file}: must be an object of image names and paths")
+        raise DataError(f"{file}: must be an object of image names and paths, not {shown(paths)}")
     found = {}
     for name, path in paths.items():
-        where = f"{file}: {ascii(name)[:80]}"
+        where = f"{file}: entry {shown(name)}"
         relative = check_path(path, where)
         found[check_path(name, where)] = relative.removeprefix("./")
     return found
@@ -129,12 +133,13 @@ def _check_known(
     root: str, split: str, queries: tuple[Query, ...], paths: Mapping[str, str]
 ) -> None:
     """Refuse a query whose images the split does not name: their place is unknown."""
-    for query in queries:
-        for image in (query.reference, *query.targets, *query.subset):
+    file = storage.join(root, "captions", f"cap.rc2.{split}.json")
+    for number, query in enumerate(queries):
+        for image in query.subset:  # reference and target are among them
             if image not in paths:
                 raise DataError(
-                    f"{storage.join(root, 'captions', f'cap.rc2.{split}.json')}: pair {query.id} "
-                    f"names {image}, which split.rc2.{split}.json does not have"
+                    f"{file}: entry {number} names {shown(image)}, which split.rc2.{split}.json "
+                    "does not have"
                 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
-from input_pipeline.annotations import check_caption, check_folders, check_path
+from input_pipeline.annotations import check_caption, check_folders, check_path, shown
 from input_pipeline.records import DataError, Evaluation, Image, Query, Records, Triplet
 
 _PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
@@ -44,11 +44,15 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     evaluation = Evaluation(
         PROTOCOLS["fashion200k"], {"all": gallery}, _read_queries(queries_file, test)
     )
+    try:
+        pairs = SampledPairs({i: replace_marks(caption) for i, caption in train.items()})
+    except DataError as error:
+        raise DataError(f"{storage.join(root, 'labels')}: {error}") from error
     return Records(
         name="fashion200k",
         layout=f"labels, {queries_file}, images below {base}",
         image_directory=image_root,
-        train=SampledPairs({i: replace_marks(caption) for i, caption in train.items()}),
+        train=pairs,
         evaluations={"val": (evaluation,)},
         # The raw captions: "dotmark" and the like are unknown words in the published vocabulary.
         vocabulary_captions=tuple(train.values()),
@@ -197,6 +201,8 @@ def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
     same: dict[str, list[str]] = collections.defaultdict(list)
     for image, caption in captions.items():
         same[caption].append(image)
+    # One tuple for all queries with that caption: thousands of images may share it.
+    right = {caption: tuple(images) for caption, images in same.items()}
     queries = []
     for number, line in enumerate(_lines(file), 1):
         where = f"{file}, line {number}"
@@ -205,11 +211,11 @@ def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
             raise DataError(f"{where}: expected a source and a target path")
         unknown = [field for field in fields if field not in captions]
         if unknown:
-            raise DataError(f"{where}: {unknown[0]} is in no test label file")
+            raise DataError(f"{where}: {shown(unknown[0])} is in no test label file")
         source, target = fields
         text = modification(replace_marks(captions[source]), replace_marks(captions[target]))
-        right, name = tuple(same[captions[target]]), f"{number - 1}"
-        queries.append(Query(name, source, (text,), right, "all", name))
+        name = f"{number - 1}"
+        queries.append(Query(name, source, (text,), right[captions[target]], "all", name))
     return tuple(queries)
 
 

@@ -18,7 +18,8 @@ import collections
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+import posixpath
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 from cmap_jax.protocols import PROTOCOLS
@@ -30,6 +31,7 @@ from input_pipeline.annotations import (
     check_keys,
     check_path,
     find_images,
+    shown,
 )
 from input_pipeline.records import (
     DataError,
@@ -60,7 +62,8 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         DataError: a table is not what it should be; names the file and the line.
     """
     root, image_root = check_folders(directory, image_directory)
-    files = {split: file for split in _SPLITS if (file := _find_table(root, split))}
+    here = set(storage.names(root))
+    files = {split: file for split in _SPLITS if (file := _find_table(root, here, split))}
     if "val" not in files:
         raise FileNotFoundError(
             f"{root}: no val.csv or val.jsonl, a table of reference, text and target. Set "
@@ -71,7 +74,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         if not rows:
             raise DataError(f"{files[split]}: no rows")
     gallery_file = storage.join(root, _GALLERY)
-    listed = _read_gallery(gallery_file) if storage.exists(gallery_file) else ()
+    listed = _read_gallery(gallery_file) if _GALLERY in here else ()
     evaluations = {}
     for split in ("val", "test"):
         if split in tables:
@@ -101,12 +104,12 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     return records.with_images(_locate(image_root, records.image_ids()))
 
 
-def _find_table(root: str, split: str) -> str | None:
+def _find_table(root: str, here: Set[str], split: str) -> str | None:
     """Return a split's file, or None; two forms of it would contradict each other."""
-    here = [name for name in storage.names(root) if name in (f"{split}.csv", f"{split}.jsonl")]
-    if len(here) > 1:
-        raise DataError(f"{root}: has both {here[0]} and {here[1]}; keep one")
-    return storage.join(root, here[0]) if here else None
+    found = [name for name in (f"{split}.csv", f"{split}.jsonl") if name in here]
+    if len(found) > 1:
+        raise DataError(f"{root}: has both {found[0]} and {found[1]}; keep one")
+    return storage.join(root, found[0]) if found else None
 
 
 def _read_table(file: str) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
@@ -130,12 +133,12 @@ def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(storage.read_text(file), newline=""), strict=True)
     try:
         header = reader.fieldnames or []
-        missing = [column for column in _COLUMNS if column not in header]
-        if missing:
-            raise DataError(
-                f"{file}, line 1: no column {', '.join(missing)}; the header has "
-                f"{', '.join(map(ascii, header))[:200] or 'nothing'}"
-            )
+        for column in _COLUMNS:
+            if header.count(column) != 1:
+                raise DataError(
+                    f"{file}, line 1: must have one column {column!r}; the header is "
+                    f"{', '.join(map(shown, header))[:200] or 'empty'}"
+                )
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if None in row or None in row.values():
@@ -176,8 +179,9 @@ def _queries(rows: _Rows) -> Iterator[Query]:
 def _locate(root: str, ids: Iterable[str]) -> dict[str, Image]:
     """Return the images: by path, by path without suffix, or by a bare name that is unique."""
     ids = list(ids)
-    places = find_images(ids, [root], ["", *IMAGE_SUFFIXES])
-    lost = [i for i in ids if i not in places]
+    upper = [suffix.upper() for suffix in IMAGE_SUFFIXES]
+    places = find_images(ids, [root], ["", *IMAGE_SUFFIXES, *upper])
+    lost = [i for i in ids if i not in places and "/" not in i]
     if lost:
         named: dict[str, list[str]] = collections.defaultdict(list)
         for path in storage.walk(root):
@@ -188,9 +192,13 @@ def _locate(root: str, ids: Iterable[str]) -> dict[str, Image]:
                     named[key].append(path)
         for i in lost:
             if len(named.get(i, ())) > 1:
-                raise DataError(
-                    f"{root}: {i} may be {' or '.join(named[i][:3])}; name it by its path"
-                )
+                options = " or ".join(map(shown, named[i][:3]))
+                raise DataError(f"{root}: {shown(i)} may be {options}; name it by its path")
             if i in named:
                 places[i] = storage.join(root, named[i][0])
+    known: dict[str, str] = {}
+    for i, place in places.items():
+        other = known.setdefault(posixpath.normpath(place), i)
+        if other != i:  # it would stand in the gallery twice
+            raise DataError(f"{root}: {shown(other)} and {shown(i)} are one image; use one name")
     return {i: Image(i, places.get(i) or storage.join(root, i)) for i in ids}

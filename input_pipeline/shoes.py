@@ -110,8 +110,6 @@ def _read_triplets(file: str) -> tuple[Triplet, ...]:
     for number, entry in enumerate(read_entries(file, keys)):
         where = f"{file}: entry {number}"
         reference, target = (_bare(check_path(entry[k], where)) for k in list(keys)[:2])
-        if not reference or not target:
-            raise DataError(f"{where}: an image name ends with a slash")
         triplets.append(
             Triplet(reference, target, (check_caption(entry["RelativeCaption"], where),))
         )

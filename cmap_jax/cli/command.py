@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 # Before TensorFlow and JAX load: their chatter is not ours to show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from cmap_jax.cli import convert
+from cmap_jax.cli import compare, convert, evaluate, show, submit
 
-_SUBCOMMANDS = (convert,)
+_SUBCOMMANDS = (convert, show, evaluate, compare, submit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,7 +49,8 @@ class UsageError(ValueError):
 def parse(argv: Sequence[str]) -> list[str]:
     """Parse the command line, or end the program with one line about what is wrong with it.
 
-    In evaluate mode the config is that of the workdir, so that overrides apply to it.
+    In evaluate mode the config is that of the workdir, so that overrides apply to it; a --config
+    beside --workdir says on which data set.
     """
     argv = list(argv)
     try:
@@ -118,7 +119,12 @@ def _with_workdir_config(argv: list[str]) -> list[str]:
     config_file, folder = _value(argv, "config"), _value(argv, "workdir")
     if folder is None and config_file is None:
         raise UsageError("evaluate which run? Give --workdir=...")
-    folder = folder or default_workdir(config_file)
+    data_set = ""
+    if folder is None:
+        folder = default_workdir(config_file)
+    elif config_file is not None:
+        _read(config_file)  # refuses what is no config
+        data_set = f"|{config_file}"
     workdir_lib.read_description(folder)  # refuses what is no workdir, with the reason
     reader = pathlib.Path(__file__).parents[2] / "configs" / "from_workdir.py"
     program, *others = argv
@@ -127,7 +133,7 @@ def _with_workdir_config(argv: list[str]) -> list[str]:
             if argument.lstrip("-").partition("=")[0] == name:
                 del others[at : at + (1 if "=" in argument else 2)]
                 break
-    return [program, f"--config={reader}:{folder}", f"--workdir={folder}", *others]
+    return [program, f"--config={reader}:{folder}{data_set}", f"--workdir={folder}", *others]
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

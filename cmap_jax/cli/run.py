@@ -1,7 +1,5 @@
 """The train and evaluate modes of main.py: data in, a table out."""
 
-from typing import Any
-
 import jax
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -22,10 +20,10 @@ def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
     """Train (or continue) in a workdir, or evaluate what stands there; print the recalls."""
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     try:
-        result, facts = (_evaluate if evaluate_only else _train)(config, workdir)
+        (evaluate if evaluate_only else _train)(config, workdir)
     except train_lib.Stopped as stopped:
         end_with(str(stopped), status=0)
-    print(tables.results(result.protocols, facts))
+    print(tables.results(workdir_lib.read_results(workdir, config.data.name)))
     print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
     if config.eval.rankings:
         print(f"Each query's first images are in {workdir}/{workdir_lib.RANKINGS}")
@@ -36,7 +34,7 @@ def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
         )
 
 
-def _train(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
+def _train(config: ConfigDict, workdir: str) -> None:
     # Before any data are rendered or read.
     workdir_lib.check_same_run(workdir, config)
     check_config(config)
@@ -50,10 +48,16 @@ def _train(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
     datasets = input_pipeline.create_datasets(
         config, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    return train_lib.train(config, datasets, workdir, initial), datasets.facts
+    train_lib.train(config, datasets, workdir, initial)
 
 
-def _evaluate(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]:
+def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.Datasets]:
+    """Evaluate what stands in a workdir, write the results there, and return them.
+
+    Raises:
+        FileNotFoundError: no workdir, or the data are not there.
+        ValueError: the config changes what the weights were made with; names the fields.
+    """
     check_config(config)
     description = workdir_lib.read_description(workdir)
     # What the weights were made with; all else may differ.
@@ -67,5 +71,4 @@ def _evaluate(config: ConfigDict, workdir: str) -> tuple[Result, dict[str, Any]]
     datasets = input_pipeline.create_datasets(config, description.vocabulary, training=False)
     mesh = sharding.make_mesh()
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
-    result = train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir)
-    return result, datasets.facts
+    return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir), datasets

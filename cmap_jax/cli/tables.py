@@ -15,31 +15,70 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def results(protocols: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]) -> str:
-    """Return the recalls of each protocol, and the ceilings of its oracles where known."""
+def results(content: Mapping[str, Any]) -> str:
+    """Return an ``evaluation.json`` as tables, protocols of the same metrics side by side.
+
+    Below each protocol: the 95% interval, its categories, what half of each query reaches
+    (shortcuts), and the ceilings of its oracles where known.
+    """
+    shapes: dict[tuple[str, ...], list[str]] = {}
+    for name, definition in content["definitions"].items():
+        shapes.setdefault((*definition["metrics"], definition["headline_name"]), []).append(name)
     parts = []
-    for protocol, numbers in protocols.items():
-        groups = sorted({key.split("/")[0] for key in numbers if "/" in key})
-        recalls = [key for key in numbers if key.startswith("R@")]
-        rows = [[protocol, *recalls, "mR", "median rank", "queries"]]
-        for group in groups:
-            cells = [f"{numbers[f'{group}/{key}']:.2f}" for key in recalls]
-            rows.append([f"  {group}", *cells, "", "", ""])
-        rows.append(
-            [
-                "  mean" if groups else "  all",
-                *(f"{numbers[key]:.2f}" for key in recalls),
-                f"{numbers['mR']:.2f}",
-                str(numbers["median_rank"]),
-                str(numbers["queries"]),
-            ]
-        )
-        for name, ceiling in facts.get("oracles", {}).get(protocol, {}).items():
-            cells = [f"{ceiling[key]:.2f}" if key in ceiling else "" for key in recalls]
-            rows.append([f"  ({name.replace('_', ' ')})", *cells, "", "", ""])
+    for columns, names in shapes.items():
+        columns = tuple(dict.fromkeys(columns))  # a headline may be one of the metrics
+        rows = [["protocol", *columns, "median rank", "mean rank", "queries", "gallery"]]
+        for name in names:
+            rows += _protocol_rows(content, name, columns)
         parts.append(table(rows))
-        if numbers["skipped"]:
-            parts.append(f"  {numbers['skipped']} queries were skipped")
+    facts = content["facts"]
+    notes = [
+        f"{name}: {numbers['skipped']} queries have no image to find and do not count."
+        for name, numbers in content["protocols"].items()
+        if numbers["skipped"]
+    ]
     if facts.get("images_skipped"):
-        parts.append(f"{facts['images_skipped']} images were missing and left out of everything.")
-    return "\n\n".join(parts)
+        notes.append(f"{facts['images_skipped']} images were unusable and left out of everything.")
+    if facts.get("categories_missing"):
+        notes.append(
+            f"No {', '.join(facts['categories_missing'])}: means over the other categories cannot "
+            "be compared with published ones."
+        )
+    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+
+
+def _protocol_rows(
+    content: Mapping[str, Any], name: str, columns: Sequence[str]
+) -> list[list[str]]:
+    numbers, intervals = content["protocols"][name], content["intervals"][name]
+
+    def cells(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+        found = [values.get(prefix + column) for column in columns]
+        return ["" if value is None else f"{value:.2f}" for value in found]
+
+    def ranks(values: Mapping[str, Any]) -> list[str]:
+        return [str(values["median_rank"]), f"{values['mean_rank']:.1f}"]
+
+    counts = [str(numbers["queries"]), str(numbers["gallery_images"])]
+    rows = [[name, *cells(numbers), *ranks(numbers), *counts]]
+    spans = [intervals[column] for column in (*columns, "median_rank", "mean_rank")]
+    digits = [1] * len(columns) + [0, 1]
+    rows.append(
+        [
+            "  95% interval",
+            *(f"{low:.{d}f}-{high:.{d}f}" for (low, high), d in zip(spans, digits, strict=True)),
+            *("", ""),
+        ]
+    )
+    empty = [""] * 4
+    for category in content["outcomes"][name]["groups"]:
+        if f"{category}/{columns[0]}" in numbers:
+            rows.append([f"  {category}", *cells(numbers, f"{category}/"), *empty])
+    for half, found in content["shortcuts"].get(name, {}).items():
+        if found is None:
+            rows.append([f"  {half} alone", *(["-"] * len(columns)), *empty])
+        else:
+            rows.append([f"  {half} alone", *cells(found), *ranks(found), "", ""])
+    for oracle, ceiling in content["facts"].get("oracles", {}).get(name, {}).items():
+        rows.append([f"  ({oracle.replace('_', ' ')})", *cells(ceiling), *empty])
+    return rows

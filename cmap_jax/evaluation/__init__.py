@@ -3,7 +3,9 @@
 import importlib
 from typing import Any
 
-_MODULES = frozenset({"evaluator", "metrics"})
+_MODULES = frozenset(
+    {"compare", "evaluator", "metrics", "outcomes", "ranking", "results", "submission"}
+)
 
 
 def __getattr__(name: str) -> Any:

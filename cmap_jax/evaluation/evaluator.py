@@ -3,38 +3,60 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from cmap_jax import scoring, sharding
-from cmap_jax.evaluation import metrics
+from cmap_jax.evaluation.outcomes import Outcomes, summarize
+from cmap_jax.evaluation.ranking import Ranking
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.processing.progress import track
+from cmap_jax.protocols import Protocol
 
-TOP = 50  # images a query in the rankings
-_REPORT_EVERY = 10.0  # seconds
+# The halves of a query that a shortcut leaves: the other one is taken away.
+HALVES = ("text", "image")
 _QUERIES_AT_ONCE = 1024
 _SCORES_AT_ONCE = 2**26
 
 
 @dataclasses.dataclass
 class Result:
-    """What an evaluation found.
+    """What an evaluation found, by the protocol's name; the first protocol goes first.
 
     Attributes:
-        protocols: the numbers of each protocol, by its name; see `metrics.summarize`.
-        rankings: a record a query for each protocol, where they were asked for.
+        definitions: the protocols.
+        protocols: the numbers; see `outcomes.summarize`.
+        outcomes: what became of each query.
+        conditions: what two results must share to be compared.
+        rankings: a record a query, where they were asked for; see `Ranking`.
+        shortcuts: where they were asked for, by half ("text" or "image") the numbers of the same
+            model with the other half of each query taken away; None where it then tells no image
+            from another.
     """
 
-    protocols: dict[str, dict[str, float | int]]
-    rankings: dict[str, list[dict]]
+    definitions: dict[str, Protocol] = dataclasses.field(default_factory=dict)
+    protocols: dict[str, dict[str, float | int]] = dataclasses.field(default_factory=dict)
+    outcomes: dict[str, Outcomes] = dataclasses.field(default_factory=dict)
+    conditions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    rankings: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
+    shortcuts: dict[str, dict[str, dict[str, float | int] | None]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def headline(self) -> float:
-        """Return the mean recall of the first protocol: what chooses the best checkpoint."""
-        return next(iter(self.protocols.values()))["mR"]
+        """Return the first protocol's one number: what chooses the best checkpoint."""
+        name, protocol = next(iter(self.definitions.items()))
+        return self.protocols[name][protocol.headline_name]
+
+    def merge(self, other: "Result") -> None:
+        """Add another split's results."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).update(getattr(other, field.name))
 
 
 class Evaluator:
@@ -61,7 +83,9 @@ class Evaluator:
 
         self._compose = jax.jit(compose)
 
-    def __call__(self, variables: Any, data: Any, *, rankings: bool = False) -> Result:
+    def __call__(
+        self, variables: Any, data: Any, *, rankings: bool = False, shortcuts: bool = False
+    ) -> Result:
         """Evaluate on a split.
 
         Args:
@@ -69,30 +93,25 @@ class Evaluator:
             data: what `input_pipeline.batching.EvaluationData` offers: ``evaluations``,
                 ``image_ids``, ``positions``, ``image_batches()`` and ``query_batches(queries)``.
             rankings: also return the best images of every query.
+            shortcuts: also evaluate with half of each query taken away: an empty text for the
+                image alone, a reference whose embeddings are zero for the text alone.
         """
         started = time.monotonic()
         pyramid = self._encode_all(variables, data)
-        result = Result({}, {})
-        for evaluation in data.evaluations:
+        result = Result()
+        for evaluation, found in self._rank_all(variables, data, pyramid, rankings):
             name = evaluation.protocol.name
-            ranks, records = {}, []
-            for category, gallery in evaluation.galleries.items():
-                queries = [q for q in evaluation.queries if q.category == category]
-                exclude = evaluation.protocol.reference == "excluded"
-                ranks[category] = self._rank_category(
-                    variables,
-                    data,
-                    pyramid,
-                    gallery,
-                    queries,
-                    exclude,
-                    records if rankings else None,
-                )
-            numbers = metrics.summarize(evaluation.protocol, ranks)
-            numbers["skipped"] += evaluation.skipped
-            numbers["gallery_images"] = sum(map(len, evaluation.galleries.values()))
-            result.protocols[name] = numbers
-            result.rankings[name] = records
+            outcomes = _collect(evaluation, found)
+            result.definitions[name] = evaluation.protocol
+            result.outcomes[name] = outcomes
+            result.protocols[name] = _numbers(evaluation, outcomes)
+            result.conditions[name] = evaluation.conditions()
+            result.rankings[name] = [record for r in found.values() for record in r.records]
+            result.shortcuts[name] = {}
+        for half in HALVES if shortcuts else ():
+            for evaluation, found in self._rank_all(variables, data, pyramid, False, half):
+                numbers = _numbers(evaluation, _collect(evaluation, found)) if found else None
+                result.shortcuts[evaluation.protocol.name][half] = numbers
         logging.info(
             "evaluated %d images and %d queries in %.1f s",
             len(data.image_ids),
@@ -101,12 +120,20 @@ class Evaluator:
         )
         return result
 
+    def search(self, variables: Any, data: Any) -> dict[str, list[dict]]:
+        """Return every query's best images by protocol, for queries with or without answers."""
+        pyramid = self._encode_all(variables, data)
+        return {
+            evaluation.protocol.name: [record for r in found.values() for record in r.records]
+            for evaluation, found in self._rank_all(variables, data, pyramid, True)
+        }
+
     def _encode_all(self, variables: Any, data: Any) -> np.ndarray:
         """Return the pyramid of all the split's images, [L, N, D] float32, by their index."""
         total = len(data.image_ids)
         pyramid, seen = None, np.zeros(total, np.int64)
-        started = reported = time.monotonic()
-        for batch in data.image_batches():
+        batches = track(data.image_batches(), data.image_batch_count(), "encoding", "batches")
+        for batch in batches:
             images = sharding.place_batch({"image": batch["image"]}, self._mesh)["image"]
             encoded = np.asarray(self._encode_images(variables, images))  # [L, B, D]
             if pyramid is None:
@@ -114,75 +141,90 @@ class Evaluator:
             index = batch["index"][batch["mask"]]
             pyramid[:, index] = encoded[:, batch["mask"]]
             seen[index] += 1
-            now = time.monotonic()
-            if now - reported > _REPORT_EVERY:
-                reported, done = now, int(seen.sum())
-                rate = done / (now - started)
-                logging.info(
-                    "encoded %d of %d images (%.0f/s, %.0f s left)",
-                    done,
-                    total,
-                    rate,
-                    (total - done) / rate,
-                )
         if not (seen == 1).all():
             raise ValueError("the image batches must bring every image exactly once")
         return pyramid
+
+    def _rank_all(
+        self,
+        variables: Any,
+        data: Any,
+        pyramid: np.ndarray,
+        keep_records: bool,
+        half: str | None = None,
+    ) -> Iterator[tuple[Any, dict[str, Ranking]]]:
+        """Yield each evaluation with its rankings by category, in the order of ``data``.
+
+        The rankings are empty where ``half`` alone tells no image from another.
+        """
+        found: dict[int, dict[str, Ranking]] = {}
+        groups: dict[tuple, list[int]] = {}  # evaluations that share their queries
+        for number, evaluation in enumerate(data.evaluations):
+            groups.setdefault(tuple(evaluation.queries), []).append(number)
+        for queries, numbers in groups.items():
+            evaluations = [data.evaluations[number] for number in numbers]
+            rankings = [
+                {
+                    category: Ranking(e.protocol, gallery, keep_records=keep_records)
+                    for category, gallery in e.galleries.items()
+                }
+                for e in evaluations
+            ]
+            for category in dict.fromkeys(query.category for query in queries):
+                searched = [
+                    (ranking[category], e.galleries[category])
+                    for ranking, e in zip(rankings, evaluations, strict=True)
+                ]
+                mine = [query for query in queries if query.category == category]
+                self._rank_category(variables, data, pyramid, mine, searched, half)
+            found.update(zip(numbers, rankings, strict=True))
+        for number, evaluation in enumerate(data.evaluations):
+            scored = {c: r for c, r in found[number].items() if r.annotations}
+            yield evaluation, scored
 
     def _rank_category(
         self,
         variables: Any,
         data: Any,
         pyramid: np.ndarray,
-        gallery: tuple[str, ...],
-        queries: list,
-        exclude_reference: bool,
-        records: list[dict] | None,
-    ) -> np.ndarray:
-        """Return the ranks of a category's queries; append to ``records`` if there is such."""
-        if not queries:
-            return np.empty(0, np.int64)
-        place = {image: i for i, image in enumerate(gallery)}
-        targets = [[place[t] for t in q.targets if t in place] or [-1] for q in queries]
-        references = [place.get(q.reference, -1) if exclude_reference else -1 for q in queries]
-        embeddings = pyramid[:, [data.positions[i] for i in gallery]]
+        queries: Sequence,
+        rankings: Sequence[tuple[Ranking, tuple[str, ...]]],
+        half: str | None,
+    ) -> None:
+        """Score a category's queries, each once, against every gallery, and feed the rankings."""
+        galleries = dict.fromkeys(gallery for _, gallery in rankings)
+        embeddings = {
+            gallery: jnp.asarray(pyramid[:, [data.positions[i] for i in gallery]])
+            for gallery in galleries
+        }
         # Large products are fast; a block of scores stays below a quarter of a GiB all the same.
-        at_once = min(_QUERIES_AT_ONCE, _SCORES_AT_ONCE // max(len(gallery), 1))
-        blocks = scoring.score_chunks(
-            _in_blocks(self._compose_all(variables, data, pyramid, queries), at_once),
-            embeddings,
-            gallery_chunk=self._gallery_chunk,
-        )
-        found, start = [], 0
-        for scores in blocks:
-            scores = scores[: len(queries) - start]  # what is padding comes last
-            rows = slice(start, start + len(scores))
-            start = rows.stop
-            ranks = metrics.ranks(scores, targets[rows], references[rows])
-            found.append(ranks)
-            if records is not None:
-                best = metrics.top(scores, TOP, references[rows])
-                records.extend(
-                    {
-                        "query": query.id,
-                        "reference": query.reference,
-                        "text": list(query.captions),
-                        "targets": list(query.targets),
-                        "rank": int(rank),
-                        "top": [gallery[i] for i in row if i != excluded],
-                    }
-                    for query, rank, row, excluded in zip(
-                        queries[rows], ranks, best, references[rows], strict=True
-                    )
+        largest = max(map(len, galleries))
+        at_once = min(_QUERIES_AT_ONCE, _SCORES_AT_ONCE // max(largest, 1))
+        start = 0
+        batches = self._compose_all(variables, data, pyramid, queries, half)
+        for block in _in_blocks(batches, at_once):
+            if half is not None and not any(jnp.any(b.numerator) for b in block.branches):
+                return  # all images score zero
+            rows = queries[start : start + len(block)]  # what is padding comes last
+            start += len(rows)
+            for gallery in galleries:
+                (scores,) = scoring.score_chunks(
+                    [block], embeddings[gallery], gallery_chunk=self._gallery_chunk
                 )
-        return np.concatenate(found)
+                for ranking, its_gallery in rankings:
+                    if its_gallery == gallery:
+                        ranking.add(rows, scores[: len(rows)])
 
     def _compose_all(
-        self, variables: Any, data: Any, pyramid: np.ndarray, queries: list
+        self, variables: Any, data: Any, pyramid: np.ndarray, queries: Sequence, half: str | None
     ) -> Iterator[scoring.ComposedQuery]:
-        """Yield composed queries a batch at a time; the last one is padded."""
+        """Yield composed queries, or ``half`` of them, a batch at a time; the last is padded."""
+        if half == "image":
+            queries = [dataclasses.replace(query, captions=("",)) for query in queries]
         for batch in data.query_batches(queries):
             references = pyramid[:, batch["reference"]].swapaxes(0, 1)  # [B, L, D]
+            if half == "text":
+                references = np.zeros_like(references)
             placed = sharding.place_batch(
                 {
                     "pyramid": references,
@@ -194,6 +236,30 @@ class Evaluator:
             yield self._compose(
                 variables, placed["pyramid"].swapaxes(0, 1), placed["tokens"], placed["lengths"]
             )
+
+
+def _collect(evaluation: Any, rankings: Mapping[str, Ranking]) -> Outcomes:
+    """Join the categories' outcomes."""
+    protocol = evaluation.protocol
+    found = list(rankings.values())
+    subset_ranks = None
+    if protocol.cutoffs("R_subset"):
+        subset_ranks = np.concatenate([r.subset_ranks() for r in found])
+    precisions = [r.average_precisions() for r in found]
+    return Outcomes.collect(
+        [category for category, r in rankings.items() for _ in r.annotations],
+        [annotation for r in found for annotation in r.annotations],
+        np.concatenate([np.empty(0, np.int64), *(r.ranks() for r in found)]),
+        subset_ranks,
+        {k: np.concatenate([p[k] for p in precisions]) for k in protocol.cutoffs("mAP")},
+    )
+
+
+def _numbers(evaluation: Any, outcomes: Outcomes) -> dict[str, float | int]:
+    numbers = summarize(evaluation.protocol, outcomes)
+    numbers["skipped"] += evaluation.skipped
+    numbers["gallery_images"] = sum(map(len, evaluation.galleries.values()))
+    return numbers
 
 
 def _in_blocks(

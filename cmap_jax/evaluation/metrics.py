@@ -1,12 +1,11 @@
-"""Ranks, and what is reported of them (SPEC 6)."""
+"""From scores to ranks, first images and average precisions (SPEC 6)."""
 
-from collections.abc import Mapping, Sequence, Set
+import functools
+from collections.abc import Sequence, Set
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from cmap_jax.protocols import Protocol
 
 Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
@@ -94,60 +93,52 @@ def _count_higher(
     return higher, jnp.isnan(scores).any()
 
 
-def top(scores: np.ndarray, count: int, exclude: Positions | None = None) -> np.ndarray:
-    """Return the positions of the ``count`` best images of each row, best first, [B, count].
-
-    Ties go to the lower position. Excluded images come last.
-    """
-    scores = np.array(scores)
-    for row, places in zip(scores, _positions(exclude, scores.shape), strict=True):
-        row[places[places >= 0]] = -np.inf
-    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
-
-
-def summarize(
-    protocol: Protocol, ranks_by_category: Mapping[str, np.ndarray]
-) -> dict[str, float | int]:
-    """Return what a protocol reports, recalls in percent (SPEC 6).
+def top(scores: np.ndarray | jax.Array, count: int, exclude: Positions | None = None) -> np.ndarray:
+    """Return the positions of the ``count`` best images of each row, best first.
 
     Args:
-        protocol: gives the K and the averaging.
-        ranks_by_category: ranks of each category's queries; -1 is counted as skipped and left out.
+        scores: [B, N], on whatever device.
+        count: images a row; all N where there are fewer.
+        exclude: positions whose score counts as -inf, as in `ranks`; they come last.
 
     Returns:
-        ``mR`` (mean over the R@K), each ``R@K``, ``median_rank`` (floor(median) + 1) and
-        ``mean_rank`` (mean + 1); with categories also ``<category>/R@K``; ``queries`` that count
-        and ``skipped`` ones.
-
-    Raises:
-        ValueError: no query counts.
+        [B, min(count, N)] int32; ties go to the lower position.
     """
-    kept = {c: np.asarray(r)[np.asarray(r) != NO_TARGET] for c, r in ranks_by_category.items()}
-    kept = {c: r for c, r in kept.items() if len(r)}
-    if not kept:
-        raise ValueError(f"{protocol.name}: no query has a correct image in its gallery")
-    total = sum(len(r) for r in ranks_by_category.values())
-    pooled = np.concatenate(list(kept.values()))
-    by_category = protocol.averaging == "categories"
-    groups = kept if by_category else {"all": pooled}
-    recalls = {
-        c: {f"R@{k}": 100 * float(np.mean(r < k)) for k in protocol.recall_at}
-        for c, r in groups.items()
-    }
-    means = {
-        name: float(np.mean([recall[name] for recall in recalls.values()]))
-        for name in next(iter(recalls.values()))
-    }
+    excluded = _positions(exclude, scores.shape)
+    with jax.enable_x64(scores.dtype == np.float64):
+        return np.asarray(_top(scores, excluded, count=min(count, scores.shape[1])))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _top(scores: jax.Array, excluded: jax.Array, *, count: int) -> jax.Array:
+    rows = jnp.arange(len(scores))[:, None]
+    # -1 pads: out of range at the other end, and dropped.
+    columns = jnp.where(excluded >= 0, excluded, scores.shape[1])
+    scores = scores.at[rows, columns].set(-jnp.inf, mode="drop")
+    return jax.lax.top_k(scores, count)[1]
+
+
+def average_precision(
+    best: np.ndarray, targets: Sequence[Sequence[int]], cutoffs: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Return AP@K of each query, as CIRCO defines it (SPEC 5).
+
+    The sum over the first K images of (precision up to there, where the image is correct), divided
+    by min(correct images, K).
+
+    Args:
+        best: [B, M] positions, best first; M is at least the largest K, or the whole gallery.
+        targets: the correct positions of each row, each once.
+        cutoffs: the K.
+
+    Returns:
+        [B] float64 in 0..1 for each K; 0 for a query without a correct image.
+    """
+    correct = np.array([np.isin(row, places) for row, places in zip(best, targets, strict=True)])
+    correct = correct.reshape(best.shape)
+    precision = np.cumsum(correct, axis=1) / np.arange(1, best.shape[1] + 1)
+    counts = np.array([len(places) for places in targets])
     return {
-        "mR": float(np.mean(list(means.values()))),
-        **means,
-        **(
-            {f"{c}/{name}": value for c, r in recalls.items() for name, value in r.items()}
-            if by_category
-            else {}
-        ),
-        "median_rank": int(np.floor(np.median(pooled))) + 1,
-        "mean_rank": float(np.mean(pooled)) + 1,
-        "queries": len(pooled),
-        "skipped": total - len(pooled),
+        k: (precision * correct)[:, :k].sum(axis=1) / np.maximum(np.minimum(counts, k), 1)
+        for k in cutoffs
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from typing import Any
 
@@ -64,5 +65,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a JSON file, indented, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file, indented, keys in the order given; a plain list stands on one line."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_text(path, _PLAIN_LIST.sub(_join_lines, text) + "\n")
+
+
+# A bracket and the end of a line are never inside a JSON text, so this finds lists alone.
+_PLAIN_LIST = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
+
+
+def _join_lines(found: re.Match) -> str:
+    return "[" + re.sub(r",\n\s*", ", ", found[1]) + "]"

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from cmap_jax import sharding
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Result
+from cmap_jax.evaluation.results import results_to_dict
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.checkpointing import Checkpoints, abstract_state
 from cmap_jax.training.initial_weights import (
@@ -148,7 +149,11 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
     if old.vocabulary.words != datasets.vocabulary.words:
         problem = "the captions give other words than its vocabulary.txt holds"
     elif dict(old.facts) != (facts := json.loads(json.dumps(dict(datasets.facts)))):
-        problem = f"its data were {old.facts}; now they are {facts}"
+        differing = [k for k in {**old.facts, **facts} if old.facts.get(k) != facts.get(k)]
+        problem = "; ".join(
+            f"{key} was {str(old.facts.get(key))[:200]} and is {str(facts.get(key))[:200]}"
+            for key in differing
+        )
     if problem:
         raise ValueError(
             f"{os.fspath(workdir)} holds a run on other data: {problem}. Restore the data, or "
@@ -256,16 +261,20 @@ def evaluate_workdir(
     model = CMAP.from_config(config)
     step, variables = workdir_lib.read_variables(workdir, model, config.data.crop)
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    merged = Result({}, {})
+    merged = Result()
     for data in datasets.evaluations.values():
-        result = evaluator(variables, data, rankings=config.eval.rankings)
-        merged.protocols |= result.protocols
-        merged.rankings |= result.rankings
-    if jax.process_index() == 0:
-        of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
-        workdir_lib.write_results(
-            workdir, step, merged.protocols, merged.rankings, {**datasets.facts, "data": of}
+        merged.merge(
+            evaluator(
+                variables,
+                data,
+                rankings=config.eval.rankings,
+                shortcuts=config.eval.shortcuts,
+            )
         )
+    of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
+    content = results_to_dict(step, merged, {**datasets.facts, "data": of})
+    if jax.process_index() == 0:
+        workdir_lib.write_results(workdir, content, merged.rankings)
     return merged
 
 
@@ -294,6 +303,12 @@ def _tags(result: Result, prefix: str = "") -> dict[str, float]:
     return {
         f"{prefix}{protocol}/{name}": value
         for protocol, numbers in result.protocols.items()
+        for name, value in numbers.items()
+    } | {
+        f"{prefix}shortcuts/{half}/{protocol}/{name}": value
+        for protocol, halves in result.shortcuts.items()
+        for half, numbers in halves.items()
+        if numbers is not None
         for name, value in numbers.items()
     }
 

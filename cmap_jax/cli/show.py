@@ -1,0 +1,155 @@
+"""Draw random triplets of a data set (reference, text, target): whether they are paired rightly.
+
+cmap show fashion200k data/fashion200k --out grid.png
+cmap show fashion_iq data/fashion_iq --images /photos --split val --count 12 --seed 1 --out val.jpg
+"""
+
+import argparse
+import inspect
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cmap_jax.processing.images import ImageReadError
+from cmap_jax.visualization.grids import (
+    Drawable,
+    TripletRow,
+    check_destination,
+    save,
+    triplet_grid,
+)
+from input_pipeline import garments, storage
+from input_pipeline.annotations import check_keys
+from input_pipeline.garments import reader as garments_reader
+from input_pipeline.image_check import check_images
+from input_pipeline.readers import READERS
+from input_pipeline.records import DataError, Query, Records, Triplet
+
+_SPELLINGS = {"fashioniq": "fashion_iq"}  # the config file's name -> the data set's
+_MOST = 100  # rows; more make no picture that anyone looks at
+_TARGETS = 3  # images a query shows of those that are right
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument("dataset", help=f"one of {', '.join((*READERS, 'garments'))}")
+    parser.add_argument("directory", help="the folder that holds the annotations")
+    parser.add_argument("--out", required=True, help="the picture to write, .png or .jpg")
+    parser.add_argument(
+        "--images", metavar="DIR", help="the folder with the images; default: found in the other"
+    )
+    parser.add_argument(
+        "--split",
+        help="train, val, test, or an unlabelled one such as CIRR's test1; default: train, or val "
+        "where there is nothing to train on",
+    )
+    parser.add_argument("--count", type=int, default=8, help="number of triplets; default 8")
+    parser.add_argument("--seed", type=int, default=0, help="which ones are drawn; default 0")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw the picture and say what it shows."""
+    name = _SPELLINGS.get(arguments.dataset, arguments.dataset)
+    _check(arguments, name)
+    records = _read(name, arguments.directory, arguments.images)
+    split = arguments.split or ("train" if len(records.train) else "val")
+    if arguments.split is None and split == "val":
+        print(f"{name} has nothing to train on there: these are queries of val.")
+    items, total = _draw_items(records, split, arguments.count, arguments.seed)
+    images = _load(records, items)
+    rows = [_row(item, images, name) for item in items]
+    chosen = f"{len(items)} of {total:,} at random, seed {arguments.seed}"
+    save(triplet_grid(rows, f"{name} · {split} · {chosen}"), arguments.out)
+    print(f"{arguments.out} shows {name}, {split}: {chosen}. Layout: {records.layout}")
+    unusable = [image for image in images.values() if isinstance(image, ImageReadError)]
+    if unusable:
+        print(
+            f"{len(unusable)} of its {len(images)} images cannot be used and are grey. All that is "
+            f"wrong: cmap doctor {name} {arguments.directory}"
+        )
+    return 0
+
+
+def _check(arguments: argparse.Namespace, name: str) -> None:
+    """Refuse what cannot work, before anything is read."""
+    known = (*READERS, "garments")
+    if name not in known:
+        raise ValueError(f"no data set {name!r}; there are {', '.join(known)}")
+    if not 1 <= arguments.count <= _MOST:
+        raise ValueError(f"--count must be 1 to {_MOST}, not {arguments.count}")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must not be negative, not {arguments.seed}")
+    check_destination(arguments.out)
+    for folder in filter(None, (arguments.directory, arguments.images)):
+        if not storage.is_folder(folder):
+            raise FileNotFoundError(f"{folder}: no such folder")
+
+
+def _read(name: str, directory: str, image_directory: str | None) -> Records:
+    """Read the annotations; garments only where they are already."""
+    if name != "garments":
+        return READERS[name].read(directory, image_directory)
+    if image_directory:
+        raise ValueError("--images: garments keep their images with them")
+    stamp = storage.join(directory, garments.STAMP)
+    if not storage.exists(stamp):
+        raise FileNotFoundError(
+            f"{stamp}: no such file, so these are no garments; python main.py "
+            "--config=configs/garments.py renders them"
+        )
+    content = storage.read_json(stamp)
+    check_keys(content, {"settings": dict}, stamp)
+    settings = inspect.signature(garments.prepare).parameters.keys() & content["settings"].keys()
+    return garments_reader.read(directory, **{k: content["settings"][k] for k in settings})
+
+
+def _draw_items(
+    records: Records, split: str, count: int, seed: int
+) -> tuple[list[Triplet | Query], int]:
+    """Return random items of a split, and how many it has."""
+    queries = {
+        **{name: found[0].queries for name, found in records.evaluations.items()},
+        **{name: found.queries for name, found in records.unlabelled.items()},
+    }
+    source = records.train if split == "train" else queries.get(split, ())
+    if not len(source):
+        splits = [*(["train"] if len(records.train) else []), *(s for s, q in queries.items() if q)]
+        raise DataError(
+            f"{records.name} has nothing in a split {split!r}; give --split {' or '.join(splits)}"
+        )
+    chosen = np.random.default_rng(seed).choice(
+        len(source), size=min(count, len(source)), replace=False
+    )
+    if split == "train":
+        return [records.train.draw(seed, 0, int(item)) for item in chosen], len(source)
+    return [source[item] for item in chosen], len(source)
+
+
+def _shown(item: Triplet | Query) -> tuple[str, ...]:
+    """Return the ids of an item's images: the reference, then the targets that are shown."""
+    targets = (item.target,) if isinstance(item, Triplet) else item.targets[:_TARGETS]
+    return (item.reference, *targets)
+
+
+def _load(records: Records, items: Sequence[Triplet | Query]) -> dict[str, Drawable]:
+    """Return the images by id, or the errors in their places."""
+    ids = dict.fromkeys(i for item in items for i in _shown(item))
+    # A target need not be in a gallery, and then nobody looked for its file.
+    known = [records.images[i] for i in ids if i in records.images]
+    reasons = check_images(known, records.image_directory)
+    images = {i: ImageReadError("in no gallery") for i in ids}
+    for image in known:
+        reason = reasons.get(image.id)
+        images[image.id] = ImageReadError(reason) if reason else storage.read_bytes(image.path)
+    return images
+
+
+def _row(item: Triplet | Query, images: Mapping[str, Drawable]) -> TripletRow:
+    ids = _shown(item)
+    notes = [item.category] if item.category != "all" else []
+    if isinstance(item, Query) and not item.targets:
+        notes.append("the answer is not public")
+    elif isinstance(item, Query) and len(item.targets) > _TARGETS:
+        notes.append(f"{_TARGETS} of {len(item.targets)} right images")
+    reference, *targets = (images[i] for i in ids)
+    return TripletRow(reference, item.captions, targets, ids, ", ".join(filter(None, notes)))

@@ -1,0 +1,132 @@
+"""Write the files that the servers of CIRR and CIRCO judge, or check such files.
+
+cmap submit cirr CIRR_FOLDER --workdir runs/cirr --out cirr-test1
+cmap submit cirr CIRR_FOLDER --check cirr-test1/recall.json cirr-test1/recall_subset.json
+cmap submit circo CIRCO_FOLDER --workdir runs/cirr --out circo-test
+cmap submit circo CIRCO_FOLDER --check circo-test/submission.json
+
+Nothing is written unless it is right. A check needs no model, and of the images only the list:
+CIRR's own, for CIRCO `annotations/image_info_unlabeled2017.json` of COCO.
+"""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from etils import epath
+
+from cmap_jax.evaluation import submission
+
+_SPLITS = {"cirr": "test1", "circo": "test"}
+_MAKE = {"cirr": submission.cirr_submissions, "circo": submission.circo_submissions}
+_CHECK = {"cirr": submission.check_cirr, "circo": submission.check_circo}
+_SERVERS = {"cirr": "https://cirr.cecs.anu.edu.au", "circo": "https://circo.micc.unifi.it"}
+_SHOWN = 5  # unusable images in a message
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument("data_set", choices=tuple(_SPLITS))
+    parser.add_argument("directory", help="the data set's folder, with its annotations")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", help="the model that answers; needs --out")
+    what.add_argument("--check", nargs="+", metavar="FILE", help="files to be checked")
+    parser.add_argument("--out", metavar="FOLDER", help="a folder to be made")
+    parser.add_argument("--images", metavar="FOLDER", help="the images, if not in the directory")
+    parser.add_argument(
+        "--split",
+        choices=("test1", "test", "val"),
+        help="the queries; default: those that only the server can judge. val is for trying out",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check files, or rank, check and write them."""
+    if (arguments.workdir is None) != (arguments.out is None):
+        raise ValueError("--out names the folder for what --workdir answers: give both or neither")
+    if arguments.check:
+        _check(arguments)
+    else:
+        _write(arguments)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    contents = {path: submission.read_submission(path) for path in arguments.check}
+    records = _read(arguments)
+    ((split, (evaluation,)),) = records.evaluations.items()
+    for path, content in contents.items():
+        try:
+            _CHECK[arguments.data_set](content, evaluation)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        print(f"{path} answers all {len(evaluation.queries)} queries of {split}, by the rules")
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    if epath.Path(arguments.out).exists():
+        raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
+    # Only here: a check needs none of it, and TensorFlow takes seconds to load.
+    import jax
+    import tensorflow as tf
+
+    from cmap_jax import sharding, workdir
+    from cmap_jax.cli.compilation_cache import use_compilation_cache
+    from cmap_jax.evaluation.evaluator import Evaluator
+    from input_pipeline.batching import EvaluationData
+
+    tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+    use_compilation_cache(None)
+    trained = workdir.load(arguments.workdir)
+    records = _read(arguments)
+    _check_images(records)
+    ((split, evaluations),) = records.evaluations.items()
+    mesh = sharding.make_mesh()
+    # The batch size changes no answer, and this machine may have other devices than the run had.
+    share = -(-trained.config.eval.batch_size // mesh.size)
+    data = EvaluationData(
+        records,
+        evaluations,
+        trained.vocabulary,
+        trained.preprocessing,
+        batch_size=share * mesh.size,
+    )
+    evaluator = Evaluator(trained.model, mesh, gallery_chunk=trained.config.eval.gallery_chunk)
+    variables = jax.device_put(trained.variables, sharding.replicated(mesh))
+    (rankings,) = evaluator.search(variables, data).values()
+    contents = _MAKE[arguments.data_set](rankings)
+    for content in contents.values():
+        _CHECK[arguments.data_set](content, evaluations[0])
+    submission.write_submissions(arguments.out, contents)
+    print(
+        f"{arguments.out} holds {' and '.join(contents)}: {len(rankings)} queries of {split}, "
+        "checked by the rules."
+    )
+    if split != "val":
+        print(f"Next: upload at {_SERVERS[arguments.data_set]}")
+
+
+def _read(arguments: argparse.Namespace) -> Any:
+    """Return the data set's records with the one split as their only evaluation."""
+    from input_pipeline.readers import READERS
+
+    records = READERS[arguments.data_set].read(arguments.directory, arguments.images)
+    split = arguments.split or _SPLITS[arguments.data_set]
+    if split in records.evaluations:
+        only = {split: records.evaluations[split]}
+        return dataclasses.replace(records, evaluations=only).for_evaluation()
+    return records.for_submission(split)
+
+
+def _check_images(records: Any) -> None:
+    """Refuse a data set with unusable images: a server wants every query answered."""
+    from input_pipeline.image_check import check_images
+
+    reasons = check_images(records.images.values(), records.image_directory)
+    if reasons:
+        lines = [
+            f"{len(reasons)} of {len(records.images)} images cannot be used, such as",
+            *(f"  {records.images[i].path}: {reasons[i]}" for i in list(reasons)[:_SHOWN]),
+            "A submission needs all of them: restore them, or name their folder with --images",
+        ]
+        raise ValueError("\n".join(lines))

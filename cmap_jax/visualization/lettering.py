@@ -1,0 +1,92 @@
+"""Words on a picture: wrapped to a width, in PIL's own font."""
+
+import functools
+import itertools
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from PIL import ImageDraw, ImageFont
+
+_LINE = 1.3  # height of a line in font sizes
+
+# Where a line may end: after a space, and inside the ids and paths that have none.
+_PIECE = re.compile(r"[^\s/_-]+[/_-]*\s?|[/_-]+\s?")
+
+
+def leading(size: int) -> int:
+    """Return the height of a line, pixels, at a font size."""
+    return round(_LINE * size)
+
+
+def write(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    lines: Sequence[str],
+    size: int,
+    colour: tuple[int, int, int],
+    anchor: str = "la",
+) -> None:
+    """Write lines of text.
+
+    Args:
+        pen: of the picture.
+        place: x and y of the top of the first line, pixels.
+        lines: from `wrap`.
+        size: of the font, pixels.
+        colour: red, green and blue, 0..255.
+        anchor: "la": the lines begin at x; "ma": x is their middle.
+    """
+    x, y = place
+    for number, line in enumerate(lines):
+        where = (x, y + number * leading(size))
+        pen.text(where, line, fill=colour, font=_font(size), anchor=anchor)
+
+
+def wrap(text: str, size: int, width: int, most: int) -> list[str]:
+    """Return a text as lines that fit a width; where there are too many, the last has an ellipsis.
+
+    Args:
+        text: anything; white space counts as a space.
+        size: of the font, pixels.
+        width: of a line, pixels.
+        most: number of lines.
+    """
+    length = _font(size).getlength
+    pieces, lines = _PIECE.findall(" ".join(_legible(text).split())), []
+    while pieces and len(lines) < most:
+        line = pieces.pop(0)
+        while pieces and length((line + pieces[0]).rstrip()) <= width:
+            line += pieces.pop(0)
+        if length(line.rstrip()) > width:  # nowhere to break it well
+            fits = next(n for n in itertools.count(1) if length(line[: n + 1]) > width)
+            pieces.insert(0, line[fits:])
+            line = line[:fits]
+        lines.append(line.rstrip())
+    if pieces:
+        last = lines[-1]
+        while last and length(f"{last}…") > width:
+            last = last[:-1]
+        lines[-1] = f"{last.rstrip()}…"
+    return lines
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # PIL's own, so that a picture does not depend on what fonts a machine has.
+    return ImageFont.load_default(size)
+
+
+def _legible(text: str) -> str:
+    """Return a text as the font can draw it: its letters bare of accents, its dashes hyphens.
+
+    The font has little more than ASCII; the characters of other scripts are drawn as boxes.
+    """
+    kept = []
+    for character in unicodedata.normalize("NFKD", text):
+        kind = unicodedata.category(character)
+        if kind == "Pd":
+            kept.append("-")
+        elif character.isspace() or kind[0] not in "MC":  # marks, and what controls or joins
+            kept.append(character)
+    return unicodedata.normalize("NFC", "".join(kept))

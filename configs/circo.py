@@ -1,0 +1,24 @@
+r"""CIRCO: several right answers a query among all of COCO's unlabelled images (SPEC 5).
+
+There is nothing to train on. Evaluate a model that was trained on another data set:
+
+python main.py --config=configs/circo.py --mode=evaluate --workdir=runs/cirr \
+    --config.data.directory=CIRCO
+
+The folder holds `annotations` and `COCO2017_unlabeled`; images elsewhere:
+`--config.data.image_directory=...`. What the server judges: `cmap submit circo`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the config; ``arg`` is empty or "debug", a model for a CPU."""
+    words = default.parse_argument(arg, "configs/circo.py", ("debug",))
+    config = default.get_config()
+    config.data.name = "circo"
+    if "debug" in words:
+        default.shrink(config)
+    return config

@@ -1,0 +1,23 @@
+r"""CIRR: CMAP with a ResNet-50 on photographs of all kinds, one caption a pair (SPEC 5).
+
+Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
+
+python main.py --config=configs/cirr.py --config.data.directory=cirr_dataset \
+    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+python main.py --config=configs/cirr.py:finetune --config.data.directory=cirr_dataset \
+    --config.init_from=runs/cirr
+
+The folder holds `captions` and `image_splits` (or `cirr` with both) and the images; images
+elsewhere: `--config.data.image_directory=...`. The paper has no hyper-parameters for CIRR: these
+are FashionIQ's. What the server judges: `cmap submit cirr`. ":debug" and ":finetune,debug" are a
+model for a CPU, which trains from scratch, and two short epochs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    return default.get_stage("configs/cirr.py", arg, "cirr")

@@ -1,0 +1,23 @@
+r"""Images of your own: a folder with a table of reference, text and target.
+
+Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
+
+python main.py --config=configs/folder.py --config.data.directory=catalogue \
+    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+python main.py --config=configs/folder.py:finetune --config.data.directory=catalogue \
+    --config.init_from=runs/folder
+
+The folder holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
+`gallery.txt`, and the images that they name by path; images elsewhere:
+`--config.data.image_directory=...`. See `input_pipeline/folder.py` for the forms. ":debug" and
+":finetune,debug" are a model for a CPU, which trains from scratch, and two short epochs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    return default.get_stage("configs/folder.py", arg, "folder")

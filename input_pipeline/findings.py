@@ -1,0 +1,248 @@
+"""What can be wrong or odd in a data set, and what its annotations show of that."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+from cmap_jax.processing.tokenizer import Vocabulary, tokenize
+from input_pipeline.fashion200k import SampledPairs, replace_marks
+from input_pipeline.records import FixedTriplets, Records
+
+_NOTHING = "nothing to do"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that is wrong or odd in a data set.
+
+    Attributes:
+        kind: a name for scripts, such as "missing".
+        severity: "error": training would fail; "warning": numbers are affected; "note": neither.
+        title: one line for people, with the number in it.
+        count: how many there are.
+        items: all of them.
+        fix: what to do about it: a command, a flag, a file.
+    """
+
+    kind: str
+    severity: Literal["error", "warning", "note"]
+    title: str
+    count: int
+    items: tuple[str, ...]
+    fix: str
+
+    def to_dict(self) -> dict:
+        """Return the fields, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What a person wrote once: in Fashion200k's train an image's caption, elsewhere a triplet.
+
+    Attributes:
+        split: "train", "val", ...
+        category: of the gallery, or empty.
+        reference: image id.
+        targets: image ids; none where they are not known.
+        captions: in the order written.
+    """
+
+    split: str
+    category: str
+    reference: str
+    targets: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        category = f" {self.category}" if self.category not in ("", "all") else ""
+        target = f" -> {self.targets[0]}" if self.targets else ""
+        return f"{self.split}{category}: {self.reference}{target}"
+
+
+def number(count: int, noun: str, plural: str = "") -> str:
+    """Return "1 image", "2,000 images", "2 queries"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def list_annotations(records: Records) -> tuple[Annotation, ...]:
+    """Return every annotation once, whatever the number of its caption orders and protocols."""
+    return (*_train_annotations(records), *_query_annotations(records))
+
+
+def _train_annotations(records: Records) -> Iterator[Annotation]:
+    if isinstance(records.train, SampledPairs):
+        captions = zip(records.train.image_ids(), records.vocabulary_captions, strict=True)
+        for image, caption in captions:
+            yield Annotation("train", "", image, (), (replace_marks(caption),))
+        return
+    before = None
+    for t in records.train.triplets:
+        # Both orders of two captions stand one after the other.
+        if before and len(t.captions) == 2 and t.captions == before.captions[::-1]:
+            if dataclasses.replace(t, captions=before.captions) == before:
+                before = None
+                continue
+        before = t
+        yield Annotation("train", t.category, t.reference, (t.target,), t.captions)
+
+
+def _query_annotations(records: Records) -> Iterable[Annotation]:
+    evaluations = [(split, e) for split, found in records.evaluations.items() for e in found]
+    found: dict[tuple[str, ...], Annotation] = {}
+    for split, evaluation in (*evaluations, *records.unlabelled.items()):
+        for q in evaluation.queries:
+            annotation = Annotation(split, q.category, q.reference, q.targets, q.captions)
+            found.setdefault((split, q.category, q.annotation), annotation)
+    return found.values()
+
+
+def by_split(annotations: Iterable[Annotation]) -> str:
+    """Return how many there are of each split: "12 train, 3 val"."""
+    counts = collections.Counter(a.split for a in annotations)
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def caption_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
+    """Yield captions that are empty, and those that cleaning leaves no word of."""
+    kinds: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
+        ("empty_caption", "empty", lambda c: not c.strip()),
+        (
+            "wordless_caption",
+            "without a word once cleaned",
+            lambda c: bool(c.strip()) and not tokenize(c),
+        ),
+    )
+    for kind, what, is_such in kinds:
+        found = [
+            (a, place, caption)
+            for a in annotations
+            for place, caption in enumerate(a.captions, 1)
+            if is_such(caption)
+        ]
+        if found:
+            yield Finding(
+                kind,
+                "note",
+                f"{number(len(found), 'caption')} {what} ({by_split(a for a, _, _ in found)})",
+                len(found),
+                tuple(f"{a}, caption {place}: {caption!r}" for a, place, caption in found),
+                f"{_NOTHING}: a text without words is legal; to mend it, write a caption there",
+            )
+
+
+def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
+    """Yield triplets and queries whose reference is a target too."""
+    found = [a for a in annotations if a.reference in a.targets]
+    if found:
+        yield Finding(
+            "reference_is_target",
+            "warning",
+            f"{number(len(found), 'annotation')} with reference = target ({by_split(found)})",
+            len(found),
+            tuple(map(str, found)),
+            "remove them from your own annotations; published ones stay as they are: such a query "
+            "cannot be answered where the reference is excluded",
+        )
+
+
+def leak_findings(records: Records) -> Iterator[Finding]:
+    """Yield images that training shows and an evaluation asks for, by pair of categories."""
+    shown: dict[str, set[str]] = collections.defaultdict(set)
+    if isinstance(records.train, FixedTriplets):
+        for t in records.train.triplets:
+            shown[t.category] |= {t.reference, t.target}
+    else:
+        shown[""] = set(records.train.image_ids())
+    for split, evaluations in records.evaluations.items():
+        targets, references, gallery = (collections.defaultdict(set) for _ in range(3))
+        for evaluation in evaluations:
+            for category, ids in evaluation.galleries.items():
+                gallery[category].update(ids)
+            for q in evaluation.queries:
+                targets[q.category].update(q.targets)
+                references[q.category].add(q.reference)
+        for train_category, ids in shown.items():
+            for category in gallery:
+                overlap = [sorted(ids & x[category]) for x in (targets, references, gallery)]
+                if any(overlap):
+                    yield _leak(split, category, train_category, *overlap)
+
+
+def _leak(
+    split: str,
+    category: str,
+    train_category: str,
+    targets: Sequence[str],
+    references: Sequence[str],
+    gallery: Sequence[str],
+) -> Finding:
+    asked = f"{split} {category}" if category != "all" else split
+    train = f"train triplets of {train_category}" if train_category else "training"
+    counts = (
+        f"{number(len(targets), 'target')}, {number(len(references), 'reference')} and "
+        f"{number(len(gallery), 'gallery image')}"
+    )
+    if not targets and not references:
+        return Finding(
+            "gallery_in_train",
+            "note",
+            f"{number(len(gallery), 'gallery image')} of {asked} also in {train}",
+            len(gallery),
+            tuple(gallery),
+            f"{_NOTHING}: none of them is asked for",
+        )
+    return Finding(
+        "leak",
+        "warning",
+        f"{counts} of {asked} also in {train}",
+        len(targets) or len(references),
+        tuple(targets or references),
+        "take these images out of the training triplets of your own data; with published data, "
+        "say it beside the numbers",
+    )
+
+
+def word_findings(
+    records: Records, annotations: Sequence[Annotation], vocabulary: Vocabulary | None
+) -> Iterator[Finding]:
+    """Yield the words that a vocabulary lacks.
+
+    Args:
+        records: the data set.
+        annotations: all of it.
+        vocabulary: that of a model; None: the one that training would count.
+    """
+    given = vocabulary is not None
+    if not given:
+        if not records.vocabulary_captions:
+            title = "words are not checked: there are no training captions to count them in"
+            fix = "give a model's words: --vocabulary WORKDIR/vocabulary.txt"
+            yield Finding("words_not_checked", "note", title, 0, (), fix)
+            return
+        vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for a in annotations:
+        for caption in a.captions:
+            counts[a.split].update(tokenize(caption))
+    for split, words in counts.items():
+        unknown = {word: n for word, n in words.most_common() if word not in vocabulary}
+        if not unknown:
+            continue
+        occurrences, everything = sum(unknown.values()), sum(words.values())
+        yield Finding(
+            "unknown_word",
+            "warning" if given else "note",
+            f"{number(len(unknown), 'word')} of the {split} captions not in the vocabulary: "
+            f"{occurrences:,} of {everything:,} occurrences",
+            len(unknown),
+            tuple(f"{word} ({n:,})" for word, n in unknown.items()),
+            "give the vocabulary.txt of a model that was trained on this data set"
+            if given
+            else f"{_NOTHING}: the model reads each of them as <unk>",
+        )
+
+
+annotations_of_train = functools.partial(filter, lambda a: a.split == "train")
