@@ -16,7 +16,7 @@ _LONGEST_PATH = 1024  # bytes, in a bucket
 # Control characters, halves of surrogate pairs, ends of lines and paragraphs.
 _IN_NO_NAME = {"Cc", "Cs", "Zl", "Zp"}
 _SHOWN = 80  # characters of a value in an error
-_LONGEST_TEXT = 10_000  # characters; the longest caption of any data set here has a few hundred
+_LONGEST_TEXT = 2_000  # characters; the longest caption of any data set here has a few hundred
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

@@ -113,22 +113,25 @@ def _image_id(number: Any, where: str) -> str:
 
 def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], str]:
     """Return the gallery's ids, and what told them."""
-    for place in dict.fromkeys(
-        storage.join(r, name) for name in _LISTS for r in (image_root, root)
-    ):
-        if storage.exists(place):
-            content = storage.read_json(place)
-            check_keys(content, {"images": list}, place)
-            for number, image in enumerate(content["images"]):
-                check_keys(image, {"id": int}, f"{place}: image {number}")
-            return [_image_id(image["id"], place) for image in content["images"]], place
-    found = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
+    places = (storage.join(r, name) for name in _LISTS for r in (image_root, root))
+    source = next((place for place in places if storage.exists(place)), None)
+    if source is not None:
+        content = storage.read_json(source)
+        check_keys(content, {"images": list}, source)
+        found = []
+        for number, image in enumerate(content["images"]):
+            where = f"{source}: image {number}"
+            check_keys(image, {"id": int}, where)
+            found.append(_image_id(image["id"], where))
+    else:
+        source = f"the files in {folder}"
+        found = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
     if len(found) != GALLERY_IMAGES:
         logging.warning(
-            "%s holds %d images of COCO's unlabeled2017, which has %d; numbers on another gallery "
+            "%s: %d images of COCO's unlabeled2017, which has %d; numbers on another gallery "
             "cannot be compared with published ones",
-            folder,
+            source,
             len(found),
             GALLERY_IMAGES,
         )
-    return found, f"the files in {folder}"
+    return found, source

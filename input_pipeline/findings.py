@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -243,6 +242,3 @@ def word_findings(
             if given
             else f"{_NOTHING}: the model reads each of them as <unk>",
         )
-
-
-annotations_of_train = functools.partial(filter, lambda a: a.split == "train")

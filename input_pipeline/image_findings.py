@@ -9,48 +9,241 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from input_pipeline import storage
 from input_pipeline.annotations import IMAGE_SUFFIXES
-from input_pipeline.findings import Annotation, Finding, number
+from input_pipeline.findings import Annotation, Finding, by_split, number
 from input_pipeline.image_check import in_parallel
 from input_pipeline.records import Image, Records
 
-_AGAIN = "download these files again: no setting mends them"
+_AGAIN = "download these files again or leave them out: no other setting mends them"
 
 # How a reason of `image_check.check_images` begins -> kind, words of the title, remedy.
 _KINDS = {
-    "missing: a link": ("broken_link", "links to nothing", "restore what the links point to"),
-    "missing": ("missing", "missing", ""),
+    "missing: a link": ("broken_link", "that are links to nothing", "restore what they point to"),
+    "missing": ("missing", "missing", "put these files there"),
     "zero bytes": ("zero_bytes", "of zero bytes", _AGAIN),
     "truncated": ("truncated", "truncated", _AGAIN),
-    "not an image": (
-        "not_an_image",
-        "that are no image files",
-        f"{_AGAIN} (a web page saved in an image's place begins with <)",
+    "not an image": ("not_an_image", "that are no image files", _AGAIN),
+    "too large": ("too_large", "too large", "shrink these files or leave them out"),
+    "a link that leads out": (
+        "link_out",
+        "that are links leading out of the image folder",
+        "put the files in the place of the links: cp --remove-destination FILE LINK",
     ),
-    "too large": ("too_large", "too large", "shrink these files"),
-    "a link that leads out": ("link_out", "links that lead out of the image folder", ""),
-    "not a file": ("not_a_file", "that are folders", "put the files in the folders' place"),
+    "not a file": ("not_a_file", "that are no files", "put the files in the place of what is there"),
     "unreadable": ("unreadable", "not readable", "make them readable: chmod u+r FILE"),
 }
+_MOVES = 3  # commands that a remedy spells out
 
-_Read = Callable[[str], Records]  # the data set with its images in another folder
+_Reader = Callable[[str], Records]  # reads the data set with its images in another folder
+_Pairs = Sequence[tuple[Image, str]]  # images not in their place, and where they are
 
 
 def image_findings(
-    records: Records, reasons: Mapping[str, str], folders: Sequence[str], read: _Read | None
+    records: Records, reasons: Mapping[str, str], folders: Iterable[str], read: _Reader
 ) -> Iterator[Finding]:
-    """Yield the unusable images by kind: first those that training and evaluation need.
+    """Yield the unusable images by kind: those that training and evaluation need, then the others.
 
     Args:
         records: the data set.
         reasons: why an image cannot be used, by id, from `image_check.check_images`.
         folders: where images that are not in their place are looked for.
-        read: reads the data set with its images in another folder; None where it cannot.
+        read: reads the data set with its images in another folder.
     """
+    missing = [records.images[i] for i, reason in reasons.items() if reason == "missing"]
+    elsewhere = _find_elsewhere(missing, folders, records.name == "fashion_iq") if missing else {}
     needed = records.image_ids()
-    kinds: dict[tuple[str, bool], list[Image]] = collections.defaultdict(list)
-    for image, reason in reasons.items():
+    groups: dict[tuple[bool, str], list[str]] = collections.defaultdict(list)
+    for i, reason in reasons.items():
         start = next(start for start in _KINDS if reason.startswith(start))
-        kinds[start, image in needed].append(records.images[image])
-    found = _find_elsewhere(records, [i for (s, _), x in kinds.items() if s == "missing" for i in x], folders)
-    places = {i: found.get(i) for i in reasons}
-    ...
+        groups[i not in needed, "elsewhere" if i in elsewhere else start].append(i)
+    present = len(records.images) - len(missing)
+    for (spare, start), ids in sorted(groups.items()):
+        images = [records.images[i] for i in ids]
+        if start == "elsewhere":
+            pairs = [(image, elsewhere[image.id]) for image in images]
+            kind, what, fix = "misplaced", "not in their place but elsewhere", _put(pairs)
+            items = [f"{image.path} lies at {place}" for image, place in pairs]
+        else:
+            kind, what, fix = _KINDS[start]
+            items = [f"{image.path}{reasons[image.id].removeprefix(start)}" for image in images]
+            pairs = [(i, os.path.realpath(i.path)) for i in images if kind == "link_out"]
+        if pairs:
+            fix = _image_directory(pairs, present, read) or fix
+        only = ", which only submissions need" if spare else ""
+        yield Finding(
+            kind,
+            "warning" if spare else "error",
+            f"{number(len(ids), 'image')} {what}{only}",
+            len(ids),
+            tuple(items),
+            fix,
+        )
+
+
+def _find_elsewhere(
+    images: Sequence[Image], folders: Iterable[str], any_suffix: bool
+) -> dict[str, str]:
+    """Return places of files with the names of some images, by id.
+
+    Of several files with a name the one is taken whose folders are named most alike; none where
+    that leaves a choice.
+    """
+    wanted: dict[str, list[Image]] = collections.defaultdict(list)
+    for image in images:
+        name = image.path.rpartition("/")[2]
+        stem = name.rpartition(".")[0]
+        for key in {name, *(stem + s for s in IMAGE_SUFFIXES if any_suffix)}:
+            wanted[key].append(image)
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for folder in folders:
+        for path in storage.walk(folder):
+            for image in wanted.get(path.rpartition("/")[2], ()):
+                found[image.id].append(storage.join(folder, path))
+    places = {}
+    for image in images:
+        best = sorted(found[image.id], key=lambda place: -_alike(place, image.path))  # noqa: B023
+        scores = [_alike(place, image.path) for place in best[:2]]
+        if best and (len(best) == 1 or scores[0] > scores[1]):
+            places[image.id] = best[0]
+    return places
+
+
+def _alike(place: str, expected: str) -> int:
+    """Return how many names at the end two places share, the file's own among them."""
+    pairs = zip(place.split("/")[-2::-1], expected.split("/")[-2::-1], strict=False)
+    # Shoes' reader expects a lost image in womens_*/*.
+    same = (a == b or ("*" in b and a.startswith(b.rstrip("*"))) for a, b in pairs)
+    return 1 + sum(itertools.takewhile(bool, same))
+
+
+def _bases(image: Image, place: str) -> tuple[str, str]:
+    """Return the folders below which a place and the expected one are the same."""
+    count = _alike(place, image.path)
+    return tuple("/".join(path.split("/")[:-count]) or "/" for path in (place, image.path))
+
+
+def _image_directory(pairs: _Pairs, present: int, read: _Reader) -> str:
+    """Return the flag with which all of some misplaced images are found, if there is one."""
+    image, place = pairs[0]
+    for folder in dict.fromkeys((_bases(image, place)[0], place.rpartition("/")[0])):
+        try:
+            places = [image.path for image in read(folder).images.values()]
+        except (ValueError, OSError):
+            continue
+        there = sum(in_parallel(storage.exists, places, "looking", "images"))
+        if there >= present + len(pairs):
+            value = shlex.quote(folder)
+            return (
+                f"--config.data.image_directory={value} (here: --images {value}) finds {there:,} "
+                f"of {len(places):,} images"
+            )
+    return ""
+
+
+def _put(pairs: _Pairs) -> str:
+    """Return commands that put misplaced images in their place."""
+    bases = {_bases(image, place) for image, place in pairs}
+    source, target = next(iter(bases))
+    if len(bases) == 1 and "*" not in target and not f"{target}/".startswith(f"{source}/"):
+        source, target = shlex.quote(source), shlex.quote(target)
+        return f"mkdir -p {target} && cp -rn {source}/. {target}"  # writes over nothing
+    commands = []
+    for image, place in pairs[:_MOVES]:
+        folder = shlex.quote(image.path.partition("*")[0].rpartition("/")[0])
+        commands.append(f"mkdir -p {folder} && mv -n {shlex.quote(place)} {folder}/")
+    more = f"; and so on for {len(pairs):,} files, see --json" if len(pairs) > _MOVES else ""
+    return "; ".join(commands) + more
+
+
+def duplicate_findings(
+    records: Records, usable: Sequence[Image], annotations: Sequence[Annotation]
+) -> Iterator[Finding]:
+    """Yield images of the same bytes: all; those across train and evaluation; of one annotation.
+
+    Args:
+        records: the data set.
+        usable: the images whose files can be read.
+        annotations: all of it.
+    """
+    groups = _same_bytes(usable)
+    if groups:
+        yield Finding(
+            "duplicate",
+            "note",
+            f"{number(sum(map(len, groups)), 'image')} with a copy of the same bytes, "
+            f"{number(len(groups), 'group')}",
+            len(groups),
+            _lines(groups),
+            "keep one of each group and name it in the annotations; in a gallery the other copies "
+            "count as wrong",
+        )
+    train = set(records.train.image_ids())
+    for split, evaluations in records.evaluations.items():
+        asked = {i for evaluation in evaluations for i in evaluation.image_ids()}
+        across = []
+        for group in groups:
+            ids = {image.id for image in group}
+            if ids & train and ids & asked and len(ids & (train | asked)) > 1:
+                across.append(group)
+        if across:
+            yield Finding(
+                "duplicate_across",
+                "warning",
+                f"{number(len(across), 'group')} of images of the same bytes across train and "
+                f"{split}",
+                len(across),
+                _lines(across),
+                "take the copies out of the training annotations; with published data, say it "
+                "beside the numbers",
+            )
+    group_of = {image.id: at for at, group in enumerate(groups) for image in group}
+    same = [
+        a
+        for a in annotations
+        if any(
+            a.reference != target and group_of.get(a.reference, -1) == group_of.get(target)
+            for target in a.targets
+        )
+    ]
+    if same:
+        yield Finding(
+            "duplicate_pair",
+            "warning",
+            f"{number(len(same), 'annotation')} whose reference and target have the same bytes "
+            f"({by_split(same)})",
+            len(same),
+            tuple(map(str, same)),
+            "remove these annotations: their text describes no difference",
+        )
+
+
+def _same_bytes(images: Sequence[Image]) -> list[list[Image]]:
+    """Return the groups of images whose files are the same; files of a size of their own are not.
+
+    A remote file's size costs as much as its content, so there all are read.
+    """
+    sizes = in_parallel(_size, images, "sizing", "images")
+    by_size = _grouped(zip(sizes, images, strict=True))
+    candidates = [image for group in by_size for image in group]
+    contents = in_parallel(_digest, candidates, "comparing", "images")
+    return _grouped(zip(contents, candidates, strict=True))
+
+
+def _grouped(keyed: Iterable[tuple[object, Image]]) -> list[list[Image]]:
+    """Return the images that share their key with another."""
+    groups: dict[object, list[Image]] = collections.defaultdict(list)
+    for key, image in keyed:
+        groups[key].append(image)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _size(image: Image) -> int:
+    return 0 if storage.is_remote(image.path) else os.path.getsize(image.path)
+
+
+def _digest(image: Image) -> bytes:
+    with storage.open_file(image.path) as file:
+        return hashlib.file_digest(file, hashlib.blake2b).digest()
+
+
+def _lines(groups: Iterable[Sequence[Image]]) -> tuple[str, ...]:
+    return tuple(" = ".join(image.path for image in group) for group in groups)

@@ -61,11 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = f"{len(items)} of {total:,} at random, seed {arguments.seed}"
     save(triplet_grid(rows, f"{name} · {split} · {chosen}"), arguments.out)
     print(f"{arguments.out} shows {name}, {split}: {chosen}. Layout: {records.layout}")
-    unusable = [image for image in images.values() if isinstance(image, ImageReadError)]
-    if unusable:
+    reasons = {i: image for i, image in images.items() if isinstance(image, ImageReadError)}
+    if reasons:
+        example, reason = next(iter(reasons.items()))
         print(
-            f"{len(unusable)} of its {len(images)} images cannot be used and are grey. All that is "
-            f"wrong: cmap doctor {name} {arguments.directory}"
+            f"{len(reasons)} of its {len(images)} images cannot be used and are grey, such as "
+            f"{example}: {reason}. All that is wrong: cmap doctor {name} {arguments.directory}"
         )
     return 0
 
@@ -144,12 +145,13 @@ def _load(records: Records, items: Sequence[Triplet | Query]) -> dict[str, Drawa
     return images
 
 
-def _row(item: Triplet | Query, images: Mapping[str, Drawable]) -> TripletRow:
+def _row(item: Triplet | Query, images: Mapping[str, Drawable], name: str) -> TripletRow:
     ids = _shown(item)
-    notes = [item.category] if item.category != "all" else []
+    # Where there are no categories, readers call the only one "all", or as the data set.
+    notes = [item.category] if item.category not in ("", "all", name) else []
     if isinstance(item, Query) and not item.targets:
         notes.append("the answer is not public")
     elif isinstance(item, Query) and len(item.targets) > _TARGETS:
         notes.append(f"{_TARGETS} of {len(item.targets)} right images")
     reference, *targets = (images[i] for i in ids)
-    return TripletRow(reference, item.captions, targets, ids, ", ".join(filter(None, notes)))
+    return TripletRow(reference, item.captions, targets, ids, ", ".join(notes))

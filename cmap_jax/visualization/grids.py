@@ -22,10 +22,11 @@ from PIL import Image, ImageDraw
 from cmap_jax.processing.images import ImageReadError, ImageSource, pad_to_square, read_image
 from cmap_jax.visualization.lettering import leading, wrap, write
 
-# Pixels. `SIDE` is an image's; a page takes as many triplets side by side as fit on it.
+# Pixels. `SIDE` is an image's; the page takes as many rows side by side as fit on it.
 SIDE = 160
-_TEXT, _ARROW, _GAP, _BETWEEN, _MARGIN, _PAGE = 184, 40, 12, 56, 28, 1400
-_FRAME, _BADGE = 4, 11  # width of a frame, radius of the mark on it
+_TEXT, _ARROW, _GAP, _PARAGRAPH, _BETWEEN, _MARGIN, _PAGE = 184, 40, 12, 6, 56, 28, 1400
+_FOUND_AT = SIDE + _GAP + _TEXT + _ARROW  # where the images to the right of the text begin
+_FRAME, _BADGE = 4, 24
 _TITLE, _CAPTION, _HEADER, _SMALL = 22, 15, 13, 12  # font sizes
 _NAME_LINES, _NOTE_LINES = 2, 2
 
@@ -199,58 +200,74 @@ def _row(
 
 
 def _draw(rows: Sequence[_Row], headers: Sequence[str], title: str) -> Image.Image:
-    """Return the sheet with a title, the headers over every column, and the rows."""
+    """Return the sheet: the title, the headers over every column of rows, and the rows."""
     if not rows:
         raise ValueError("nothing to draw: no rows")
-    found_at = SIDE + _GAP + _TEXT + _ARROW
-    row_width = found_at + len(headers) * (SIDE + _GAP) - _GAP
+    row_width = _FOUND_AT + len(headers) * (SIDE + _GAP) - _GAP
     names = max(len(cell.name) for row in rows for cell in row.cells)
     row_height = SIDE + names * leading(_SMALL) + 2 * _GAP
     across = min(len(rows), max(1, (_PAGE - 2 * _MARGIN + _BETWEEN) // (row_width + _BETWEEN)))
     width = 2 * _MARGIN + across * (row_width + _BETWEEN) - _BETWEEN
-    top = _MARGIN + leading(_TITLE) + _GAP + leading(_HEADER) + 2 * _GAP
-    height = top + math.ceil(len(rows) / across) * row_height - 2 * _GAP + _MARGIN
+    headers_at = _MARGIN + leading(_TITLE) + _GAP
+    rows_at = headers_at + leading(_HEADER) + 2 * _GAP
+    height = rows_at + math.ceil(len(rows) / across) * row_height - 2 * _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-
-    write(pen, _MARGIN, _MARGIN, wrap(title, _TITLE, width - 2 * _MARGIN, 1), _TITLE, _INK)
-    y = _MARGIN + leading(_TITLE) + _GAP
+    title_lines = wrap(title, _TITLE, width - 2 * _MARGIN, 1)
+    write(pen, (_MARGIN, _MARGIN), title_lines, _TITLE, _INK)
     for column in range(across):
         x = _MARGIN + column * (row_width + _BETWEEN)
-        write(pen, x + SIDE // 2, y, ["reference"], _HEADER, _GREY, anchor="ma")
-        write(pen, x + SIDE + _GAP, y, ["text"], _HEADER, _GREY)
-        for place, header in enumerate(headers):
-            middle = x + found_at + place * (SIDE + _GAP) + SIDE // 2
-            write(pen, middle, y, [header], _HEADER, _GREY, anchor="ma")
-        rule = y + leading(_HEADER) + _GAP // 2
-        pen.line((x, rule, x + row_width, rule), fill=_HAIRLINE)
+        _draw_headers(pen, x, headers_at, headers)
+        rule = headers_at + leading(_HEADER) + _GAP // 2
+        pen.line((x, rule, x + row_width - 1, rule), fill=_HAIRLINE)
     for number, row in enumerate(rows):
         line, column = divmod(number, across)
-        x, y = _MARGIN + column * (row_width + _BETWEEN), top + line * row_height
-        _draw_text(pen, x + SIDE + _GAP, y, row)
-        _draw_arrow(pen, x + found_at - _ARROW, y + SIDE // 2)
-        places = [x, *range(x + found_at, width, SIDE + _GAP)]
-        for cell, place in zip(row.cells, places, strict=False):
-            _draw_cell(sheet, place, y, cell)
+        _draw_row(
+            sheet, _MARGIN + column * (row_width + _BETWEEN), rows_at + line * row_height, row
+        )
     return sheet
 
 
-def _draw_cell(sheet: Image.Image, x: int, y: int, cell: _Cell) -> None:
-    """Draw an image, its frame and its name."""
+def _draw_headers(pen: ImageDraw.ImageDraw, x: int, y: int, headers: Sequence[str]) -> None:
+    write(pen, (x + SIDE + _GAP, y), ["text"], _HEADER, _GREY)
+    for place, header in zip(_places(x, len(headers)), ["reference", *headers], strict=True):
+        write(pen, (place + SIDE // 2, y), [header], _HEADER, _GREY, anchor="ma")
+
+
+def _draw_row(sheet: Image.Image, x: int, y: int, row: _Row) -> None:
     pen = ImageDraw.Draw(sheet)
-    sheet.paste(_tile(cell.image), (x, y))
-    # Without the line a photograph on white would have no edge.
-    pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=_HAIRLINE)
-    if cell.correct:
-        out = _FRAME + 1
-        frame = (x - out, y - out, x + SIDE - 1 + out, y + SIDE - 1 + out)
-        pen.rectangle(frame, outline=RIGHT, width=_FRAME)
-        centre = (x + SIDE - _BADGE, y + _BADGE)
-        pen.circle(centre, _BADGE + 2, fill=_PAPER)
-        pen.circle(centre, _BADGE, fill=RIGHT)
-        tick = [(centre[0] + dx, centre[1] + dy) for dx, dy in ((-5, 0), (-1, 4), (5, -4))]
-        pen.line(tick, fill=_PAPER, width=3, joint="curve")
-    write(pen, x + SIDE // 2, y + SIDE + _GAP // 2, cell.name, _SMALL, _GREY, anchor="ma")
+    _draw_text(pen, x + SIDE + _GAP, y, row)
+    if len(row.cells) > 1:
+        tip, middle = x + _FOUND_AT - _GAP, y + SIDE // 2
+        pen.line((tip - 24, middle, tip - 6, middle), fill=_GREY, width=2)
+        pen.polygon([(tip - 8, middle - 5), (tip, middle), (tip - 8, middle + 5)], fill=_GREY)
+    for place, cell in zip(_places(x, len(row.cells) - 1), row.cells, strict=True):
+        sheet.paste(_tile(cell.image), (place, y))
+        # Without the line a photograph on white would have no edge.
+        pen.rectangle((place, y, place + SIDE - 1, y + SIDE - 1), outline=_HAIRLINE)
+        if cell.correct:
+            _draw_frame(sheet, place, y)
+        name_at = (place + SIDE // 2, y + SIDE + _GAP // 2)
+        write(pen, name_at, cell.name, _SMALL, _GREY, anchor="ma")
+
+
+def _places(x: int, found: int) -> list[int]:
+    """Return where a row's images begin: the reference at x, then those that are found."""
+    return [x, *(x + _FOUND_AT + place * (SIDE + _GAP) for place in range(found))]
+
+
+def _draw_frame(sheet: Image.Image, x: int, y: int) -> None:
+    """Frame the image at (x, y) as a right one, and put a tick into its upper right corner."""
+    out = _FRAME + 1  # a line of paper between image and frame
+    frame = (x - out, y - out, x + SIDE - 1 + out, y + SIDE - 1 + out)
+    ImageDraw.Draw(sheet).rectangle(frame, outline=RIGHT, width=_FRAME)
+    scale = 4  # PIL draws without antialiasing
+    badge = Image.new("RGB", (_BADGE * scale, _BADGE * scale), RIGHT)
+    tick = [(0.25, 0.52), (0.43, 0.7), (0.76, 0.32)]
+    points = [(across * badge.width, down * badge.height) for across, down in tick]
+    ImageDraw.Draw(badge).line(points, fill=_PAPER, width=3 * scale, joint="curve")
+    badge = badge.resize((_BADGE, _BADGE), Image.Resampling.LANCZOS)
+    sheet.paste(badge, (x + SIDE - _BADGE, y))
 
 
 def _tile(image: Drawable) -> Image.Image:
@@ -265,7 +282,7 @@ def _tile(image: Drawable) -> Image.Image:
         path = isinstance(image, str | os.PathLike)
         name = os.fspath(image) if path else message.partition(":")[0]
         return _missing(message.removeprefix(f"{name}: "))
-    # Padded last, so that the edge to the padding is sharp, and a huge image stays affordable.
+    # Padded last: the edge of the padding stays sharp, and a huge image affordable.
     scale = SIDE / max(picture.size)
     size = tuple(max(1, round(pixels * scale)) for pixels in picture.size)
     return pad_to_square(picture.resize(size, Image.Resampling.LANCZOS))
@@ -275,42 +292,39 @@ def _missing(reason: str) -> Image.Image:
     tile = Image.new("RGB", (SIDE, SIDE), _MISSING)
     room = SIDE - 2 * _GAP
     lines = wrap(reason, _HEADER, room, room // leading(_HEADER))
-    y = (SIDE - len(lines) * leading(_HEADER)) // 2
-    write(ImageDraw.Draw(tile), SIDE // 2, y, lines, _HEADER, _INK, anchor="ma")
+    place = (SIDE // 2, (SIDE - len(lines) * leading(_HEADER)) // 2)
+    write(ImageDraw.Draw(tile), place, lines, _HEADER, _GREY, anchor="ma")
     return tile
 
 
 def _draw_text(pen: ImageDraw.ImageDraw, x: int, y: int, row: _Row) -> None:
     """Write captions and notes in the middle of the row's height."""
-    parts = []  # lines, size, colour
     notes = [line for note in row.notes for line in wrap(note, _SMALL, _TEXT, _NOTE_LINES)]
-    captions = list(row.captions) or [""]
-    room = SIDE - len(notes) * leading(_SMALL) - len(captions) * _GAP // 2
-    most = max(1, room // leading(_CAPTION) // len(captions))
-    for caption in captions:
-        if caption.strip():
-            parts.append((wrap(f"“{caption.strip()}”", _CAPTION, _TEXT, most), _CAPTION, _INK))
+    captions = [caption.strip() for caption in row.captions] or [""]
+    room = SIDE - len(notes) * leading(_SMALL) - len(captions) * _PARAGRAPH
+    most = room // leading(_CAPTION)
+    wanted = [len(wrap(f"“{caption}”", _CAPTION, _TEXT, most)) for caption in captions]
+    parts = []  # lines, size, colour
+    for caption, lines in zip(captions, wanted, strict=True):
+        if caption:
+            # A fair share, or what the others leave.
+            share = max(1, most // len(captions), most - (sum(wanted) - lines))
+            parts.append((wrap(f"“{caption}”", _CAPTION, _TEXT, share), _CAPTION, _INK))
         else:
             parts.append((["(empty)"], _CAPTION, _GREY))
     if notes:
         parts.append((notes, _SMALL, _GREY))
-    gaps = (len(parts) - 1) * _GAP // 2
-    height = gaps + sum(len(lines) * leading(size) for lines, size, _ in parts)
+    height = sum(len(lines) * leading(size) + _PARAGRAPH for lines, size, _ in parts) - _PARAGRAPH
     y += (SIDE - height) // 2
     for lines, size, colour in parts:
-        write(pen, x, y, lines, size, colour)
-        y += len(lines) * leading(size) + _GAP // 2
-
-
-def _draw_arrow(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    tip = x + _ARROW - _GAP
-    pen.line((x + _GAP // 2, y, tip - 6, y), fill=_GREY, width=2)
-    pen.polygon([(tip - 8, y - 5), (tip, y), (tip - 8, y + 5)], fill=_GREY)
+        write(pen, (x, y), lines, size, colour)
+        y += len(lines) * leading(size) + _PARAGRAPH
 
 
 __all__ = [
     "RIGHT",
     "SIDE",
+    "Drawable",
     "ResultRow",
     "TripletRow",
     "check_destination",

@@ -2,16 +2,12 @@
 
 import functools
 import itertools
-import re
 import unicodedata
 from collections.abc import Sequence
 
 from PIL import ImageDraw, ImageFont
 
 _LINE = 1.3  # height of a line in font sizes
-
-# Where a line may end: after a space, and inside the ids and paths that have none.
-_PIECE = re.compile(r"[^\s/_-]+[/_-]*\s?|[/_-]+\s?")
 
 
 def leading(size: int) -> int:
@@ -53,17 +49,18 @@ def wrap(text: str, size: int, width: int, most: int) -> list[str]:
         most: number of lines.
     """
     length = _font(size).getlength
-    pieces, lines = _PIECE.findall(" ".join(_legible(text).split())), []
-    while pieces and len(lines) < most:
-        line = pieces.pop(0)
-        while pieces and length((line + pieces[0]).rstrip()) <= width:
-            line += pieces.pop(0)
-        if length(line.rstrip()) > width:  # nowhere to break it well
+    words, lines = _legible(text).split(), []
+    while words and len(lines) < most:
+        line = words.pop(0)
+        while words and length(f"{line} {words[0]}") <= width:
+            line += f" {words.pop(0)}"
+        if length(line) > width:  # a word alone, such as a path
             fits = next(n for n in itertools.count(1) if length(line[: n + 1]) > width)
-            pieces.insert(0, line[fits:])
-            line = line[:fits]
-        lines.append(line.rstrip())
-    if pieces:
+            end = max(line.rfind(mark, 0, fits) for mark in "/_-") + 1 or fits
+            words.insert(0, line[end:])
+            line = line[:end]
+        lines.append(line)
+    if words:
         last = lines[-1]
         while last and length(f"{last}…") > width:
             last = last[:-1]

@@ -1,4 +1,4 @@
-"""Ranks and summaries against plain definitions."""
+"""Ranks, first images and average precisions against plain definitions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmap_jax.evaluation import metrics
-from cmap_jax.protocols import PROTOCOLS
 
 
 def _plain_rank(scores, targets, excluded):
@@ -60,21 +59,30 @@ def test_top_breaks_ties_by_position():
     scores = np.array([[1.0, 3.0, 3.0, 2.0]])
     np.testing.assert_array_equal(metrics.top(scores, 3), [[1, 2, 3]])
     np.testing.assert_array_equal(metrics.top(scores, 4, [1]), [[2, 3, 0, 1]])
+    np.testing.assert_array_equal(metrics.top(jnp.asarray(scores), 9), [[1, 2, 3, 0]])
+    assert scores[0, 1] == 3.0  # the caller's scores are left alone
+    close = np.array([[1.0, 1.0 + 1e-12]])  # alike in float32
+    np.testing.assert_array_equal(metrics.top(close, 1), [[1]])
 
 
-def test_summary_averages_categories_and_skips():
-    ranks = {"dress": np.array([0, 9, 10, -1]), "shirt": np.array([49, 50])}
-    numbers = metrics.summarize(PROTOCOLS["fashioniq/original"], ranks)
-    assert numbers["dress/R@10"] == pytest.approx(200 / 3)
-    assert numbers["shirt/R@10"] == 0
-    assert numbers["R@10"] == pytest.approx(100 / 3)  # the mean of the categories, not of queries
-    assert numbers["R@50"] == pytest.approx((100 + 50) / 2)
-    assert numbers["mR"] == pytest.approx((numbers["R@10"] + numbers["R@50"]) / 2)
-    assert (numbers["queries"], numbers["skipped"]) == (5, 1)
-    assert numbers["median_rank"] == 11
-    pooled = metrics.summarize(PROTOCOLS["fashion200k"], {"all": np.array([0, 3])})
-    assert pooled["R@1"] == 50
-    assert pooled["median_rank"] == 2  # floor(1.5) + 1
-    assert not any("/" in key for key in pooled)
-    with pytest.raises(ValueError, match="no query has a correct image"):
-        metrics.summarize(PROTOCOLS["fashion200k"], {"all": np.array([-1])})
+@given(st.data())
+def test_average_precision_by_definition(data):
+    """CIRCO's definition, image by image."""
+    images = data.draw(st.integers(1, 12))
+    order = data.draw(st.permutations(range(images)))
+    targets = data.draw(st.lists(st.integers(0, images - 1), unique=True))
+    cutoffs = (1, 3, 5, 50)
+    found = metrics.average_precision(np.array([order]), [targets], cutoffs)
+    for k in cutoffs:
+        hits, total = 0, 0.0
+        for place, image in enumerate(order[:k], 1):
+            if image in targets:
+                hits += 1
+                total += hits / place
+        expected = total / min(len(targets), k) if targets else 0.0
+        assert found[k][0] == pytest.approx(expected)
+
+
+def test_a_perfect_list_has_average_precision_one():
+    found = metrics.average_precision(np.arange(50)[None], [[0, 1, 2]], (1, 2, 3, 5, 50))
+    assert all(value == [1.0] for value in found.values())

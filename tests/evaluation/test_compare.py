@@ -1,0 +1,76 @@
+"""Comparisons of what may be compared, and refusals of the rest."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from cmap_jax.cli import command
+from cmap_jax.evaluation.compare import compare
+from cmap_jax.evaluation.evaluator import Result
+from cmap_jax.evaluation.outcomes import Outcomes, summarize
+from cmap_jax.evaluation.results import read_results, results_to_dict
+from cmap_jax.processing.files import write_json
+from cmap_jax.protocols import PROTOCOLS
+
+
+def _write(path, seed=0, names=("shoes",), skipped=(), version=1, **conditions):
+    """Write an evaluation.json of 200 annotations."""
+    result = Result()
+    for name in names:
+        protocol = dataclasses.replace(PROTOCOLS[name], version=version)
+        ranks = np.random.default_rng(seed).integers(0, 30 * (seed + 1), 200)
+        outcomes = Outcomes({"all": 200}, np.arange(200), ranks)
+        result.definitions[name] = protocol
+        result.outcomes[name] = outcomes
+        result.protocols[name] = summarize(protocol, outcomes) | {"gallery_images": 50}
+        result.conditions[name] = {
+            "version": version,
+            "gallery": "abc",
+            "queries": "def",
+            **conditions,
+        }
+    write_json(path, results_to_dict(7, result, {"skipped_images": list(skipped)}))
+    return path
+
+
+def test_differences_and_table(tmp_path, capsys):
+    a = _write(tmp_path / "a.json", 1, names=("shoes", "fashion200k"))
+    b = _write(tmp_path / "b.json", 0)
+    found = compare(read_results(a), read_results(b))["shoes"]["R@10"]
+    assert found.first < found.second
+    assert found.interval[0] < found.second - found.first < found.interval[1]
+    assert found.is_significant()
+    assert command.main(["compare", str(a), str(b)]) == 0
+    printed = capsys.readouterr().out
+    assert "shoes" in printed
+    assert "Only A has fashion200k." in printed
+    assert f"{found.second - found.first:+.2f}" in printed
+    assert command.main(["compare", str(a), str(b), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shoes"]["R@10"]["second"] == found.second
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"names": ("fashion200k",)}, "share no protocol: shoes against fashion200k"),
+        ({"gallery": "other"}, "shoes: different galleries"),
+        ({"queries": "other"}, "shoes: different queries"),
+        ({"skipped": ("x.jpg",)}, "different images were skipped, 0 against 1; .*x.jpg"),
+        ({"version": 2}, r"different rules \(versions 1 and 2\)"),
+    ],
+)
+def test_refusals(tmp_path, second, message, capsys):
+    a, b = _write(tmp_path / "a.json"), _write(tmp_path / "b.json", **second)
+    with pytest.raises(ValueError, match=message):
+        compare(read_results(a), read_results(b))
+    assert command.main(["compare", str(a), str(b)]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_files_that_are_none(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"protocols": {"shoes": {}}}')
+    for name, message in (("a.json", "no evaluation.json of this version"), ("b.json", "b.json")):
+        assert command.main(["compare", str(tmp_path / name), str(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""The evaluator against dense scores, on small data sets of every protocol's kind."""
+
+import dataclasses
+
+import fake_data
+import jax
+import numpy as np
+import pytest
+from small import VOCABULARY, init, small_config
+
+from cmap_jax import scoring, sharding
+from cmap_jax.evaluation.evaluator import Evaluator
+from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.tokenizer import Vocabulary
+from input_pipeline import circo, cirr, fashion_iq
+from input_pipeline.batching import EvaluationData
+
+_WORDS = ["is red longer has a v"]  # with the five special tokens: VOCABULARY
+
+
+class _Everything:
+    """A model, and an evaluator of it, and its dense scores."""
+
+    def __init__(self, variant: str = "cmap"):
+        self.vocabulary = Vocabulary.build(_WORDS)
+        assert len(self.vocabulary) == VOCABULARY
+        config = small_config(variant, image_depth=18)
+        self.model, self.variables = init(config)
+        self.evaluator = Evaluator(self.model, sharding.make_mesh(), gallery_chunk=5)
+
+    def data(self, records, evaluations) -> EvaluationData:
+        preprocessing = ImagePreprocessing(resize=72, crop=64)
+        return EvaluationData(records, evaluations, self.vocabulary, preprocessing, batch_size=8)
+
+    def dense(self, data, queries, gallery, blind=()) -> np.ndarray:
+        """Scores of queries against a gallery, computed in one piece."""
+        apply = self.model.apply
+        pixels = np.concatenate([b["image"][b["mask"]] for b in data.image_batches()])
+        encode = jax.jit(lambda v, x: apply(v, x, method="encode_images"))
+        pyramid = encode(self.variables, pixels)
+        texts = [("",) if "image" in blind else q.captions for q in queries]
+        tokens, lengths = self.vocabulary.encode_batch(texts)
+        text = apply(self.variables, tokens, lengths, method="encode_text")
+        references = pyramid[:, [data.positions[q.reference] for q in queries]]
+        references = references * (0 if "text" in blind else 1)
+        query = apply(self.variables, references, text, method="compose")
+        return np.array(scoring.score(query, pyramid[:, [data.positions[i] for i in gallery]]))
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return _Everything()
+
+
+def _rank(row, gallery, query, exclude=True) -> int:
+    row = row.copy()
+    if exclude and query.reference in gallery:
+        row[gallery.index(query.reference)] = -np.inf
+    return int((row > max(row[gallery.index(t)] for t in query.targets if t in gallery)).sum())
+
+
+def test_fashion_iq_side_by_side(everything, tmp_path):
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path)))
+    data = everything.data(records, records.evaluations["val"])
+    result = everything.evaluator(everything.variables, data, rankings=True, shortcuts=True)
+    assert list(result.protocols) == [e.protocol.name for e in records.evaluations["val"]]
+    for evaluation in records.evaluations["val"]:
+        name = evaluation.protocol.name
+        expected = []
+        for category, gallery in evaluation.galleries.items():
+            queries = [q for q in evaluation.queries if q.category == category]
+            scores = everything.dense(data, queries, gallery)
+            if evaluation.protocol.captions == "averaged":
+                queries = queries[::2]
+                scores = scores.reshape(len(queries), 2, -1).mean(axis=1)
+            expected += [_rank(r, gallery, q) for r, q in zip(scores, queries, strict=True)]
+        assert result.outcomes[name].rank.tolist() == expected, name
+        assert [r["rank"] for r in result.rankings[name]] == expected
+        assert result.protocols[name]["queries"] == len(expected)
+    assert result.headline() == result.protocols["fashioniq/original"]["mR"]
+
+    # Half of each query taken away.
+    original = records.evaluations["val"][0]
+    for half in ("text", "image"):
+        ranks = []
+        for category, gallery in original.galleries.items():
+            queries = [q for q in original.queries if q.category == category]
+            scores = everything.dense(data, queries, gallery, blind=(half,))
+            ranks += [_rank(r, gallery, q) for r, q in zip(scores, queries, strict=True)]
+        found = result.shortcuts["fashioniq/original"][half]
+        assert found["mean_rank"] == pytest.approx(np.mean(ranks) + 1)
+
+
+def test_cirr_and_circo(everything, tmp_path):
+    for module, write, exclude in ((cirr, fake_data.cirr, True), (circo, fake_data.circo, False)):
+        records = module.read(str(write(tmp_path / module.__name__)))
+        (evaluation,) = records.evaluations["val"]
+        data = everything.data(records, [evaluation])
+        result = everything.evaluator(everything.variables, data)
+        gallery = evaluation.galleries["all"]
+        scores = everything.dense(data, evaluation.queries, gallery)
+        expected = [
+            _rank(r, gallery, q, exclude) for r, q in zip(scores, evaluation.queries, strict=True)
+        ]
+        assert result.outcomes[evaluation.protocol.name].rank.tolist() == expected
+        # The queries that nobody here knows the answers of.
+        (split,) = records.unlabelled
+        records = records.for_submission(split)
+        data = everything.data(records, records.evaluations[split])
+        (found,) = everything.evaluator.search(everything.variables, data).values()
+        query = records.evaluations[split][0].queries[1]
+        row = everything.dense(
+            data, [query], gallery := records.evaluations[split][0].galleries["all"]
+        )[0]
+        best = [gallery[i] for i in np.argsort(-row, kind="stable")]
+        if exclude:
+            best.remove(query.reference)
+        assert found[1]["top"] == best[:50]
+
+
+def test_a_half_that_tells_nothing_is_not_a_result(tmp_path):
+    """Without its reference this variant scores all images alike: that is no perfect recall."""
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path, categories=("dress",))))
+    parts = _Everything("image_only")
+    data = parts.data(records, records.evaluations["val"][:1])
+    result = parts.evaluator(parts.variables, data, shortcuts=True)
+    assert result.shortcuts["fashioniq/original"]["text"] is None
+    assert result.shortcuts["fashioniq/original"]["image"] == result.protocols["fashioniq/original"]
+
+
+def test_conditions_know_the_gallery_and_the_queries(tmp_path):
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path)))
+    evaluation = records.evaluations["val"][0]
+    before = evaluation.conditions()
+    assert before == dataclasses.replace(evaluation, skipped=3).conditions()
+    reordered = {c: g[::-1] for c, g in evaluation.galleries.items()}
+    assert dataclasses.replace(evaluation, galleries=reordered).conditions() == before
+    less = evaluation.without({evaluation.galleries["dress"][-1]})
+    assert less.conditions()["gallery"] != before["gallery"]
+    other = dataclasses.replace(evaluation, queries=evaluation.queries[1:]).conditions()
+    assert other["gallery"] == before["gallery"]
+    assert other["queries"] != before["queries"]
