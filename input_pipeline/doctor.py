@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
 from cmap_jax.processing.tokenizer import Vocabulary
@@ -22,6 +22,7 @@ from input_pipeline.findings import (
     Annotation,
     Finding,
     caption_findings,
+    gallery_findings,
     leak_findings,
     list_annotations,
     number,
@@ -96,7 +97,7 @@ class Report:
         items: that an epoch has; both caption orders of a triplet count.
         protocols: what is left of each evaluation.
         findings: problems, the worst first.
-        seconds: that looking at the files took.
+        seconds: that all of this took.
     """
 
     name: str
@@ -120,13 +121,23 @@ class Report:
         """Return in one line whether training would start, and why not."""
         work = "evaluation" if self.name == "circo" else "training"
         if self.ready():
-            return f"ready for {work}"
+            flags = "".join(f" with {f.fix}" for f in self.findings if f.kind == "few_items")
+            return f"ready for {work}{flags}"
         problems = [f.title for f in self.findings if f.severity == "error"]
         return f"{work} would fail: {'; '.join(problems)}"
 
+    def rate(self) -> float:
+        """Return how many image files a second were looked at."""
+        return self.images.total / self.seconds if self.seconds else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON, with the verdict."""
-        return {"ready": self.ready(), "verdict": self.verdict(), **dataclasses.asdict(self)}
+        return {
+            "ready": self.ready(),
+            "verdict": self.verdict(),
+            **dataclasses.asdict(self),
+            "files_per_second": self.rate(),
+        }
 
 
 def examine(
@@ -150,33 +161,176 @@ def examine(
     """
     if name not in NAMES:
         raise ValueError(f"{name!r} is no data set: {', '.join(NAMES)}")
+    started = time.perf_counter()
     try:
         records = _read(name, directory, image_directory)
     except (ValueError, OSError) as error:
-        finding = Finding(
-            "annotations", "error", str(error), 1, (), _fix_of(error, directory)
-        )
-        return Report(name, directory, findings=(finding,))
-    annotations = list_annotations(records)
-    started = time.perf_counter()
+        return Report(name, directory, findings=(_reading_finding(error, name, directory),))
     reasons = check_images(records.images.values(), records.image_directory)
     usable = [image for i, image in records.images.items() if i not in reasons]
-    duplicates = list(duplicate_findings(records, usable, annotations))
-    seconds = time.perf_counter() - started
+    annotations = list_annotations(records)
     counts = published.compare(records, directory)
+    items = Share(len(records.train), _items_without(records, set(reasons)))
     findings = [
-        *_training_findings(records, name, directory),
+        *_training_findings(name, items.total),
         *image_findings(
             records,
             reasons,
             _folders(directory, records.image_directory),
             lambda folder: _read(name, directory, folder),
         ),
-        *duplicates,
-        *_count_findings(name, counts),
+        *published.count_findings(name, counts),
+        *gallery_findings(records),
+        *duplicate_findings(records, usable, annotations),
         *same_image_findings(annotations),
         *leak_findings(records),
         *caption_findings(annotations),
         *word_findings(records, annotations, vocabulary),
+        *(_garments_findings(directory) if name == "garments" else ()),
     ]
-    ...
+    return Report(
+        name=name,
+        directory=directory,
+        layout=records.layout,
+        image_directory=records.image_directory,
+        counts=counts,
+        images=_share(records.images, reasons),
+        needed=_share(records.image_ids(), reasons),
+        triplets=_usable_triplets(annotations, reasons),
+        items=items,
+        protocols=tuple(
+            _protocol_share(evaluation, set(reasons))
+            for evaluations in (*records.evaluations.values(), records.unlabelled.values())
+            for evaluation in evaluations
+        ),
+        findings=tuple(sorted(findings, key=lambda f: _SEVERITIES.index(f.severity))),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _read(name: str, directory: str, image_directory: str | None) -> Records:
+    if name != "garments":
+        return READERS[name].read(directory, image_directory)
+    if image_directory:
+        raise ValueError("garments keep their images with them: no other folder can be given")
+    return garments_reader.read(directory, **_garments_settings(directory))
+
+
+def _garments_settings(directory: str) -> dict[str, int]:
+    """Return the settings of config.data.garments that the garments in a folder have."""
+    file = storage.join(directory, STAMP)
+    if not storage.exists(file):
+        raise FileNotFoundError(f"{file}: no such file, so no garments are rendered there")
+    keys = {"seed": int, "image_size": int, "train_triplets": int}
+    stamp = storage.read_json(file)
+    check_keys(stamp, {"settings": dict, "oracles": dict}, file)
+    check_keys(stamp["settings"], keys, f"{file}: settings")
+    return {key: stamp["settings"][key] for key in keys}
+
+
+def _reading_finding(error: Exception, name: str, directory: str) -> Finding:
+    """Return what is wrong with annotations that cannot be read, and what to do about it."""
+    if isinstance(error, OSError) and error.filename:
+        title = f"{error.filename}: {error.strerror}"
+    else:
+        title = str(error)
+    if not isinstance(error, FileNotFoundError):
+        fix = "mend that place, or take the file from its publisher again"
+    elif others := _other_layouts(name, directory):
+        fix = f"what lies there looks like {' or '.join(others)}"
+    else:
+        fix = "give the folder of the annotations; if it is this one, restore what is missing there"
+    return Finding("annotations", "error", title, 1, (), fix)
+
+
+def _other_layouts(name: str, directory: str) -> dict[str, None]:
+    """Return the commands for the layouts found at or below a folder, but not the one tried."""
+    found = {}
+    if storage.is_folder(directory):
+        for path in storage.walk(directory):
+            for other, mark in _MARKS.items():
+                match = re.fullmatch(rf"(?:(.*)/)?(?:{mark})", path)
+                if match and (match[1] or other != name):
+                    place = storage.join(directory, match[1]) if match[1] else directory
+                    found[f"cmap doctor {other} {place}"] = None
+    return found
+
+
+def _folders(directory: str, image_directory: str) -> tuple[str, ...]:
+    """Return where lost images may lie; a folder inside another is walked with it."""
+    inside = f"{image_directory}/".startswith(f"{directory.rstrip('/')}/")
+    return (directory,) if inside else (directory, image_directory)
+
+
+def _share(ids: Collection[str], reasons: Collection[str]) -> Share:
+    return Share(len(ids), sum(i not in reasons for i in ids))
+
+
+def _items_without(records: Records, missing: Set[str]) -> int:
+    try:
+        return len(records.train.without(missing))
+    except DataError:  # no two of the captions that are left differ in one word
+        return 0
+
+
+def _usable_triplets(annotations: Sequence[Annotation], reasons: Collection[str]) -> Share:
+    train = [a for a in annotations if a.split == "train"]
+    usable = sum(not any(i in reasons for i in (a.reference, *a.targets)) for a in train)
+    return Share(len(train), usable)
+
+
+def _protocol_share(evaluation: Evaluation, missing: Set[str]) -> ProtocolShare:
+    left = evaluation.without(missing)
+    answers_public = any(q.targets for q in evaluation.queries)
+    return ProtocolShare(
+        evaluation.protocol.name,
+        Share(len(evaluation.queries), len(left.queries)),
+        Share(sum(map(len, evaluation.galleries.values())), sum(map(len, left.galleries.values()))),
+        _best(evaluation, left) if answers_public else None,
+    )
+
+
+def _best(evaluation: Evaluation, left: Evaluation) -> float:
+    """Return `ProtocolShare.best` of an evaluation, given what is left of it."""
+    protocol = evaluation.protocol
+    galleries = {category: set(ids) for category, ids in left.galleries.items()}
+    groups: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    for queries, at in ((evaluation.queries, 0), (left.queries, 1)):
+        for q in queries:
+            right = galleries[q.category].intersection(q.targets)
+            if protocol.reference == "excluded":
+                right.discard(q.reference)
+            group = q.category if protocol.averaging == "categories" else ""
+            groups[group][at] += 1 if at == 0 else bool(right)
+    shares = [100 * reachable / total for total, reachable in groups.values()]
+    return sum(shares) / len(shares)
+
+
+def _training_findings(name: str, items: int) -> Iterator[Finding]:
+    if items >= BATCH_SIZE or name == "circo":
+        return
+    if items:
+        title = f"{number(items, 'training item')}, fewer than the configs' batch of {BATCH_SIZE}"
+        fix = f"--config.train.batch_size={items} or less"
+        yield Finding("few_items", "warning", title, items, (), fix)
+        return
+    files = {
+        "cirr": "captions/cap.rc2.train.json and image_splits/split.rc2.train.json",
+        "folder": "train.csv or train.jsonl",
+    }
+    yield Finding(
+        "nothing_to_train_on",
+        "error",
+        "nothing to train on",
+        0,
+        (),
+        f"put {files.get(name, 'training annotations')} there, or only evaluate a model: "
+        "python main.py --mode=evaluate --workdir=...",
+    )
+
+
+def _garments_findings(directory: str) -> Iterator[Finding]:
+    settings = _garments_settings(directory)
+    flags = " ".join(f"--config.data.garments.{key}={value}" for key, value in settings.items())
+    title = "training must name the settings that these garments were rendered with"
+    yield Finding("garments_settings", "note", title, 1, (), flags)

@@ -80,10 +80,9 @@ def _train_annotations(records: Records) -> Iterator[Annotation]:
     before = None
     for t in records.train.triplets:
         # Both orders of two captions stand one after the other.
-        if before and len(t.captions) == 2 and t.captions == before.captions[::-1]:
-            if dataclasses.replace(t, captions=before.captions) == before:
-                before = None
-                continue
+        if len(t.captions) == 2 and dataclasses.replace(t, captions=t.captions[::-1]) == before:
+            before = None
+            continue
         before = t
         yield Annotation("train", t.category, t.reference, (t.target,), t.captions)
 
@@ -145,6 +144,28 @@ def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
             "remove them from your own annotations; published ones stay as they are: such a query "
             "cannot be answered where the reference is excluded",
         )
+
+
+def gallery_findings(records: Records) -> Iterator[Finding]:
+    """Yield queries that no image of the gallery answers, even where none is missing."""
+    for evaluations in records.evaluations.values():
+        for evaluation in evaluations:
+            galleries = {category: set(ids) for category, ids in evaluation.galleries.items()}
+            lost = [
+                f"{q.id}: {q.reference} -> {', '.join(q.targets)}"
+                for q in evaluation.queries
+                if not galleries[q.category].intersection(q.targets)
+            ]
+            if lost:
+                yield Finding(
+                    "no_target_in_gallery",
+                    "warning",
+                    f"{number(len(lost), 'query', 'queries')} of {evaluation.protocol.name} with "
+                    "no target in the gallery",
+                    len(lost),
+                    tuple(lost),
+                    "add the targets to the gallery's file: such queries are left out and counted",
+                )
 
 
 def leak_findings(records: Records) -> Iterator[Finding]:
@@ -214,31 +235,31 @@ def word_findings(
         annotations: all of it.
         vocabulary: that of a model; None: the one that training would count.
     """
-    given = vocabulary is not None
-    if not given:
-        if not records.vocabulary_captions:
-            title = "words are not checked: there are no training captions to count them in"
-            fix = "give a model's words: --vocabulary WORKDIR/vocabulary.txt"
-            yield Finding("words_not_checked", "note", title, 0, (), fix)
-            return
-        vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    own = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    if vocabulary is None and not records.vocabulary_captions:
+        title = "words are not checked: there are no training captions to count them in"
+        fix = "give a model's words: --vocabulary WORKDIR/vocabulary.txt"
+        yield Finding("words_not_checked", "note", title, 0, (), fix)
+        return
+    known = vocabulary or own
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for a in annotations:
         for caption in a.captions:
             counts[a.split].update(tokenize(caption))
     for split, words in counts.items():
-        unknown = {word: n for word, n in words.most_common() if word not in vocabulary}
+        unknown = {word: n for word, n in words.most_common() if word not in known}
         if not unknown:
             continue
-        occurrences, everything = sum(unknown.values()), sum(words.values())
+        # A model that was trained on this data has all words that training counts.
+        foreign = split == "train" and any(word in own for word in unknown)
         yield Finding(
             "unknown_word",
-            "warning" if given else "note",
+            "warning" if foreign else "note",
             f"{number(len(unknown), 'word')} of the {split} captions not in the vocabulary: "
-            f"{occurrences:,} of {everything:,} occurrences",
+            f"{sum(unknown.values()):,} of {sum(words.values()):,} occurrences",
             len(unknown),
             tuple(f"{word} ({n:,})" for word, n in unknown.items()),
             "give the vocabulary.txt of a model that was trained on this data set"
-            if given
+            if foreign
             else f"{_NOTHING}: the model reads each of them as <unk>",
         )

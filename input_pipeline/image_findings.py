@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from input_pipeline import storage
-from input_pipeline.annotations import IMAGE_SUFFIXES
 from input_pipeline.findings import Annotation, Finding, by_split, number
 from input_pipeline.image_check import in_parallel
 from input_pipeline.records import Image, Records
@@ -18,7 +17,14 @@ _AGAIN = "download these files again or leave them out: no other setting mends t
 # How a reason of `image_check.check_images` begins -> kind, words of the title, remedy.
 _KINDS = {
     "missing: a link": ("broken_link", "that are links to nothing", "restore what they point to"),
-    "missing": ("missing", "missing", "put these files there"),
+    "missing": (
+        "missing",
+        "missing",
+        "put the files there, or name the folder that has them: "
+        "--config.data.image_directory=DIR (here: --images DIR)",
+    ),
+    # Not a reason, but said of some that are missing.
+    "elsewhere": ("misplaced", "missing, with files of their names elsewhere", ""),
     "zero bytes": ("zero_bytes", "of zero bytes", _AGAIN),
     "truncated": ("truncated", "truncated", _AGAIN),
     "not an image": ("not_an_image", "that are no image files", _AGAIN),
@@ -28,10 +34,15 @@ _KINDS = {
         "that are links leading out of the image folder",
         "put the files in the place of the links: cp --remove-destination FILE LINK",
     ),
-    "not a file": ("not_a_file", "that are no files", "put the files in the place of what is there"),
+    "not a file": (
+        "not_a_file",
+        "that are no files",
+        "put the files in the place of what is there",
+    ),
     "unreadable": ("unreadable", "not readable", "make them readable: chmod u+r FILE"),
 }
 _MOVES = 3  # commands that a remedy spells out
+_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")  # that FashionIQ's reader takes
 
 _Reader = Callable[[str], Records]  # reads the data set with its images in another folder
 _Pairs = Sequence[tuple[Image, str]]  # images not in their place, and where they are
@@ -49,61 +60,71 @@ def image_findings(
         read: reads the data set with its images in another folder.
     """
     missing = [records.images[i] for i, reason in reasons.items() if reason == "missing"]
-    elsewhere = _find_elsewhere(missing, folders, records.name == "fashion_iq") if missing else {}
+    elsewhere = _find_elsewhere(records, missing, folders) if missing else {}
+    present = len(records.images) - len(missing)
     needed = records.image_ids()
     groups: dict[tuple[bool, str], list[str]] = collections.defaultdict(list)
     for i, reason in reasons.items():
         start = next(start for start in _KINDS if reason.startswith(start))
         groups[i not in needed, "elsewhere" if i in elsewhere else start].append(i)
-    present = len(records.images) - len(missing)
     for (spare, start), ids in sorted(groups.items()):
         images = [records.images[i] for i in ids]
-        if start == "elsewhere":
+        kind, what, fix = _KINDS[start]
+        items = [f"{i.path}{_detail(reasons[i.id])}" for i in images]
+        if kind == "misplaced":
             pairs = [(image, elsewhere[image.id]) for image in images]
-            kind, what, fix = "misplaced", "not in their place but elsewhere", _put(pairs)
-            items = [f"{image.path} lies at {place}" for image, place in pairs]
-        else:
-            kind, what, fix = _KINDS[start]
-            items = [f"{image.path}{reasons[image.id].removeprefix(start)}" for image in images]
-            pairs = [(i, os.path.realpath(i.path)) for i in images if kind == "link_out"]
-        if pairs:
+            items = [f"{image.path} is at {place}" for image, place in pairs]
+            fix = _image_directory(pairs, present + len(pairs), read) or _put(pairs)
+        elif kind == "link_out":
+            pairs = [(image, os.path.realpath(image.path)) for image in images]
+            items = [f"{image.path} -> {place}" for image, place in pairs]
             fix = _image_directory(pairs, present, read) or fix
-        only = ", which only submissions need" if spare else ""
+        elif records.name == "garments":
+            fix = f"delete {records.image_directory}: training renders it again"
         yield Finding(
             kind,
             "warning" if spare else "error",
-            f"{number(len(ids), 'image')} {what}{only}",
+            f"{number(len(ids), 'image')} {what}{', which only submissions need' if spare else ''}",
             len(ids),
             tuple(items),
             fix,
         )
 
 
-def _find_elsewhere(
-    images: Sequence[Image], folders: Iterable[str], any_suffix: bool
-) -> dict[str, str]:
-    """Return places of files with the names of some images, by id.
+def _detail(reason: str) -> str:
+    """Return what a reason says beyond its kind, such as ": Permission denied"."""
+    kind, colon, detail = reason.partition(": ")
+    return colon + detail if kind != "missing" else ""
 
-    Of several files with a name the one is taken whose folders are named most alike; none where
-    that leaves a choice.
+
+def _find_elsewhere(
+    records: Records, missing: Sequence[Image], folders: Iterable[str]
+) -> dict[str, str]:
+    """Return files below some folders that have the names of missing images, by id.
+
+    Of several the one is taken whose folders are named most alike; none where that leaves a choice,
+    and none that is another image's.
     """
+    # There ids have no suffix, and the one that a missing image was given is a guess.
+    suffixes = _SUFFIXES if records.name == "fashion_iq" else ()
     wanted: dict[str, list[Image]] = collections.defaultdict(list)
-    for image in images:
+    for image in missing:
         name = image.path.rpartition("/")[2]
-        stem = name.rpartition(".")[0]
-        for key in {name, *(stem + s for s in IMAGE_SUFFIXES if any_suffix)}:
+        for key in {name, *(name.rpartition(".")[0] + suffix for suffix in suffixes)}:
             wanted[key].append(image)
+    taken = {image.path for image in records.images.values()}
     found: dict[str, list[str]] = collections.defaultdict(list)
     for folder in folders:
         for path in storage.walk(folder):
+            place = storage.join(folder, path)
             for image in wanted.get(path.rpartition("/")[2], ()):
-                found[image.id].append(storage.join(folder, path))
+                if place not in taken:
+                    found[image.id].append(place)
     places = {}
-    for image in images:
-        best = sorted(found[image.id], key=lambda place: -_alike(place, image.path))  # noqa: B023
-        scores = [_alike(place, image.path) for place in best[:2]]
-        if best and (len(best) == 1 or scores[0] > scores[1]):
-            places[image.id] = best[0]
+    for image in missing:
+        scored = sorted((_alike(place, image.path), place) for place in found[image.id])[-2:]
+        if len(scored) == 1 or (scored and scored[0][0] < scored[1][0]):
+            places[image.id] = scored[-1][1]
     return places
 
 
@@ -121,8 +142,8 @@ def _bases(image: Image, place: str) -> tuple[str, str]:
     return tuple("/".join(path.split("/")[:-count]) or "/" for path in (place, image.path))
 
 
-def _image_directory(pairs: _Pairs, present: int, read: _Reader) -> str:
-    """Return the flag with which all of some misplaced images are found, if there is one."""
+def _image_directory(pairs: _Pairs, least: int, read: _Reader) -> str:
+    """Return the flag with which at least so many images are found where some lie, or nothing."""
     image, place = pairs[0]
     for folder in dict.fromkeys((_bases(image, place)[0], place.rpartition("/")[0])):
         try:
@@ -130,7 +151,7 @@ def _image_directory(pairs: _Pairs, present: int, read: _Reader) -> str:
         except (ValueError, OSError):
             continue
         there = sum(in_parallel(storage.exists, places, "looking", "images"))
-        if there >= present + len(pairs):
+        if there >= least:
             value = shlex.quote(folder)
             return (
                 f"--config.data.image_directory={value} (here: --images {value}) finds {there:,} "

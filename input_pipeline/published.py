@@ -1,12 +1,13 @@
 """How large the published data sets are, and how a folder differs from that."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from input_pipeline import storage
 from input_pipeline.annotations import read_image_list
 from input_pipeline.circo import GALLERY_IMAGES
 from input_pipeline.fashion_iq import PUBLISHED_ORDER
+from input_pipeline.findings import Finding, number
 from input_pipeline.records import Evaluation, FixedTriplets, Records
 
 
@@ -47,6 +48,35 @@ def compare(records: Records, directory: str) -> tuple[Count, ...]:
     return tuple(count(records, directory)) if count else ()
 
 
+def count_findings(name: str, counts: Sequence[Count]) -> Iterator[Finding]:
+    """Yield whether a data set is another than the published one, or not all of it."""
+    differing = [c for c in counts if not c.agrees]
+    if not differing:
+        return
+    items = tuple(
+        f"{c.what}: {c.found:,}, published {c.published:,}: {c.remark}" for c in differing
+    )
+    if len(differing) == len(counts):
+        yield Finding(
+            "not_published",
+            "note",
+            f"this is not the published {name}: none of its {len(counts)} counts agrees",
+            len(differing),
+            items,
+            "nothing to do if that is so; numbers cannot be compared with published ones",
+        )
+    else:
+        yield Finding(
+            "count",
+            "warning",
+            f"{number(len(differing), 'count')} of {len(counts)} not as published",
+            len(differing),
+            items,
+            "restore what these lines name; numbers on other data cannot be compared with those "
+            "published",
+        )
+
+
 # By category: train triplets and images, val triplets, images of the original and the val gallery.
 _FASHION_IQ = {
     "dress": (5_985, 11_452, 2_017, 3_817, 2_628),
@@ -81,8 +111,8 @@ def _fashion_iq(records: Records, directory: str) -> Iterator[Count]:
             *("images of gallery original", "images of gallery val"),
         )
         absent = "" if category in original.galleries else f"no captions/cap.{category}.train.json"
-        for name, number, expected in zip(names, found, published, strict=True):
-            yield _count(f"{category} {name}", number, expected, absent)
+        for name, there, expected in zip(names, found, published, strict=True):
+            yield _count(f"{category} {name}", there, expected, absent)
     for category, expected in _FASHION_IQ_TEST.items():
         absent = f"no image_splits/split.{category}.test.json; training does not need it"
         found = len(splits[category, "test"])

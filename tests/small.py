@@ -1,10 +1,16 @@
 """Small configs and inputs that many tests share."""
 
+import pathlib
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cmap_jax import workdir
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.protocols import PROTOCOLS
 from configs import default
 
 VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
@@ -58,3 +64,18 @@ def init(config: ConfigDict, seed: int = 0) -> tuple[CMAP, dict]:
     model = CMAP.from_config(config)
     inputs = CMAP.example_inputs(config.data.crop)
     return model, jax.jit(lambda: model.init(jax.random.key(seed), **inputs))()
+
+
+def write_workdir(folder: pathlib.Path, data_name: str, protocol: str, **fields) -> pathlib.Path:
+    """Write a workdir with random weights; keyword arguments set fields of ``config.eval``."""
+    vocabulary = Vocabulary.build(["is red longer has a no"])
+    config = small_config(text_vocabulary_size=len(vocabulary))
+    config.data.name = data_name
+    config.eval.update(fields)
+    preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
+    workdir.write_model(
+        folder,
+        workdir.Description(config, vocabulary, preprocessing, (PROTOCOLS[protocol],), {}),
+        *init(config),
+    )
+    return folder

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from cmap_jax.cli import compare, convert, evaluate, show, submit
+from cmap_jax.cli import compare, convert, doctor, evaluate, show, submit
 
-_SUBCOMMANDS = (convert, show, evaluate, compare, submit)
+_SUBCOMMANDS = (convert, doctor, show, evaluate, compare, submit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,38 +6,22 @@ import numpy as np
 import pytest
 from fake_data import circo as write_circo
 from fake_data import cirr as write_cirr
-from small import init, small_config
+from small import write_workdir
 
 import cmap_jax
-from cmap_jax import scoring, workdir
+from cmap_jax import scoring
 from cmap_jax.cli import command
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.processing import files
-from cmap_jax.processing.images import ImagePreprocessing
-from cmap_jax.processing.tokenizer import Vocabulary
-from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import cirr
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A workdir with random weights, whose batch size eight devices cannot share evenly."""
-    vocabulary = Vocabulary.build(["is red longer has a no"])
-    config = small_config(text_vocabulary_size=len(vocabulary))
-    config.eval.batch_size = 5
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    workdir.write_model(
-        folder,
-        workdir.Description(
-            config,
-            vocabulary,
-            ImagePreprocessing(resize=config.data.resize, crop=config.data.crop),
-            (PROTOCOLS["cirr/val"],),
-            {},
-        ),
-        *init(config),
+    return write_workdir(
+        tmp_path_factory.mktemp("runs") / "small", "cirr", "cirr/val", batch_size=5
     )
-    return folder
 
 
 def _left(folder, *expected) -> bool:

@@ -235,6 +235,8 @@ def test_written_at_once_or_not_at_all(tmp_path):
     submission.write_submissions(folder, files)
     assert {path.name for path in folder.iterdir()} == set(files)
     for name, content in files.items():
+        # Not indented: CIRR's real file would be larger than its server takes.
+        assert (folder / name).read_text() == json.dumps(content)
         found = submission.read_submission(folder / name)
         assert found == content
         submission.check_cirr(found, evaluation)

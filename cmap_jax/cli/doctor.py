@@ -1,0 +1,122 @@
+"""Look at a data folder: what is missing or odd, what it does to training, and the remedy.
+
+cmap doctor fashion_iq fashion-iq
+cmap doctor fashion200k labels --images /data/fashion200k --json > report.json
+
+The exit status is 1 where training would fail as things are.
+"""
+
+import argparse
+import json
+
+from cmap_jax.cli.tables import table
+from cmap_jax.processing.tokenizer import Vocabulary
+from input_pipeline import doctor
+
+_ALIASES = {"fashioniq": "fashion_iq"}  # as the config file is called
+_SHOWN = 3  # examples of a finding
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    names = (*doctor.NAMES, *_ALIASES)
+    parser.add_argument("dataset", choices=names, metavar="DATASET", help=", ".join(doctor.NAMES))
+    parser.add_argument("directory", metavar="DIR", help="the folder with the annotations")
+    parser.add_argument("--images", metavar="DIR", help="with the images, where not inside DIR")
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="a model's vocabulary.txt: which words of the captions it lacks",
+    )
+    parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Examine, print, and return 1 where training would fail."""
+    vocabulary = Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
+    name = _ALIASES.get(arguments.dataset, arguments.dataset)
+    report = doctor.examine(name, arguments.directory, arguments.images, vocabulary)
+    if arguments.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print(page(report))
+    return 0 if report.ready() else 1
+
+
+def page(report: doctor.Report) -> str:
+    """Return a report for people: what there is, what is wrong with it, and the verdict."""
+    parts = [f"{report.name} in {report.directory}"]
+    if report.layout:
+        parts += [_overview(report), _counts(report), _protocols(report)]
+    parts += [_finding(f) for f in report.findings]
+    if report.layout:
+        parts += [_skipping(report), _rate(report)]
+    return "\n\n".join([*filter(None, parts), report.verdict()])
+
+
+def _overview(report: doctor.Report) -> str:
+    unit = "images" if report.name == "fashion200k" else "triplets"
+    training = f"{_share(report.triplets)} {unit} usable; {report.items.total:,} items an epoch"
+    needed = f"training and evaluation need {report.needed.total:,}"
+    rows = [
+        ("layout", report.layout),
+        ("images", f"{_share(report.images)} usable in {report.image_directory}; {needed}"),
+        ("training", training if report.triplets.total else "nothing to train on"),
+    ]
+    return "\n".join(f"{name:<10}{text}" for name, text in rows)
+
+
+def _counts(report: doctor.Report) -> str:
+    if not report.counts:
+        return ""
+    rows = [["counts", "found", "published", ""]]
+    rows += [
+        [c.what, f"{c.found:,}", f"{c.published:,}", "" if c.agrees else "differs"]
+        for c in report.counts
+    ]
+    remarks = [f"{c.what}: {c.remark}." for c in report.counts if c.remark]
+    return "\n".join([table(rows), *remarks])
+
+
+def _protocols(report: doctor.Report) -> str:
+    rows = [["evaluation", "queries", "usable", "gallery images", "usable", "best reachable"]]
+    for p in report.protocols:
+        counts = (p.queries.total, p.queries.usable, p.gallery.total, p.gallery.usable)
+        best = "answers not public" if p.best is None else f"{p.best:.2f}%"
+        rows.append([p.name, *(f"{count:,}" for count in counts), best])
+    return table(rows)
+
+
+def _finding(finding: doctor.Finding) -> str:
+    lines = [f"{finding.severity:<9}{finding.title}"]
+    lines += [f"  {item}" for item in finding.items[:_SHOWN]]
+    if len(finding.items) > _SHOWN:
+        lines.append(f"  ... and {len(finding.items) - _SHOWN:,} more")
+    return "\n".join([*lines, f"  remedy: {finding.fix}"])
+
+
+def _skipping(report: doctor.Report) -> str:
+    lost = report.needed.total - report.needed.usable
+    if not lost:
+        return ""
+    if not report.needed.usable or (report.items.total and not report.items.usable):
+        return "--config.data.missing_images=skip would not help: nothing would be left."
+    without = f"--config.data.missing_images=skip would leave out {lost:,} images"
+    triplets = report.triplets.total - report.triplets.usable
+    if report.triplets.total and report.name != "fashion200k":
+        without += f" and with them {triplets:,} of {report.triplets.total:,} training triplets"
+    return (
+        f"{without}; of the queries it would keep the usable ones above. Results are stamped with "
+        "what was left out."
+    )
+
+
+def _rate(report: doctor.Report) -> str:
+    return (
+        f"Looked at {report.images.total:,} files in {report.seconds:.1f} s, "
+        f"{report.rate():,.0f} a second. All items of a finding: --json"
+    )
+
+
+def _share(share: doctor.Share) -> str:
+    return f"{share.usable:,} of {share.total:,}"
