@@ -47,6 +47,12 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],
-        "test": ["beartype>=0.20", "hypothesis>=6.100", "pytest>=8", "ruff>=0.11"],
+        "test": [
+            "beartype>=0.20",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.11",
+        ],
     },
 )

@@ -236,6 +236,11 @@ def _reading_finding(error: Exception, name: str, directory: str) -> Finding:
         title = str(error)
     if not isinstance(error, FileNotFoundError):
         fix = "mend that place, or take the file from its publisher again"
+    elif name == "garments":
+        fix = (
+            "training renders them into a folder that is empty or not there: python main.py "
+            f"--config=configs/garments.py --config.data.directory={directory}"
+        )
     elif others := _other_layouts(name, directory):
         fix = f"what lies there looks like {' or '.join(others)}"
     else:

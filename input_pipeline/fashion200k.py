@@ -171,6 +171,8 @@ def _read_labels(root: str, split: str) -> dict[str, str]:
             f"{folder}: no <category>{suffix}; this is not Fashion200k's layout. Set "
             "--config.data.directory to the folder that holds labels"
         )
+    for category in found:  # a file's name may be anything, and stands in messages
+        check_path(f"{category}{suffix}", folder)
     published = [c for c in _PUBLISHED_ORDER if c in found]
     captions: dict[str, str] = {}
     for category in (*published, *sorted(found - set(published))):

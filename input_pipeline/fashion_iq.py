@@ -93,6 +93,7 @@ class Layout:
             parts[1]
             for name in storage.names(captions)
             if len(parts := name.split(".")) == 4
+            and parts[1]
             and (parts[0], *parts[2:]) == ("cap", "train", "json")
         }
         if not found:
@@ -100,6 +101,8 @@ class Layout:
                 f"{captions}: no cap.<category>.train.json; this is not FashionIQ's layout. Set "
                 "--config.data.directory to the folder that holds captions and image_splits"
             )
+        for category in found:  # a file's name may be anything, and stands in messages
+            check_path(category, captions)
         published = [c for c in PUBLISHED_ORDER if c in found]
         self.categories = (*published, *sorted(found - set(published)))
 

@@ -19,7 +19,7 @@ import csv
 import io
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from cmap_jax.protocols import PROTOCOLS
@@ -69,20 +69,21 @@ def read(directory: str, image_directory: str | None = None) -> Records:
             f"{root}: no val.csv or val.jsonl, a table of reference, text and target. Set "
             "--config.data.directory to the folder that holds it"
         )
-    tables = {split: list(_read_table(file)) for split, file in files.items()}
+    named: dict[str, str] = {}  # where each image is named first
+    tables = {split: list(_read_table(file, named)) for split, file in files.items()}
     for split, rows in tables.items():
         if not rows:
             raise DataError(f"{files[split]}: no rows")
     gallery_file = storage.join(root, _GALLERY)
-    listed = _read_gallery(gallery_file) if _GALLERY in here else ()
+    listed = _read_gallery(gallery_file, named) if _GALLERY in here else ()
     evaluations = {}
     for split in ("val", "test"):
         if split in tables:
             queries = tuple(_queries(tables[split]))
-            named = dict.fromkeys(i for q in queries for i in (q.reference, *q.targets))
+            searched = dict.fromkeys(i for q in queries for i in (q.reference, *q.targets))
             evaluations[split] = tuple(
                 Evaluation(PROTOCOLS[f"folder/{split}{suffix}"], {"all": gallery}, queries)
-                for suffix, gallery in (("", tuple(named)), ("-gallery", listed))
+                for suffix, gallery in (("", tuple(searched)), ("-gallery", listed))
                 if gallery
             )
     train = [
@@ -101,7 +102,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
             c for _, captions, _ in tables.get("train", ()) for c in captions
         ),
     )
-    return records.with_images(_locate(image_root, records.image_ids()))
+    return records.with_images(_locate(image_root, named))
 
 
 def _find_table(root: str, here: Set[str], split: str) -> str | None:
@@ -112,8 +113,10 @@ def _find_table(root: str, here: Set[str], split: str) -> str | None:
     return storage.join(root, found[0]) if found else None
 
 
-def _read_table(file: str) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Yield reference, captions and targets of every row."""
+def _read_table(
+    file: str, named: dict[str, str]
+) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Yield reference, captions and targets of every row; note where images are named."""
     rows = _read_csv(file) if file.endswith(".csv") else _read_jsonl(file)
     for where, row in rows:
         texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
@@ -122,31 +125,37 @@ def _read_table(file: str) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ..
             raise DataError(f"{where}: a text is one caption or a list of two, not {len(texts)}")
         if not targets:
             raise DataError(f"{where}: no target")
-        yield (
-            check_path(row["reference"], where),
-            tuple(check_caption(text, where) for text in texts),
-            tuple(dict.fromkeys(check_path(target, where) for target in targets)),
-        )
+        images = [check_path(i, where) for i in (row["reference"], *targets)]
+        for image in images:
+            named.setdefault(image, where)
+        captions = tuple(check_caption(text, where) for text in texts)
+        yield images[0], captions, tuple(dict.fromkeys(images[1:]))
 
 
 def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(storage.read_text(file), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(storage.read_text(file), newline=""), strict=True)
+    line = 1  # where a row begins; it may go on over several lines
     try:
-        header = reader.fieldnames or []
+        header = next(reader, [])
         for column in _COLUMNS:
             if header.count(column) != 1:
                 raise DataError(
                     f"{file}, line 1: must have one column {column!r}; the header is "
                     f"{', '.join(map(shown, header))[:200] or 'empty'}"
                 )
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(f"{where}: has another number of fields than the header")
+        line = reader.line_num + 1
+        for fields in reader:
+            where = f"{file}, line {line}"
+            line = reader.line_num + 1
+            if not fields:  # an empty line
+                continue
+            if len(fields) != len(header):
+                raise DataError(f"{where}: {len(fields)} fields; the header has {len(header)}")
+            row = dict(zip(header, fields, strict=True))
             texts = [row["text"], *([row["text2"]] if row.get("text2") else [])]
             yield where, {**row, "text": texts}
     except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
+        raise DataError(f"{file}, line {line}: not CSV: {error}") from error
 
 
 def _read_jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -162,11 +171,17 @@ def _read_jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
-def _read_gallery(file: str) -> tuple[str, ...]:
-    lines = enumerate(storage.read_text(file).split("\n"), 1)
-    ids = {check_path(x.strip(), f"{file}, line {n}"): None for n, x in lines if x.strip()}
+def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
+    """Return the images that a file lists; note where they are named."""
+    ids = {}
+    for number, line in enumerate(storage.read_text(file).split("\n"), 1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            ids.setdefault(check_path(line.strip(), where), where)
     if not ids:
         raise DataError(f"{file}: must list images, one a line")
+    for image, where in ids.items():
+        named.setdefault(image, where)
     return tuple(ids)
 
 
@@ -176,29 +191,36 @@ def _queries(rows: _Rows) -> Iterator[Query]:
             yield Query(f"{number}/{order}", reference, text, targets, "all", f"{number}")
 
 
-def _locate(root: str, ids: Iterable[str]) -> dict[str, Image]:
-    """Return the images: by path, by path without suffix, or by a bare name that is unique."""
-    ids = list(ids)
+def _locate(root: str, ids: Mapping[str, str]) -> dict[str, Image]:
+    """Return the images: by path, by path without suffix, or by a bare name that is unique.
+
+    Args:
+        root: the folder of the images.
+        ids: the names of the images, and where each is written.
+    """
     upper = [suffix.upper() for suffix in IMAGE_SUFFIXES]
     places = find_images(ids, [root], ["", *IMAGE_SUFFIXES, *upper])
     lost = [i for i in ids if i not in places and "/" not in i]
     if lost:
-        named: dict[str, list[str]] = collections.defaultdict(list)
+        paths: dict[str, list[str]] = collections.defaultdict(list)
         for path in storage.walk(root):
             name = path.rpartition("/")[2]
             stem, dot, suffix = name.rpartition(".")
             if dot + suffix.lower() in IMAGE_SUFFIXES:
                 for key in (name, stem):
-                    named[key].append(path)
+                    paths[key].append(path)
         for i in lost:
-            if len(named.get(i, ())) > 1:
-                options = " or ".join(map(shown, named[i][:3]))
-                raise DataError(f"{root}: {shown(i)} may be {options}; name it by its path")
-            if i in named:
-                places[i] = storage.join(root, named[i][0])
+            if len(paths.get(i, ())) > 1:
+                options = " or ".join(map(shown, paths[i][:3]))
+                raise DataError(f"{ids[i]}: {shown(i)} may be {options}; name it by its path")
+            if i in paths:
+                places[i] = storage.join(root, paths[i][0])
     known: dict[str, str] = {}
     for i, place in places.items():
         other = known.setdefault(posixpath.normpath(place), i)
         if other != i:  # it would stand in the gallery twice
-            raise DataError(f"{root}: {shown(other)} and {shown(i)} are one image; use one name")
+            raise DataError(
+                f"{ids[i]}: {shown(i)} is the image that is called {shown(other)} in "
+                f"{ids[other].rpartition('/')[2]}; use one name"
+            )
     return {i: Image(i, places.get(i) or storage.join(root, i)) for i in ids}

@@ -122,8 +122,7 @@ def _bare(path: str) -> str:
 
 def _locate(root: str, ids: Iterable[str]) -> dict[str, Image]:
     """Return the images; one that is not found gets the place where the others are."""
-    below = storage.join(root, "womens")
-    base = below if storage.is_folder(below) else root
+    base = storage.join(root, "womens") if "womens" in storage.names(root) else root
     kinds = [storage.join(base, n) for n in storage.names(base) if n.startswith("womens_")]
     folders = [storage.join(kind, n) for kind in kinds for n in storage.names(kind) if "." not in n]
     places = find_images(ids, [*folders, *kinds, base])

@@ -144,6 +144,8 @@ def _gfile(place: str) -> Iterator[Any]:
 
     try:
         yield tf.io.gfile
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from error
     except tf.errors.OpError as error:
         message = " ".join(error.message.split())[:_MESSAGE]
         raise OSError(errno.EIO, message or type(error).__name__, place) from error
@@ -151,10 +153,8 @@ def _gfile(place: str) -> Iterator[Any]:
 
 def _remote_stat(place: str) -> Any:
     """Return size and kind of what is there, or None."""
-    import tensorflow as tf
-
-    with _gfile(place) as gfile:
-        try:
+    try:
+        with _gfile(place) as gfile:
             return gfile.stat(place)
-        except tf.errors.NotFoundError:
-            return None
+    except FileNotFoundError:
+        return None

@@ -199,3 +199,17 @@ def folder(root: pathlib.Path, suffix: str = "csv", gallery: bool = True) -> pat
         names = [f"{split}/{i}.jpg" for split in ("val", "test") for i in range(8)]
         (root / "gallery.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+# A reader's name, and how a small data set in one of its layouts is written.
+DATA_SETS = {
+    "fashion_iq": fashion_iq,
+    "fashion200k": fashion200k,
+    "shoes": shoes,
+    "shoes prepared": lambda root: shoes(root, prepared=True, folder="womens/"),
+    "cirr": lambda root: cirr(root, folder="images", inside="cirr"),
+    "circo": circo,
+    "circo unlisted": lambda root: circo(root, "unlabeled2017", listed=False),
+    "folder": folder,
+    "folder jsonl": lambda root: folder(root, suffix="jsonl"),
+}

@@ -55,8 +55,8 @@ def page(report: doctor.Report) -> str:
 
 
 def _overview(report: doctor.Report) -> str:
-    unit = "images" if report.name == "fashion200k" else "triplets"
-    training = f"{_share(report.triplets)} {unit} usable; {report.items.total:,} items an epoch"
+    usable = f"{_share(report.triplets)} {_unit(report)} usable"
+    training = f"{usable}; {report.items.total:,} items an epoch"
     needed = f"training and evaluation need {report.needed.total:,}"
     rows = [
         ("layout", report.layout),
@@ -101,14 +101,18 @@ def _skipping(report: doctor.Report) -> str:
         return ""
     if not report.needed.usable or (report.items.total and not report.items.usable):
         return "--config.data.missing_images=skip would not help: nothing would be left."
-    without = f"--config.data.missing_images=skip would leave out {lost:,} images"
     triplets = report.triplets.total - report.triplets.usable
-    if report.triplets.total and report.name != "fashion200k":
-        without += f" and with them {triplets:,} of {report.triplets.total:,} training triplets"
+    training = f", {triplets:,} of {report.triplets.total:,} training {_unit(report)}"
     return (
-        f"{without}; of the queries it would keep the usable ones above. Results are stamped with "
-        "what was left out."
+        f"--config.data.missing_images=skip would leave out {lost:,} images"
+        f"{training if triplets else ''} and the queries that are not usable above; results are "
+        "stamped with that."
     )
+
+
+def _unit(report: doctor.Report) -> str:
+    """Return what training items are made of; Fashion200k's pairs are drawn."""
+    return "images" if report.name == "fashion200k" else "triplets"
 
 
 def _rate(report: doctor.Report) -> str:

@@ -64,9 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     reasons = {i: image for i, image in images.items() if isinstance(image, ImageReadError)}
     if reasons:
         example, reason = next(iter(reasons.items()))
+        where = arguments.directory + (f" --images {arguments.images}" if arguments.images else "")
         print(
             f"{len(reasons)} of its {len(images)} images cannot be used and are grey, such as "
-            f"{example}: {reason}. All that is wrong: cmap doctor {name} {arguments.directory}"
+            f"{example}: {reason}. All that is wrong: cmap doctor {name} {where}"
         )
     return 0
 

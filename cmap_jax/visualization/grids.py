@@ -24,7 +24,7 @@ from cmap_jax.visualization.lettering import leading, wrap, write
 
 # Pixels. `SIDE` is an image's; the page takes as many rows side by side as fit on it.
 SIDE = 160
-_TEXT, _ARROW, _GAP, _PARAGRAPH, _BETWEEN, _MARGIN, _PAGE = 184, 40, 12, 6, 56, 28, 1400
+_TEXT, _ARROW, _GAP, _PARAGRAPH, _BETWEEN, _MARGIN, _PAGE = 184, 48, 12, 6, 56, 28, 1400
 _FOUND_AT = SIDE + _GAP + _TEXT + _ARROW  # where the images to the right of the text begin
 _FRAME, _BADGE = 4, 24
 _TITLE, _CAPTION, _HEADER, _SMALL = 22, 15, 13, 12  # font sizes

@@ -1,279 +1,256 @@
-"""FashionIQ and Fashion200k on disk -> records: layouts, counts, and what is refused."""
+"""What all readers have in common: the same records from a bucket, links, names and captions."""
 
-import collections
-import json
+import os
+import pathlib
+import uuid
 
+import fake_data
 import numpy as np
 import pytest
-from fake_data import fashion200k as write_fashion200k
-from fake_data import fashion_iq as write_fashion_iq
-from fake_data import shoes as write_shoes
-from hypothesis import given
-from hypothesis import strategies as st
+import tensorflow as tf
+from small import small_config
 
-from cmap_jax.processing.tokenizer import SPECIAL_TOKENS, Vocabulary
-from input_pipeline import fashion200k, fashion_iq, shoes
-from input_pipeline.records import DataError, Triplet
+from cmap_jax.processing.tokenizer import Vocabulary
+from input_pipeline import annotations, create_datasets, fashion_iq, folder
+from input_pipeline.image_check import check_images
+from input_pipeline.readers import READERS
+from input_pipeline.records import DataError, Records
 
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "images/{id}.jpg",
-        "images/{id}.png",
-        "{category}/{id}.jpg",
-        "resized_image/{category}/{id}.jpg",
-    ],
-)
-def test_fashion_iq_layouts(tmp_path, layout):
-    records = fashion_iq.read(str(write_fashion_iq(tmp_path, layout=layout)))
-    expected = tmp_path / layout.format(id="dtrain0", category="dress")
-    assert records.images["dtrain0"].path == str(expected)
-    assert all((tmp_path / image.path).exists() for image in records.images.values())
+every_set = pytest.mark.parametrize("name", fake_data.DATA_SETS)
 
 
-def test_fashion_iq_images_elsewhere(tmp_path):
-    root = write_fashion_iq(tmp_path / "data")
-    (root / "images").rename(tmp_path / "pictures")
-    records = fashion_iq.read(str(root), str(tmp_path / "pictures"))
-    assert records.images["dval1"].path == str(tmp_path / "pictures" / "dval1.jpg")
+@pytest.fixture
+def bucket():
+    """A place in TensorFlow's in-memory file system, emptied at the end."""
+    place = f"ram://test-{uuid.uuid4().hex}"
+    tf.io.gfile.makedirs(place)
+    yield place
+    tf.io.gfile.rmtree(place)
 
 
-def test_fashion_iq_records(tmp_path):
-    records = fashion_iq.read(str(write_fashion_iq(tmp_path, images=8, annotations=6)))
-    assert len(records.train) == 2 * 2 * 6  # categories, caption orders, annotations
-    first, second = records.train.draw(0, 0, 0), records.train.draw(0, 0, 1)
-    assert (first.reference, first.target) == (second.reference, second.target)
-    assert first.captions == ("is red", "is longer") == second.captions[::-1]
-    # In each file all first captions, then all second ones.
-    assert records.vocabulary_captions[:8] == (
-        *("is red", "is longer", "has a v-neck", "is darker and shiny", "", "has no sleeves"),
-        *("is longer", "has a v-neck"),
-    )
-    original, val, joined, averaged = records.evaluations["val"]
-    assert [e.protocol.name.removeprefix("fashioniq/") for e in records.evaluations["val"]] == [
-        *("original", "val", "original-joined", "original-averaged")
-    ]
-    assert len(original.galleries["dress"]) == 8
-    assert len(val.galleries["dress"]) == 7
-    assert len(original.queries) == 2 * 2 * 6
-    assert original.queries[0].targets == ("dval1",)
-    assert original.queries == averaged.queries
-    assert [q.captions for q in joined.queries] == [q.captions for q in original.queries[::2]]
-    assert joined.queries[1].id == joined.queries[1].annotation == original.queries[3].annotation
-    assert records.facts == {"categories_missing": ["shirt"]}
+def _upload(root: pathlib.Path, place: str) -> str:
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        target = f"{place}/data/{path.relative_to(root)}"
+        tf.io.gfile.makedirs(target.rpartition("/")[0])
+        with tf.io.gfile.GFile(target, "wb") as file:
+            file.write(path.read_bytes())
+    return f"{place}/data"
 
 
-def _break(path, content):
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+def _write(content: bytes, place: str):
+    tf.io.gfile.remove(place)  # this file system would append
+    with tf.io.gfile.GFile(place, "wb") as file:
+        file.write(content)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[{", r"cap\.dress\.train\.json: not JSON at line 1"),
-        ({}, "must be a list"),
-        ([3], "entry 0 is not an object"),
-        ([{"target": "a", "captions": ["x", "y"]}], "entry 0 must have a text under 'candidate'"),
-        ([{"target": 3, "candidate": "b", "captions": ["x", "y"]}], "under 'target'"),
-        ([{"target": "a", "candidate": "b", "captions": ["x"]}], "must have two texts"),
-        (
-            [{"target": "a", "candidate": "b", "captions": ["x", None]}],
-            "a caption is a text, not None",
-        ),
-    ],
-)
-def test_fashion_iq_refuses_broken_annotations(tmp_path, content, message):
-    root = write_fashion_iq(tmp_path)
-    _break(root / "captions" / "cap.dress.train.json", content)
-    with pytest.raises(ValueError, match=message):
-        fashion_iq.read(str(root))
-
-
-def test_fashion_iq_refuses_missing_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such folder; set --config\.data\.directory"):
-        fashion_iq.read(str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match="not FashionIQ's layout"):
-        fashion_iq.read(str(tmp_path))
-    root = write_fashion_iq(tmp_path)
-    (root / "image_splits" / "split.toptee.val.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"split\.toptee\.val\.json"):
-        fashion_iq.read(str(root))
-    write_fashion_iq(tmp_path)
-    (root / "captions" / "cap.dress.train.json").write_bytes(b'["\xff"]')
-    with pytest.raises(ValueError, match=r"cap\.dress\.train\.json: not UTF-8 at byte 2"):
-        fashion_iq.read(str(root))
-
-
-@pytest.mark.parametrize("folder", ["women/", ""])
-@pytest.mark.parametrize("in_labels", ["women/", ""])
-@pytest.mark.parametrize("in_queries", ["women/", ""])
-def test_fashion200k_layouts(tmp_path, folder, in_labels, in_queries):
-    records = fashion200k.read(str(write_fashion200k(tmp_path, folder, in_labels, in_queries)))
-    assert len(records.train) == 18
-    (evaluation,) = records.evaluations["val"]
-    assert len(evaluation.galleries["all"]) == 12
-    assert len(evaluation.queries) == 6
-    for image in records.images.values():
-        assert (tmp_path / image.path).is_file()
-    # dress comes before top, whatever the folder's order.
-    assert next(iter(records.images)).startswith("dress/train/0")
-
-
-def test_fashion200k_queries_and_targets(tmp_path):
-    records = fashion200k.read(str(write_fashion200k(tmp_path)))
-    (evaluation,) = records.evaluations["val"]
-    query = evaluation.queries[0]
-    # 0: "red v-neck no. 1 dress", 2: "green v-neck no. 1 dress"
-    assert query.captions == ("replace red with green",)
-    assert query.targets == ("dress/test/2/2_0.jpeg",)
-    assert records.extra_special == ("replace", "with")
-    assert "red v-neck no. 1 dress" in records.vocabulary_captions  # raw: no dotmark
-
-
-def test_fashion200k_queries_in_the_image_folder(tmp_path):
-    root = write_fashion200k(tmp_path / "labels_here", queries_in="../pictures")
-    (root / "women").rename(tmp_path / "pictures" / "women")
-    records = fashion200k.read(str(root), str(tmp_path / "pictures"))
-    assert len(records.evaluations["val"][0].queries) == 6
-    (tmp_path / "pictures" / "test_queries.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no test_queries\.txt in"):
-        fashion200k.read(str(root), str(tmp_path / "pictures"))
-
-
-def test_fashion200k_refuses_broken_lines(tmp_path):
-    root = write_fashion200k(tmp_path)
-    (root / "test_queries.txt").write_text("women/a b c\n")
-    with pytest.raises(DataError, match=r"test_queries\.txt, line 1: expected a source"):
-        fashion200k.read(str(root))
-    (root / "test_queries.txt").write_text("women/a women/b\n")
-    with pytest.raises(DataError, match="line 1: a is in no test label file"):
-        fashion200k.read(str(root))
-    (root / "labels" / "top_train_detect_all.txt").write_text("a\t0.1\tred top\nb only\n")
-    with pytest.raises(DataError, match=r"top_train_detect_all\.txt, line 2"):
-        fashion200k.read(str(root))
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "text"),
-    [
-        ("red lace dress", "blue lace dress", "replace red with blue"),
-        ("red dress", "red lace dress", "replace dress with lace"),  # none absent: the last word
-        ("a b", "a b", "replace b with b"),
-    ],
-)
-def test_fashion200k_texts(source, target, text):
-    assert fashion200k.modification(source, target) == text
-
-
-def test_fashion200k_parents():
-    assert fashion200k.parents("red lace dress") == ["lace dress", "red dress", "red lace"]
-    # A word's letters go wherever they occur.
-    assert fashion200k.parents("red coloured top") == ["colou top", "red top", "red coloured"]
-    assert fashion200k.replace_marks("no. 1 & co?*") == "nodotmark 1 andmark coquestionmarkstarmark"
-
-
-@given(st.integers(0, 3), st.integers(0, 50))
-def test_fashion200k_sampling(seed, epoch):
-    captions = {"a": "red top", "b": "blue top", "c": "blue top", "d": "odd thing", "e": "red hat"}
-    source = fashion200k.SampledPairs(captions)
-    for item in range(len(source)):
-        triplet = source.draw(seed, epoch, item)
-        assert triplet == source.draw(seed, epoch, item)
-        if item != 3:  # "odd thing" differs from all others in more than a word
-            assert triplet.reference == "abcde"[item]
-        here, there = captions[triplet.reference], captions[triplet.target]
-        assert here != there
-        assert set(fashion200k.parents(here)) & set(fashion200k.parents(there))
-        assert triplet.captions == (fashion200k.modification(here, there),)
-
-
-def test_fashion200k_sampling_is_even():
-    captions = {"a": "red top", "b": "blue top", "c": "blue top", "d": "odd thing", "e": "red hat"}
-    source = fashion200k.SampledPairs(captions)
-    drawn = collections.Counter(source.draw(0, epoch, 0).target for epoch in range(2000))
-    # One of two parents, then one caption, then one of its images.
-    for image, share in (("e", 0.5), ("b", 0.25), ("c", 0.25)):
-        assert abs(drawn[image] / 2000 - share) < 0.05
-    references = {source.draw(0, epoch, 3).reference for epoch in range(50)}
-    assert references == {"a", "b", "c", "e"}
-    with pytest.raises(DataError, match="no pair can be sampled"):
-        fashion200k.SampledPairs({"a": "red top", "b": "odd thing"})
-
-
-@pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("folder", ["", "womens/"])
-def test_shoes_layouts(tmp_path, prepared, folder):
-    records = shoes.read(str(write_shoes(tmp_path, prepared, folder)))
-    assert len(records.train) == 6
-    assert records.train.draw(0, 0, 0) == Triplet(
-        "img_womens_clogs_0.jpg", "img_womens_clogs_1.jpg", ("is red",)
-    )
-    (evaluation,) = records.evaluations["val"]
-    assert evaluation.protocol.name == "shoes"
-    assert len(evaluation.galleries["all"]) == 10
-    assert len(evaluation.queries) == 6
-    assert evaluation.queries[4].captions == ("",)
-    assert evaluation.queries[0].targets == ("img_womens_clogs_51.jpg",)
-    assert records.vocabulary_captions[:2] == ("is red", "is longer")
-    image = records.images["img_womens_clogs_1.jpg"]
-    assert image.path == str(tmp_path / f"{folder}womens_clogs/1/img_womens_clogs_1.jpg")
-    assert all((tmp_path / image.path).exists() for image in records.images.values())
-
-
-def test_shoes_refusals(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither relative_captions_shoes\.json nor"):
-        shoes.read(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"no such folder; set --config\.data\.directory"):
-        shoes.read(str(tmp_path / "nowhere"))
-    root = write_shoes(tmp_path / "raw")
-    _break(root / "relative_captions_shoes.json", [{"ImageName": "a"}])
-    with pytest.raises(DataError, match="entry 0 must have a text under 'ReferenceImageName'"):
-        shoes.read(str(root))
-    _break(root / "train_im_names.txt", "\n")
-    with pytest.raises(DataError, match=r"train_im_names\.txt: must list image names"):
-        shoes.read(str(root))
-    root = write_shoes(tmp_path / "prepared", prepared=True)
-    _break(root / "split.val.json", {"a": 1})
-    with pytest.raises(DataError, match=r"split\.val\.json: must be a list"):
-        shoes.read(str(root))
-
-
-@pytest.mark.real_data
-def test_shoes_counts(real_data):
-    records = shoes.read(str(real_data / "shoes"))
-    (evaluation,) = records.evaluations["val"]
-    assert len(records.train) == 8990
-    assert len(evaluation.queries) == 1761
-    assert len(evaluation.galleries["all"]) == 4658
-    train = [records.train.draw(0, 0, i) for i in range(8990)]
-    same = sum(t.reference == t.target for t in train)
-    same_eval = sum((q.reference,) == q.targets for q in evaluation.queries)
-    assert (same + same_eval, same_eval) == (27, 1)
-    vocabulary = Vocabulary.build(records.vocabulary_captions)
-    assert len(vocabulary) - len(SPECIAL_TOKENS) == 1330
-
-
-@pytest.mark.real_data
-def test_fashion_iq_counts(real_data):
-    records = fashion_iq.read(str(real_data / "fashioniq"))
-    assert len(records.train) == 2 * (5985 + 5988 + 6027)
-    sizes = {
-        e.protocol.name: {c: len(g) for c, g in e.galleries.items()}
-        for e in records.evaluations["val"]
+def _plain(records: Records, root: str) -> dict:
+    """Everything in the records, with places relative to the folder."""
+    return {
+        "name": records.name,
+        "layout": records.layout.replace(root, ""),
+        "image_directory": records.image_directory.replace(root, ""),
+        "train": [records.train.draw(3, 1, i) for i in range(len(records.train))],
+        "longest": sorted(records.train.longest_texts()),
+        "evaluations": records.evaluations,
+        "unlabelled": records.unlabelled,
+        "captions": records.vocabulary_captions,
+        "images": {i: image.path.replace(root, "") for i, image in records.images.items()},
+        "special": records.extra_special,
+        "facts": records.facts,
     }
-    assert sizes["fashioniq/original"] == {"dress": 3817, "shirt": 6346, "toptee": 5373}
-    assert sizes["fashioniq/val"] == {"dress": 2628, "shirt": 3089, "toptee": 2902}
-    queries = collections.Counter(q.category for q in records.evaluations["val"][0].queries)
-    assert queries == {"dress": 2 * 2017, "shirt": 2 * 2038, "toptee": 2 * 1961}
 
 
-@pytest.mark.real_data
-def test_garment_photos_counts(real_data):
-    records = fashion200k.read(str(real_data / "garment_photos"))
-    assert len(records.train) == 3068
-    (evaluation,) = records.evaluations["val"]
-    assert len(evaluation.galleries["all"]) == 341
-    assert len(evaluation.queries) == 1200
-    triplets = [records.train.draw(0, 0, int(i)) for i in np.arange(0, 3068, 97)]
-    assert all(t.captions[0].startswith("replace ") for t in triplets)
+def _read(name: str, directory: str, image_directory: str | None = None) -> Records:
+    return READERS[name.split()[0]].read(directory, image_directory)
+
+
+@every_set
+def test_a_bucket_gives_the_same_records(tmp_path, bucket, name):
+    local = str(fake_data.DATA_SETS[name](tmp_path / "data"))
+    remote = _upload(tmp_path / "data", bucket)
+    expected = _plain(_read(name, local), local)
+    assert expected["images"]
+    assert all(place.startswith("/") for place in expected["images"].values())
+    assert _plain(_read(name, remote), remote) == expected
+    # However the folder is written, and with the images in the bucket alone.
+    assert _plain(_read(name, f"{remote}/"), remote)["images"] == expected["images"]
+    assert _plain(_read(name, local, remote), remote)["images"] == expected["images"]
+
+
+@every_set
+def test_images_in_a_bucket_are_checked(tmp_path, bucket, name):
+    fake_data.DATA_SETS[name](tmp_path / "data")
+    remote = _upload(tmp_path / "data", bucket)
+    images = _read(name, remote).images
+    assert check_images(images.values(), remote) == {}
+    missing, cut, empty, html, taken = list(images.values())[:5]
+    tf.io.gfile.remove(missing.path)
+    with tf.io.gfile.GFile(cut.path, "rb") as file:
+        content = file.read()
+    _write(content[: len(content) * 9 // 10], cut.path)
+    _write(b"", empty.path)
+    _write(b"<html></html>", html.path)
+    tf.io.gfile.remove(taken.path)
+    tf.io.gfile.makedirs(taken.path)
+    reasons = check_images(images.values(), remote)
+    assert set(reasons) == {missing.id, cut.id, empty.id, html.id, taken.id}
+    assert reasons[missing.id] == "missing"
+    assert reasons[cut.id].startswith("truncated: ")
+    assert reasons[empty.id] == "zero bytes"
+    assert reasons[html.id].startswith("not an image: ")
+    assert reasons[taken.id] == "not a file"
+
+
+def _config(name: str, directory: str):
+    config = small_config()
+    config.data.name = name.split()[0]
+    config.data.directory = directory
+    config.data.resize, config.data.crop = 40, 32
+    config.train.batch_size = config.eval.batch_size = 5
+    return config
+
+
+@every_set
+def test_batches_from_a_bucket(tmp_path, bucket, name):
+    local = str(fake_data.DATA_SETS[name](tmp_path / "data"))
+    remote = _upload(tmp_path / "data", bucket)
+    training = not name.startswith("circo")  # nothing to train on there
+    vocabulary = None if training else Vocabulary.build(["is red"])
+    batches = []
+    for directory in (local, remote):
+        data = create_datasets(_config(name, directory), vocabulary, training=training)
+        assert data.facts["images_skipped"] == 0
+        found = [next(iter(data.evaluations["val"].image_batches()))]
+        if training:
+            found += data.train.batches(0, 1)
+        batches.append(found)
+    for here, there in zip(*batches, strict=True):
+        assert here.keys() == there.keys()
+        for key in here:
+            np.testing.assert_array_equal(here[key], there[key], err_msg=key)
+
+
+@every_set
+def test_annotations_missing_in_a_bucket(bucket, name):
+    with pytest.raises(FileNotFoundError, match=r"/none: no such folder; set --config\.data\.dir"):
+        _read(name, f"{bucket}/none")
+    with pytest.raises(FileNotFoundError, match=rf"{bucket}.*(no |neither )"):
+        _read(name, bucket)
+
+
+def test_a_file_system_that_tensorflow_does_not_know():
+    with pytest.raises(OSError, match=r"'nowhere' not implemented.*'nowhere://bucket'") as raised:
+        fashion_iq.read("nowhere://bucket")
+    assert "\n" not in str(raised.value)
+
+
+@every_set
+def test_a_link_may_lead_to_the_folder_but_not_out_of_it(tmp_path, name):
+    fake_data.DATA_SETS[name](tmp_path / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    root = str(tmp_path / "link")
+    images = list(_read(name, root).images.values())
+    assert check_images(images, root) == {}
+    inside, out, loop, dangling = (pathlib.Path(image.path) for image in images[:4])
+    outside = tmp_path / f"outside{out.suffix}"
+    out.rename(outside)
+    out.symlink_to(os.path.relpath(outside, out.resolve().parent))
+    healthy = pathlib.Path(images[4].path).resolve()
+    for path, target in ((inside, healthy), (loop, loop), (dangling, "nowhere")):
+        path.unlink()
+        path.symlink_to(target)
+    reasons = check_images(_read(name, root).images.values(), root)
+    assert set(reasons) == {image.id for image in images[1:4]}
+    assert reasons[images[1].id] == f"a link that leads out of {root}"
+    assert reasons[images[3].id] == "missing: a link to nothing"
+
+
+def test_a_folder_of_images_that_is_a_link_out(tmp_path):
+    root = fake_data.fashion_iq(tmp_path / "data")
+    (root / "images").rename(tmp_path / "pictures")
+    (root / "images").symlink_to(tmp_path / "pictures")
+    images = fashion_iq.read(str(root)).images
+    assert set(check_images(images.values(), str(root))) == set(images)
+    # The remedy of the error: name that folder.
+    images = fashion_iq.read(str(root), str(tmp_path / "pictures")).images
+    assert check_images(images.values(), str(tmp_path / "pictures")) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a b.jpg", "ä/é.png", "./a", "a\u3000\u202fb", "..a", "a.."]
+)
+def test_good_paths(name):
+    assert annotations.check_path(name, "file: entry 3") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "an image is named by a text, not by None"),
+        (["a"] * 9, "an image is named by a text, not by a list of length 9"),
+        ("  ", "an image is named by a text, not by '  '"),
+        ("/a", "'/a' is no path relative to the image folder"),
+        ("gs://a", "is no path relative to the image folder"),
+        ("a\\b", "is no path relative to the image folder"),
+        ("a/../b", "'a/../b' climbs out of the image folder"),
+        ("..", "climbs out of the image folder"),
+        ("a/", "'a/' names a folder, not an image"),
+        ("a/.", "names a folder, not an image"),
+        ("a\nb", r"'a\\nb' holds characters that no file name has"),
+        ("a\0", "holds characters that no file name has"),
+        ("\ud800", r"'\\ud800' holds characters that no file name has"),
+        ("a\u2028b", "holds characters that no file name has"),
+        ("é" * 128, "is too long for a file name"),
+        ("a/" * 600 + "b", r"'(a/)+a?\.\.\. is too long for a file name"),
+    ],
+)
+def test_bad_paths(name, message):
+    with pytest.raises(DataError, match=f"^file: entry 3: .*{message}") as raised:
+        annotations.check_path(name, "file: entry 3")
+    assert len(str(raised.value)) < 200
+
+
+def test_captions():
+    assert annotations.check_caption("", "here") == ""
+    assert annotations.check_caption("é\u2028\ud800", "here") == "é\u2028?"
+    with pytest.raises(DataError, match="here: a caption of 100000 characters"):
+        annotations.check_caption("a" * 100_000, "here")
+
+
+def test_values_are_shown_on_a_line():
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    for value in (nested, {"a": nested}, "a\n" * 10**6, 10**4000, "\ud800", None, float("nan")):
+        shown = annotations.shown(value)
+        assert shown.isprintable()
+        assert shown.isascii()
+        assert len(shown) <= 80
+
+
+def test_images_are_found_in_the_order_of_folders_and_suffixes(tmp_path):
+    for name in ("a/1.jpg", "b/1.jpg", "b/2.png", "b/2.jpg", "b/c/3.jpg"):
+        fake_data.image(tmp_path / name, 0)
+    found = annotations.find_images(
+        ["1", "2", "c/3", "4", "2.png"], [f"{tmp_path}/a", f"{tmp_path}/b"], [".png", ".jpg"]
+    )
+    assert {i: os.path.relpath(p, tmp_path) for i, p in found.items()} == {
+        "1": "a/1.jpg",
+        "2": "b/2.png",
+        "c/3": "b/c/3.jpg",
+    }
+
+
+def test_bare_names_in_a_bucket(tmp_path, bucket):
+    root = fake_data.folder(tmp_path / "data", gallery=False)
+    for split in ("train", "val", "test"):
+        (root / f"{split}.csv").unlink()
+    (root / "val.csv").write_text("reference,text,target\n0,is red,1.jpg\n")
+    remote = _upload(root, bucket)
+    with pytest.raises(DataError, match=r"'0' may be 'test/0\.jpg' or 'train/0\.jpg' or 'val/0"):
+        folder.read(remote)
+    images = folder.read(remote, f"{remote}/val").images
+    assert images["1.jpg"].path == f"{remote}/val/1.jpg"
+    tf.io.gfile.rmtree(f"{remote}/train")
+    tf.io.gfile.rmtree(f"{remote}/test")
+    assert folder.read(remote).images["0"].path == f"{remote}/val/0.jpg"

@@ -106,6 +106,8 @@ def test_the_frame_is_around_the_right_image(right):
     colours = [RED, BLUE, GOLD]
     results = [(_plain(colour), place == right) for place, colour in enumerate(colours)]
     picture = results_grid([ResultRow(_plain(PINK), ("a",), results, right)], "shoes")
+    lefts = [_box(picture, colour)[0] for colour in (PINK, *colours)]
+    assert lefts == sorted(lefts)  # the reference, then the best first
     frame, image = _box(picture, RIGHT), _box(picture, colours[right])
     for at, around, direction in zip(image, frame, (1, 1, -1, -1), strict=True):
         assert 4 <= (at - around) * direction <= 8
