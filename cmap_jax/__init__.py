@@ -29,6 +29,7 @@ _SUBPACKAGES = frozenset(
         "scoring",
         "sharding",
         "training",
+        "visualization",
         "workdir",
     }
 )
