@@ -17,7 +17,6 @@ from typing import Any
 
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import published, storage
-from input_pipeline.annotations import check_keys
 from input_pipeline.findings import (
     Annotation,
     Finding,
@@ -29,15 +28,13 @@ from input_pipeline.findings import (
     same_image_findings,
     word_findings,
 )
-from input_pipeline.garments import STAMP
 from input_pipeline.garments import reader as garments_reader
 from input_pipeline.image_check import check_images
 from input_pipeline.image_findings import duplicate_findings, image_findings
 from input_pipeline.published import Count
-from input_pipeline.readers import READERS
+from input_pipeline.readers import data_set_name, garments_settings, read_folder
 from input_pipeline.records import DataError, Evaluation, Records
 
-NAMES = (*READERS, "garments")
 BATCH_SIZE = 128  # of the configs
 
 _SEVERITIES = ("error", "warning", "note")
@@ -151,7 +148,7 @@ def examine(
     Nothing is written, and garments are not rendered.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `readers.NAMES`.
         directory: the folder of the annotations.
         image_directory: the folder of the images; None: inside ``directory``.
         vocabulary: a model's words, to compare the captions with; None: the training captions'.
@@ -159,8 +156,7 @@ def examine(
     Raises:
         ValueError: no such data set.
     """
-    if name not in NAMES:
-        raise ValueError(f"{name!r} is no data set: {', '.join(NAMES)}")
+    name = data_set_name(name)
     started = time.perf_counter()
     try:
         records = _read(name, directory, image_directory)
@@ -209,23 +205,16 @@ def examine(
 
 
 def _read(name: str, directory: str, image_directory: str | None) -> Records:
-    if name != "garments":
-        return READERS[name].read(directory, image_directory)
-    if image_directory:
-        raise ValueError("garments keep their images with them: no other folder can be given")
-    return garments_reader.read(directory, **_garments_settings(directory))
+    if name == "garments" and not image_directory:
+        # As training asks for them, which can set a few fields only.
+        return garments_reader.read(directory, **_garments_fields(directory))
+    return read_folder(name, directory, image_directory)
 
 
-def _garments_settings(directory: str) -> dict[str, int]:
-    """Return the settings of config.data.garments that the garments in a folder have."""
-    file = storage.join(directory, STAMP)
-    if not storage.exists(file):
-        raise FileNotFoundError(f"{file}: no such file, so no garments are rendered there")
-    keys = {"seed": int, "image_size": int, "train_triplets": int}
-    stamp = storage.read_json(file)
-    check_keys(stamp, {"settings": dict, "oracles": dict}, file)
-    check_keys(stamp["settings"], keys, f"{file}: settings")
-    return {key: stamp["settings"][key] for key in keys}
+def _garments_fields(directory: str) -> dict[str, int | float]:
+    """Return the fields of ``config.data.garments`` that the garments in a folder have."""
+    settings = garments_settings(directory)
+    return {key: settings[key] for key in ("seed", "image_size", "train_triplets")}
 
 
 def _reading_finding(error: Exception, name: str, directory: str) -> Finding:
@@ -335,7 +324,7 @@ def _training_findings(name: str, items: int) -> Iterator[Finding]:
 
 
 def _garments_findings(directory: str) -> Iterator[Finding]:
-    settings = _garments_settings(directory)
-    flags = " ".join(f"--config.data.garments.{key}={value}" for key, value in settings.items())
+    fields = _garments_fields(directory).items()
+    flags = " ".join(f"--config.data.garments.{key}={value}" for key, value in fields)
     title = "training must name the settings that these garments were rendered with"
     yield Finding("garments_settings", "note", title, 1, (), flags)

@@ -1,8 +1,11 @@
 """The data sets by name: which reader reads which."""
 
+import inspect
 from typing import Any
 
-from input_pipeline import circo, cirr, fashion200k, fashion_iq, folder, shoes
+from input_pipeline import circo, cirr, fashion200k, fashion_iq, folder, shoes, storage
+from input_pipeline.annotations import check_keys
+from input_pipeline.garments import STAMP, prepare
 from input_pipeline.garments import reader as garments_reader
 from input_pipeline.records import Records
 
@@ -14,6 +17,56 @@ READERS = {
     "circo": circo,
     "folder": folder,
 }
+NAMES = (*READERS, "garments")
+_SPELLINGS = {"fashioniq": "fashion_iq"}  # the config file's name -> the data set's
+
+
+def data_set_name(name: str) -> str:
+    """Return a data set's name, which may be given as its config file is called.
+
+    Raises:
+        ValueError: no such data set; names those that there are.
+    """
+    name = _SPELLINGS.get(name, name)
+    if name not in NAMES:
+        raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}")
+    return name
+
+
+def read_folder(name: str, directory: str, image_directory: str | None = None) -> Records:
+    """Read the data set in a folder, whatever its settings; garments are not rendered.
+
+    Raises:
+        ValueError: a folder of images for garments, which keep theirs with them.
+        FileNotFoundError: a folder or an annotation file is missing.
+        DataError: broken annotations.
+    """
+    if name != "garments":
+        return READERS[name].read(directory, image_directory)
+    if image_directory:
+        raise ValueError("garments keep their images with them: no other folder can be given")
+    return garments_reader.read(directory, **garments_settings(directory))
+
+
+def garments_settings(directory: str) -> dict[str, int | float]:
+    """Return the settings of `garments.prepare` that the garments in a folder were rendered with.
+
+    Raises:
+        FileNotFoundError: there are none.
+        DataError: their description is broken.
+    """
+    file = storage.join(directory, STAMP)
+    if not storage.exists(file):
+        raise FileNotFoundError(
+            f"{file}: no such file, so no garments are rendered there; python main.py "
+            "--config=configs/garments.py renders them"
+        )
+    keys = {"seed": int, "image_size": int, "train_triplets": int}
+    stamp = storage.read_json(file)
+    check_keys(stamp, {"settings": dict, "oracles": dict}, file)
+    check_keys(stamp["settings"], keys, f"{file}: settings")
+    known = inspect.signature(prepare).parameters
+    return {key: value for key, value in stamp["settings"].items() if key in known}
 
 
 def read_records(config: Any) -> Records:
@@ -25,9 +78,8 @@ def read_records(config: Any) -> Records:
         DataError: broken annotations.
     """
     data = config.data
-    known = (*READERS, "garments")
-    if data.name not in known:
-        raise ValueError(f"config.data.name must be one of {', '.join(known)}; got {data.name!r}")
+    if data.name not in NAMES:
+        raise ValueError(f"config.data.name must be one of {', '.join(NAMES)}; got {data.name!r}")
     if not data.directory:
         raise ValueError(
             "config.data.directory is not set: give the folder that holds the annotations, "

@@ -12,15 +12,14 @@ import json
 from cmap_jax.cli.tables import table
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import doctor
+from input_pipeline.readers import NAMES, data_set_name
 
-_ALIASES = {"fashioniq": "fashion_iq"}  # as the config file is called
 _SHOWN = 3  # examples of a finding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    names = (*doctor.NAMES, *_ALIASES)
-    parser.add_argument("dataset", choices=names, metavar="DATASET", help=", ".join(doctor.NAMES))
+    parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("directory", metavar="DIR", help="the folder with the annotations")
     parser.add_argument("--images", metavar="DIR", help="with the images, where not inside DIR")
     parser.add_argument(
@@ -33,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine, print, and return 1 where training would fail."""
+    name = data_set_name(arguments.dataset)
     vocabulary = Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
-    name = _ALIASES.get(arguments.dataset, arguments.dataset)
     report = doctor.examine(name, arguments.directory, arguments.images, vocabulary)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))

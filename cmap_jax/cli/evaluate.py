@@ -42,11 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     from cmap_jax import workdir as workdir_lib
     from cmap_jax.cli.run import evaluate
     from configs import from_workdir
+    from input_pipeline.readers import data_set_name
 
     workdir_lib.read_description(arguments.workdir)  # refuses what is no workdir, with the reason
     config = from_workdir.get_config(arguments.workdir)
     if arguments.data:
-        from_workdir.use_data_set(config, arguments.data)
+        from_workdir.use_data_set(config, data_set_name(arguments.data))
     if arguments.dir:
         config.data.directory = arguments.dir
     if arguments.images:

@@ -5,7 +5,6 @@ cmap show fashion_iq data/fashion_iq --images /photos --split val --count 12 --s
 """
 
 import argparse
-import inspect
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,21 +17,18 @@ from cmap_jax.visualization.grids import (
     save,
     triplet_grid,
 )
-from input_pipeline import garments, storage
-from input_pipeline.annotations import check_keys
-from input_pipeline.garments import reader as garments_reader
+from input_pipeline import storage
 from input_pipeline.image_check import check_images
-from input_pipeline.readers import READERS
+from input_pipeline.readers import NAMES, data_set_name, read_folder
 from input_pipeline.records import DataError, Query, Records, Triplet
 
-_SPELLINGS = {"fashioniq": "fashion_iq"}  # the config file's name -> the data set's
 _MOST = 100  # rows; more make no picture that anyone looks at
 _TARGETS = 3  # images a query shows of those that are right
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("dataset", help=f"one of {', '.join((*READERS, 'garments'))}")
+    parser.add_argument("dataset", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("directory", help="the folder that holds the annotations")
     parser.add_argument("--out", required=True, help="the picture to write, .png or .jpg")
     parser.add_argument(
@@ -49,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the picture and say what it shows."""
-    name = _SPELLINGS.get(arguments.dataset, arguments.dataset)
-    _check(arguments, name)
-    records = _read(name, arguments.directory, arguments.images)
+    name = data_set_name(arguments.dataset)
+    _check(arguments)
+    records = read_folder(name, arguments.directory, arguments.images)
     split = arguments.split or ("train" if len(records.train) else "val")
     if arguments.split is None and split == "val":
         print(f"{name} has nothing to train on there: these are queries of val.")
@@ -72,11 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace, name: str) -> None:
+def _check(arguments: argparse.Namespace) -> None:
     """Refuse what cannot work, before anything is read."""
-    known = (*READERS, "garments")
-    if name not in known:
-        raise ValueError(f"no data set {name!r}; there are {', '.join(known)}")
     if not 1 <= arguments.count <= _MOST:
         raise ValueError(f"--count must be 1 to {_MOST}, not {arguments.count}")
     if arguments.seed < 0:
@@ -85,24 +78,6 @@ def _check(arguments: argparse.Namespace, name: str) -> None:
     for folder in filter(None, (arguments.directory, arguments.images)):
         if not storage.is_folder(folder):
             raise FileNotFoundError(f"{folder}: no such folder")
-
-
-def _read(name: str, directory: str, image_directory: str | None) -> Records:
-    """Read the annotations; garments only where they are already."""
-    if name != "garments":
-        return READERS[name].read(directory, image_directory)
-    if image_directory:
-        raise ValueError("--images: garments keep their images with them")
-    stamp = storage.join(directory, garments.STAMP)
-    if not storage.exists(stamp):
-        raise FileNotFoundError(
-            f"{stamp}: no such file, so these are no garments; python main.py "
-            "--config=configs/garments.py renders them"
-        )
-    content = storage.read_json(stamp)
-    check_keys(content, {"settings": dict}, stamp)
-    settings = inspect.signature(garments.prepare).parameters.keys() & content["settings"].keys()
-    return garments_reader.read(directory, **{k: content["settings"][k] for k in settings})
 
 
 def _draw_items(

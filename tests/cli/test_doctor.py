@@ -3,7 +3,6 @@
 import json
 
 import fake_data
-import pytest
 
 from cmap_jax.cli import command
 from cmap_jax.processing.tokenizer import Vocabulary
@@ -78,9 +77,8 @@ def test_unreadable_annotations(tmp_path, capsys):
 
 
 def test_wrong_arguments(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        command.main(["doctor", "moda", str(tmp_path)])
-    assert stopped.value.code == 2
+    assert command.main(["doctor", "moda", str(tmp_path)]) == 1
+    assert "no data set 'moda'; there are fashion_iq" in capsys.readouterr().err
     root = fake_data.shoes(tmp_path)
     words = tmp_path / "words.txt"
     words.write_text("red\n")

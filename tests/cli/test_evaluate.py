@@ -69,7 +69,7 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["/nowhere"], "/nowhere is not a workdir"),
-        (["RUN", "--data", "coco"], "config.data.name must be one of fashion_iq"),
+        (["RUN", "--data", "coco"], "no data set 'coco'; there are fashion_iq"),
         (["RUN", "--data", "circo"], "config.data.directory is not set"),
         (["RUN", "--grid", "grid.gif"], "grid.gif"),
         (["RUN", "--grid", "grid.png", "--count", "0"], "--count must be 1 or more"),

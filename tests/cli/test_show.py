@@ -243,12 +243,12 @@ def test_garments_are_not_rendered(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     out = tmp_path / "grid.png"
     message = _refused(capsys, "garments", tmp_path / "empty", out)
-    assert "garments.json: no such file, so these are no garments" in message
+    assert "garments.json: no such file, so no garments are rendered there" in message
     assert "configs/garments.py renders them" in message
     assert not list((tmp_path / "empty").iterdir())
     root = _garments(tmp_path / "garments")
     message = _refused(capsys, "garments", root, out, "--images", str(root))
-    assert "--images: garments keep their images with them" in message
+    assert "garments keep their images with them" in message
     stamp = root / garments.STAMP
     content = json.loads(stamp.read_text())
     content["settings"]["sleeves"] = 4  # as a later version may have it

@@ -407,7 +407,7 @@ def test_annotations_that_cannot_be_read(tmp_path):
     assert "looks like" not in error.fix
     (root / "captions" / "cap.dress.val.json").write_text("[{")
     assert "not JSON at line 1" in _only_error("fashion_iq", root).title
-    with pytest.raises(ValueError, match=r"'moda' is no data set: fashion_iq"):
+    with pytest.raises(ValueError, match="no data set 'moda'; there are fashion_iq"):
         doctor.examine("moda", str(root))
 
 
