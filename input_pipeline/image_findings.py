@@ -242,10 +242,10 @@ def _same_bytes(images: Sequence[Image]) -> list[list[Image]]:
 
     A remote file's size costs as much as its content, so there all are read.
     """
-    sizes = in_parallel(_size, images, "sizing", "images")
+    sizes = in_parallel(_size, [i.path for i in images], "sizing", "images")
     by_size = _grouped(zip(sizes, images, strict=True))
     candidates = [image for group in by_size for image in group]
-    contents = in_parallel(_digest, candidates, "comparing", "images")
+    contents = in_parallel(_digest, [i.path for i in candidates], "comparing", "images")
     return _grouped(zip(contents, candidates, strict=True))
 
 
@@ -257,12 +257,12 @@ def _grouped(keyed: Iterable[tuple[object, Image]]) -> list[list[Image]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _size(image: Image) -> int:
-    return 0 if storage.is_remote(image.path) else os.path.getsize(image.path)
+def _size(place: str) -> int:
+    return 0 if storage.is_remote(place) else os.path.getsize(place)
 
 
-def _digest(image: Image) -> bytes:
-    with storage.open_file(image.path) as file:
+def _digest(place: str) -> bytes:
+    with storage.open_file(place) as file:
         return hashlib.file_digest(file, hashlib.blake2b).digest()
 
 
