@@ -66,6 +66,11 @@ def create_datasets(
             f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
         )
     records = read_records(config)
+    if training and not len(records.train):
+        raise DataError(
+            f"{data.directory}: {records.name} has nothing to train on there. Evaluate a model "
+            "that was trained on other data with --mode=evaluate --workdir=..."
+        )
     if vocabulary is None:
         vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
     records = records.with_needed_images() if training else records.for_evaluation()
@@ -100,11 +105,6 @@ def _training_data(
 ) -> TrainingData:
     """Return the training batches, or refuse a batch that there are not the items for."""
     batch_size = config.train.batch_size
-    if not len(records.train):
-        raise DataError(
-            f"{config.data.directory}: {records.name} has nothing to train on there. Evaluate a "
-            "model that was trained on other data with --mode=evaluate --workdir=..."
-        )
     if batch_size > len(records.train):
         raise DataError(
             f"config.train.batch_size is {batch_size}, but there are only {len(records.train)} "

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fake_data import circo as write_circo
 from fake_data import fashion_iq as write_fashion_iq
 from small import small_config
 
@@ -133,6 +134,13 @@ def test_an_image_that_fails_in_the_middle_is_named(config):
             _damage(config, f"{category}train{i}", lambda whole: whole[:-60])
     with pytest.raises(DataError, match=r"train\d\.jpg.*Repair or remove"):
         list(train.batches(0, 2))
+
+
+def test_nothing_to_train_on_is_said_before_images_are_looked_for(config, tmp_path):
+    config.data.name, config.data.directory = "circo", str(write_circo(tmp_path / "circo"))
+    next((tmp_path / "circo").rglob("*.jpg")).unlink()
+    with pytest.raises(DataError, match=r"circo has nothing to train on there.*--mode=evaluate"):
+        create_datasets(config)
 
 
 def test_refusals_before_any_work(config):
