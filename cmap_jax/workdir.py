@@ -22,7 +22,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.files import read_json, write_json, write_text
+from cmap_jax.processing.files import complete_folder, read_json, write_json, write_text
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import Protocol
@@ -102,16 +101,10 @@ def write_model(
     shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (expected, variables)]
     if shapes[0] != shapes[1]:
         raise ValueError("the variables are not those of the model")
-    target = absolute(workdir)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with complete_folder(absolute(workdir)) as scratch:
         with ocp.CheckpointManager(scratch / BEST) as manager:
             manager.save(0, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
         write_description(scratch, description)
-        scratch.rename(target)
-    finally:
-        if scratch.exists():
-            scratch.rmtree()
 
 
 def read_description(workdir: str | os.PathLike) -> Description:

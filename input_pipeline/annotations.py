@@ -4,6 +4,7 @@ Annotations come from anywhere, so nothing in them is trusted: a name that climb
 folder is refused here, and a link that leads out of it by `image_check.check_images`.
 """
 
+import itertools
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ _LONGEST_NAME = 255  # bytes of one part of a path, on every common file system
 _LONGEST_PATH = 1024  # bytes, in a bucket
 # Control characters, halves of surrogate pairs, ends of lines and paragraphs.
 _IN_NO_NAME = {"Cc", "Cs", "Zl", "Zp"}
+_SAMPLE = 50  # images looked for to find the folder layout
 _SHOWN = 80  # characters of a value in an error
 _LONGEST_TEXT = 2_000  # characters; the longest caption of any data set here has a few hundred
 
@@ -144,6 +146,12 @@ def find_images(
                 found[i] = storage.join(folder, i + suffix)
                 break
     return found
+
+
+def find_base(bases: Sequence[str], paths: Iterable[str]) -> str:
+    """Return the folder that paths start from: the one that has most of a sample of them."""
+    sample = list(itertools.islice(paths, _SAMPLE))
+    return max(bases, key=lambda base: sum(storage.exists(storage.join(base, p)) for p in sample))
 
 
 def shown(value: Any) -> str:

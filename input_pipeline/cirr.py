@@ -15,6 +15,7 @@ from input_pipeline.annotations import (
     check_keys,
     check_path,
     check_unique,
+    find_base,
     read_entries,
     shown,
 )
@@ -29,7 +30,6 @@ from input_pipeline.records import (
 )
 
 _SPLITS = ("train", "val", "test1")
-_SAMPLE = 50  # images looked for to find the folder layout
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
@@ -71,7 +71,8 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         unlabelled["test1"] = Evaluation(
             PROTOCOLS["cirr/test1"], {"all": tuple(paths["test1"])}, entries["test1"]
         )
-    base = _find_base(image_root, paths["val"])
+    bases = (image_root, *(storage.join(image_root, name) for name in ("images", "img_raw")))
+    base = find_base(bases, paths["val"].values())
     train = tuple(Triplet(q.reference, q.targets[0], q.captions) for q in entries.get("train", ()))
     records = Records(
         name="cirr",
@@ -141,10 +142,3 @@ def _check_known(
                     f"{file}: entry {number} names {shown(image)}, which split.rc2.{split}.json "
                     "does not have"
                 )
-
-
-def _find_base(root: str, paths: Mapping[str, str]) -> str:
-    """Return the folder that paths start from: the one that has most of a sample."""
-    sample = list(paths.values())[:_SAMPLE]
-    bases = [root, *(storage.join(root, name) for name in ("images", "img_raw"))]
-    return max(bases, key=lambda base: sum(storage.exists(storage.join(base, p)) for p in sample))

@@ -6,21 +6,19 @@
 """
 
 import collections
-import itertools
 from collections.abc import Iterable, Set
 
 import numpy as np
 
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
-from input_pipeline.annotations import check_caption, check_folders, check_path, shown
+from input_pipeline.annotations import check_caption, check_folders, check_path, find_base, shown
 from input_pipeline.records import DataError, Evaluation, Image, Query, Records, Triplet
 
-_PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
+PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
 _SUFFIX = "_{split}_detect_all.txt"
 _PREFIX = "women/"
 _MARKS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}
-_SAMPLE = 50  # images looked for to find the folder layout
 _SAMPLING = 0x200  # sets this stream of random numbers apart from others with the same seed
 
 
@@ -40,7 +38,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     test = _read_labels(root, "test")
     queries_file = _find_queries(root, image_root)
     gallery = tuple(test)
-    base = _find_base(image_root, gallery)
+    base = find_base((storage.join(image_root, "women"), image_root), gallery)
     evaluation = Evaluation(
         PROTOCOLS["fashion200k"], {"all": gallery}, _read_queries(queries_file, test)
     )
@@ -173,7 +171,7 @@ def _read_labels(root: str, split: str) -> dict[str, str]:
         )
     for category in found:  # a file's name may be anything, and stands in messages
         check_path(f"{category}{suffix}", folder)
-    published = [c for c in _PUBLISHED_ORDER if c in found]
+    published = [c for c in PUBLISHED_ORDER if c in found]
     captions: dict[str, str] = {}
     for category in (*published, *sorted(found - set(published))):
         file = storage.join(folder, f"{category}{suffix}")
@@ -219,13 +217,6 @@ def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
         name = f"{number - 1}"
         queries.append(Query(name, source, (text,), right[captions[target]], "all", name))
     return tuple(queries)
-
-
-def _find_base(root: str, sample: Iterable[str]) -> str:
-    """Return the folder that ids start from, for the layout that a sample of them has."""
-    sample = list(itertools.islice(sample, _SAMPLE))
-    bases = (storage.join(root, "women"), root)
-    return max(bases, key=lambda base: sum(storage.exists(storage.join(base, i)) for i in sample))
 
 
 __all__ = ["SampledPairs", "modification", "parents", "read", "replace_marks"]

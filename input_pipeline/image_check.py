@@ -5,7 +5,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cmap_jax.processing.progress import track
@@ -58,10 +58,7 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
     reasons = check_images(records.images.values(), records.image_directory)
     if not reasons:
         return records, ()
-    examples = "\n".join(
-        f"  {records.images[i].path}: {reason}" for i, reason in list(reasons.items())[:_SHOWN]
-    )
-    summary = f"{len(reasons)} of {len(records.images)} images cannot be used, such as\n{examples}"
+    summary = describe_unusable(records, reasons)
     if policy == "fail" or len(reasons) == len(records.images):
         remedy = "Restore them, set --config.data.image_directory to the folder with the images"
         if policy == "fail":
@@ -71,6 +68,15 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
         )
     logging.warning("%s\nThey are left out, and counted in the results.", summary)
     return records.without(set(reasons)), tuple(sorted(reasons))
+
+
+def describe_unusable(records: Records, reasons: Mapping[str, str]) -> str:
+    """Return how many of the images cannot be used, and some of them with their reasons."""
+    lines = [
+        f"{len(reasons)} of {len(records.images)} images cannot be used, such as",
+        *(f"  {records.images[i].path}: {reasons[i]}" for i in list(reasons)[:_SHOWN]),
+    ]
+    return "\n".join(lines)
 
 
 def _checker(image_directory: str) -> Callable[[str], str | None]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from input_pipeline import storage
+from input_pipeline import fashion200k, storage
 from input_pipeline.annotations import read_image_list
 from input_pipeline.circo import GALLERY_IMAGES
 from input_pipeline.fashion_iq import PUBLISHED_ORDER
@@ -143,7 +143,7 @@ def _fashion200k(records: Records, directory: str) -> Iterator[Count]:
     labels = storage.names(storage.join(directory, "labels"))
     suffix = "_train_detect_all.txt"
     found = {name.removesuffix(suffix) for name in labels if name.endswith(suffix)}
-    absent = [c for c in ("dress", "skirt", "jacket", "pants", "top") if c not in found]
+    absent = [c for c in fashion200k.PUBLISHED_ORDER if c not in found]
     remark = f"no labels of {', '.join(absent)}" if absent else ""
     thousands = round(len(records.train) / 1000)
     yield _count("train images, in thousands", thousands, 172, remark)

@@ -21,7 +21,6 @@ _SPLITS = {"cirr": "test1", "circo": "test"}
 _MAKE = {"cirr": submission.cirr_submissions, "circo": submission.circo_submissions}
 _CHECK = {"cirr": submission.check_cirr, "circo": submission.check_circo}
 _SERVERS = {"cirr": "https://cirr.cecs.anu.edu.au", "circo": "https://circo.micc.unifi.it"}
-_SHOWN = 5  # unusable images in a message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,13 +119,11 @@ def _read(arguments: argparse.Namespace) -> Any:
 
 def _check_images(records: Any) -> None:
     """Refuse a data set with unusable images: a server wants every query answered."""
-    from input_pipeline.image_check import check_images
+    from input_pipeline.image_check import check_images, describe_unusable
 
     reasons = check_images(records.images.values(), records.image_directory)
     if reasons:
-        lines = [
-            f"{len(reasons)} of {len(records.images)} images cannot be used, such as",
-            *(f"  {records.images[i].path}: {reasons[i]}" for i in list(reasons)[:_SHOWN]),
-            "A submission needs all of them: restore them, or name their folder with --images",
-        ]
-        raise ValueError("\n".join(lines))
+        raise ValueError(
+            f"{describe_unusable(records, reasons)}\nA submission needs all of them: restore them, "
+            "or name their folder with --images"
+        )

@@ -11,7 +11,6 @@ CIRCO  one file, {"0": [the 50 best ids], ...}, ids as whole numbers; it may hol
 import collections
 import json
 import os
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -140,15 +139,9 @@ def write_submissions(folder: str | os.PathLike, submissions: Mapping[str, Any])
     Raises:
         OSError: the folder is there already and not empty, or cannot be written.
     """
-    target = epath.Path(folder)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with files.complete_folder(folder) as scratch:
         for name, content in submissions.items():
             files.write_text(scratch / name, _encode(content))
-        scratch.rename(target)
-    finally:
-        if scratch.exists():
-            scratch.rmtree()
 
 
 def _encode(content: Any) -> str:

@@ -1,9 +1,11 @@
 """Reading and writing whole files, local or in a bucket; a write is complete or not there."""
 
+import contextlib
 import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -53,12 +55,17 @@ def parse_json(text: str, path: str | os.PathLike) -> Any:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a UTF-8 file beside its place and rename it there; parents are made."""
+    """Write a UTF-8 file; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file beside its place and rename it there; parents are made."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(content)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -76,3 +83,20 @@ _PLAIN_LIST = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
 
 def _join_lines(found: re.Match) -> str:
     return "[" + re.sub(r",\n\s*", ", ", found[1]) + "]"
+
+
+@contextlib.contextmanager
+def complete_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
+    """Give a folder beside a place, which is renamed there at the end, or removed at an error.
+
+    Raises:
+        OSError: the place is taken by a file or a folder that is not empty.
+    """
+    path = epath.Path(path)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield scratch
+        scratch.rename(path)
+    finally:
+        if scratch.exists():
+            scratch.rmtree()

@@ -13,12 +13,12 @@ import dataclasses
 import io
 import math
 import os
-import uuid
 from collections.abc import Sequence
 
 from etils import epath
 from PIL import Image, ImageDraw
 
+from cmap_jax.processing.files import write_bytes
 from cmap_jax.processing.images import ImageReadError, ImageSource, pad_to_square, read_image
 from cmap_jax.visualization.lettering import leading, wrap, write
 
@@ -162,13 +162,7 @@ def save(image: Image.Image, path: str | os.PathLike) -> None:
     kind = _FORMATS[path.suffix.lower()]
     encoded = io.BytesIO()
     image.save(encoded, kind, **_SAVING[kind])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        scratch.write_bytes(encoded.getvalue())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_bytes(path, encoded.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
