@@ -49,6 +49,7 @@ CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 2  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
 _BATCH = 64  # images encoded at once
+_MAY_CHANGE = ("config.data.cache_gb:",)  # in the middle of a run: how fast it is, not what it does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,11 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
             f"{os.fspath(workdir)} holds a converted model and no run that could go on; start one "
             f"from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
         )
-    lines = list(differing_fields(old.to_dict(), config.to_dict()))
+    lines = [
+        line
+        for line in differing_fields(old.to_dict(), config.to_dict())
+        if not line.startswith(_MAY_CHANGE)
+    ]
     if lines:
         raise ValueError(
             f"{os.fspath(workdir)} holds a run with another config:\n  "

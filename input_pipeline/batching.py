@@ -1,4 +1,4 @@
-"""The tf.data graph: order, process split, decoding, augmentation, batches, padding and masks.
+"""What each batch holds: order, process split, texts, padding and masks.
 
 The order of an epoch is a pure function of (seed, epoch), an item's pair and augmentation of
 (seed, epoch, item). Resuming is therefore a matter of starting at a position: there is no iterator
@@ -6,8 +6,7 @@ state to save, and no image is decoded to get there.
 """
 
 import math
-import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,16 +14,11 @@ from PIL import Image
 
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
 from cmap_jax.processing.tokenizer import Vocabulary
-from input_pipeline import preprocess, storage
-from input_pipeline.records import DataError, Evaluation, Query, Records
+from input_pipeline import augmentation
+from input_pipeline.image_loading import Batch, ImageLoader, iterate, pass_over
+from input_pipeline.records import DataError, Evaluation, Query, Triplet, TripletSource
 
-# Set the streams of random numbers drawn from one seed apart from one another.
-_ORDER, _AUGMENTATION = 1, 2
-
-# Images decoded at once; what TensorFlow does in one call is single-threaded.
-_PARALLEL_CALLS = os.cpu_count() or 1
-
-Batch = dict[str, np.ndarray]
+_ORDER = 1  # sets this stream of random numbers apart from others with the same seed
 
 
 class TrainingData:
@@ -38,9 +32,10 @@ class TrainingData:
 
     def __init__(
         self,
-        records: Records,
+        source: TripletSource,
         vocabulary: Vocabulary,
         preprocessing: ImagePreprocessing,
+        loader: ImageLoader,
         *,
         batch_size: int,
         seed: int,
@@ -48,16 +43,15 @@ class TrainingData:
         process_count: int = 1,
     ):
         """Prepare to make this process's share of each global batch of ``batch_size`` items."""
-        self._source = records.train
-        self._paths = {i: image.path for i, image in records.images.items()}
+        self._source = source
         self._vocabulary = vocabulary
         self._preprocessing = preprocessing
+        self._loader = loader
         self._seed = seed
         self._batch_size = batch_size
-        share = batch_size // process_count
-        self._share = slice(process_index * share, (process_index + 1) * share)
-        self.steps_per_epoch = len(self._source) // batch_size
-        self.text_width = max(len(vocabulary.encode(t)) for t in self._source.longest_texts())
+        self._share = _share(batch_size, process_index, process_count)
+        self.steps_per_epoch = len(source) // batch_size
+        self.text_width = max(len(vocabulary.encode(t)) for t in source.longest_texts())
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """Return the items of an epoch in their order, [len(source)] int64."""
@@ -65,117 +59,149 @@ class TrainingData:
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """Return an iterator over the batches of the steps in [start_step, stop_step)."""
-        plan = tf.data.Dataset.from_generator(
-            lambda: self._plan(start_step, stop_step),
-            output_signature={
-                "reference_path": tf.TensorSpec([None], tf.string),
-                "target_path": tf.TensorSpec([None], tf.string),
-                "text_tokens": tf.TensorSpec([None, self.text_width], tf.int32),
-                "text_lengths": tf.TensorSpec([None], tf.int32),
-                "seed": tf.TensorSpec([None, 2, 2], tf.int32),
-            },
-        )
-        share = self._share.stop - self._share.start
-        dataset = (
-            plan.unbatch()
-            .map(self._load, num_parallel_calls=_PARALLEL_CALLS, deterministic=True)
-            .batch(share, drop_remainder=True)
-            .prefetch(2)
-        )
-        return _numpy_batches(dataset, stop_step - start_step, self._paths.values())
+        signature = {
+            "image": tf.TensorSpec([None, 2], self._loader.key_dtype),
+            "crop": tf.TensorSpec([None, 2, 3], tf.int32),
+            "text_tokens": tf.TensorSpec([None, self.text_width], tf.int32),
+            "text_lengths": tf.TensorSpec([None], tf.int32),
+        }
+        share = len(self._share)
+
+        def make(start: int) -> tf.data.Dataset:
+            plan = tf.data.Dataset.from_generator(
+                lambda: self._plan(start, stop_step), output_signature=signature
+            )
+            return self._loader.load(plan, share)
+
+        def images(step: int) -> Iterator[str]:
+            epoch = step // self.steps_per_epoch
+            for _, triplet in self._items(step, self.epoch_order(epoch)):
+                yield from (triplet.reference, triplet.target)
+
+        for batch in iterate(make, start_step, stop_step, images, self._loader):
+            reference, target = batch.pop("image")
+            yield {
+                "reference_image": reference,
+                "target_image": target,
+                **batch,
+                "mask": np.ones(share, bool),
+            }
 
     def _plan(self, start_step: int, stop_step: int) -> Iterator[dict]:
-        """Yield what each batch is made of: paths, tokens and seeds; nothing is read here."""
+        """Yield what each batch is made of: keys, crops and tokens; nothing is decoded here."""
         epoch = None
         for step in range(start_step, stop_step):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self.epoch_order(epoch)
-                key = np.random.SeedSequence([self._seed, _AUGMENTATION, epoch])
-                # The two words that TensorFlow's stateless operations take: one for the epoch, one
-                # for the item and side.
-                epoch_word = key.generate_state(1)[0].astype(np.int32)
-            first = step % self.steps_per_epoch * self._batch_size
-            items = order[first : first + self._batch_size][self._share]
-            triplets = [self._source.draw(self._seed, epoch, int(item)) for item in items]
+                crops = augmentation.draw_crops(
+                    self._seed, epoch, len(order), self._preprocessing
+                )
+            items, triplets = zip(*self._items(step, order), strict=True)
             tokens, lengths = self._vocabulary.encode_batch(
                 [t.captions for t in triplets], self.text_width
             )
-            seeds = np.empty((len(items), 2, 2), np.int32)
-            seeds[..., 0] = epoch_word
-            seeds[..., 1] = 2 * items[:, None] + np.arange(2)
+            keys = self._loader.keys([i for t in triplets for i in (t.reference, t.target)])
             yield {
-                "reference_path": [self._paths[t.reference] for t in triplets],
-                "target_path": [self._paths[t.target] for t in triplets],
+                "image": list(zip(keys[::2], keys[1::2], strict=True)),
+                "crop": crops[list(items)],
                 "text_tokens": tokens,
                 "text_lengths": lengths,
-                "seed": seeds,
             }
 
-    def _load(self, item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        def image(path: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-            return preprocess.training_image(tf.io.read_file(path), seed, self._preprocessing)
+    def _items(self, step: int, order: np.ndarray) -> Iterator[tuple[int, Triplet]]:
+        """Yield the items of this process's share of a step, and their triplets.
 
-        return {
-            "reference_image": image(item["reference_path"], item["seed"][0]),
-            "target_image": image(item["target_path"], item["seed"][1]),
-            "text_tokens": item["text_tokens"],
-            "text_lengths": item["text_lengths"],
-            "mask": tf.constant(True),
-        }
+        An item with an image that failed gives its place to the item in the same place of the
+        batches that follow in the epoch: so a batch stays full and holds nothing twice, and what
+        replaces it does not depend on when the failure was found.
+        """
+        epoch, position = divmod(step, self.steps_per_epoch)
+        failed = self._loader.failed
+        for place in self._share:
+            for later in range(self.steps_per_epoch):
+                start = (position + later) % self.steps_per_epoch * self._batch_size
+                item = int(order[start + place])
+                triplet = self._source.draw(self._seed, epoch, item)
+                if triplet.reference not in failed and triplet.target not in failed:
+                    yield item, triplet
+                    break
+            else:
+                raise DataError(
+                    f"no usable image is left for place {place} of the batches: {len(failed)} "
+                    "images cannot be decoded"
+                )
 
 
 class EvaluationData:
     """The images and queries of a split's evaluations; every image is encoded once.
 
     Attributes:
-        evaluations: the protocols with their galleries and queries.
         image_ids: the images needed, in the order of their ``index``.
         positions: the index of each image id.
+        batch_size: images or queries of a batch, over all processes.
     """
 
     def __init__(
         self,
-        records: Records,
         evaluations: Sequence[Evaluation],
         vocabulary: Vocabulary,
         preprocessing: ImagePreprocessing,
+        loader: ImageLoader,
         *,
         batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         """Collect the images of all evaluations of a split."""
-        self.evaluations = tuple(evaluations)
+        self._evaluations = tuple(evaluations)
         ids: dict[str, None] = {}
-        for evaluation in self.evaluations:
+        for evaluation in self._evaluations:
             ids |= evaluation.image_ids()
         self.image_ids = tuple(ids)
         self.positions = {image: i for i, image in enumerate(self.image_ids)}
-        self._paths = [records.images[i].path for i in self.image_ids]
+        self.batch_size = batch_size
         self._vocabulary = vocabulary
         self._preprocessing = preprocessing
-        self.batch_size = batch_size
+        self._loader = loader
+        self._share = _share(batch_size, process_index, process_count)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The protocols with their galleries and queries, without images that failed so far."""
+        failed = self._loader.failed
+        return tuple(e.without(failed.keys()) if failed else e for e in self._evaluations)
+
+    def is_usable(self) -> np.ndarray:
+        """Tell which images have not failed so far, [len(image_ids)] bool."""
+        return np.array([i not in self._loader.failed for i in self.image_ids], bool)
 
     def image_batches(self) -> Iterator[Batch]:
-        """Return an iterator over all images, each once; the last batch is padded and masked."""
+        """Return an iterator over this process's share of the images, each once.
 
-        def load(index: tf.Tensor, path: tf.Tensor) -> dict[str, tf.Tensor]:
-            encoded = tf.io.read_file(path)
-            return {
-                "image": preprocess.evaluation_image(encoded, self._preprocessing),
-                "index": index,
-                "mask": tf.constant(True),
-            }
+        Every process has the same number of batches, of the same size, and fills them up with
+        masked padding. An image that fails is left out.
+        """
+        total, share = len(self.image_ids), len(self._share)
+        starts = range(0, total, self.batch_size)
+        mine = [at + place for at in starts for place in self._share if at + place < total]
+        crop = augmentation.centre_crop(self._preprocessing)
 
-        dataset = (
-            tf.data.Dataset.from_tensor_slices(
-                (np.arange(len(self._paths), dtype=np.int32), self._paths)
-            )
-            .map(load, num_parallel_calls=_PARALLEL_CALLS, deterministic=True)
-            .batch(self.batch_size)
-            .prefetch(2)
-        )
-        for batch in _numpy_batches(dataset, self.image_batch_count(), self._paths):
-            yield pad_batch(batch, self.batch_size)
+        def load(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+            def centre(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+                rows = tf.shape(batch["image"])[0]
+                return {**batch, "crop": tf.broadcast_to(crop, [rows, 1, 3])}
+
+            return self._loader.load(plan.map(centre), size).map(lambda b: b["image"][0])
+
+        parts = pass_over([self.image_ids[i] for i in mine], share, self._loader, load)
+        side = self._preprocessing.crop
+        nothing = ([], np.zeros((0, side, side, 3), np.uint8))
+        for _ in starts:
+            positions, images = next(parts, nothing)
+            index = np.array([mine[position] for position in positions], np.int32)
+            batch = {"image": images, "index": index, "mask": np.ones(len(index), bool)}
+            yield pad_batch(batch, share)
 
     def query_batches(self, queries: Sequence[Query]) -> Iterator[Batch]:
         """Return an iterator over queries: the index of the reference, tokens, lengths and mask.
@@ -196,15 +222,15 @@ class EvaluationData:
 
     def read_image(self, image_id: str) -> Image.Image | ImageReadError:
         """Return an image as it is, or the error in its place: for pictures of results."""
-        place = self._paths[self.positions[image_id]]
+        source = self._loader.source
         try:
-            return read_image(storage.read_bytes(place))
-        except (OSError, ImageReadError) as error:
-            return ImageReadError(f"{place}: {error}")
+            return read_image(source.read(image_id))
+        except (OSError, DataError, ImageReadError) as error:
+            return ImageReadError(f"{source.where(image_id)}: {error}")
 
     def image_batch_count(self) -> int:
         """Return the number of image batches."""
-        return math.ceil(len(self._paths) / self.batch_size)
+        return math.ceil(len(self.image_ids) / self.batch_size)
 
 
 def pad_batch(batch: Batch, size: int) -> Batch:
@@ -218,21 +244,7 @@ def pad_batch(batch: Batch, size: int) -> Batch:
     }
 
 
-def _numpy_batches(dataset: tf.data.Dataset, count: int, paths: Collection[str]) -> Iterator[Batch]:
-    """Iterate over ``count`` batches; if an image fails in the middle, say which file it is."""
-    options = tf.data.Options()
-    # Parallelism is fixed in the graph. With autotuning on, the end of a sequence was seen to take
-    # up to a minute to arrive; for the same reason the end is counted, not awaited.
-    options.autotune.enabled = False
-    iterator = dataset.with_options(options).as_numpy_iterator()
-    for _ in range(count):
-        try:
-            yield next(iterator)
-        except tf.errors.OpError as error:
-            # TensorFlow names neither the file nor the item: decode them all again.
-            for path in paths:
-                try:
-                    read_image(storage.read_bytes(path))
-                except (ImageReadError, OSError) as reason:
-                    raise DataError(f"{path}: {reason}. Repair or remove this image") from None
-            raise DataError(f"the input pipeline failed: {error.message}") from error
+def _share(batch_size: int, process_index: int, process_count: int) -> range:
+    """Return the places of a global batch that a process makes."""
+    share = batch_size // process_count
+    return range(process_index * share, (process_index + 1) * share)

@@ -9,6 +9,8 @@ from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, TrainingData
 from input_pipeline.image_check import leave_out_unusable
+from input_pipeline.image_loading import make_loader
+from input_pipeline.image_sources import open_images
 from input_pipeline.readers import read_records
 from input_pipeline.records import DataError, Records
 
@@ -22,18 +24,25 @@ class Datasets:
         preprocessing: what is done to an image.
         train: training batches; None where only evaluation was asked for.
         evaluations: by split: "val" always, "test" where the data set has one.
-        facts: what results must be stamped with: the skipped images, oracle ceilings, and the
-            number of training items.
         word_counts: how often each word occurs in the captions that made the vocabulary; empty
             where only evaluation was asked for.
+        known_facts: what was known of the data before any batch was made; see `facts`.
+        failed: why images failed since.
     """
 
     vocabulary: Vocabulary
     preprocessing: ImagePreprocessing
     train: TrainingData | None
     evaluations: Mapping[str, EvaluationData]
-    facts: Mapping[str, Any]
     word_counts: Mapping[str, int]
+    known_facts: Mapping[str, Any]
+    failed: Mapping[str, str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results must be stamped with: skipped images, oracle ceilings, training items."""
+        skipped = sorted({*self.known_facts["skipped_images"], *self.failed})
+        return {**self.known_facts, "images_skipped": len(skipped), "skipped_images": skipped}
 
 
 def create_datasets(
@@ -75,35 +84,48 @@ def create_datasets(
         vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
     records = records.with_needed_images() if training else records.for_evaluation()
     records, skipped = leave_out_unusable(records, data.missing_images)
+    if training:
+        _check_batch(config, records, process_count)
+    loader = make_loader(
+        open_images(records),
+        tuple(records.images),
+        preprocessing,
+        policy=data.missing_images,
+        memory_bytes=data.cache_gb * 1e9,
+    )
+    process = {"process_index": process_index, "process_count": process_count}
+    facts = {**records.facts, "skipped_images": skipped}
+    counts: collections.Counter[str] = collections.Counter()
     train = None
     if training:
-        train = _training_data(
-            config, records, vocabulary, preprocessing, process_index, process_count
-        )
-    evaluations = {
-        split: EvaluationData(
-            records, evaluations, vocabulary, preprocessing, batch_size=config.eval.batch_size
-        )
-        for split, evaluations in records.evaluations.items()
-    }
-    facts = {**records.facts, "images_skipped": len(skipped), "skipped_images": list(skipped)}
-    counts: collections.Counter[str] = collections.Counter()
-    if train is not None:
         facts["training_items"] = len(records.train)
         for caption in records.vocabulary_captions:
             counts.update(tokenize(caption))
-    return Datasets(vocabulary, preprocessing, train, evaluations, facts, counts)
+        train = TrainingData(
+            records.train,
+            vocabulary,
+            preprocessing,
+            loader,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            **process,
+        )
+    evaluations = {
+        split: EvaluationData(
+            evaluations,
+            vocabulary,
+            preprocessing,
+            loader,
+            batch_size=config.eval.batch_size,
+            **process,
+        )
+        for split, evaluations in records.evaluations.items()
+    }
+    return Datasets(vocabulary, preprocessing, train, evaluations, counts, facts, loader.failed)
 
 
-def _training_data(
-    config: Any,
-    records: Records,
-    vocabulary: Vocabulary,
-    preprocessing: ImagePreprocessing,
-    process_index: int,
-    process_count: int,
-) -> TrainingData:
-    """Return the training batches, or refuse a batch that there are not the items for."""
+def _check_batch(config: Any, records: Records, process_count: int) -> None:
+    """Refuse a batch that there are not the items for, or that processes cannot share."""
     batch_size = config.train.batch_size
     if batch_size > len(records.train):
         raise DataError(
@@ -115,12 +137,3 @@ def _training_data(
             f"config.train.batch_size={batch_size} is not a multiple of the {process_count} "
             "processes"
         )
-    return TrainingData(
-        records,
-        vocabulary,
-        preprocessing,
-        batch_size=batch_size,
-        seed=config.seed,
-        process_index=process_index,
-        process_count=process_count,
-    )

@@ -1,8 +1,6 @@
 """Photographs to pixels in TensorFlow, for tf.data (SPEC 4): `cmap_jax.processing.images`' twin.
 
-    items = items.map(
-        lambda encoded, seed: training_image(encoded, seed, preprocessing), tf.data.AUTOTUNE
-    )
+    items = items.map(lambda encoded: load_square(encoded, preprocessing), tf.data.AUTOTUNE)
 
 Decoding gives PIL's pixels exactly; resizing differs from PIL's by one grey level at most, since
 PIL rounds between its two passes. Everything works eagerly and inside `map`. A damaged image raises
@@ -11,7 +9,7 @@ PIL rounds between its two passes. Everything works eagerly and inside `map`. A 
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import UInt8
 
 from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing, read_image
 
@@ -62,72 +60,48 @@ def resize_and_pad(
     Returns:
         Pixels 0..255 within one grey level of PIL's; R = `preprocessing.resize`, a static shape.
     """
-    resize = preprocessing.resize
+    resize, white = preprocessing.resize, preprocessing.pad_value
     if image.shape.as_list() == [resize, resize, 3]:
         return image
     height, width = tf.unstack(tf.shape(image)[:2])
     side = tf.maximum(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    padding = [[top, side - height - top], [left, side - width - left], [0, 0]]
-    square = tf.pad(image, padding, constant_values=preprocessing.pad_value)
-    resized = tf.cond(side == resize, lambda: square, lambda: _resize_antialiased(square, resize))
-    return tf.ensure_shape(resized, [resize, resize, 3])
+
+    def pad_only() -> tf.Tensor:
+        tall = _pad_rows(image, side, white)
+        return tf.cond(
+            width == side,
+            lambda: tall,
+            lambda: tf.transpose(
+                _pad_rows(tf.transpose(tall, [1, 0, 2]), side, white), [1, 0, 2]
+            ),
+        )
+
+    def pad_and_resize() -> tf.Tensor:
+        # Rows, then columns as the rows of the transposed image: TensorFlow's kernel takes four
+        # times as long for columns of three channels. Rounded in between, as in PIL.
+        tall = _resize_rows(_pad_rows(image, side, white), resize)  # [R, W, 3]
+        wide = _pad_rows(tf.transpose(tall, [1, 0, 2]), side, white)
+        return tf.transpose(_resize_rows(wide, resize), [1, 0, 2])
+
+    return tf.ensure_shape(tf.cond(side == resize, pad_only, pad_and_resize), [resize, resize, 3])
 
 
-def evaluation_image(
+def load_square(
     encoded: tf.Tensor | bytes, preprocessing: ImagePreprocessing
-) -> UInt8[tf.Tensor, "S S 3"]:
-    """Decode, pad, resize and crop the centre: the evaluation path (SPEC 4).
+) -> UInt8[tf.Tensor, "R R 3"]:
+    """Decode, pad and resize: what training and evaluation cut their crops from (SPEC 4).
 
     Args:
         encoded: scalar string, a whole file.
         preprocessing: the sizes.
 
     Returns:
-        Pixels 0..255, S = `preprocessing.crop`, a static shape.
+        Pixels 0..255, R = `preprocessing.resize`, a static shape.
 
     Raises:
         tf.errors.InvalidArgumentError: as `decode_image`.
     """
-    image = resize_and_pad(decode_image(encoded), preprocessing)
-    offset = (preprocessing.resize - preprocessing.crop) // 2
-    return _crop(image, offset, offset, preprocessing.crop)
-
-
-def training_image(
-    encoded: tf.Tensor | bytes, seed: Int[tf.Tensor, "2"], preprocessing: ImagePreprocessing
-) -> UInt8[tf.Tensor, "S S 3"]:
-    """Decode, pad, resize, flip and crop at random: the training path (SPEC 4).
-
-    Args:
-        encoded: scalar string, a whole file.
-        seed: int32 or int64; the result depends on `encoded` and `seed` alone.
-        preprocessing: the sizes.
-
-    Returns:
-        Pixels 0..255, S = `preprocessing.crop`, a static shape.
-
-    Raises:
-        tf.errors.InvalidArgumentError: as `decode_image`.
-    """
-    image = resize_and_pad(decode_image(encoded), preprocessing)
-    top, left, flip = draw_augmentation(seed, preprocessing)
-    image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
-    return _crop(image, top, left, preprocessing.crop)
-
-
-def draw_augmentation(
-    seed: Int[tf.Tensor, "2"], preprocessing: ImagePreprocessing
-) -> tuple[Int[tf.Tensor, ""], Int[tf.Tensor, ""], Bool[tf.Tensor, ""]]:
-    """Draw `top, left, flip` of `random_crop_flip`: all offsets alike, a flip with p = 0.5."""
-    # The generator is named: "auto" may choose another one on another machine.
-    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
-    last = preprocessing.resize - preprocessing.crop
-    offsets = tf.random.stateless_uniform(
-        [2], crop_seed, minval=0, maxval=last + 1, dtype=tf.int32, alg="philox"
-    )
-    flip = tf.random.stateless_uniform([], flip_seed, alg="philox") < 0.5
-    return offsets[0], offsets[1], flip
+    return resize_and_pad(decode_image(encoded), preprocessing)
 
 
 def _decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:
@@ -162,11 +136,31 @@ def _decode_with_pil(encoded: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def _resize_antialiased(square: tf.Tensor, size: int) -> tf.Tensor:
-    resized = tf.image.resize(square, [size, size], method="bilinear", antialias=True)
+def _pad_rows(image: tf.Tensor, side: tf.Tensor, value: int) -> tf.Tensor:
+    """Pad the first axis to ``side``: `delta // 2` rows before and the rest after."""
+    rows, others = tf.shape(image)[0], tf.shape(image)[1:]
+    before = (side - rows) // 2
+
+    def fill(count: tf.Tensor) -> tf.Tensor:
+        return tf.fill(tf.concat([[count], others], 0), tf.constant(value, tf.uint8))
+
+    return tf.cond(
+        rows == side,
+        lambda: image,
+        lambda: tf.concat([fill(before), image, fill(side - rows - before)], 0),
+    )
+
+
+def _resize_rows(image: tf.Tensor, size: int) -> UInt8[tf.Tensor, "R W 3"]:
+    """Resize along the first axis alone, antialiased bilinear, rounded."""
+    rows, columns = tf.unstack(tf.shape(image)[:2])
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, [1, rows, 1, 3 * columns]),
+        size=[size, 1],
+        scale=tf.stack([size / tf.cast(rows, tf.float32), 1.0]),
+        translation=[0.0, 0.0],
+        kernel_type="triangle",
+        antialias=True,
+    )
     # Halves go up, as in PIL; the cast truncates.
-    return tf.cast(resized + 0.5, tf.uint8)
-
-
-def _crop(image: tf.Tensor, top: tf.Tensor | int, left: tf.Tensor | int, size: int) -> tf.Tensor:
-    return tf.ensure_shape(image[top : top + size, left : left + size], [size, size, 3])
+    return tf.cast(tf.reshape(resized, [size, columns, 3]) + 0.5, tf.uint8)

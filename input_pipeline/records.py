@@ -175,6 +175,7 @@ class Records:
         unlabelled: by split, queries whose answers only a server knows; see `for_submission`.
         extra_special: words that follow the special tokens in the vocabulary.
         facts: what else is worth printing and storing, such as oracle ceilings.
+        prepared: the images where they are not files of their own, but a prepared data set.
     """
 
     name: str
@@ -187,6 +188,7 @@ class Records:
     unlabelled: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     extra_special: tuple[str, ...] = ()
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    prepared: Any = None
 
     def image_ids(self) -> dict[str, None]:
         """Return the ids of all images that training and evaluation need, each once."""

@@ -73,6 +73,8 @@ def _write(arguments: argparse.Namespace) -> None:
     from cmap_jax.cli.compilation_cache import use_compilation_cache
     from cmap_jax.evaluation.evaluator import Evaluator
     from input_pipeline.batching import EvaluationData
+    from input_pipeline.image_loading import DecodingLoader, FailedImages
+    from input_pipeline.image_sources import open_images
 
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     use_compilation_cache(None)
@@ -83,11 +85,13 @@ def _write(arguments: argparse.Namespace) -> None:
     mesh = sharding.make_mesh()
     # The batch size changes no answer, and this machine may have other devices than the run had.
     share = -(-trained.config.eval.batch_size // mesh.size)
+    # Decoded one by one: each image is needed once. A server wants every query answered.
+    decoding = DecodingLoader(open_images(records), trained.preprocessing, FailedImages("fail"))
     data = EvaluationData(
-        records,
         evaluations,
         trained.vocabulary,
         trained.preprocessing,
+        decoding,
         batch_size=share * mesh.size,
     )
     evaluator = Evaluator(trained.model, mesh, gallery_chunk=trained.config.eval.gallery_chunk)

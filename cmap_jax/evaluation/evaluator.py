@@ -91,16 +91,24 @@ class Evaluator:
         Args:
             variables: the model's.
             data: what `input_pipeline.batching.EvaluationData` offers: ``evaluations``,
-                ``image_ids``, ``positions``, ``image_batches()`` and ``query_batches(queries)``.
+                ``image_ids``, ``positions``, ``image_batches()``, ``is_usable()`` and
+                ``query_batches(queries)``.
             rankings: also return the best images of every query.
             shortcuts: also evaluate with half of each query taken away: an empty text for the
                 image alone, a reference whose embeddings are zero for the text alone.
+
+        Raises:
+            ValueError: unusable images leave no query of an evaluation.
         """
         started = time.monotonic()
         pyramid = self._encode_all(variables, data)
         result = Result()
         for evaluation, found in self._rank_all(variables, data, pyramid, rankings):
             name = evaluation.protocol.name
+            if not found:
+                raise ValueError(
+                    f"{name}: no query is left, unusable images took away {evaluation.skipped}"
+                )
             outcomes = _collect(evaluation, found)
             result.definitions[name] = evaluation.protocol
             result.outcomes[name] = outcomes
@@ -141,8 +149,8 @@ class Evaluator:
             index = batch["index"][batch["mask"]]
             pyramid[:, index] = encoded[:, batch["mask"]]
             seen[index] += 1
-        if not (seen == 1).all():
-            raise ValueError("the image batches must bring every image exactly once")
+        if not (seen == data.is_usable()).all():
+            raise ValueError("the image batches must bring every usable image exactly once")
         return pyramid
 
     def _rank_all(

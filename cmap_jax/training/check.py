@@ -35,6 +35,7 @@ _RANGES = {
     "eval.every_epochs": (1, math.inf),
     "eval.batch_size": (1, math.inf),
     "eval.gallery_chunk": (1, math.inf),
+    "data.cache_gb": (0, math.inf),
 }
 
 

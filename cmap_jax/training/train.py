@@ -21,6 +21,7 @@ from cmap_jax.evaluation.evaluator import Evaluator, Result
 from cmap_jax.evaluation.results import results_to_dict
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.checkpointing import Checkpoints, abstract_state
+from cmap_jax.training.feed import DeviceFeed
 from cmap_jax.training.initial_weights import (
     InitialWeights,
     apply_initial_weights,
@@ -33,6 +34,9 @@ from cmap_jax.training.train_step import TrainStep, make_train_step
 # A step's loss is looked at when this many later steps are under way, so that the look need not
 # wait for the device.
 _LAG = 2
+
+# Above this share of the time, waiting for data is worth a word.
+_WORTH_SAYING = 0.1
 
 
 class Stopped(Exception):  # noqa: N818
@@ -80,7 +84,6 @@ def train(
     report = periodic_actions.ReportProgress(
         num_train_steps=total_steps, writer=writer, every_secs=10.0
     )
-    log = TrainingLog(writer, config.train.log_every_steps, checkpoints)
     start = int(state.step)
     if start == 0:
         variables = apply_initial_weights(
@@ -91,10 +94,13 @@ def train(
         parameter_overview.log_parameter_overview(state.params, msg="Parameters")
     logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))
 
-    with metric_writers.ensure_flushes(writer), _stop_signals() as stop:
-        for step, batch in enumerate(datasets.train.batches(start, total_steps), start + 1):
+    feed = DeviceFeed(datasets.train.batches(start, total_steps), mesh)
+    log = TrainingLog(writer, config.train.log_every_steps, checkpoints, feed)
+    with metric_writers.ensure_flushes(writer), _stop_signals() as stop, feed:
+        for step, batch in enumerate(feed, start + 1):
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, sharding.place_batch(batch, mesh))
+                state, metrics = train_step(state, batch)
+            feed.working_on(metrics["loss/total"])
             log(step, metrics)
             report(step)
             epoch, position = divmod(step, steps_per_epoch)
@@ -202,11 +208,14 @@ def build_state(
 class TrainingLog:
     """Writes the means of the metrics, and stops the run at a loss that is not finite."""
 
-    def __init__(self, writer: Any, every_steps: int, checkpoints: Checkpoints):
+    def __init__(
+        self, writer: Any, every_steps: int, checkpoints: Checkpoints, feed: DeviceFeed
+    ):
         """Write every ``every_steps`` steps."""
         self._writer = writer
         self._every = every_steps
         self._checkpoints = checkpoints
+        self._feed = feed
         self._unchecked: collections.deque = collections.deque()
         self._window: list[dict[str, np.ndarray]] = []
 
@@ -226,8 +235,17 @@ class TrainingLog:
             # These two are states, not noisy measurements: their last value is what they are.
             for name in ("learning_rate", "logit_scale"):
                 means[name] = float(self._window[-1][name])
+            means["data_wait"] = self._feed.take_waiting_share()
             self._writer.write_scalars(step, means)
             self._window.clear()
+            if means["data_wait"] > _WORTH_SAYING:
+                logging.warning(
+                    "Up to step %d the devices waited for data %.0f%% of the time. Keep decoded "
+                    "images in memory (--config.data.cache_gb), prepare the data set once (tfds "
+                    "build, see the README), or use a machine with more CPU cores",
+                    step,
+                    100 * means["data_wait"],
+                )
 
     def check_all(self) -> None:
         """Look at the losses of all steps so far."""

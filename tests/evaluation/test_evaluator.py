@@ -14,6 +14,8 @@ from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import circo, cirr, fashion_iq
 from input_pipeline.batching import EvaluationData
+from input_pipeline.image_loading import DecodingLoader, FailedImages
+from input_pipeline.image_sources import open_images
 
 _WORDS = ["is red longer has a v"]  # with the five special tokens: VOCABULARY
 
@@ -30,7 +32,8 @@ class _Everything:
 
     def data(self, records, evaluations) -> EvaluationData:
         preprocessing = ImagePreprocessing(resize=72, crop=64)
-        return EvaluationData(records, evaluations, self.vocabulary, preprocessing, batch_size=8)
+        loader = DecodingLoader(open_images(records), preprocessing, FailedImages("fail"))
+        return EvaluationData(evaluations, self.vocabulary, preprocessing, loader, batch_size=8)
 
     def dense(self, data, queries, gallery, blind=()) -> np.ndarray:
         """Scores of queries against a gallery, computed in one piece."""

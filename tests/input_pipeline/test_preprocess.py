@@ -15,19 +15,13 @@ from cmap_jax.processing.images import (
     MAX_SIDE,
     ImagePreprocessing,
     ImageReadError,
+    centre_crop,
     pad_to_square,
     preprocess_image,
-    random_crop_flip,
     read_image,
     resize_square,
 )
-from input_pipeline.preprocess import (
-    decode_image,
-    draw_augmentation,
-    evaluation_image,
-    resize_and_pad,
-    training_image,
-)
+from input_pipeline.preprocess import decode_image, load_square, resize_and_pad
 
 RNG = np.random.default_rng(0)
 PREPROCESSING = ImagePreprocessing()
@@ -161,8 +155,8 @@ def decoded_in_tf_data():
 
 
 @pytest.fixture(scope="module")
-def evaluated_in_tf_data():
-    images = as_dataset(lambda data: evaluation_image(data, PREPROCESSING), list(FILES.values()))
+def squares_in_tf_data():
+    images = as_dataset(lambda data: load_square(data, PREPROCESSING), list(FILES.values()))
     return dict(zip(FILES, images, strict=True))
 
 
@@ -179,11 +173,14 @@ class TestEveryKindOfFile:
         np.testing.assert_array_equal(decode_image(FILES[name]), expected)
         np.testing.assert_array_equal(decoded_in_tf_data[name], expected)
 
-    def test_evaluates_within_one_grey_level(self, name, evaluated_in_tf_data):
-        expected = preprocess_image(FILES[name], PREPROCESSING)
-        eager = evaluation_image(tf.constant(FILES[name]), PREPROCESSING)
-        assert_within_one_level(eager.numpy(), expected)
-        assert_within_one_level(evaluated_in_tf_data[name], expected)
+    def test_squares_are_within_one_grey_level(self, name, squares_in_tf_data):
+        square = resize_square(pad_to_square(read_image(FILES[name])), PREPROCESSING.resize)
+        eager = load_square(tf.constant(FILES[name]), PREPROCESSING).numpy()
+        assert_within_one_level(eager, np.asarray(square))
+        np.testing.assert_array_equal(eager, squares_in_tf_data[name])
+        # And so what serving makes of the file.
+        centre = centre_crop(Image.fromarray(eager), PREPROCESSING.crop)
+        assert_within_one_level(np.asarray(centre), preprocess_image(FILES[name], PREPROCESSING))
 
 
 class TestResizeAndPad:
@@ -222,89 +219,19 @@ class TestResizeAndPad:
         np.testing.assert_array_equal(of_unknown_size(tf.constant(pixels)), expected)
 
 
-class TestTrainingImage:
-    def test_is_the_augmentation_drawn_from_the_seed(self):
-        encoded = FILES["jpeg 61x99"]
-        image = resize_and_pad(decode_image(encoded), PREPROCESSING).numpy()
-        seeds = np.array([[3, item] for item in range(20)], np.int64)
-        in_tf_data = as_dataset(lambda seed: training_image(encoded, seed, PREPROCESSING), seeds)
-        flips = set()
-        for seed, from_tf_data in zip(seeds, in_tf_data, strict=True):
-            top, left, flip = (drawn.numpy() for drawn in draw_augmentation(seed, PREPROCESSING))
-            flips.add(bool(flip))
-            expected = random_crop_flip(
-                Image.fromarray(image), top=top, left=left, flip=flip, size=224
-            )
-            np.testing.assert_array_equal(from_tf_data, np.asarray(expected))
-            eager = training_image(encoded, seed, PREPROCESSING)
-            np.testing.assert_array_equal(eager, from_tf_data)
-        assert flips == {False, True}
-
-    def test_matches_pil_within_one_grey_level(self):
-        for name in ("jpeg 700x900", "png rgba", "webp", "jpeg cmyk", "jpeg 80x1"):
-            seed = tf.constant([len(name), 5])
-            top, left, flip = (drawn.numpy() for drawn in draw_augmentation(seed, PREPROCESSING))
-            image = resize_square(pad_to_square(read_image(FILES[name])), 256)
-            expected = random_crop_flip(image, top=top, left=left, flip=flip, size=224)
-            pixels = training_image(FILES[name], seed, PREPROCESSING).numpy()
-            assert_within_one_level(pixels, np.asarray(expected))
-
-    @pytest.mark.parametrize("dtype", [np.int32, np.int64])
-    def test_the_seed_alone_decides(self, dtype):
-        seeds = np.array([[0, 1], [1, 0], [0, 1], [7, 8]], dtype)
-        tf.random.set_seed(1)
-        first = list(as_dataset(lambda seed: draw_augmentation(seed, PREPROCESSING), seeds))
-        tf.random.set_seed(2)
-        second = list(as_dataset(lambda seed: draw_augmentation(seed, PREPROCESSING), seeds))
-        assert first == second
-        assert first[0] == first[2]
-        assert len(set(first)) == 3
-
-    def test_all_offsets_and_both_flips_are_alike(self):
-        count = 6600
-        seeds = np.stack([np.full(count, 17), np.arange(count)], axis=1)
-        drawn = as_dataset(lambda seed: draw_augmentation(seed, PREPROCESSING), seeds)
-        top, left, flip = np.array(list(drawn)).T
-        assert abs(flip.mean() - 0.5) < 4 * 0.5 / count**0.5
-        for offset in (top, left):
-            counts = np.bincount(offset, minlength=33)
-            assert counts.shape == (33,), "offsets are 0..32, both ends included"
-            # Chi-squared with 32 degrees of freedom: mean 32, deviation 8.
-            expected = count / 33
-            assert ((counts - expected) ** 2 / expected).sum() < 32 + 4 * 8
-        # Independent of one another, and of the neighbouring item.
-        rows = np.stack([top, left, flip, np.roll(top, 1), np.roll(left, 1), np.roll(flip, 1)])
-        correlation = np.corrcoef(rows) - np.eye(6)
-        assert np.abs(correlation).max() < 4 / count**0.5
-
-    def test_without_room_the_crop_is_the_whole(self):
-        whole = ImagePreprocessing(resize=64, crop=64)
-        top, left, _ = draw_augmentation(tf.constant([1, 2]), whole)
-        assert (int(top), int(left)) == (0, 0)
-
-
 def test_static_shapes_inside_tf_data():
-    items = tf.data.Dataset.from_tensors((FILES["png"], [1, 2]))
-    for function in (
-        lambda data, seed: evaluation_image(data, PREPROCESSING),
-        lambda data, seed: training_image(data, seed, PREPROCESSING),
-    ):
-        assert items.map(function).element_spec == tf.TensorSpec([224, 224, 3], tf.uint8)
-    resized = items.map(lambda data, seed: resize_and_pad(decode_image(data), PREPROCESSING))
-    assert resized.element_spec == tf.TensorSpec([256, 256, 3], tf.uint8)
-    decoded = items.map(lambda data, seed: decode_image(data))
-    assert decoded.element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
+    items = tf.data.Dataset.from_tensors(FILES["png"])
+    squares = items.map(lambda data: load_square(data, PREPROCESSING))
+    assert squares.element_spec == tf.TensorSpec([256, 256, 3], tf.uint8)
+    assert items.map(decode_image).element_spec == tf.TensorSpec([None, None, 3], tf.uint8)
 
 
 def test_the_shapes_in_the_signatures_are_true():
     typed = jaxtyped(typechecker=beartype)
-    encoded, seed = tf.constant(FILES["png"]), tf.constant([1, 2])
-    image = typed(decode_image)(encoded)
+    image = typed(decode_image)(tf.constant(FILES["png"]))
     typed(decode_image)(FILES["png"])
     typed(resize_and_pad)(image, PREPROCESSING)
-    typed(evaluation_image)(encoded, PREPROCESSING)
-    typed(training_image)(encoded, tf.cast(seed, tf.int64), PREPROCESSING)
-    typed(draw_augmentation)(seed, PREPROCESSING)
+    typed(load_square)(FILES["png"], PREPROCESSING)
 
 
 def wide(image_format):
@@ -334,16 +261,16 @@ BAD_FILES = {
 def test_a_bad_file_raises(name):
     data, message = BAD_FILES[name]
     with pytest.raises((tf.errors.InvalidArgumentError, ImageReadError), match=message):
-        evaluation_image(data, PREPROCESSING)
+        load_square(data, PREPROCESSING)
     with pytest.raises(ImageReadError):
         preprocess_image(data, PREPROCESSING)
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        list(as_dataset(lambda data: evaluation_image(data, PREPROCESSING), [data]))
+        list(as_dataset(lambda data: load_square(data, PREPROCESSING), [data]))
 
 
 def test_bad_files_among_good_ones_do_not_stop_the_stream():
     good = FILES["jpeg 61x99"]
     files = [part for data, _ in BAD_FILES.values() for part in (good, data)]
     items = tf.data.Dataset.from_tensor_slices(files)
-    items = items.map(lambda data: evaluation_image(data, PREPROCESSING), tf.data.AUTOTUNE)
+    items = items.map(lambda data: load_square(data, PREPROCESSING), tf.data.AUTOTUNE)
     assert len(list(items.ignore_errors())) == len(BAD_FILES)

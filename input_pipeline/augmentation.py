@@ -1,0 +1,72 @@
+"""Random crops and flips, drawn from one seed and cut out in NumPy (SPEC 4).
+
+An epoch's draws are a table with a row an item: a pure function of (seed, epoch, item). Cutting in
+NumPy takes a third of the time of TensorFlow's slice and reverse.
+"""
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+
+from cmap_jax.processing.images import ImagePreprocessing
+
+_AUGMENTATION = 2  # sets this stream of random numbers apart from others with the same seed
+
+
+def draw_crops(
+    seed: int, epoch: int, items: int, preprocessing: ImagePreprocessing
+) -> Int32[np.ndarray, "N 2 3"]:
+    """Draw `top, left, flip` for the reference and the target of every item of an epoch.
+
+    All offsets are alike, and a flip has p = 0.5; all draws are independent.
+
+    Returns:
+        What `cut` takes.
+    """
+    rng = np.random.default_rng([seed, _AUGMENTATION, epoch])
+    last = preprocessing.resize - preprocessing.crop
+    crops = np.empty((items, 2, 3), np.int32)
+    crops[..., :2] = rng.integers(0, last + 1, (items, 2, 2))
+    crops[..., 2] = rng.integers(0, 2, (items, 2))
+    return crops
+
+
+def centre_crop(preprocessing: ImagePreprocessing) -> Int32[np.ndarray, "3"]:
+    """Return `top, left, flip` of the evaluation path: the centre, an odd remainder after it."""
+    offset = (preprocessing.resize - preprocessing.crop) // 2
+    return np.array([offset, offset, 0], np.int32)
+
+
+def cut(
+    squares: UInt8[np.ndarray, "M R R 3"],
+    rows: Int[np.ndarray, "*batch"],
+    crops: Int[np.ndarray, "*batch 3"],
+    size: int,
+) -> UInt8[np.ndarray, "*batch S S 3"]:
+    """Cut a crop from some images each.
+
+    Args:
+        squares: the images; nothing is copied but the crops.
+        rows: which image.
+        crops: first row of the crop; first column, counted *after* the flip; 1 to flip, left to
+            right, else 0.
+        size: side of the crop, S pixels.
+
+    Raises:
+        ValueError: a crop leaves the image.
+    """
+    last = squares.shape[1] - size
+    if crops[..., :2].size and not 0 <= crops[..., :2].min() <= crops[..., :2].max() <= last:
+        raise ValueError(f"a crop of {size} pixels leaves images of {squares.shape[1]}")
+    out = np.empty((*rows.shape, size, size, 3), np.uint8)
+    flat = out.reshape(-1, size, size, 3)
+    for pixels, row, (top, left, flip) in zip(
+        flat, rows.ravel().tolist(), crops.reshape(-1, 3).tolist(), strict=True
+    ):
+        if not flip:
+            pixels[:] = squares[row, top : top + size, left : left + size]
+            continue
+        start = last - left  # of the same columns before the flip
+        mirrored = squares[row, top : top + size, start : start + size][:, ::-1]
+        for channel in range(3):  # pixel by pixel it takes four times as long
+            pixels[..., channel] = mirrored[..., channel]
+    return out

@@ -1,0 +1,325 @@
+"""From image ids to crops in tf.data: decoded as they are needed, or kept decoded in memory.
+
+Either loader takes a plan, a data set of batches that say which images and which crops, and gives
+the pixels in their place, the same from both. An image that fails in the middle of a pass is found,
+named, and handled by ``config.data.missing_images``.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+import tensorflow as tf
+
+from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
+from cmap_jax.processing.progress import track
+from input_pipeline import augmentation, preprocess
+from input_pipeline.image_sources import ImageSource
+from input_pipeline.records import DataError
+
+Batch = dict[str, np.ndarray]
+
+# Images decoded at once; what TensorFlow does for one of them is single-threaded.
+PARALLEL_CALLS = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
+_AHEAD = 2  # batches made while one is used
+_AT_ONCE = 64  # images of a batch on the way into memory
+
+
+class FailedImages(dict[str, str]):
+    """Images that could not be decoded, and why: what the look at all files does not find."""
+
+    def __init__(self, policy: str):
+        """Take ``config.data.missing_images``: "fail" or "skip"."""
+        super().__init__()
+        self._policy = policy
+
+    def add(self, found: Mapping[str, str], source: ImageSource) -> None:
+        """Take images that failed, and say so.
+
+        Raises:
+            DataError: under "fail"; names ids, files and reasons.
+        """
+        lines = [f"image {i} ({source.where(i)}): {reason}" for i, reason in found.items()]
+        if self._policy == "fail":
+            raise DataError(
+                "\n".join(lines) + "\nRepair or replace it, or leave out what needs it with "
+                "--config.data.missing_images=skip"
+            )
+        for line in lines:
+            logging.warning("%s. It is left out from here on, and counted in the results.", line)
+        self.update(found)
+
+
+class ImageLoader(Interface):
+    """Fills crops into a plan.
+
+    Attributes:
+        source: the encoded images under it.
+        failed: the images that turned out to be unusable.
+        key_dtype: of the keys.
+    """
+
+    source: ImageSource
+    failed: FailedImages
+    key_dtype: tf.DType
+
+    def keys(self, images: Sequence[str]) -> Sequence[Any]:
+        """Return for each image what a plan names it by."""
+
+    def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+        """Return the plan's batches with pixels in place of keys.
+
+        Args:
+            plan: batches of ``size`` items (the last may have fewer) of K images each, with
+                ``image``, keys [N, K], and ``crop``, int32 [N, K, 3] as `augmentation.cut` takes
+                it, beside anything else.
+            size: N.
+
+        Returns:
+            The same with ``image`` uint8 [K, N, S, S, 3], and without ``crop``.
+        """
+
+
+class DecodingLoader:
+    """Decodes images as they are needed."""
+
+    key_dtype = tf.string
+
+    def __init__(
+        self, source: ImageSource, preprocessing: ImagePreprocessing, failed: FailedImages
+    ):
+        """See `ImageLoader`."""
+        self.source = source
+        self.failed = failed
+        self.preprocessing = preprocessing
+
+    def keys(self, images: Sequence[str]) -> Sequence[Any]:
+        """Return the keys of the source."""
+        return self.source.keys(images)
+
+    def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+        """Decode, resize and cut; see `ImageLoader`."""
+
+        def cut(squares: np.ndarray, crops: np.ndarray) -> np.ndarray:
+            rows = np.arange(crops.size // 3).reshape(crops.shape[:-1])
+            flat = squares.reshape(-1, *squares.shape[-3:])
+            return _cut(flat, rows, crops, self.preprocessing.crop)
+
+        def decode(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return {**item, "image": tf.stack([self.square(k) for k in tf.unstack(item["image"])])}
+
+        squares = self.map_items(plan, size, decode)
+        return _map_image(squares, cut, self.preprocessing.crop)
+
+    def square(self, key: tf.Tensor) -> tf.Tensor:
+        """Return an image before any crop, uint8 [R, R, 3]."""
+        return preprocess.load_square(self.source.load(key), self.preprocessing)
+
+    def map_items(
+        self, plan: tf.data.Dataset, size: int, function: Callable[[Any], Any]
+    ) -> tf.data.Dataset:
+        """Apply a function to the items of a plan's batches, many at once."""
+        return (
+            plan.prefetch(1)  # a source may read a batch's images here
+            .unbatch()
+            .map(function, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+            .batch(size)
+        )
+
+
+class MemoryLoader:
+    """Keeps decoded images in memory, and cuts crops from them."""
+
+    key_dtype = tf.int32
+
+    def __init__(self, decoding: DecodingLoader, images: Sequence[str]):
+        """Decode all images: as long as a pass over them, with progress.
+
+        Raises:
+            DataError: an image cannot be decoded, and the policy is "fail".
+        """
+        self.source, self.failed = decoding.source, decoding.failed
+        self._crop = decoding.preprocessing.crop
+        self._rows = {image: row for row, image in enumerate(images)}
+        side = decoding.preprocessing.resize
+        self._squares = np.empty((len(images), side, side, 3), np.uint8)
+
+        def decode(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+            return decoding.map_items(plan, size, lambda item: decoding.square(item["image"][0]))
+
+        parts = pass_over(images, _AT_ONCE, decoding, decode)
+        total = -(-len(images) // _AT_ONCE)
+        for rows, squares in track(parts, total, "decoding", f"x {_AT_ONCE} images"):
+            self._squares[rows] = squares
+
+    def keys(self, images: Sequence[str]) -> Sequence[Any]:
+        """Return the images' rows."""
+        return [self._rows[i] for i in images]
+
+    def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+        """Cut; see `ImageLoader`."""
+
+        def cut(rows: np.ndarray, crops: np.ndarray) -> np.ndarray:
+            return _cut(self._squares, rows, crops, self._crop)
+
+        return _map_image(plan, cut, self._crop)
+
+
+def make_loader(
+    source: ImageSource,
+    images: Sequence[str],
+    preprocessing: ImagePreprocessing,
+    *,
+    policy: str,
+    memory_bytes: float,
+) -> ImageLoader:
+    """Return a loader: in memory if all images fit there, else one that decodes them each time.
+
+    Args:
+        source: of the encoded images.
+        images: the ids of all images that will be asked for.
+        preprocessing: the sizes.
+        policy: "fail" or "skip", for images that cannot be decoded.
+        memory_bytes: what the decoded images may take.
+
+    Raises:
+        DataError: an image cannot be decoded on the way into memory, and the policy is "fail".
+    """
+    decoding = DecodingLoader(source, preprocessing, FailedImages(policy))
+    needed = len(images) * preprocessing.resize**2 * 3
+    if needed <= memory_bytes:
+        return MemoryLoader(decoding, images)
+    logging.info(
+        "%d decoded images take %.1f GB, more than --config.data.cache_gb=%.1f: each is decoded "
+        "whenever it is needed",
+        *(len(images), needed / 1e9, memory_bytes / 1e9),
+    )
+    return decoding
+
+
+def pass_over(
+    images: Sequence[str],
+    size: int,
+    loader: ImageLoader,
+    stage: Callable[[tf.data.Dataset, int], tf.data.Dataset],
+) -> Iterator[tuple[list[int], Any]]:
+    """Yield what becomes of all images, each once, ``size`` at a time, in order.
+
+    Args:
+        images: their ids.
+        size: images in a batch, N; the last one has the rest.
+        loader: knows the images.
+        stage: from a plan, batches with ``image``, keys [N, 1], and N, to batches of the same N.
+
+    Yields:
+        The positions in ``images`` of those that did not fail, and the batch's rows for them.
+    """
+
+    def ids(step: int) -> Sequence[str]:
+        return images[step * size : (step + 1) * size]
+
+    steps = -(-len(images) // size)
+
+    def plan(start: int) -> Iterator[dict]:
+        stand_in = next((i for i in images if i not in loader.failed), None)
+        if stand_in is None:
+            raise DataError(f"none of {len(images)} images can be decoded")
+        for step in range(start, steps):
+            good = [stand_in if i in loader.failed else i for i in ids(step)]
+            yield {"image": [[key] for key in loader.keys(good)]}
+
+    def make(start: int) -> tf.data.Dataset:
+        signature = {"image": tf.TensorSpec([None, 1], loader.key_dtype)}
+        return stage(
+            tf.data.Dataset.from_generator(lambda: plan(start), output_signature=signature), size
+        )
+
+    for step, batch in enumerate(iterate(make, 0, steps, ids, loader)):
+        kept = [n for n, image in enumerate(ids(step)) if image not in loader.failed]
+        yield [step * size + n for n in kept], tf.nest.map_structure(lambda a: a[kept], batch)
+
+
+def iterate(
+    make: Callable[[int], tf.data.Dataset],
+    start: int,
+    stop: int,
+    images: Callable[[int], Iterable[str]],
+    loader: ImageLoader,
+) -> Iterator[Any]:
+    """Yield a batch for each of the steps in [start, stop), whatever images fail on the way.
+
+    Args:
+        make: from a step to the data set of the batches from there on, without the images that
+            ``loader.failed`` holds at that time.
+        start: the first step.
+        stop: where to end: the end is counted, not awaited.
+        images: the ids of the images of a step.
+        loader: where they come from; learns what failed.
+
+    Raises:
+        DataError: an image failed, and the policy is "fail"; or it failed for another reason than
+            an image.
+    """
+    options = tf.data.Options()
+    # Parallelism is fixed in the graph. With autotuning on, the end of a sequence was seen to take
+    # up to a minute to arrive; for the same reason the end is counted.
+    options.autotune.enabled = False
+    step = start
+    while step < stop:
+        batches = make(step).prefetch(_AHEAD).with_options(options).as_numpy_iterator()
+        while step < stop:
+            try:
+                batch = next(batches)
+            except tf.errors.OpError as error:
+                # TensorFlow names neither the file nor the item.
+                found = {i: why_unusable(i, loader.source) for i in dict.fromkeys(images(step))}
+                found = {i: reason for i, reason in found.items() if reason is not None}
+                if not found:
+                    raise DataError(f"the input pipeline failed: {error.message}") from error
+                loader.failed.add(found, loader.source)
+                break
+            yield batch
+            step += 1
+
+
+def why_unusable(image: str, source: ImageSource) -> str | None:
+    """Return why an image cannot be decoded, or None."""
+    try:
+        encoded = source.read(image)
+    except (OSError, DataError) as error:
+        return f"unreadable: {error}"
+    try:
+        preprocess.decode_image(encoded)
+    except ImageReadError as error:
+        return str(error)
+    except tf.errors.OpError as error:
+        try:
+            read_image(encoded)  # says it better
+        except ImageReadError as reason:
+            return str(reason)
+        return error.message
+    return None
+
+
+def _cut(squares: np.ndarray, rows: np.ndarray, crops: np.ndarray, size: int) -> np.ndarray:
+    """Cut [N, K] crops, [K, N, S, S, 3]: each of the K is one piece of memory, ready to be sent."""
+    return augmentation.cut(squares, rows.T, crops.swapaxes(0, 1), size)
+
+
+def _map_image(
+    batches: tf.data.Dataset, cut: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int
+) -> tf.data.Dataset:
+    """Replace ``image`` and ``crop`` of batches by crops of a size, cut in NumPy."""
+
+    def replace(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        others = {name: value for name, value in batch.items() if name != "crop"}
+        inputs = [batch["image"], batch["crop"]]
+        crops = tf.numpy_function(cut, inputs, tf.uint8, stateful=False)
+        return {**others, "image": tf.ensure_shape(crops, [None, None, size, size, 3])}
+
+    return batches.map(replace, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
