@@ -13,6 +13,8 @@ VERSION = re.search(
 # tensorflow-cpu is a third of tensorflow's size, but is built for some platforms only.
 _CPU_BUILD = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 _NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+# The command `tfds` imports both, whatever it is asked to do.
+PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
 
 setup(
     name="cmap_jax",
@@ -26,9 +28,12 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "array_record>=0.7",  # tensorflow-datasets needs these three and does not say so
         "clu>=0.0.12",
+        "dill>=0.3.8",
         "etils[epath]>=1.9",
         "flax>=0.12",
+        "importlib_resources>=6.4",
         "jax>=0.9",
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
@@ -41,13 +46,16 @@ setup(
         "tqdm>=4.60",
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
         f"tensorflow>=2.20; {_NO_CPU_BUILD}",
+        "tensorflow-datasets>=4.9.9",
         "tensorboard>=2.20",  # clu's writers need it and do not say so
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],
+        "prepare": PREPARE,
         "test": [
+            *PREPARE,
             "beartype>=0.20",
             "hypothesis>=6.100",
             "pytest>=8",

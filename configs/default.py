@@ -81,8 +81,8 @@ def get_config() -> ConfigDict:
     config.data.directory = placeholder(str)  # the folder with the annotations
     config.data.image_directory = placeholder(str)  # with the images; None: inside directory
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
-    # Decoded images are kept in memory if all of the run take at most so many GB, resize^2 x 3 bytes
-    # each; 0: never.
+    # Decoded images are kept in memory if those of the run take at most so many GB: resize^2 x 3
+    # bytes each. 0: never.
     config.data.cache_gb = 2.0
     config.data.resize = 256  # side in pixels after padding to a square
     config.data.crop = 224  # side of the crop that the model sees, a multiple of 32

@@ -94,9 +94,7 @@ class TrainingData:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self.epoch_order(epoch)
-                crops = augmentation.draw_crops(
-                    self._seed, epoch, len(order), self._preprocessing
-                )
+                crops = augmentation.draw_crops(self._seed, epoch, len(order), self._preprocessing)
             items, triplets = zip(*self._items(step, order), strict=True)
             tokens, lengths = self._vocabulary.encode_batch(
                 [t.captions for t in triplets], self.text_width

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
 from cmap_jax.processing.tokenizer import Vocabulary
-from input_pipeline import published, storage
+from input_pipeline import prepared, published, storage
 from input_pipeline.findings import (
     Annotation,
     Finding,
@@ -162,7 +162,7 @@ def examine(
         records = _read(name, directory, image_directory)
     except (ValueError, OSError) as error:
         return Report(name, directory, findings=(_reading_finding(error, name, directory),))
-    reasons = check_images(records.images.values(), records.image_directory)
+    reasons = check_images(records)
     usable = [image for i, image in records.images.items() if i not in reasons]
     annotations = list_annotations(records)
     counts = published.compare(records, directory)
@@ -205,6 +205,11 @@ def examine(
 
 
 def _read(name: str, directory: str, image_directory: str | None) -> Records:
+    if prepared.is_prepared(directory):
+        raise DataError(
+            f"{directory} holds a prepared data set; the doctor looks at raw ones, before they are "
+            "prepared"
+        )
     if name == "garments" and not image_directory:
         # As training asks for them, which can set a few fields only.
         return garments_reader.read(directory, **_garments_fields(directory))

@@ -135,6 +135,10 @@ class SampledPairs:
         other = choose([c for c in siblings if c != caption])
         return Triplet(source, choose(self._images[other]), (modification(caption, other),))
 
+    def items(self) -> Iterable[Triplet]:
+        """Return each image with its own caption; the target is still to be drawn."""
+        return (Triplet(image, "", (caption,)) for image, caption in self._captions.items())
+
     def image_ids(self) -> Iterable[str]:
         """Return the ids of all training images."""
         return self._ids

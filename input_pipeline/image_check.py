@@ -10,7 +10,7 @@ from typing import Any
 
 from cmap_jax.processing.progress import track
 from input_pipeline import storage
-from input_pipeline.records import DataError, Image, Records
+from input_pipeline.records import DataError, Records
 
 # Threads. In a bucket a look is mostly waiting; at home more threads only wait for one another's
 # turn with the interpreter (16 of them take three times as long as one, files in memory).
@@ -19,17 +19,22 @@ _CHUNK = 64  # places a thread takes at once
 _SHOWN = 5  # examples in a message
 
 
-def check_images(images: Iterable[Image], image_directory: str) -> dict[str, str]:
-    """Look at every image file; return the reason of each that cannot be used, by image id.
+def check_images(records: Records, ids: Iterable[str] | None = None) -> dict[str, str]:
+    """Look at image files; return the reason of each that cannot be used, by image id.
+
+    A link that leads out of the image folder is refused. The images of a prepared data set were
+    looked at when it was prepared.
 
     Args:
-        images: the images.
-        image_directory: the folder that they lie in; a link that leads out of it is refused.
+        records: the data set.
+        ids: of the images; None: all that the records hold.
     """
-    images = tuple(images)
-    check = _checker(image_directory)
-    found = in_parallel(check, [image.path for image in images], "checking", "images")
-    return {i.id: reason for i, reason in zip(images, found, strict=True) if reason is not None}
+    if records.prepared is not None:
+        return {}
+    ids = tuple(records.images if ids is None else ids)
+    check = _checker(records.image_directory)
+    found = in_parallel(check, [records.images[i].path for i in ids], "checking", "images")
+    return {i: reason for i, reason in zip(ids, found, strict=True) if reason is not None}
 
 
 def in_parallel(
@@ -53,11 +58,18 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
     """Return the records without unusable images, and the ids of those.
 
     Raises:
-        DataError: there are some, and the policy is "fail" or there are no others.
+        DataError: there are some, or were when the data were prepared, and the policy is "fail"; or
+            there are no others.
     """
-    reasons = check_images(records.images.values(), records.image_directory)
+    if records.skipped_images and policy == "fail":
+        raise DataError(
+            f"{records.image_directory}: prepared without {len(records.skipped_images)} images "
+            f"that were unusable, such as {', '.join(records.skipped_images[:_SHOWN])}. Accept "
+            "that with --config.data.missing_images=skip, or prepare it from complete data"
+        )
+    reasons = check_images(records)
     if not reasons:
-        return records, ()
+        return records, records.skipped_images
     summary = describe_unusable(records, reasons)
     if policy == "fail" or len(reasons) == len(records.images):
         remedy = "Restore them, set --config.data.image_directory to the folder with the images"

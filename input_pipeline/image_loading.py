@@ -93,7 +93,12 @@ class DecodingLoader:
     def __init__(
         self, source: ImageSource, preprocessing: ImagePreprocessing, failed: FailedImages
     ):
-        """See `ImageLoader`."""
+        """See `ImageLoader`.
+
+        Raises:
+            DataError: the images have had other preprocessing already.
+        """
+        source.check(preprocessing)
         self.source = source
         self.failed = failed
         self.preprocessing = preprocessing
@@ -241,7 +246,8 @@ def pass_over(
 
     for step, batch in enumerate(iterate(make, 0, steps, ids, loader)):
         kept = [n for n, image in enumerate(ids(step)) if image not in loader.failed]
-        yield [step * size + n for n in kept], tf.nest.map_structure(lambda a: a[kept], batch)
+        rows = tf.nest.map_structure(lambda array, kept=kept: array[kept], batch)
+        yield [step * size + n for n in kept], rows
 
 
 def iterate(

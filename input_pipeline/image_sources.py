@@ -1,7 +1,7 @@
 """Where the encoded bytes of an image come from: one interface, whatever lies under it.
 
-    source = open_images(records)        # a folder of files, or a prepared data set
-    encoded = source.read("B008BHCT58")
+source = open_images(records)  # a folder of files, or a prepared data set
+encoded = source.read("B008BHCT58")
 """
 
 import os
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from typing import Protocol as Interface
 
+from cmap_jax.processing.images import ImagePreprocessing
 from input_pipeline import storage
 from input_pipeline.records import Image, Records
 
@@ -35,6 +36,13 @@ class ImageSource(Interface):
     def load(self, key: "tf.Tensor") -> "tf.Tensor":
         """Return the bytes, scalar string, of a key, scalar string: in tf.data, for one image."""
 
+    def check(self, preprocessing: ImagePreprocessing) -> None:
+        """Refuse preprocessing that the images do not allow.
+
+        Raises:
+            DataError: they have had other preprocessing already; names both.
+        """
+
 
 class FolderImages:
     """Images as files of their own, local or in a bucket."""
@@ -60,6 +68,9 @@ class FolderImages:
         import tensorflow as tf
 
         return tf.io.read_file(key)
+
+    def check(self, preprocessing: ImagePreprocessing) -> None:
+        """Allow any: the files are as they were found."""
 
 
 def open_images(records: Records) -> ImageSource:

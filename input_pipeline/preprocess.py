@@ -71,9 +71,7 @@ def resize_and_pad(
         return tf.cond(
             width == side,
             lambda: tall,
-            lambda: tf.transpose(
-                _pad_rows(tf.transpose(tall, [1, 0, 2]), side, white), [1, 0, 2]
-            ),
+            lambda: tf.transpose(_pad_rows(tf.transpose(tall, [1, 0, 2]), side, white), [1, 0, 2]),
         )
 
     def pad_and_resize() -> tf.Tensor:

@@ -3,7 +3,16 @@
 import inspect
 from typing import Any
 
-from input_pipeline import circo, cirr, fashion200k, fashion_iq, folder, shoes, storage
+from input_pipeline import (
+    circo,
+    cirr,
+    fashion200k,
+    fashion_iq,
+    folder,
+    prepared,
+    shoes,
+    storage,
+)
 from input_pipeline.annotations import check_keys
 from input_pipeline.garments import STAMP, prepare
 from input_pipeline.garments import reader as garments_reader
@@ -34,13 +43,19 @@ def data_set_name(name: str) -> str:
 
 
 def read_folder(name: str, directory: str, image_directory: str | None = None) -> Records:
-    """Read the data set in a folder, whatever its settings; garments are not rendered.
+    """Read the data set in a folder, raw or prepared, whatever its settings.
+
+    Garments are not rendered.
 
     Raises:
-        ValueError: a folder of images for garments, which keep theirs with them.
+        ValueError: a folder of images for data that keep theirs with them.
         FileNotFoundError: a folder or an annotation file is missing.
         DataError: broken annotations.
     """
+    if prepared.is_prepared(directory):
+        if image_directory:
+            raise ValueError("prepared data keep their images with them: give no folder of images")
+        return prepared.read(directory, name)
     if name != "garments":
         return READERS[name].read(directory, image_directory)
     if image_directory:
@@ -85,8 +100,8 @@ def read_records(config: Any) -> Records:
             "config.data.directory is not set: give the folder that holds the annotations, "
             "--config.data.directory=..."
         )
-    if data.name == "garments":
-        if data.image_directory:
-            raise ValueError("config.data.image_directory: garments keep their images with them")
-        return garments_reader.read(data.directory, **data.garments)
-    return READERS[data.name].read(data.directory, data.image_directory)
+    if data.name != "garments" or prepared.is_prepared(data.directory):
+        return read_folder(data.name, data.directory, data.image_directory)
+    if data.image_directory:
+        raise ValueError("config.data.image_directory: garments keep their images with them")
+    return garments_reader.read(data.directory, **data.garments)

@@ -118,6 +118,9 @@ class TripletSource(Interface):
     def draw(self, seed: int, epoch: int, item: int) -> Triplet:
         """Return an item of an epoch."""
 
+    def items(self) -> Iterable[Triplet]:
+        """Return what the source is made of: triplets; a target still to be drawn is empty."""
+
     def image_ids(self) -> Iterable[str]:
         """Return the ids of all images that can be drawn."""
 
@@ -141,6 +144,10 @@ class FixedTriplets:
     def draw(self, seed: int, epoch: int, item: int) -> Triplet:
         """Return an item, the same in every epoch."""
         return self.triplets[item]
+
+    def items(self) -> Iterable[Triplet]:
+        """Return the triplets."""
+        return self.triplets
 
     def image_ids(self) -> Iterable[str]:
         """Return the ids of all images in the triplets."""
@@ -175,7 +182,9 @@ class Records:
         unlabelled: by split, queries whose answers only a server knows; see `for_submission`.
         extra_special: words that follow the special tokens in the vocabulary.
         facts: what else is worth printing and storing, such as oracle ceilings.
-        prepared: the images where they are not files of their own, but a prepared data set.
+        skipped_images: ids of images that were unusable and left out when the data were prepared.
+        prepared: the images where they are no files of their own but records of a prepared data
+            set, an `image_sources.ImageSource`.
     """
 
     name: str
@@ -188,6 +197,7 @@ class Records:
     unlabelled: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     extra_special: tuple[str, ...] = ()
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    skipped_images: tuple[str, ...] = ()
     prepared: Any = None
 
     def image_ids(self) -> dict[str, None]:
@@ -240,4 +250,5 @@ class Records:
                 split: tuple(e.without(missing) for e in evaluations)
                 for split, evaluations in self.evaluations.items()
             },
+            unlabelled={split: e.without(missing) for split, e in self.unlabelled.items()},
         )

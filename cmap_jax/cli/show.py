@@ -19,6 +19,7 @@ from cmap_jax.visualization.grids import (
 )
 from input_pipeline import storage
 from input_pipeline.image_check import check_images
+from input_pipeline.image_sources import open_images
 from input_pipeline.readers import NAMES, data_set_name, read_folder
 from input_pipeline.records import DataError, Query, Records, Triplet
 
@@ -112,12 +113,12 @@ def _load(records: Records, items: Sequence[Triplet | Query]) -> dict[str, Drawa
     """Return the images by id, or the errors in their places."""
     ids = dict.fromkeys(i for item in items for i in _shown(item))
     # A target need not be in a gallery, and then nobody looked for its file.
-    known = [records.images[i] for i in ids if i in records.images]
-    reasons = check_images(known, records.image_directory)
-    images = {i: ImageReadError("in no gallery") for i in ids}
-    for image in known:
-        reason = reasons.get(image.id)
-        images[image.id] = ImageReadError(reason) if reason else storage.read_bytes(image.path)
+    known = [i for i in ids if i in records.images]
+    reasons = check_images(records, known)
+    source = open_images(records)
+    images: dict[str, Drawable] = {i: ImageReadError("in no gallery") for i in ids}
+    for i in known:
+        images[i] = ImageReadError(reasons[i]) if i in reasons else source.read(i)
     return images
 
 

@@ -111,9 +111,9 @@ def _write(arguments: argparse.Namespace) -> None:
 
 def _read(arguments: argparse.Namespace) -> Any:
     """Return the data set's records with the one split as their only evaluation."""
-    from input_pipeline.readers import READERS
+    from input_pipeline.readers import read_folder
 
-    records = READERS[arguments.data_set].read(arguments.directory, arguments.images)
+    records = read_folder(arguments.data_set, arguments.directory, arguments.images)
     split = arguments.split or _SPLITS[arguments.data_set]
     if split in records.evaluations:
         only = {split: records.evaluations[split]}
@@ -125,7 +125,7 @@ def _check_images(records: Any) -> None:
     """Refuse a data set with unusable images: a server wants every query answered."""
     from input_pipeline.image_check import check_images, describe_unusable
 
-    reasons = check_images(records.images.values(), records.image_directory)
+    reasons = check_images(records)
     if reasons:
         raise ValueError(
             f"{describe_unusable(records, reasons)}\nA submission needs all of them: restore them, "

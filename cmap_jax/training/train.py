@@ -208,9 +208,7 @@ def build_state(
 class TrainingLog:
     """Writes the means of the metrics, and stops the run at a loss that is not finite."""
 
-    def __init__(
-        self, writer: Any, every_steps: int, checkpoints: Checkpoints, feed: DeviceFeed
-    ):
+    def __init__(self, writer: Any, every_steps: int, checkpoints: Checkpoints, feed: DeviceFeed):
         """Write every ``every_steps`` steps."""
         self._writer = writer
         self._every = every_steps

@@ -81,9 +81,9 @@ def test_a_bucket_gives_the_same_records(tmp_path, bucket, name):
 def test_images_in_a_bucket_are_checked(tmp_path, bucket, name):
     fake_data.DATA_SETS[name](tmp_path / "data")
     remote = _upload(tmp_path / "data", bucket)
-    images = _read(name, remote).images
-    assert check_images(images.values(), remote) == {}
-    missing, cut, empty, html, taken = list(images.values())[:5]
+    records = _read(name, remote)
+    assert check_images(records) == {}
+    missing, cut, empty, html, taken = list(records.images.values())[:5]
     tf.io.gfile.remove(missing.path)
     with tf.io.gfile.GFile(cut.path, "rb") as file:
         content = file.read()
@@ -92,7 +92,7 @@ def test_images_in_a_bucket_are_checked(tmp_path, bucket, name):
     _write(b"<html></html>", html.path)
     tf.io.gfile.remove(taken.path)
     tf.io.gfile.makedirs(taken.path)
-    reasons = check_images(images.values(), remote)
+    reasons = check_images(records)
     assert set(reasons) == {missing.id, cut.id, empty.id, html.id, taken.id}
     assert reasons[missing.id] == "missing"
     assert reasons[cut.id].startswith("truncated: ")
@@ -149,8 +149,9 @@ def test_a_link_may_lead_to_the_folder_but_not_out_of_it(tmp_path, name):
     fake_data.DATA_SETS[name](tmp_path / "data")
     (tmp_path / "link").symlink_to(tmp_path / "data")
     root = str(tmp_path / "link")
-    images = list(_read(name, root).images.values())
-    assert check_images(images, root) == {}
+    records = _read(name, root)
+    images = list(records.images.values())
+    assert check_images(records) == {}
     inside, out, loop, dangling = (pathlib.Path(image.path) for image in images[:4])
     outside = tmp_path / f"outside{out.suffix}"
     out.rename(outside)
@@ -159,7 +160,7 @@ def test_a_link_may_lead_to_the_folder_but_not_out_of_it(tmp_path, name):
     for path, target in ((inside, healthy), (loop, loop), (dangling, "nowhere")):
         path.unlink()
         path.symlink_to(target)
-    reasons = check_images(_read(name, root).images.values(), root)
+    reasons = check_images(_read(name, root))
     assert set(reasons) == {image.id for image in images[1:4]}
     assert reasons[images[1].id] == f"a link that leads out of {root}"
     assert reasons[images[3].id] == "missing: a link to nothing"
@@ -169,11 +170,10 @@ def test_a_folder_of_images_that_is_a_link_out(tmp_path):
     root = fake_data.fashion_iq(tmp_path / "data")
     (root / "images").rename(tmp_path / "pictures")
     (root / "images").symlink_to(tmp_path / "pictures")
-    images = fashion_iq.read(str(root)).images
-    assert set(check_images(images.values(), str(root))) == set(images)
+    records = fashion_iq.read(str(root))
+    assert set(check_images(records)) == set(records.images)
     # The remedy of the error: name that folder.
-    images = fashion_iq.read(str(root), str(tmp_path / "pictures")).images
-    assert check_images(images.values(), str(tmp_path / "pictures")) == {}
+    assert check_images(fashion_iq.read(str(root), str(tmp_path / "pictures"))) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,185 @@
+"""What all builders share: from a reader's records to ArrayRecord files."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.progress import track
+from input_pipeline import preprocess
+from input_pipeline.image_check import leave_out_unusable
+from input_pipeline.image_loading import DecodingLoader, FailedImages, pass_over
+from input_pipeline.image_sources import open_images
+from input_pipeline.prepared import (
+    BYTES,
+    FIELDS,
+    IMAGES,
+    INTEGER,
+    RELEASE_NOTES,
+    TEXT,
+    TEXTS,
+    VERSION,
+    describe,
+    example,
+    query_splits,
+)
+from input_pipeline.readers import read_folder
+from input_pipeline.records import Records
+
+_AT_ONCE = 64  # images of a batch
+
+_FEATURES = {
+    TEXT: lambda doc: tfds.features.Text(doc=doc),
+    TEXTS: lambda doc: tfds.features.Sequence(tfds.features.Text(), doc=doc),
+    BYTES: lambda doc: tfds.features.Scalar(np.object_, doc=doc),
+    INTEGER: lambda doc: tfds.features.Scalar(np.int32, doc=doc),
+}
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class ImageConfig(tfds.core.BuilderConfig):
+    """How images are stored, and where they come from.
+
+    Attributes:
+        resize: side in pixels after padding to a square, as ``config.data.resize``.
+        encoding: "jpeg", or "png", which loses nothing.
+        quality: of JPEG, 1 to 100.
+        image_directory: the folder with the images; None: inside the annotations' folder.
+        missing_images: "fail"; or "skip": leave out what cannot be used and all that needs it.
+    """
+
+    resize: int = 256
+    encoding: str = "jpeg"
+    quality: int = 95
+    image_directory: str | None = None
+    missing_images: str = "fail"
+
+    def __post_init__(self):
+        """Refuse impossible settings before any work.
+
+        Raises:
+            ValueError: names the field and what it may be.
+        """
+        allowed = {"encoding": ("jpeg", "png"), "missing_images": ("fail", "skip")}
+        for field, values in allowed.items():
+            if getattr(self, field) not in values:
+                raise ValueError(
+                    f"{field} must be {' or '.join(values)}, not {getattr(self, field)!r}"
+                )
+        if not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be 1 to 100, not {self.quality!r}")
+        _ = self.preprocessing
+
+    @property
+    def preprocessing(self) -> ImagePreprocessing:
+        """The sizes; the crop is none of the stored image."""
+        return ImagePreprocessing(resize=self.resize, crop=self.resize // 32 * 32)
+
+    @property
+    def encoding_in_words(self) -> str:
+        """Return such as "jpeg 95"."""
+        return f"jpeg {self.quality}" if self.encoding == "jpeg" else self.encoding
+
+    def encode(self, image: tf.Tensor) -> tf.Tensor:
+        """Return an image's bytes."""
+        if self.encoding == "png":
+            return tf.io.encode_png(image)
+        return tf.io.encode_jpeg(image, quality=self.quality)
+
+
+class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Builds a data set that a reader reads; see `input_pipeline.prepared` for the form."""
+
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES = RELEASE_NOTES
+    BUILDER_CONFIGS: ClassVar[list[ImageConfig]] = [
+        ImageConfig(name="jpeg", description="JPEG of quality 95, 256 pixels a side."),
+        ImageConfig(name="png", description="Without loss, 256 pixels a side.", encoding="png"),
+    ]
+    builder_config_cls = ImageConfig
+
+    # Of the data set; each builder fills them in.
+    DESCRIPTION: ClassVar[str]
+    HOMEPAGE: ClassVar[str | None] = None
+    CITATION: ClassVar[str | None] = None
+
+    def __init__(self, *, file_format: Any = None, **kwargs: Any):
+        """Write ArrayRecord files unless told otherwise: they are read by position."""
+        super().__init__(file_format=file_format or "array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            features=tfds.features.FeaturesDict(
+                {name: _FEATURES[kind](doc) for name, (kind, doc) in FIELDS.items()}
+            ),
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+            metadata=tfds.core.MetadataDict(),
+            # In the reader's order a position is known from the list of ids, without reading the
+            # records; training has an order of its own anyway.
+            disable_shuffling=True,
+        )
+
+    def _read(self, dl_manager: tfds.download.DownloadManager) -> Records:
+        """Return the records of the raw data set."""
+        config = self.builder_config
+        return read_folder(self.name, str(dl_manager.manual_dir), config.image_directory)
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        records = self._read(dl_manager)
+        records, skipped = leave_out_unusable(records, self.builder_config.missing_images)
+        failed = FailedImages(self.builder_config.missing_images)
+        # The images come first: those that fail on the way take their queries with them.
+        queries = {s: self._queries(records, failed, s) for s in query_splits(records)}
+        return {IMAGES: self._images(records, failed, skipped), **queries}
+
+    def _generate_examples(self) -> None:
+        raise NotImplementedError("_split_generators gives the examples of each split")
+
+    def _images(
+        self, records: Records, failed: FailedImages, skipped: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the examples of the images; then fill in the dataset-wide facts."""
+        config = self.builder_config
+        ids = tuple(records.images)
+        decoding = DecodingLoader(open_images(records), config.preprocessing, failed)
+
+        def encode(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            image = preprocess.decode_image(decoding.source.load(item["image"][0]))
+            square = preprocess.resize_and_pad(image, config.preprocessing)
+            height, width = tf.unstack(tf.shape(image)[:2])
+            return {"image": config.encode(square), "height": height, "width": width}
+
+        def stage(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+            return decoding.map_items(plan, size, encode)
+
+        number = 0
+        parts = pass_over(ids, _AT_ONCE, decoding, stage)
+        for positions, batch in track(parts, -(-len(ids) // _AT_ONCE), "encoding", "batches"):
+            for row, position in enumerate(positions):
+                fields = {name: values[row] for name, values in batch.items()}
+                yield number, example(id=ids[position], **fields)
+                number += 1
+        self.info.metadata.update(
+            describe(
+                records.without(failed.keys()) if failed else records,
+                preprocessing=config.preprocessing,
+                encoding=config.encoding_in_words,
+                skipped=sorted({*skipped, *failed}),
+            )
+        )
+
+    def _queries(
+        self, records: Records, failed: FailedImages, split: str
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the examples of a split of queries or triplets."""
+        usable = records.without(failed.keys()) if failed else records
+        yield from enumerate(query_splits(usable).get(split, ()))
