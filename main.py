@@ -14,7 +14,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, logging
 
 from cmap_jax.cli import compilation_cache, flags
-from cmap_jax.processing.memory import keep_freed_memory
 
 
 def _is_ours_or_serious(record: "logging.LogRecord") -> bool:
@@ -25,7 +24,6 @@ def _is_ours_or_serious(record: "logging.LogRecord") -> bool:
 
 def main(_: list[str]) -> None:
     """Do what --mode says."""
-    keep_freed_memory()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     config, workdir = flags.CONFIG.value, flags.workdir()

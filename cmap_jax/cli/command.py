@@ -13,14 +13,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from cmap_jax.cli import compare, convert, doctor, evaluate, show, submit
-from cmap_jax.processing.memory import keep_freed_memory
 
 _SUBCOMMANDS = (convert, doctor, show, evaluate, compare, submit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status."""
-    keep_freed_memory()
     parser = argparse.ArgumentParser(prog="cmap", description="Composed image retrieval.")
     subparsers = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
     for module in _SUBCOMMANDS:
