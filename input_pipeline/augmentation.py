@@ -1,7 +1,6 @@
-"""Random crops and flips, drawn from one seed and cut out in NumPy (SPEC 4).
+"""Random crops and flips: drawn from one seed, and cut out of images in memory (SPEC 4).
 
-An epoch's draws are a table with a row an item: a pure function of (seed, epoch, item). Cutting in
-NumPy takes a third of the time of TensorFlow's slice and reverse.
+An epoch's draws are a table with a row an item: a pure function of (seed, epoch, item).
 """
 
 import numpy as np
@@ -42,7 +41,7 @@ def cut(
     crops: Int[np.ndarray, "*batch 3"],
     size: int,
 ) -> UInt8[np.ndarray, "*batch S S 3"]:
-    """Cut a crop from some images each.
+    """Cut crops from images in memory; `preprocess.cut` is the same for one image in tf.data.
 
     Args:
         squares: the images; nothing is copied but the crops.

@@ -81,7 +81,7 @@ class ImageLoader(Interface):
             size: N.
 
         Returns:
-            The same with ``image`` uint8 [K, N, S, S, 3], and without ``crop``.
+            The same with ``image`` K arrays uint8 [N, S, S, 3], and without ``crop``.
         """
 
 
@@ -110,16 +110,15 @@ class DecodingLoader:
     def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
         """Decode, resize and cut; see `ImageLoader`."""
 
-        def cut(squares: np.ndarray, crops: np.ndarray) -> np.ndarray:
-            rows = np.arange(crops.size // 3).reshape(crops.shape[:-1])
-            flat = squares.reshape(-1, *squares.shape[-3:])
-            return _cut(flat, rows, crops, self.preprocessing.crop)
+        def decode(item: dict[str, Any]) -> dict[str, Any]:
+            keys, crops = tf.unstack(item.pop("image")), tf.unstack(item.pop("crop"))
+            images = (
+                preprocess.cut(self.square(key), crop, self.preprocessing)
+                for key, crop in zip(keys, crops, strict=True)
+            )
+            return {**item, "image": tuple(images)}
 
-        def decode(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return {**item, "image": tf.stack([self.square(k) for k in tf.unstack(item["image"])])}
-
-        squares = self.map_items(plan, size, decode)
-        return _map_image(squares, cut, self.preprocessing.crop)
+        return self.map_items(plan, size, decode)
 
     def square(self, key: tf.Tensor) -> tf.Tensor:
         """Return an image before any crop, uint8 [R, R, 3]."""
@@ -170,9 +169,19 @@ class MemoryLoader:
         """Cut; see `ImageLoader`."""
 
         def cut(rows: np.ndarray, crops: np.ndarray) -> np.ndarray:
-            return _cut(self._squares, rows, crops, self._crop)
+            return augmentation.cut(self._squares, rows, crops, self._crop)
 
-        return _map_image(plan, cut, self._crop)
+        def fill(batch: dict[str, Any]) -> dict[str, Any]:
+            columns = zip(
+                tf.unstack(batch.pop("image"), axis=1),
+                tf.unstack(batch.pop("crop"), axis=1),
+                strict=True,
+            )
+            images = (tf.numpy_function(cut, column, tf.uint8, False) for column in columns)
+            shape = [None, self._crop, self._crop, 3]
+            return {**batch, "image": tuple(tf.ensure_shape(image, shape) for image in images)}
+
+        return plan.map(fill, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
 def make_loader(
@@ -310,22 +319,3 @@ def why_unusable(image: str, source: ImageSource) -> str | None:
             return str(reason)
         return error.message
     return None
-
-
-def _cut(squares: np.ndarray, rows: np.ndarray, crops: np.ndarray, size: int) -> np.ndarray:
-    """Cut [N, K] crops, [K, N, S, S, 3]: each of the K is one piece of memory, ready to be sent."""
-    return augmentation.cut(squares, rows.T, crops.swapaxes(0, 1), size)
-
-
-def _map_image(
-    batches: tf.data.Dataset, cut: Callable[[np.ndarray, np.ndarray], np.ndarray], size: int
-) -> tf.data.Dataset:
-    """Replace ``image`` and ``crop`` of batches by crops of a size, cut in NumPy."""
-
-    def replace(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        others = {name: value for name, value in batch.items() if name != "crop"}
-        inputs = [batch["image"], batch["crop"]]
-        crops = tf.numpy_function(cut, inputs, tf.uint8, stateful=False)
-        return {**others, "image": tf.ensure_shape(crops, [None, None, size, size, 3])}
-
-    return batches.map(replace, num_parallel_calls=PARALLEL_CALLS, deterministic=True)

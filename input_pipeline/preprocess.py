@@ -9,7 +9,7 @@ PIL rounds between its two passes. Everything works eagerly and inside `map`. A 
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing, read_image
 
@@ -100,6 +100,26 @@ def load_square(
         tf.errors.InvalidArgumentError: as `decode_image`.
     """
     return resize_and_pad(decode_image(encoded), preprocessing)
+
+
+def cut(
+    square: UInt8[tf.Tensor, "R R 3"],
+    crop: Int32[tf.Tensor, "3"],
+    preprocessing: ImagePreprocessing,
+) -> UInt8[tf.Tensor, "S S 3"]:
+    """Flip and crop one image, as `augmentation.cut` does many.
+
+    Args:
+        square: what `load_square` gives.
+        crop: first row of the crop; first column, counted *after* the flip; 1 to flip, else 0.
+        preprocessing: the sizes; S = `preprocessing.crop`, a static shape.
+    """
+    size = preprocessing.crop
+    top, left, flip = tf.unstack(crop)
+    # Of the same columns before the flip: less is turned round.
+    left = tf.where(flip == 1, preprocessing.resize - size - left, left)
+    pixels = tf.ensure_shape(square[top : top + size, left : left + size], [size, size, 3])
+    return tf.cond(flip == 1, lambda: tf.reverse(pixels, [1]), lambda: pixels)
 
 
 def _decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:

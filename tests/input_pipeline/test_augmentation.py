@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from beartype import beartype
 from jaxtyping import jaxtyped
 from PIL import Image
 
 from cmap_jax.processing.images import ImagePreprocessing, random_crop_flip
 from cmap_jax.processing.images import centre_crop as pil_centre_crop
+from input_pipeline import preprocess
 from input_pipeline.augmentation import centre_crop, cut, draw_crops
 
 PREPROCESSING = ImagePreprocessing(resize=40, crop=32)
@@ -25,6 +27,19 @@ def test_cuts_what_pil_cuts():
         image = Image.fromarray(SQUARES[rows[index]])
         expected = random_crop_flip(image, top=top, left=left, flip=bool(flip), size=32)
         np.testing.assert_array_equal(pixels[index], np.asarray(expected))
+
+
+def test_tensorflow_cuts_the_same():
+    crops = draw_crops(3, 1, 20, PREPROCESSING)[:, 0]
+    expected = cut(SQUARES, np.zeros(20, int), crops, 32)
+    eager = jaxtyped(typechecker=beartype)(preprocess.cut)
+    for crop, pixels in zip(crops, expected, strict=True):
+        cut_eagerly = eager(tf.constant(SQUARES[0]), tf.constant(crop), PREPROCESSING)
+        np.testing.assert_array_equal(cut_eagerly, pixels)
+    items = tf.data.Dataset.from_tensor_slices(crops)
+    items = items.map(lambda crop: preprocess.cut(tf.constant(SQUARES[0]), crop, PREPROCESSING))
+    assert items.element_spec == tf.TensorSpec([32, 32, 3], tf.uint8)
+    np.testing.assert_array_equal(list(items.as_numpy_iterator()), expected)
 
 
 @pytest.mark.parametrize("resize", [40, 39, 32])
