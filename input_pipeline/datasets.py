@@ -9,7 +9,7 @@ from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, TrainingData
 from input_pipeline.image_check import leave_out_unusable
-from input_pipeline.image_loading import make_loader
+from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
 from input_pipeline.image_sources import open_images
 from input_pipeline.readers import read_records
 from input_pipeline.records import DataError, Records
@@ -86,13 +86,9 @@ def create_datasets(
     records, skipped = leave_out_unusable(records, data.missing_images)
     if training:
         _check_batch(config, records, process_count)
-    loader = make_loader(
-        open_images(records),
-        tuple(records.images),
-        preprocessing,
-        policy=data.missing_images,
-        memory_bytes=data.cache_gb * 1e9,
-    )
+    loader = DecodingLoader(open_images(records), preprocessing, FailedImages(data.missing_images))
+    if training:  # an evaluation needs each image once
+        loader = make_loader(loader, tuple(records.images), data.cache_gb * 1e9)
     process = {"process_index": process_index, "process_count": process_count}
     facts = {**records.facts, "skipped_images": skipped}
     counts: collections.Counter[str] = collections.Counter()

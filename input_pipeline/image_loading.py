@@ -7,6 +7,7 @@ named, and handled by ``config.data.missing_images``.
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from typing import Protocol as Interface
@@ -137,39 +138,36 @@ class DecodingLoader:
 
 
 class MemoryLoader:
-    """Keeps decoded images in memory, and cuts crops from them."""
+    """Decodes images once, keeps them in memory, and cuts crops from there."""
 
     key_dtype = tf.int32
 
     def __init__(self, decoding: DecodingLoader, images: Sequence[str]):
-        """Decode all images: as long as a pass over them, with progress.
-
-        Raises:
-            DataError: an image cannot be decoded, and the policy is "fail".
-        """
+        """Remember what to decode when the first batch is asked for."""
         self.source, self.failed = decoding.source, decoding.failed
-        self._crop = decoding.preprocessing.crop
-        self._rows = {image: row for row, image in enumerate(images)}
-        side = decoding.preprocessing.resize
-        self._squares = np.empty((len(images), side, side, 3), np.uint8)
-
-        def decode(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-            return decoding.map_items(plan, size, lambda item: decoding.square(item["image"][0]))
-
-        parts = pass_over(images, _AT_ONCE, decoding, decode)
-        total = -(-len(images) // _AT_ONCE)
-        for rows, squares in track(parts, total, "decoding", f"x {_AT_ONCE} images"):
-            self._squares[rows] = squares
+        self._decoding = decoding
+        self._images = tuple(images)
+        self._rows = {image: row for row, image in enumerate(self._images)}
+        self._squares: np.ndarray | None = None
+        self._filling = threading.Lock()
 
     def keys(self, images: Sequence[str]) -> Sequence[Any]:
         """Return the images' rows."""
         return [self._rows[i] for i in images]
 
     def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-        """Cut; see `ImageLoader`."""
+        """Cut; see `ImageLoader`. The first time all images are decoded, with progress.
+
+        Raises:
+            DataError: an image cannot be decoded, and the policy is "fail".
+        """
+        with self._filling:
+            if self._squares is None:
+                self._squares = self._decode_all()
+        squares, side = self._squares, self._decoding.preprocessing.crop
 
         def cut(rows: np.ndarray, crops: np.ndarray) -> np.ndarray:
-            return augmentation.cut(self._squares, rows, crops, self._crop)
+            return augmentation.cut(squares, rows, crops, side)
 
         def fill(batch: dict[str, Any]) -> dict[str, Any]:
             columns = zip(
@@ -178,40 +176,41 @@ class MemoryLoader:
                 strict=True,
             )
             images = (tf.numpy_function(cut, column, tf.uint8, False) for column in columns)
-            shape = [None, self._crop, self._crop, 3]
+            shape = [None, side, side, 3]
             return {**batch, "image": tuple(tf.ensure_shape(image, shape) for image in images)}
 
         return plan.map(fill, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
+    def _decode_all(self) -> np.ndarray:
+        side, count = self._decoding.preprocessing.resize, len(self._images)
+        squares = np.empty((count, side, side, 3), np.uint8)
 
-def make_loader(
-    source: ImageSource,
-    images: Sequence[str],
-    preprocessing: ImagePreprocessing,
-    *,
-    policy: str,
-    memory_bytes: float,
-) -> ImageLoader:
-    """Return a loader: in memory if all images fit there, else one that decodes them each time.
+        def decode(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+            square = self._decoding.square
+            return self._decoding.map_items(plan, size, lambda item: square(item["image"][0]))
+
+        parts = pass_over(self._images, _AT_ONCE, self._decoding, decode)
+        batches = -(-count // _AT_ONCE)
+        for rows, found in track(parts, batches, "decoding", f"x {_AT_ONCE} images"):
+            squares[rows] = found
+        return squares
+
+
+def make_loader(decoding: DecodingLoader, images: Sequence[str], most_bytes: float) -> ImageLoader:
+    """Return a loader in memory if all images fit there, else one that decodes them each time.
 
     Args:
-        source: of the encoded images.
+        decoding: the latter.
         images: the ids of all images that will be asked for.
-        preprocessing: the sizes.
-        policy: "fail" or "skip", for images that cannot be decoded.
-        memory_bytes: what the decoded images may take.
-
-    Raises:
-        DataError: an image cannot be decoded on the way into memory, and the policy is "fail".
+        most_bytes: what the decoded images may take.
     """
-    decoding = DecodingLoader(source, preprocessing, FailedImages(policy))
-    needed = len(images) * preprocessing.resize**2 * 3
-    if needed <= memory_bytes:
+    needed = len(images) * decoding.preprocessing.resize**2 * 3
+    if needed <= most_bytes:
         return MemoryLoader(decoding, images)
     logging.info(
         "%d decoded images take %.1f GB, more than --config.data.cache_gb=%.1f: each is decoded "
         "whenever it is needed",
-        *(len(images), needed / 1e9, memory_bytes / 1e9),
+        *(len(images), needed / 1e9, most_bytes / 1e9),
     )
     return decoding
 
@@ -239,19 +238,21 @@ def pass_over(
 
     steps = -(-len(images) // size)
 
-    def plan(start: int) -> Iterator[dict]:
-        stand_in = next((i for i in images if i not in loader.failed), None)
-        if stand_in is None:
-            raise DataError(f"none of {len(images)} images can be decoded")
+    def plan(start: int, stand_in: str) -> Iterator[dict]:
         for step in range(start, steps):
             good = [stand_in if i in loader.failed else i for i in ids(step)]
             yield {"image": [[key] for key in loader.keys(good)]}
 
     def make(start: int) -> tf.data.Dataset:
-        signature = {"image": tf.TensorSpec([None, 1], loader.key_dtype)}
-        return stage(
-            tf.data.Dataset.from_generator(lambda: plan(start), output_signature=signature), size
+        # A batch keeps its size: what failed is replaced, and its row left out at the end.
+        stand_in = next((i for i in images if i not in loader.failed), None)
+        if stand_in is None:
+            raise DataError(f"none of {len(images)} images can be decoded")
+        planned = tf.data.Dataset.from_generator(
+            lambda: plan(start, stand_in),
+            output_signature={"image": tf.TensorSpec([None, 1], loader.key_dtype)},
         )
+        return stage(planned, size)
 
     for step, batch in enumerate(iterate(make, 0, steps, ids, loader)):
         kept = [n for n, image in enumerate(ids(step)) if image not in loader.failed]
@@ -292,7 +293,8 @@ def iterate(
                 batch = next(batches)
             except tf.errors.OpError as error:
                 # TensorFlow names neither the file nor the item.
-                found = {i: why_unusable(i, loader.source) for i in dict.fromkeys(images(step))}
+                asked = [i for i in dict.fromkeys(images(step)) if i not in loader.failed]
+                found = {i: why_unusable(i, loader.source) for i in asked}
                 found = {i: reason for i, reason in found.items() if reason is not None}
                 if not found:
                     raise DataError(f"the input pipeline failed: {error.message}") from error

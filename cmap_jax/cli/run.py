@@ -1,5 +1,7 @@
 """The train and evaluate modes of main.py: data in, a table out."""
 
+from collections.abc import Mapping
+
 import jax
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -69,6 +71,18 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
     if changed:
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
     datasets = input_pipeline.create_datasets(config, description.vocabulary, training=False)
+    _check_prepared_alike(description.facts, datasets.facts, workdir, config.data.directory)
     mesh = sharding.make_mesh()
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir), datasets
+
+
+def _check_prepared_alike(theirs: Mapping, ours: Mapping, workdir: str, directory: str) -> None:
+    """Refuse to evaluate on data that were prepared in another version than the model's."""
+    versions = [facts.get("prepared", {}).get("version") for facts in (theirs, ours)]
+    if None not in versions and versions[0] != versions[1]:
+        raise ValueError(
+            f"{workdir}: the model was trained on data prepared in version {versions[0]}, but "
+            f"{directory} was prepared in version {versions[1]}; evaluate on the former, or on "
+            "the raw data"
+        )

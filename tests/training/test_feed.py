@@ -1,0 +1,105 @@
+"""The feed: batches in order on the devices, errors passed on, waits measured."""
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmap_jax import sharding
+from cmap_jax.training import feed as feed_lib
+from cmap_jax.training.feed import DeviceFeed
+
+
+def _batches(count, delay=0.0):
+    for i in range(count):
+        time.sleep(delay)
+        yield {"x": np.full((8, 2), i, np.float32)}
+
+
+class _Work:
+    """A device's output that is ready at some time."""
+
+    def __init__(self, seconds):
+        self.end = time.monotonic() + seconds
+
+    def is_ready(self):
+        return time.monotonic() >= self.end
+
+
+def test_batches_come_in_order_and_placed():
+    mesh = sharding.make_mesh()
+    with DeviceFeed(_batches(7), mesh) as feed:
+        found = list(feed)
+    assert [float(batch["x"][0, 0]) for batch in found] == list(range(7))
+    assert found[0]["x"].sharding == sharding.batch_sharding(mesh)
+
+
+def test_only_so_many_batches_are_made_ahead():
+    made = []
+
+    def batches():
+        for batch in _batches(50):
+            made.append(1)
+            yield batch
+
+    with DeviceFeed(batches(), sharding.make_mesh()) as feed:
+        next(iter(feed))
+        time.sleep(0.3)
+        # One taken, two in the queue, one that waits to get there.
+        assert len(made) <= feed_lib._AHEAD + 2
+    assert threading.active_count() < 50
+    assert "device feed" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_making_a_batch_raises_comes_out():
+    def batches():
+        yield from _batches(2)
+        raise ValueError("a broken image")
+
+    with DeviceFeed(batches(), sharding.make_mesh()) as feed:
+        found = iter(feed)
+        next(found), next(found)
+        with pytest.raises(ValueError, match="a broken image"):
+            next(found)
+
+
+def test_an_error_of_the_loop_ends_the_thread():
+    def loop():
+        with DeviceFeed(_batches(10_000), sharding.make_mesh()) as feed:
+            for _ in feed:
+                raise RuntimeError("of a step")
+
+    with pytest.raises(RuntimeError, match="of a step"):
+        loop()
+    assert "device feed" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_waiting_counts_only_while_the_devices_are_idle():
+    with DeviceFeed(_batches(6, delay=0.15), sharding.make_mesh()) as feed:
+        batches = iter(feed)
+        next(batches)
+        feed.take_waiting_share()
+        feed.working_on(_Work(0.0))  # done at once: all of the time is waiting
+        next(batches), next(batches)
+        assert feed.take_waiting_share() > 0.8
+        feed.working_on(_Work(60.0))  # still at work: none of it is
+        next(batches), next(batches)
+        assert feed.take_waiting_share() == 0.0
+        feed.working_on(_Work(0.1))  # works for the greater part of the wait
+        next(batches)
+        assert 0.05 < feed.take_waiting_share() < 0.7
+
+
+def test_a_real_output_tells_whether_it_is_ready():
+    output = jax.jit(lambda x: x + 1)(jnp.zeros(3))
+    jax.block_until_ready(output)
+    with DeviceFeed(_batches(2, delay=0.2), sharding.make_mesh()) as feed:
+        batches = iter(feed)
+        next(batches)
+        feed.take_waiting_share()
+        feed.working_on(output)
+        next(batches)
+        assert feed.take_waiting_share() > 0.5
