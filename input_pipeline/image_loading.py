@@ -236,25 +236,26 @@ def pass_over(
     def ids(step: int) -> Sequence[str]:
         return images[step * size : (step + 1) * size]
 
-    steps = -(-len(images) // size)
-
-    def plan(start: int, stand_in: str) -> Iterator[dict]:
-        for step in range(start, steps):
-            good = [stand_in if i in loader.failed else i for i in ids(step)]
-            yield {"image": [[key] for key in loader.keys(good)]}
-
-    def make(start: int) -> tf.data.Dataset:
+    def usable(step: int) -> list[str]:
         # A batch keeps its size: what failed is replaced, and its row left out at the end.
         stand_in = next((i for i in images if i not in loader.failed), None)
         if stand_in is None:
             raise DataError(f"none of {len(images)} images can be decoded")
-        planned = tf.data.Dataset.from_generator(
-            lambda: plan(start, stand_in),
-            output_signature={"image": tf.TensorSpec([None, 1], loader.key_dtype)},
-        )
-        return stage(planned, size)
+        return [stand_in if i in loader.failed else i for i in ids(step)]
 
-    for step, batch in enumerate(iterate(make, 0, steps, ids, loader)):
+    steps = -(-len(images) // size)
+
+    def plan(start: int) -> Iterator[dict]:
+        for step in range(start, steps):
+            yield {"image": [[key] for key in loader.keys(usable(step))]}
+
+    def make(start: int) -> tf.data.Dataset:
+        signature = {"image": tf.TensorSpec([None, 1], loader.key_dtype)}
+        return stage(
+            tf.data.Dataset.from_generator(lambda: plan(start), output_signature=signature), size
+        )
+
+    for step, batch in enumerate(iterate(make, 0, steps, usable, loader)):
         kept = [n for n, image in enumerate(ids(step)) if image not in loader.failed]
         rows = tf.nest.map_structure(lambda array, kept=kept: array[kept], batch)
         yield [step * size + n for n in kept], rows
@@ -287,6 +288,7 @@ def iterate(
     options.autotune.enabled = False
     step = start
     while step < stop:
+        known = len(loader.failed)
         batches = make(step).prefetch(_AHEAD).with_options(options).as_numpy_iterator()
         while step < stop:
             try:
@@ -296,7 +298,8 @@ def iterate(
                 asked = [i for i in dict.fromkeys(images(step)) if i not in loader.failed]
                 found = {i: why_unusable(i, loader.source) for i in asked}
                 found = {i: reason for i, reason in found.items() if reason is not None}
-                if not found:
+                # Another pass may have met the image first, and this one only has to plan anew.
+                if not found and len(loader.failed) == known:
                     raise DataError(f"the input pipeline failed: {error.message}") from error
                 loader.failed.add(found, loader.source)
                 break
