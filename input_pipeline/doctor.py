@@ -154,9 +154,14 @@ def examine(
         vocabulary: a model's words, to compare the captions with; None: the training captions'.
 
     Raises:
-        ValueError: no such data set.
+        ValueError: no such data set, or one that is prepared.
     """
     name = data_set_name(name)
+    if prepared.is_prepared(directory):
+        raise ValueError(
+            f"{directory} holds a prepared data set; the doctor looks at raw ones, before they are "
+            "prepared"
+        )
     started = time.perf_counter()
     try:
         records = _read(name, directory, image_directory)
@@ -205,11 +210,6 @@ def examine(
 
 
 def _read(name: str, directory: str, image_directory: str | None) -> Records:
-    if prepared.is_prepared(directory):
-        raise DataError(
-            f"{directory} holds a prepared data set; the doctor looks at raw ones, before they are "
-            "prepared"
-        )
     if name == "garments" and not image_directory:
         # As training asks for them, which can set a few fields only.
         return garments_reader.read(directory, **_garments_fields(directory))

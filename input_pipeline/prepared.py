@@ -157,6 +157,15 @@ def is_prepared(directory: str) -> bool:
     return storage.exists(storage.join(directory, INFO))
 
 
+def find_below(directory: str) -> list[str]:
+    """Return the prepared data sets below a folder, as far down as `tfds build` puts them."""
+    found, folders = [], [directory]
+    for _ in range(3):  # data set, config, version
+        folders = [storage.join(f, name) for f in folders for name in storage.names(f)]
+        found += [folder for folder in folders if is_prepared(folder)]
+    return found
+
+
 def read(directory: str, name: str) -> Records:
     """Read a prepared data set.
 

@@ -16,7 +16,7 @@ from input_pipeline import (
 from input_pipeline.annotations import check_keys
 from input_pipeline.garments import STAMP, prepare
 from input_pipeline.garments import reader as garments_reader
-from input_pipeline.records import Records
+from input_pipeline.records import DataError, Records
 
 READERS = {
     "fashion_iq": fashion_iq,
@@ -57,7 +57,14 @@ def read_folder(name: str, directory: str, image_directory: str | None = None) -
             raise ValueError("prepared data keep their images with them: give no folder of images")
         return prepared.read(directory, name)
     if name != "garments":
-        return READERS[name].read(directory, image_directory)
+        try:
+            return READERS[name].read(directory, image_directory)
+        except FileNotFoundError:
+            if below := prepared.find_below(directory):
+                raise DataError(
+                    f"{directory} holds prepared data sets; name one of them: {', '.join(below)}"
+                ) from None
+            raise
     if image_directory:
         raise ValueError("garments keep their images with them: no other folder can be given")
     return garments_reader.read(directory, **garments_settings(directory))

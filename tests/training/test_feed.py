@@ -2,15 +2,18 @@
 
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from cmap_jax import sharding
 from cmap_jax.training import feed as feed_lib
 from cmap_jax.training.feed import DeviceFeed
+from cmap_jax.training.train import TrainingLog
 
 
 def _batches(count, delay=0.0):
@@ -103,3 +106,22 @@ def test_a_real_output_tells_whether_it_is_ready():
         feed.working_on(output)
         next(batches)
         assert feed.take_waiting_share() > 0.5
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.34, True), (0.09, False)])
+def test_the_log_tells_the_share_and_speaks_up_above_a_tenth(share, said, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)  # to pytest's handler
+    feed = types.SimpleNamespace(take_waiting_share=lambda: share)
+    written = {}
+    writer = types.SimpleNamespace(write_scalars=lambda step, means: written.update({step: means}))
+    log = TrainingLog(writer, every_steps=2, checkpoints=None, feed=feed)
+    metrics = {
+        name: jnp.zeros(())
+        for name in ("loss/total", "gradient_norm", "learning_rate", "logit_scale")
+    }
+    for step in (1, 2, 3):
+        log(step, metrics)
+    assert {step: means["data_wait"] for step, means in written.items()} == {2: share}
+    text = "Up to step 2 the devices waited for data 34% of the time"
+    assert (text in caplog.text) == said
+    assert ("--config.data.cache_gb" in caplog.text) == said
