@@ -12,7 +12,7 @@ from small import small_config
 
 import cmap_jax
 from cmap_jax import workdir as workdir_lib
-from cmap_jax.training.train import Stopped, train
+from cmap_jax.training.train import Stopped, TrainingLog, train
 from input_pipeline import create_datasets
 
 STEPS_PER_EPOCH, EPOCHS = 3, 2
@@ -93,12 +93,20 @@ def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, aft
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_saves_and_ends_with_the_same_bits(config, undisturbed, tmp_path, number):
-    def stop(_):
-        os.kill(os.getpid(), number)
+def test_a_stopped_run_saves_and_ends_with_the_same_bits(
+    config, undisturbed, tmp_path, monkeypatch, number
+):
+    log = TrainingLog.__call__
 
-    with pytest.raises(Stopped, match="stopped at step 5 of 6"):
-        train(config, _with_interruption(config, 4, stop), tmp_path)
+    def stop(self, step, metrics):
+        log(self, step, metrics)
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "__call__", stop)
+        with pytest.raises(Stopped, match="stopped at step 5 of 6"):
+            train(config, create_datasets(config), tmp_path)
     assert (tmp_path / "checkpoints" / "5").is_dir()
     assert cmap_jax.load(tmp_path).step == 3
     train(config, create_datasets(config), tmp_path)
