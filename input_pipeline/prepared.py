@@ -213,16 +213,15 @@ class PreparedImages:
         """
         self.ids = tuple(ids)
         self.facts = facts
-        self._records = stored.records(IMAGES)
+        self._records = stored.open(IMAGES)
         self._directory = stored.directory
         self._positions = {image: position for position, image in enumerate(self.ids)}
         count = len(self.ids)
-        probes = (
-            range(count) if count <= _PROBES else random.Random(0).sample(range(count), _PROBES)
-        )
-        if len(self._records) != count or any(
-            _parse(self._records[position])["id"] != self.ids[position] for position in probes
-        ):
+        probes = random.Random(0).sample(range(count), min(count, _PROBES))
+        fits = len(self._records) == count
+        if not fits or [_parse(record)["id"] for record in self._records.read(probes)] != [
+            self.ids[position] for position in probes
+        ]:
             raise DataError(
                 f"{self._directory}: its {len(self._records)} image records are not those of the "
                 f"{count} ids in {METADATA}; build it again"
@@ -247,10 +246,7 @@ class PreparedImages:
         Raises:
             DataError: a damaged record.
         """
-        try:
-            return list(self._records.__getitems__([self._positions[i] for i in images]))
-        except (ValueError, IndexError, OSError, RuntimeError) as error:
-            raise DataError(f"{self._directory}: a damaged record: {error}") from error
+        return self._records.read([self._positions[i] for i in images])
 
     def load(self, key: "tf.Tensor") -> "tf.Tensor":
         """Take the image's bytes out of its record."""
@@ -290,10 +286,10 @@ class _Stored:
         self.splits = tuple(self._builder.info.splits)
         self._raw = tfds.decode.DeserializeMethod.RAW_BYTES
 
-    def records(self, split: str) -> Sequence[bytes]:
-        """Return the serialized examples of a split, to be read by position."""
+    def open(self, split: str) -> "_Records":
+        """Return the serialized examples of a split."""
         try:
-            return self._builder.as_data_source(split, deserialize_method=self._raw)
+            source = self._builder.as_data_source(split, deserialize_method=self._raw)
         except NotImplementedError as error:
             raise DataError(
                 f"{self.directory}: not in ArrayRecord files, which alone are read by position; "
@@ -301,13 +297,35 @@ class _Stored:
             ) from error
         except Exception as error:
             raise DataError(f"{self.directory}: {split} cannot be read: {error}") from error
+        return _Records(source, f"{self.directory}: {split}")
 
     def examples(self, split: str) -> Iterator[dict[str, Any]]:
         """Yield the examples of a split, in their order."""
-        records = self.records(split)
+        records = self.open(split)
         for start in range(0, len(records), _AT_ONCE):
-            stop = min(start + _AT_ONCE, len(records))
-            yield from map(_parse, records.__getitems__(list(range(start, stop))))
+            yield from map(_parse, records.read(range(start, len(records))[:_AT_ONCE]))
+
+
+class _Records:
+    """Serialized examples, read by position."""
+
+    def __init__(self, source: Any, name: str):
+        self._source = source
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, positions: Sequence[int]) -> list[bytes]:
+        """Return some records, read at once.
+
+        Raises:
+            DataError: a file is damaged or missing.
+        """
+        try:
+            return list(self._source.__getitems__(list(positions)))
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise DataError(f"{self._name} cannot be read, build it again: {error}") from error
 
 
 def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:

@@ -123,7 +123,7 @@ class ResNet(nn.Module):
     ``channels`` holds the channel counts of (C3, C4, C5).
     """
 
-    STAGES = {  # noqa: RUF012
+    STAGES = {
         18: (BasicBlock, (2, 2, 2, 2)),
         34: (BasicBlock, (3, 4, 6, 3)),
         50: (Bottleneck, (3, 4, 6, 3)),

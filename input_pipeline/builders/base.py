@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing
 from cmap_jax.processing.progress import track
 from input_pipeline import preprocess
 from input_pipeline.image_check import leave_out_unusable
@@ -31,6 +31,7 @@ from input_pipeline.readers import read_folder
 from input_pipeline.records import Records
 
 _AT_ONCE = 64  # images of a batch
+_LEAST_SIDE = 32  # pixels: the least crop of a model
 
 _FEATURES = {
     TEXT: lambda doc: tfds.features.Text(doc=doc),
@@ -70,14 +71,16 @@ class ImageConfig(tfds.core.BuilderConfig):
                 raise ValueError(
                     f"{field} must be {' or '.join(values)}, not {getattr(self, field)!r}"
                 )
-        if not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must be 1 to 100, not {self.quality!r}")
-        _ = self.preprocessing
+        limits = {"quality": (1, 100), "resize": (_LEAST_SIDE, MAX_SIDE)}
+        for field, (least, most) in limits.items():
+            value = getattr(self, field)
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{field} must be {least} to {most}, not {value!r}")
 
     @property
     def preprocessing(self) -> ImagePreprocessing:
         """The sizes; the crop is none of the stored image."""
-        return ImagePreprocessing(resize=self.resize, crop=self.resize // 32 * 32)
+        return ImagePreprocessing(resize=self.resize, crop=_LEAST_SIDE)
 
     @property
     def encoding_in_words(self) -> str:
