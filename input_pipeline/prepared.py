@@ -81,6 +81,8 @@ _METADATA = {
     "vocabulary": list,
     "words": int,
 }
+_EVALUATION = {"protocol": str, "version": int, "skipped": int, "galleries": dict}
+_LISTS_OF_TEXTS = ("image_ids", "captions", "extra_special", "skipped_images", "vocabulary")
 _PROBES = 8  # records whose ids are compared with the list
 _AT_ONCE = 1024  # records read in one go
 
@@ -192,9 +194,15 @@ def read(directory: str, name: str) -> Records:
         )
     check_keys(about, _METADATA, file)
     try:
-        return _to_records(about, stored)
+        for key in _LISTS_OF_TEXTS:
+            if not all(isinstance(value, str) for value in about[key]):
+                raise TypeError(f"{key}: not all of them are texts")
+        records = _to_records(about, stored)
+        if unknown := records.all_image_ids().keys() - records.images.keys():
+            raise KeyError(f"image_ids: {min(unknown)} is needed and not among them")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: broken, build it again: {error!r}") from error
+    return records
 
 
 class PreparedImages:
@@ -339,7 +347,13 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
     splits = (*about["evaluations"], *about["unlabelled"])
     asked = {s: list(map(_query, stored.examples(s))) for s in splits if s in stored.splits}
 
+    def image(position: int) -> str:
+        if position < 0:  # from the end, for Python
+            raise IndexError(f"no position: {position}")
+        return images.ids[position]
+
     def evaluation(split: str, told: Mapping[str, Any]) -> Evaluation:
+        check_keys(told, _EVALUATION, f"{storage.join(stored.directory, METADATA)}: {split}")
         protocol = PROTOCOLS.get(told["protocol"])
         if protocol is None or protocol.version != told["version"]:
             raise DataError(
@@ -347,7 +361,7 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
                 "which this version of cmap_jax does not have; build it again"
             )
         galleries = {
-            category: tuple(images.ids[position] for position in positions)
+            category: tuple(map(image, positions))
             for category, positions in told["galleries"].items()
         }
         queries = tuple(q for q, protocols in asked.get(split, ()) if protocol.name in protocols)

@@ -56,18 +56,23 @@ def read_folder(name: str, directory: str, image_directory: str | None = None) -
         if image_directory:
             raise ValueError("prepared data keep their images with them: give no folder of images")
         return prepared.read(directory, name)
-    if name != "garments":
-        try:
-            return READERS[name].read(directory, image_directory)
-        except FileNotFoundError:
-            if below := prepared.find_below(directory):
-                raise DataError(
-                    f"{directory} holds prepared data sets; name one of them: {', '.join(below)}"
-                ) from None
-            raise
-    if image_directory:
+    if name == "garments" and image_directory:
         raise ValueError("garments keep their images with them: no other folder can be given")
-    return garments_reader.read(directory, **garments_settings(directory))
+    try:
+        if name != "garments":
+            return READERS[name].read(directory, image_directory)
+        return garments_reader.read(directory, **garments_settings(directory))
+    except FileNotFoundError:
+        _refuse_folder_above(directory)
+        raise
+
+
+def _refuse_folder_above(directory: str) -> None:
+    """Refuse a folder that `tfds build` wrote into, where one far below it is meant."""
+    if below := prepared.find_below(directory):
+        raise DataError(
+            f"{directory} holds prepared data sets; name one of them: {', '.join(below)}"
+        ) from None
 
 
 def garments_settings(directory: str) -> dict[str, int | float]:
@@ -111,4 +116,6 @@ def read_records(config: Any) -> Records:
         return read_folder(data.name, data.directory, data.image_directory)
     if data.image_directory:
         raise ValueError("config.data.image_directory: garments keep their images with them")
+    if not storage.exists(storage.join(data.directory, STAMP)):  # rendering would refuse it too
+        _refuse_folder_above(data.directory)
     return garments_reader.read(data.directory, **data.garments)

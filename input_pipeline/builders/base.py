@@ -1,7 +1,7 @@
 """What all builders share: from a reader's records to ArrayRecord files."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,10 +25,11 @@ from input_pipeline.prepared import (
     VERSION,
     describe,
     example,
+    is_prepared,
     query_splits,
 )
 from input_pipeline.readers import read_folder
-from input_pipeline.records import Records
+from input_pipeline.records import DataError, Records
 
 _AT_ONCE = 64  # images of a batch
 _LEAST_SIDE = 32  # pixels: the least crop of a model
@@ -131,24 +132,35 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _read(self, dl_manager: tfds.download.DownloadManager) -> Records:
         """Return the records of the raw data set."""
-        config = self.builder_config
-        return read_folder(self.name, str(dl_manager.manual_dir), config.image_directory)
+        directory = str(dl_manager.manual_dir)
+        if is_prepared(directory):
+            raise DataError(f"{directory} is prepared already; name the raw folder")
+        return read_folder(self.name, directory, self.builder_config.image_directory)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        records = self._read(dl_manager)
-        records, skipped = leave_out_unusable(records, self.builder_config.missing_images)
+        whole = self._read(dl_manager)
+        records, skipped = leave_out_unusable(whole, self.builder_config.missing_images)
         failed = FailedImages(self.builder_config.missing_images)
+
+        def usable() -> Records:
+            # All at once: a query goes with the last of its targets, whatever took each of them.
+            return whole.without({*skipped, *failed}) if failed else records
+
         # The images come first: those that fail on the way take their queries with them.
-        queries = {s: self._queries(records, failed, s) for s in query_splits(records)}
-        return {IMAGES: self._images(records, failed, skipped), **queries}
+        queries = {s: self._queries(usable, failed, s) for s in query_splits(records)}
+        return {IMAGES: self._images(records, usable, failed, skipped), **queries}
 
     def _generate_examples(self) -> None:
         raise NotImplementedError("_split_generators gives the examples of each split")
 
     def _images(
-        self, records: Records, failed: FailedImages, skipped: Sequence[str]
+        self,
+        records: Records,
+        usable: Callable[[], Records],
+        failed: FailedImages,
+        skipped: Sequence[str],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the examples of the images; then fill in the dataset-wide facts."""
         config = self.builder_config
@@ -164,16 +176,19 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         def stage(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
             return decoding.map_items(plan, size, encode)
 
+        # TFDS sorts what exceeds a gigabyte in a thousand parts of the keys' 128 bits, each in
+        # memory: with 0, 1, 2, ... all would be in the first part.
+        step = 2**128 // len(ids)
         number = 0
         parts = pass_over(ids, _AT_ONCE, decoding, stage)
         for positions, batch in track(parts, -(-len(ids) // _AT_ONCE), "encoding", "batches"):
             for row, position in enumerate(positions):
                 fields = {name: values[row] for name, values in batch.items()}
-                yield number, example(id=ids[position], **fields)
+                yield number * step, example(id=ids[position], **fields)
                 number += 1
         self.info.metadata.update(
             describe(
-                records.without(failed.keys()) if failed else records,
+                usable(),
                 preprocessing=config.preprocessing,
                 encoding=config.encoding_in_words,
                 skipped=sorted({*skipped, *failed}),
@@ -181,8 +196,17 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _queries(
-        self, records: Records, failed: FailedImages, split: str
+        self, usable: Callable[[], Records], failed: FailedImages, split: str
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the examples of a split of queries or triplets."""
-        usable = records.without(failed.keys()) if failed else records
-        yield from enumerate(query_splits(usable).get(split, ()))
+        """Yield the examples of a split of queries or triplets.
+
+        Raises:
+            DataError: there is none left, which TFDS, told of the split, does not allow.
+        """
+        examples = query_splits(usable()).get(split)
+        if examples is None:
+            raise DataError(
+                f"nothing is left of the split {split!r} without the images that cannot be "
+                f"decoded, {', '.join(failed)}: repair them, or remove what needs them from it"
+            )
+        yield from enumerate(examples)

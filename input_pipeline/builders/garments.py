@@ -28,6 +28,16 @@ class GarmentsConfig(ImageConfig):
     image_size: int = _SIDE
     train_triplets: int = 20_000
 
+    def __post_init__(self):
+        """Refuse impossible settings before any work.
+
+        Raises:
+            ValueError: names the field.
+        """
+        super().__post_init__()
+        if self.image_directory:
+            raise ValueError("image_directory: garments keep their images with them")
+
 
 class Garments(RecordsBuilder):
     """Garments drawn by this library, with captions made from what differs."""

@@ -1,222 +1,383 @@
-"""The TFDS builders: TFDS's own test case for each, damaged images, shards, and `tfds build`."""
+"""The TFDS builders: what they write for each data set, from where, and what they refuse."""
 
-import dataclasses
+import io
+import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
 
 import fake_data
+import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from optional import require
+from PIL import Image
+from tensorflow_datasets.core import shuffle
 
-from input_pipeline import prepared, storage
-from input_pipeline.builders import (
-    Circo,
-    Cirr,
-    Fashion200k,
-    FashionIq,
-    Folder,
-    Garments,
-    Shoes,
-)
+from configs import garments
+from input_pipeline import builders, prepared, preprocess
+from input_pipeline.builders import base
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.builders.garments import GarmentsConfig
 from input_pipeline.image_check import check_images
-from input_pipeline.readers import READERS
+from input_pipeline.readers import NAMES, READERS, garments_settings, read_folder, read_records
 from input_pipeline.records import DataError
 
-TINY = ImageConfig(name="tiny", description="Small.", encoding="png", resize=40)
-# Rendered in a second or two.
-TINY_GARMENTS = GarmentsConfig(
-    name="tiny", description="Small.", resize=32, image_size=16, train_triplets=64
-)
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-class _BuilderTest:
-    """What `DatasetBuilderTestCase` needs to know of all of them."""
-
-    WRITE = None
-    BUILDER_CONFIG_NAMES_TO_TEST = (TINY,)
+class _OfFakeData:
+    """What the cases below share: small data in a folder of their own, and a small config."""
 
     @classmethod
     def setUpClass(cls):
-        folder = tempfile.mkdtemp()
-        cls.addClassCleanup(shutil.rmtree, folder)
-        cls.EXAMPLE_DIR = os.path.join(folder, "data")
-        os.makedirs(cls.EXAMPLE_DIR)
-        if cls.WRITE is not None:
-            cls.WRITE(pathlib.Path(cls.EXAMPLE_DIR))
+        root = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory())) / "data"
+        root.mkdir()
+        if cls.DATASET_CLASS is not builders.Garments:  # they are rendered into it
+            fake_data.DATA_SETS[cls.DATASET_CLASS.name](root)
+        cls.EXAMPLE_DIR = str(root)
         super().setUpClass()
 
     def _make_builder(self, config=None):
-        # The test case reads with `as_dataset`, which cannot read ArrayRecord.
-        config = self.BUILDER_CONFIG_NAMES_TO_TEST[0] if config is None else config
+        # The case reads with `as_dataset`, which knows no ArrayRecord.
         return self.DATASET_CLASS(data_dir=self.tmp_dir, config=config, file_format="tfrecord")
+
+    def test_session(self, *args, **kwargs):
+        return super().test_session(*args, **kwargs)
+
+    test_session.__test__ = False  # a helper of TensorFlow's, in spite of its name
 
     def test_says_what_it_is(self):
         info = self.builder.info
         assert info.description
         assert set(info.features) == set(prepared.FIELDS)
         assert all(feature.doc.desc for feature in info.features.values())
-        assert info.citation or self.DATASET_CLASS in (Folder, Garments)
-        assert self.builder.MANUAL_DOWNLOAD_INSTRUCTIONS or self.DATASET_CLASS is Garments
+        assert info.citation or self.builder.name in ("folder", "garments")
+        assert self.builder.MANUAL_DOWNLOAD_INSTRUCTIONS or self.builder.name == "garments"
 
 
-class FashionIqTest(_BuilderTest, tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS, WRITE = FashionIq, fake_data.fashion_iq
-    # Of two categories: 6 annotations in both orders each; val once more as "joined".
-    SPLITS = {"images": 30, "train": 24, "val": 36}
+def _case(builder, config=None, **splits):
+    """Return TFDS's own test case of a builder, which must write so many examples a split."""
+    fields = {
+        "DATASET_CLASS": builder,
+        "BUILDER_CONFIG_NAMES_TO_TEST": [config or _small()],
+        "SPLITS": splits,  # no example is in two of them: ids and references differ
+        "__module__": __name__,
+    }
+    bases = (_OfFakeData, tfds.testing.DatasetBuilderTestCase)
+    return type(f"{builder.__name__}Test", bases, fields)
 
 
-class ShoesTest(_BuilderTest, tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS, WRITE = Shoes, fake_data.shoes
-    SPLITS = {"images": 17, "train": 6, "val": 6}
+def _small(**fields):
+    return ImageConfig(**{"name": "small", "resize": 40, "encoding": "png", **fields})
 
 
-class Fashion200kTest(_BuilderTest, tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS, WRITE = Fashion200k, fake_data.fashion200k
-    SPLITS = {"images": 30, "train": 18, "val": 6}
+# Two categories of 6 annotations, in both orders; one protocol of val joins the captions only once.
+FashionIqTest = _case(builders.FashionIq, images=30, train=2 * 6 * 2, val=2 * 6 * 3)
+ShoesTest = _case(builders.Shoes, images=17, train=6, val=6)
+Fashion200kTest = _case(builders.Fashion200k, images=30, train=18, val=6)  # an image, an example
+CirrTest = _case(builders.Cirr, images=31, train=6, val=6, test1=6)
+CircoTest = _case(builders.Circo, images=60, val=6, test=6)
+FolderTest = _case(builders.Folder, images=23, train=6, val=6, test=6)
+GarmentsTest = _case(
+    builders.Garments,
+    GarmentsConfig(name="tiny", resize=32, image_size=16, train_triplets=64),
+    **{"images": 7680, "train": 2 * 64, "val": 2 * 1000, "test": 2 * 2000},
+)
 
 
-class CirrTest(_BuilderTest, tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS, WRITE = Cirr, fake_data.cirr
-    SPLITS = {"images": 31, "train": 6, "val": 6, "test1": 6}
+def _build(out, raw, builder=builders.FashionIq, config=None, **download):
+    """Build into a folder and return the prepared data set's own."""
+    made = builder(data_dir=str(out), config=config or _small())
+    made.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(raw), **download)
+    )
+    return made.data_path
 
 
-class CircoTest(_BuilderTest, tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS, WRITE = Circo, fake_data.circo
-    SPLITS = {"images": 60, "val": 6, "test": 6}
+def _metadata(folder):
+    return json.loads((folder / prepared.METADATA).read_text())
 
 
-class FolderTest(_BuilderTest, tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS, WRITE = Folder, fake_data.folder
-    SPLITS = {"images": 23, "train": 6, "val": 6, "test": 6}
+def _image_records(folder):
+    source = tfds.builder_from_directory(folder).as_data_source(prepared.IMAGES)
+    return [source[position] for position in range(len(source))]
 
 
-class GarmentsTest(_BuilderTest, tfds.testing.DatasetBuilderTestCase):
-    DATASET_CLASS = Garments
-    BUILDER_CONFIG_NAMES_TO_TEST = (TINY_GARMENTS,)
-    SPLITS = {"images": 7680, "train": 128, "val": 2000, "test": 4000}
+def _content(records):
+    """What training and evaluation take from records, with the order of everything in it."""
+    evaluations = [
+        *records.evaluations.items(),
+        *((s, (e,)) for s, e in records.unlabelled.items()),
+    ]
+    return {
+        "images": list(records.images),
+        "items": list(records.train.items()),
+        "drawn": [records.train.draw(3, 1, item) for item in range(len(records.train))],
+        "evaluations": evaluations,
+        "galleries": [list(e.galleries.items()) for _, found in evaluations for e in found],
+        "captions": records.vocabulary_captions,
+    }
 
 
-def _build(builder, raw, **options):
-    config = tfds.download.DownloadConfig(manual_dir=raw, **options)
-    builder.download_and_prepare(download_config=config)
-    return str(builder.data_path)
+def _same_images(folder, expected):
+    """The records at each position are those of the ids, and hold the ids' pixels."""
+    preprocessing = _small().preprocessing
+    found = _image_records(folder)
+    assert [record["id"].decode() for record in found] == list(expected.images)
+    for record, image in zip(found, expected.images.values(), strict=True):
+        square = preprocess.load_square(pathlib.Path(image.path).read_bytes(), preprocessing)
+        np.testing.assert_array_equal(tf.io.decode_png(record["image"]), square, image.id)
 
 
-def _skipping(**fields):
-    return dataclasses.replace(TINY, name="skipping", missing_images="skip", **fields)
+@pytest.mark.parametrize("name", builders.__all__)
+def test_the_configs_that_have_a_name(name):
+    side = 72 if name == "Garments" else 256
+    found = {
+        c.name: (c.encoding, c.quality, c.resize) for c in getattr(builders, name).BUILDER_CONFIGS
+    }
+    assert found == {"jpeg": ("jpeg", 95, side), "png": ("png", 95, side)}
+
+
+def test_a_config_of_ones_own(tmp_path):
+    raw = fake_data.fashion_iq(tmp_path / "raw")
+    (raw / "images").rename(tmp_path / "pictures")
+    fields = {
+        "name": "mine",
+        "resize": 48,
+        "quality": 30,
+        "image_directory": f"{tmp_path}/pictures",
+    }
+    config = builders.FashionIq.builder_config_cls(**json.loads(json.dumps(fields)))
+    folder = _build(tmp_path / "out", raw, config=config)
+    assert folder == tmp_path / "out" / "fashion_iq" / "mine" / "1.0.0"
+    about = _metadata(folder)
+    assert about["encoding"] == "jpeg 30"
+    assert about["preprocessing"] == {"resize": 48, "pad_value": 255}
+    for record in _image_records(folder):
+        original = (tmp_path / "pictures" / f"{record['id'].decode()}.jpg").read_bytes()
+        square = preprocess.load_square(original, config.preprocessing)
+        assert record["image"] == tf.io.encode_jpeg(square, quality=30)
+        with Image.open(io.BytesIO(record["image"])) as image:
+            assert (image.format, image.size) == ("JPEG", (48, 48))
+        assert (record["height"], record["width"]) == (60, 40)  # as it was found
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoding": "webp"}, "encoding must be jpeg or png, not 'webp'"),
-        ({"missing_images": "ignore"}, "missing_images must be fail or skip, not 'ignore'"),
-        ({"quality": 0}, "quality must be 1 to 100, not 0"),
-        ({"resize": 31}, "resize must be 32 to .*, not 31"),
-        ({"resize": "256"}, "resize must be 32 to .*, not '256'"),
+        ({"encoding": "webp"}, r"^encoding must be jpeg or png, not 'webp'"),
+        ({"encoding": None}, r"^encoding must be jpeg or png, not None"),
+        ({"quality": 0}, r"^quality must be 1 to 100, not 0"),
+        ({"quality": 101}, r"^quality must be 1 to 100, not 101"),
+        ({"quality": 95.5}, r"^quality must be 1 to 100, not 95\.5"),
+        ({"quality": "95"}, r"^quality must be 1 to 100, not '95'"),
+        ({"missing_images": "ignore"}, r"^missing_images must be fail or skip, not 'ignore'"),
+        ({"resize": 31}, r"^resize .*31"),
+        ({"resize": 0}, r"^resize .*0"),
+        ({"resize": -64}, r"^resize .*-64"),
+        ({"resize": 256.0}, r"^resize .*256\.0"),
+        ({"resize": "256"}, r"^resize .*'256'"),
+        ({"resize": 10**6}, r"^resize .*1000000"),
     ],
 )
-def test_impossible_settings_are_refused(fields, message):
+@pytest.mark.parametrize("kind", [ImageConfig, GarmentsConfig])
+def test_settings_that_cannot_be(kind, fields, message):
     with pytest.raises(ValueError, match=message):
-        ImageConfig(name="mine", **fields)
+        kind(name="mine", **fields)
 
 
-def _damage(records, image, content):
-    with open(records.images[image].path, "rb") as file:
-        whole = bytearray(file.read())
-    with open(records.images[image].path, "wb") as file:
-        file.write(content(whole))
+def test_settings_that_nobody_knows():
+    with pytest.raises(TypeError, match="'size'"):
+        ImageConfig(name="mine", size=224)
 
 
-def _bogus_huffman_table(whole):
-    counts = whole.index(b"\xff\xc4") + 5
-    whole[counts : counts + 16] = b"\xff" * 16
-    return whole
+def test_garments_keep_their_images_with_them():
+    with pytest.raises(ValueError, match="image_directory"):
+        GarmentsConfig(name="mine", image_directory="pictures")
 
 
-def test_unusable_images_fail_or_are_left_out_with_their_queries(tmp_path):
-    raw = fake_data.fashion_iq(tmp_path / "raw")
-    records = READERS["fashion_iq"].read(str(raw))
-    _damage(records, "dval1", lambda _: b"")
-    _damage(records, "ttrain2", _bogus_huffman_table)
-    assert set(check_images(records)) == {"dval1"}  # the other shows only when it is decoded
-    with pytest.raises(DataError, match=r"dval1\.jpg: zero bytes"):
-        _build(FashionIq(data_dir=tmp_path / "out", config=TINY), raw)
-    _damage(records, "dval1", lambda _: pathlib.Path(records.images["dval2"].path).read_bytes())
-    with pytest.raises(Exception, match=r"image ttrain2 \(.*ttrain2\.jpg\)"):
-        _build(FashionIq(data_dir=tmp_path / "out", config=TINY), raw)
-    assert not prepared.find_below(str(tmp_path / "out"))
-    _damage(records, "dval1", lambda _: b"")
-
-    place = _build(FashionIq(data_dir=tmp_path / "out", config=_skipping()), raw)
-    found = prepared.read(place, "fashion_iq")
-    assert found.skipped_images == ("dval1", "ttrain2")
-    expected = records.without({"dval1", "ttrain2"})
-    assert list(found.images) == list(expected.images)
-    assert list(found.train.items()) == list(expected.train.items())
-    assert found.evaluations == expected.evaluations
-    assert found.evaluations["val"][0].skipped > 0
-    for image in found.images:
-        size = tf.io.decode_png(found.prepared.read(image)).shape
-        assert size == (40, 40, 3)
-
-
-def test_many_shards_keep_the_order(tmp_path):
+@pytest.mark.parametrize("count", [3, 6])  # the smallest splits have 6 examples
+def test_several_shards_keep_the_order(tmp_path, count):
     raw = fake_data.circo(tmp_path / "raw")
-    place = _build(Circo(data_dir=tmp_path / "out", config=TINY), raw, num_shards=4)
-    files = [name for name in os.listdir(place) if "-images." in name]
-    assert len(files) == 4
-    source = tfds.builder_from_directory(place).as_data_source("images")
-    ids = [example["id"].decode() for example in source]
-    assert ids == list(READERS["circo"].read(str(raw)).images)
-    assert ids == list(prepared.read(place, "circo").images)
-    assert (source[0]["height"], source[0]["width"]) == (60, 40)
+    folder = _build(tmp_path / "out", raw, builders.Circo, num_shards=count)
+    files = [file.name for file in folder.glob(f"*-{prepared.IMAGES}.*")]
+    assert len(files) == count, files
+    expected = READERS["circo"].read(str(raw))
+    _same_images(folder, expected)
+    assert _content(prepared.read(str(folder), "circo")) == _content(expected)
 
 
-def _tfds(*arguments, cwd):
-    for module in ("apache_beam", "mlcroissant"):  # the command imports both
+def _damage(path):
+    """Damage a file inside, which only decoding finds: header and end are as they should be."""
+    content = path.read_bytes()
+    if path.suffix == ".png":
+        damaged = content[: len(content) // 2] + content[-12:]
+    else:
+        scan = content.index(b"\xff\xda") + 12
+        middle = (scan + len(content)) // 2
+        damaged = content[:middle] + b"\xff\xc0" + content[middle + 2 :]  # a second frame starts
+    path.write_bytes(damaged)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        preprocess.decode_image(damaged)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 20_000])
+def test_a_large_split_is_not_sorted_in_one_piece(tmp_path, monkeypatch, most):
+    raw = fake_data.circo(tmp_path / "raw")
+    sizes = []
+    read = shuffle._Bucket.read_values
+
+    def spy(bucket):
+        sizes.append(len(bucket))
+        return read(bucket)
+
+    monkeypatch.setattr(shuffle._Bucket, "read_values", spy)
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", most)  # bytes; above, TFDS sorts on disk
+    folder = _build(tmp_path / "out", raw, builders.Circo)
+    assert sum(sizes) == (60 if most == 20_000 else 0)
+    assert max(sizes, default=0) <= 1  # what is in memory at once
+    _same_images(folder, READERS["circo"].read(str(raw)))
+
+
+DAMAGES = {"missing": pathlib.Path.unlink, "empty": lambda p: p.write_bytes(b""), "inside": _damage}
+
+
+@pytest.fixture
+def in_many_batches(monkeypatch):
+    """Make an image that fails have others before it, beside it and after it."""
+    monkeypatch.setattr(base, "_AT_ONCE", 4)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_an_unusable_image_stops_the_build(tmp_path, in_many_batches, kind):
+    raw = fake_data.fashion_iq(tmp_path / "raw")
+    file = raw / "images" / "dval1.jpg"
+    healthy = file.read_bytes()
+    DAMAGES[kind](file)
+    with pytest.raises(DataError, match=r"(?s)images/dval1\.jpg.*missing_images=skip") as raised:
+        _build(tmp_path / "out", raw)
+    if kind == "inside":
+        assert f"image dval1 ({file}): " in str(raised.value)
+    # Nothing is left that would be taken for a data set, and mending the file is enough.
+    assert prepared.find_below(str(tmp_path / "out")) == []
+    assert not list((tmp_path / "out").rglob("*.array_record*"))
+    file.write_bytes(healthy)
+    _same_images(_build(tmp_path / "out", raw), READERS["fashion_iq"].read(str(raw)))
+
+
+@pytest.mark.parametrize("name", ["fashion_iq", "fashion200k", "cirr"])
+def test_unusable_images_are_left_out(tmp_path, in_many_batches, name):
+    raw = fake_data.DATA_SETS[name](tmp_path / "raw")
+    whole = READERS[name].read(str(raw))
+    lost = dict(zip(list(whole.images)[1:19:3], [*DAMAGES.values()] * 2, strict=True))
+    for image, damage in lost.items():
+        damage(pathlib.Path(whole.images[image].path))
+    inside = [image for image, damage in lost.items() if damage is _damage]
+    assert len(inside) == 2
+    assert set(check_images(whole)) == set(lost) - set(inside)
+    config = _small(missing_images="skip")
+    folder = _build(tmp_path / "out", raw, tfds.builder_cls(name), config)
+    assert _metadata(folder)["skipped_images"] == sorted(lost)
+    expected = whole.without(lost.keys())
+    assert 0 < len(expected.train) < len(whole.train)
+    assert len(expected.images) == len(whole.images) - len(lost)
+    found = prepared.read(str(folder), name)
+    assert found.skipped_images == tuple(sorted(lost))
+    assert _content(found) == _content(expected)
+    _same_images(folder, expected)
+
+
+def test_a_query_whose_targets_are_lost_in_different_ways(tmp_path):
+    raw = fake_data.circo(tmp_path / "raw")
+    whole = READERS["circo"].read(str(raw))
+    (evaluation,) = whole.evaluations["val"]
+    lost = evaluation.queries[0].targets
+    for image, damage in zip(lost, DAMAGES.values(), strict=True):
+        damage(pathlib.Path(whole.images[image].path))
+    folder = _build(tmp_path / "out", raw, builders.Circo, _small(missing_images="skip"))
+    found = prepared.read(str(folder), "circo")
+    assert _content(found) == _content(whole.without(set(lost)))
+
+
+def test_no_query_left_of_a_split(tmp_path):
+    raw = fake_data.folder(tmp_path / "raw")
+    (raw / "test.csv").write_text("reference,text,target\ntest/0.jpg,is red,test/1.jpg\n")
+    config = _small(missing_images="skip")
+    (raw / "test" / "1.jpg").rename(tmp_path / "1.jpg")
+    # What is not there from the start takes the split away, ...
+    folder = _build(tmp_path / "a", raw, builders.Folder, config)
+    (evaluation, _) = prepared.read(str(folder), "folder").evaluations["test"]
+    assert (evaluation.queries, evaluation.skipped) == ((), 1)
+    # ... but TFDS, which has been told of the split, refuses to write it without an example.
+    (tmp_path / "1.jpg").rename(raw / "test" / "1.jpg")
+    _damage(raw / "test" / "1.jpg")
+    with pytest.raises(DataError, match=r"'test'.*test/1\.jpg"):
+        _build(tmp_path / "b", raw, builders.Folder, config)
+
+
+def _tfds_build(folder, *arguments):
+    """Run `tfds build` as from a shell, in a folder that is not the repository's."""
+    for module in ("apache_beam", "mlcroissant"):  # the command imports them in any case
         require(module)
-    program = pathlib.Path(sys.executable).parent / "tfds"
-    root = pathlib.Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    script = pathlib.Path(sys.executable).parent / "tfds"
+    command = [str(script), "build", *arguments]
+    command += ["--imports=input_pipeline.builders", "--data_dir=prepared"]
     done = subprocess.run(
-        [program, "build", *arguments, "--imports=input_pipeline.builders", "--data_dir=out"],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_tfds_build(tmp_path):
+def test_tfds_build_renders_garments(tmp_path):
+    fields = {"name": "tiny", "resize": 32, "image_size": 16, "train_triplets": 64, "seed": 3}
+    _tfds_build(tmp_path, "garments", f"--config={json.dumps(fields)}")
+    (folder,) = prepared.find_below(str(tmp_path / "prepared"))
+    assert folder == f"{tmp_path}/prepared/garments/tiny/1.0.0"
+    (raw,) = (tmp_path / "prepared" / "downloads").glob("garments*")
+    settings = garments_settings(str(raw))
+    assert {k: settings[k] for k in ("seed", "image_size", "train_triplets")} == {
+        k: fields[k] for k in ("seed", "image_size", "train_triplets")
+    }
+    found, expected = prepared.read(folder, "garments"), read_folder("garments", str(raw))
+    assert _content(found) == _content(expected)
+    assert found.facts["oracles"] == expected.facts["oracles"]
+
+
+def test_tfds_build_of_manual_data(tmp_path):
     fake_data.folder(tmp_path / "raw")
-    config = '{"name": "tiny", "resize": 32, "image_size": 16, "train_triplets": 64}'
-    _tfds("garments", f"--config={config}", cwd=tmp_path)
-    garments = prepared.read(str(tmp_path / "out/garments/tiny/1.0.0"), "garments")
-    assert len(garments.images) == 7680
-    assert set(garments.facts["oracles"]) == {"garments/test", "garments/all"}
-    _tfds("folder/png", "--manual_dir=raw", cwd=tmp_path)
-    place = str(tmp_path / "out/folder/png/1.0.0")
-    assert len(prepared.read(place, "folder").images) == 23
-    about = storage.read_json(f"{place}/metadata.json")
-    assert about["words"] == len(about["vocabulary"])
-    assert about["preprocessing"] == {"resize": 256, "pad_value": 255}
+    _tfds_build(tmp_path, "folder/png", "--manual_dir=raw")
+    folder = str(tmp_path / "prepared" / "folder" / "png" / "1.0.0")
+    found = prepared.read(folder, "folder")
+    assert _content(found) == _content(READERS["folder"].read(str(tmp_path / "raw")))
+    assert found.facts["prepared"]["resize"] == 256
+    # The folder above is a likely mistake.
+    for name in NAMES:
+        with pytest.raises(DataError, match=rf"holds prepared data sets; .*: {folder}$"):
+            read_folder(name, str(tmp_path / "prepared"))
+    config = garments.get_config()
+    config.data.directory = str(tmp_path / "prepared")
+    with pytest.raises(DataError, match=rf"holds prepared data sets; .*: {folder}$"):
+        read_records(config)
 
 
 @pytest.mark.real_data
 def test_tfds_build_of_photographs(tmp_path, real_data):
-    _tfds("fashion200k/jpeg", f"--manual_dir={real_data}/garment_photos", cwd=tmp_path)
-    records = prepared.read(str(tmp_path / "out/fashion200k/jpeg/1.0.0"), "fashion200k")
-    expected = READERS["fashion200k"].read(str(real_data / "garment_photos"))
-    assert len(records.images) == 3409
-    assert records.evaluations == expected.evaluations
-    assert records.vocabulary_captions == expected.vocabulary_captions
+    raw = real_data / "garment_photos"
+    _tfds_build(tmp_path, "fashion200k/jpeg", f"--manual_dir={raw}")
+    folder = tmp_path / "prepared" / "fashion200k" / "jpeg" / "1.0.0"
+    found = prepared.read(str(folder), "fashion200k")
+    assert len(found.images) == 3409
+    assert _content(found) == _content(READERS["fashion200k"].read(str(raw)))
+
+
+def test_what_is_prepared_is_not_prepared_again(tmp_path):
+    raw = fake_data.folder(tmp_path / "raw")
+    once = _build(tmp_path / "once", raw, builders.Folder)
+    with pytest.raises(DataError, match="is prepared already; name the raw folder"):
+        _build(tmp_path / "twice", once, builders.Folder)
