@@ -34,7 +34,7 @@ PREPROCESSING = ImagePreprocessing(resize=40, crop=32)
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
 def _tensorflow_image(path):
-    return preprocess.evaluation_image(tf.io.read_file(path), PREPROCESSING)
+    return preprocess.load_square(tf.io.read_file(path), PREPROCESSING)
 
 
 def _damaged_image(draw, path: pathlib.Path, content: bytes, healthy: pathlib.Path) -> bool | None:
