@@ -81,31 +81,33 @@ def test_an_error_of_the_loop_ends_the_thread():
 
 
 def test_waiting_counts_only_while_the_devices_are_idle():
-    with DeviceFeed(_batches(6, delay=0.15), sharding.make_mesh()) as feed:
+    with DeviceFeed(_batches(6, delay=0.5), sharding.make_mesh()) as feed:
         batches = iter(feed)
         next(batches)
         feed.take_waiting_share()
-        feed.working_on(_Work(0.0))  # done at once: all of the time is waiting
+        feed.working_on(_Work(0.0))  # done at once: nearly all of the time is waiting
         next(batches), next(batches)
-        assert feed.take_waiting_share() > 0.8
+        assert feed.take_waiting_share() > 0.5
         feed.working_on(_Work(60.0))  # still at work: none of it is
-        next(batches), next(batches)
-        assert feed.take_waiting_share() == 0.0
-        feed.working_on(_Work(0.1))  # works for the greater part of the wait
         next(batches)
-        assert 0.05 < feed.take_waiting_share() < 0.7
+        assert feed.take_waiting_share() == 0.0
+        started = time.monotonic()
+        feed.working_on(_Work(0.3))  # what it works is no waiting
+        next(batches)
+        elapsed = time.monotonic() - started
+        assert feed.take_waiting_share() * elapsed < elapsed - 0.25
 
 
 def test_a_real_output_tells_whether_it_is_ready():
     output = jax.jit(lambda x: x + 1)(jnp.zeros(3))
     jax.block_until_ready(output)
-    with DeviceFeed(_batches(2, delay=0.2), sharding.make_mesh()) as feed:
+    with DeviceFeed(_batches(2, delay=0.5), sharding.make_mesh()) as feed:
         batches = iter(feed)
         next(batches)
         feed.take_waiting_share()
         feed.working_on(output)
         next(batches)
-        assert feed.take_waiting_share() > 0.5
+        assert feed.take_waiting_share() > 0.3
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.34, True), (0.09, False)])
