@@ -37,7 +37,7 @@ def test_batches_come_in_order_and_placed():
     with DeviceFeed(_batches(7), mesh) as feed:
         found = list(feed)
     assert [float(batch["x"][0, 0]) for batch in found] == list(range(7))
-    assert found[0]["x"].sharding == sharding.batch_sharding(mesh)
+    assert found[0]["x"].sharding == sharding.split_over_devices(mesh)
 
 
 def test_only_so_many_batches_are_made_ahead():
