@@ -48,7 +48,7 @@ def jax_side(batch: int):
     from cmap_jax.models.cmap import TrainingOutputs
     from cmap_jax.models.composers import modified_branch, preserved_branch
     from cmap_jax.scoring import ComposedQuery, PreservationInputs
-    from cmap_jax.training.train_step import objective
+    from cmap_jax.training.gradients import objective
     from configs import default
 
     settings = default.get_config().loss

@@ -104,29 +104,28 @@ def l2_normalize(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
     return x * _inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
 
 
-def _matmul_transposed(rows: jax.Array, targets: jax.Array) -> jax.Array:
-    """All dot products, [R, D] against [N, D] -> [R, N]."""
+def _products(rows: Sequence[jax.Array], targets: jax.Array) -> jax.Array:
+    """All dot products of some sets of rows, K of [B, D] against [N, D] -> [K, B, N].
+
+    The sets are multiplied together: one large product is faster than several. They are stacked and
+    not joined, so that rows that are split over devices stay where they are.
+    """
     # The highest precision: accelerators would otherwise multiply float32 as bfloat16.
-    return jnp.matmul(rows, targets.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("kbd,nd->kbn", jnp.stack(rows), targets, precision=jax.lax.Precision.HIGHEST)
 
 
 def _score_level(query: ComposedQuery, level: int, targets: jax.Array) -> list[jax.Array]:
-    """Score one level, [N, D] -> [B, N] for each branch.
+    """Score one level, [N, D] -> [B, N] for each branch."""
 
-    The branches' rows are multiplied together: one large product is faster than several.
-    """
+    def at_level(vectors: Sequence[jax.Array]) -> list[jax.Array]:
+        return [at_least_float32(v[level if v.shape[0] > 1 else 0]) for v in vectors]
 
-    def rows(vectors: Sequence[jax.Array]) -> jax.Array:
-        chosen = [at_least_float32(v[level if v.shape[0] > 1 else 0]) for v in vectors]
-        return jnp.concatenate(chosen)
-
-    numerators = [branch.numerator for branch in query.branches]
-    weights = [branch.weight for branch in query.branches if branch.weight is not None]
-    dots = jnp.split(_matmul_transposed(rows(numerators), targets), len(numerators))
+    dots = _products(at_level([branch.numerator for branch in query.branches]), targets)
+    weights = at_level([b.weight for b in query.branches if b.weight is not None])
     if not weights:
-        return dots
-    squared = _matmul_transposed(jnp.square(rows(weights)), jnp.square(targets))
-    inverse_norms = iter(jnp.split(_inverse_norm(squared), len(weights)))
+        return list(dots)
+    squared = _products([jnp.square(w) for w in weights], jnp.square(targets))
+    inverse_norms = iter(_inverse_norm(squared))
     return [
         dot if branch.weight is None else dot * next(inverse_norms)
         for branch, dot in zip(query.branches, dots, strict=True)

@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
     config.model.embed_dim = 512  # D, the width of all embeddings
     config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
     config.model.dtype = "float32"  # of the encoders' products; "bfloat16" on accelerators
+    # What the encoders keep for the gradient: "none": everything; "products": not what is cheap to
+    # compute again; "blocks": only each ResNet block's input, a third more work.
+    config.model.remat = "none"
     config.model.image = ConfigDict()
     config.model.image.depth = 50  # of the ResNet: 18, 34 or 50
     config.model.image.width = 64  # channels of its stem
@@ -26,6 +29,9 @@ def get_config() -> ConfigDict:
     # What a frozen ResNet's batch-norm does: "batch" as released, normalise by the batch and go on
     # updating the running statistics; "running": use those and leave them alone.
     config.model.image.frozen_backbone_batch_norm = "batch"
+    # Equal parts of the batch that the ResNet's batch-norm normalises by themselves. 1: the batch
+    # of all devices; the number of devices: each its own, with no word between them.
+    config.model.image.batch_norm_groups = 1
     config.model.text = ConfigDict()
     config.model.text.encoder = "bigru"  # or "lstm"
     config.model.text.vocabulary_size = placeholder(int)  # None: from the training captions
@@ -62,10 +68,25 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # over all devices; also the number of negatives plus one
+    # Triplets that are encoded at once (over all devices): less memory, the same negatives, a third
+    # more work. None: the whole batch.
+    config.train.micro_batch_size = placeholder(int)
+    # At a loss or gradient that is not finite: "stop", or "skip" the step and count it.
+    config.train.non_finite = "stop"
     config.train.epochs = 16  # of a stage
     config.train.log_every_steps = 50  # means over these steps
     config.train.checkpoint_every_epochs = 1  # and at the end, and where the run is stopped
     config.train.checkpoints_to_keep = 2  # besides the best one
+
+    config.mesh = ConfigDict()  # the devices, as a rectangle; the batch is split over all of them
+    config.mesh.data = -1  # length of the first axis; -1: what fsdp leaves
+    # Length of the second axis, over which large parameters and their moments are split too. 1:
+    # they stand whole on every device.
+    config.mesh.fsdp = 1
+
+    config.distributed = ConfigDict()  # several processes, see docs/scaling.md
+    # After so many seconds without a sign of life of a process, the others end.
+    config.distributed.heartbeat_timeout_seconds = 30
 
     config.eval = ConfigDict()
     config.eval.every_epochs = 1  # and at the end

@@ -20,9 +20,10 @@ from cmap_jax.losses import matching_loss, preservation_loss
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.scoring import PreservationInputs
+from cmap_jax.training.gradients import objective
 from cmap_jax.training.optimizer import halvings, make_optimizer, make_schedule
 from cmap_jax.training.train_state import TrainState
-from cmap_jax.training.train_step import make_train_step, objective
+from cmap_jax.training.train_step import make_train_step
 
 B, STEPS = 4, 3
 # Every variant once, and every other choice of the model at least once.
@@ -295,7 +296,7 @@ def test_feature_maps_in_float64(x64):
             theirs.eval()
             part = {c: v["image_encoder"] for c, v in variables.items()}
             backbone = {c: v["backbone"] for c, v in part.items()}
-            resnet = ResNet(depth, 4, jnp.float64)
+            resnet = ResNet(depth, 4, dtype=jnp.float64)
             maps = resnet.apply(backbone, nhwc, use_batch_statistics=False)
             params = {"params": part["params"].get("interaction", {})}
             pyramid = CrossLevel(direction, jnp.float64).apply(params, *maps)

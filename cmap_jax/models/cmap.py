@@ -19,9 +19,24 @@ from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.models.image_encoder import ImageEncoder
+from cmap_jax.models.rematerialization import REMATS
 from cmap_jax.models.resnet import DEPTHS
 from cmap_jax.models.text_encoder import TextEncoder
 from cmap_jax.scoring import ComposedQuery
+
+
+class Encoded(NamedTuple):
+    """What the encoders make of a batch of triplets; rows are independent of one another.
+
+    Attributes:
+        reference: the references' pyramid, [L, B, D].
+        targets: the targets' pyramid, [L, B, D].
+        text: the texts' embeddings, [B, D].
+    """
+
+    reference: jax.Array
+    targets: jax.Array
+    text: jax.Array
 
 
 class TrainingOutputs(NamedTuple):
@@ -84,6 +99,7 @@ class CMAP(nn.Module):
         _choice("image.cross_level", image.cross_level, ("down", "up", "none"))
         _choice("text.encoder", text.encoder, ("bigru", "lstm"))
         _choice("dtype", config.dtype, ("float32", "bfloat16", "float64"))
+        _choice("remat", config.remat, REMATS)
         frozen_norm = _choice(
             "image.frozen_backbone_batch_norm",
             image.frozen_backbone_batch_norm,
@@ -107,6 +123,8 @@ class CMAP(nn.Module):
                 "width": image.width,
                 "cross_level": image.cross_level,
                 "normalize_backbone_by_batch": not image.frozen or frozen_norm == "batch",
+                "batch_norm_groups": image.batch_norm_groups,
+                "remat": config.remat,
             },
             text={
                 "vocabulary_size": text.vocabulary_size,
@@ -116,6 +134,7 @@ class CMAP(nn.Module):
                 "lstm_hidden": text.lstm_hidden,
                 "dropout": text.dropout,
                 "pool_padding": text.lstm_pool_padding,
+                "remat": config.remat,
             },
             initial_logit_scale=config.logit_scale,
             dtype=jnp.dtype(config.dtype),
@@ -176,6 +195,29 @@ class CMAP(nn.Module):
         """Compose the references' pyramid and the texts into queries (SPEC 1)."""
         return self.composer(pyramid, text, train=train)
 
+    def encode_triplets(
+        self,
+        reference_image: Array,
+        target_image: Array,
+        text_tokens: Int[Array, "B T"],
+        text_lengths: Int[Array, " B"],
+        *,
+        train: bool = False,
+    ) -> Encoded:
+        """Encode a batch of triplets; all of the model that is large is in here.
+
+        The references and the targets are two passes: each is normalised by its own statistics, and
+        each updates the running ones, the references first (SPEC 3).
+        """
+        reference = self.encode_images(reference_image, train=train)
+        targets = self.encode_images(target_image, train=train)
+        return Encoded(reference, targets, self.encode_text(text_tokens, text_lengths, train=train))
+
+    def compose_triplets(self, encoded: Encoded, *, train: bool = False) -> TrainingOutputs:
+        """Compose the queries of an encoded batch, for the objective."""
+        query = self.compose(encoded.reference, encoded.text, train=train)
+        return TrainingOutputs(query, encoded.targets, self.logit_scale)
+
     def __call__(
         self,
         reference_image: Array,
@@ -185,14 +227,8 @@ class CMAP(nn.Module):
         *,
         train: bool = False,
     ) -> TrainingOutputs:
-        """Run a batch of triplets through the model.
-
-        The references and the targets are two passes: each is normalised by its own statistics, and
-        each updates the running ones, the references first (SPEC 3).
-        """
-        reference = self.encode_images(reference_image, train=train)
-        targets = self.encode_images(target_image, train=train)
-        text = self.encode_text(text_tokens, text_lengths, train=train)
-        return TrainingOutputs(
-            self.compose(reference, text, train=train), targets, self.logit_scale
+        """Run a batch of triplets through the model."""
+        encoded = self.encode_triplets(
+            reference_image, target_image, text_tokens, text_lengths, train=train
         )
+        return self.compose_triplets(encoded, train=train)

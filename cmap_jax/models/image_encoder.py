@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from cmap_jax.models.layers import Conv, Dense, generalized_mean, resize_bilinear
+from cmap_jax.models.rematerialization import Remat
 from cmap_jax.models.resnet import ResNet
 from cmap_jax.processing.images import IMAGENET_MEAN, IMAGENET_STD
 from cmap_jax.scoring import at_least_float32, l2_normalize
@@ -83,6 +84,8 @@ class ImageEncoder(nn.Module):
         cross_level: direction of the cross-level interaction.
         normalize_backbone_by_batch: whether training uses (and updates) batch statistics in the
             backbone's batch-norm; False freezes the running ones.
+        batch_norm_groups: parts of the batch that the backbone normalises by themselves.
+        remat: what of the backbone's blocks is kept for the gradient; see `rematerialize`.
         dtype: of convolutions and linear layers; pooling and norms are float32.
     """
 
@@ -92,10 +95,14 @@ class ImageEncoder(nn.Module):
     width: int = 64
     cross_level: Literal["down", "up", "none"] = "down"
     normalize_backbone_by_batch: bool = True
+    batch_norm_groups: int = 1
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102
-        self.backbone = ResNet(self.depth, self.width, self.dtype)
+        self.backbone = ResNet(
+            self.depth, self.width, self.batch_norm_groups, self.remat, self.dtype
+        )
         if len(self.levels) > 1:
             self.interaction = CrossLevel(self.cross_level, self.dtype)
         self.heads = [Dense(self.embed_dim, self.dtype, name=f"head_{n}") for n in self.levels]

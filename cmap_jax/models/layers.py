@@ -7,11 +7,15 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cmap_jax.models.convolution import convolve
 from cmap_jax.scoring import at_least_float32
+
+# The name, for rematerialisation, of what convolutions and linear layers result in.
+PRODUCT = "product"
 
 
 def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
@@ -52,6 +56,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init or uniform_fan_in(fan_in), shape)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        y = checkpoint_name(y, PRODUCT)
         if self.use_bias:
             bias = self.param("bias", uniform_fan_in(fan_in), (self.features,))
             y = y + bias.astype(self.dtype)
@@ -85,11 +90,14 @@ class BatchNorm(nn.Module):
 
     Differs from Flax's: the running variance is updated with the *unbiased* batch variance, and the
     statistics are computed in float32 or better by two passes over the data. With the batch sharded
-    over devices, the statistics are those of the global batch.
+    over devices, the statistics are those of the global batch; or, with ``groups``, of equal parts
+    of it, which need no word between devices where each part lies on one (as in PyTorch's
+    DistributedDataParallel without SyncBatchNorm). The running ones take in the parts' mean.
 
     Attributes:
         momentum: share of the batch's statistics in the running ones at each update.
         epsilon: added to the variance.
+        groups: parts of the batch, each normalised by its own statistics.
         dtype: dtype of the result.
 
     Parameters ``scale`` and ``bias``; in the collection ``batch_stats``, ``mean`` and ``var``.
@@ -97,6 +105,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    groups: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -113,9 +122,16 @@ class BatchNorm(nn.Module):
         if not use_batch_statistics:
             inverse = jax.lax.rsqrt(running_var.value + self.epsilon)
             return ((x - running_mean.value) * (inverse * scale) + bias).astype(self.dtype)
-        y, mean, var = _normalize_by_batch(x, scale, bias, self.epsilon)
+        groups = 1 if self.is_initializing() else self.groups
+        if groups == 1:
+            y, mean, var = _normalize_by_batch(x, scale, bias, self.epsilon)
+        else:
+            parts = x.reshape(groups, -1, *x.shape[1:])
+            normalize = jax.vmap(_normalize_by_batch, in_axes=(0, None, None, None))
+            y, mean, var = normalize(parts, scale, bias, self.epsilon)
+            y, mean, var = y.reshape(x.shape), mean.mean(0), var.mean(0)
         if not self.is_initializing():
-            count = x.size // x.shape[-1]
+            count = x.size // x.shape[-1] // groups
             unbiased = var * (count / max(count - 1, 1))
             for running, batch in ((running_mean, mean), (running_var, unbiased)):
                 running.value = (1 - self.momentum) * running.value + self.momentum * batch

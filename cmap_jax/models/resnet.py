@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cmap_jax.models.layers import BatchNorm, Conv, max_pool
+from cmap_jax.models.rematerialization import Remat, rematerialize
 
 # Blocks in each of the four stages, and whether they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
@@ -25,6 +26,7 @@ class _Block(nn.Module):
     planes: int
     stride: int
     bottleneck: bool
+    batch_norm_groups: int
     dtype: DTypeLike
 
     @nn.compact
@@ -33,7 +35,7 @@ class _Block(nn.Module):
             y = Conv(
                 features, size, stride, False, _kernel_init, dtype=self.dtype, name=f"conv{name}"
             )(y)
-            norm = BatchNorm(dtype=self.dtype, name=f"norm{name}")
+            norm = BatchNorm(groups=self.batch_norm_groups, dtype=self.dtype, name=f"norm{name}")
             return norm(y, use_batch_statistics=use_batch_statistics)
 
         if self.bottleneck:
@@ -56,23 +58,28 @@ class ResNet(nn.Module):
     Attributes:
         depth: 18, 34 or 50 layers.
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many (times 4 for 50).
+        batch_norm_groups: parts of the batch that are normalised by themselves; see `BatchNorm`.
+        remat: what of a block is kept for the gradient; see `rematerialize`.
         dtype: of convolutions and maps; batch-norm's statistics are float32.
     """
 
     depth: int = 50
     width: int = 64
+    batch_norm_groups: int = 1
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102
         blocks, bottleneck = DEPTHS[self.depth]
         self.stem_conv = Conv(self.width, 7, 2, False, _kernel_init, dtype=self.dtype)
-        self.stem_norm = BatchNorm(dtype=self.dtype)
+        self.stem_norm = BatchNorm(groups=self.batch_norm_groups, dtype=self.dtype)
         self.stages = [
             [
                 _Block(
                     planes=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     bottleneck=bottleneck,
+                    batch_norm_groups=self.batch_norm_groups,
                     dtype=self.dtype,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )
@@ -92,9 +99,14 @@ class ResNet(nn.Module):
         """
         x = self.stem_conv(images)
         x = max_pool(nn.relu(self.stem_norm(x, use_batch_statistics=use_batch_statistics)))
+        through = rematerialize(
+            lambda block, x: block(x, use_batch_statistics=use_batch_statistics),
+            self.remat,
+            transform=nn.remat,
+        )
         maps = []
         for stage in self.stages:
             for block in stage:
-                x = block(x, use_batch_statistics=use_batch_statistics)
+                x = through(block, x)
             maps.append(x)
         return maps[1:]

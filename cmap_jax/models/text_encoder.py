@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from cmap_jax.models.layers import Dense, uniform_fan_in
+from cmap_jax.models.rematerialization import Remat, rematerialize
 from cmap_jax.scoring import at_least_float32, l2_normalize
 
 
@@ -39,10 +40,12 @@ class BiGRU(nn.Module):
 
     Attributes:
         hidden: units a direction.
+        remat: what of a step is kept for the gradient; see `rematerialize`.
         dtype: of the products; the state is float32 or better.
     """
 
     hidden: int
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -80,7 +83,7 @@ class BiGRU(nn.Module):
             return jnp.where(keep, (1 - z) * candidate + z * state, state), None
 
         start = jnp.zeros((2, embedded.shape[0], self.hidden), at_least_float32(inputs).dtype)
-        state, _ = jax.lax.scan(step, start, (inputs, steps))
+        state, _ = jax.lax.scan(rematerialize(step, self.remat), start, (inputs, steps))
         return jnp.concatenate([state[0], state[1]], axis=-1)
 
 
@@ -89,10 +92,12 @@ class LSTM(nn.Module):
 
     Attributes:
         hidden: units.
+        remat: what of a step is kept for the gradient; see `rematerialize`.
         dtype: of the products; state and cell are float32 or better.
     """
 
     hidden: int
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -113,7 +118,7 @@ class LSTM(nn.Module):
             return (h, c), h
 
         zero = jnp.zeros((embedded.shape[0], self.hidden), at_least_float32(inputs).dtype)
-        _, outputs = jax.lax.scan(step, (zero, zero), inputs)
+        _, outputs = jax.lax.scan(rematerialize(step, self.remat), (zero, zero), inputs)
         return outputs.swapaxes(0, 1)
 
 
@@ -129,6 +134,7 @@ class TextEncoder(nn.Module):
         dropout: rate after the LSTM's maximum.
         pool_padding: take the LSTM's maximum over the padding too, as released: an embedding then
             depends on the width of its batch. For old checkpoints only.
+        remat: what of the recurrence is kept for the gradient; see `rematerialize`.
         dtype: of the products.
     """
 
@@ -139,6 +145,7 @@ class TextEncoder(nn.Module):
     lstm_hidden: int = 1024
     dropout: float = 0.1
     pool_padding: bool = False
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -162,8 +169,9 @@ class TextEncoder(nn.Module):
         embedded = jnp.take(table, tokens, axis=0, mode="clip")
         valid = jnp.arange(tokens.shape[1]) < lengths[:, None]  # [B, T]
         if self.encoder == "bigru":
-            return l2_normalize(BiGRU(self.embed_dim // 2, self.dtype, name="gru")(embedded, valid))
-        outputs = LSTM(self.lstm_hidden, self.dtype, name="lstm")(embedded)
+            gru = BiGRU(self.embed_dim // 2, self.remat, self.dtype, name="gru")
+            return l2_normalize(gru(embedded, valid))
+        outputs = LSTM(self.lstm_hidden, self.remat, self.dtype, name="lstm")(embedded)
         if self.pool_padding:
             valid = jnp.ones_like(valid)
         lowest = jnp.asarray(-2, outputs.dtype)  # below any output: they lie in (-1, 1)

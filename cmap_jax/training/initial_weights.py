@@ -22,6 +22,8 @@ from cmap_jax.processing.tokenizer import Vocabulary
 _TRAINING_FIELDS = (
     "logit_scale",
     "dtype",
+    "remat",
+    "image.batch_norm_groups",
     "image.frozen",
     "image.frozen_backbone_batch_norm",
     "image.init_from",

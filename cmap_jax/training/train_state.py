@@ -21,12 +21,14 @@ class TrainState:
         params: parameters.
         batch_stats: running statistics of the batch-norms.
         opt_state: moments and counts.
+        skipped: steps among them that changed nothing, their loss not being finite, int32.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    skipped: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -41,6 +43,5 @@ def create_train_state(
     inputs = CMAP.example_inputs(image_size)
     variables = model.init(jax.random.key(seed), **inputs)
     params = variables["params"]
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params)
-    )
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, variables.get("batch_stats", {}), tx.init(params), zero)

@@ -137,7 +137,7 @@ def test_released_lstm_depends_on_the_padding():
 @pytest.mark.parametrize("encoder", ["bigru", "lstm"])
 @pytest.mark.parametrize("variant", ["cmap", "late_fusion", "tirg"])
 def test_a_text_without_tokens_has_finite_gradients(variant, encoder):
-    from cmap_jax.training.train_step import objective
+    from cmap_jax.training.gradients import objective
 
     config = small_config(variant, text_encoder=encoder)
     model, variables = init(config)

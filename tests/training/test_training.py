@@ -14,51 +14,89 @@ from cmap_jax.training.train_state import create_train_state
 from cmap_jax.training.train_step import make_train_step
 
 
-def _run(config, devices: int, dtype, steps: int = 3):
+def _run(config, dtype, devices: int = 1, fsdp: int = 1, steps: int = 3, make_batch=random_batch):
     """Losses and final state of a few steps on some devices."""
-    mesh = sharding.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
     model = CMAP.from_config(config)
     schedule = make_schedule(config, steps_per_epoch=2)
     tx = make_optimizer(config, schedule)
-    everywhere = sharding.replicated(mesh)
 
     def create():
         state = create_train_state(model, tx, config.seed, config.data.crop)
         floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
         return jax.tree.map(lambda x: x.astype(dtype) if floating(x) else x, state)
 
-    state = jax.jit(create, out_shardings=everywhere)()
+    where = sharding.by_size(jax.eval_shape(create), mesh)
+    state = jax.jit(create, out_shardings=where)()
     step = jax.jit(
-        make_train_step(model, tx, schedule, config), donate_argnums=0, out_shardings=everywhere
+        make_train_step(model, tx, schedule, config, mesh),
+        donate_argnums=0,
+        out_shardings=(where, sharding.replicated(mesh)),
     )
     losses = []
     for number in range(steps):
-        batch = sharding.place_batch(random_batch(8, seed=number, dtype=dtype), mesh)
-        state, metrics = step(state, batch)
+        batch = make_batch(config.train.batch_size, seed=number, dtype=dtype)
+        state, metrics = step(state, sharding.place_batch(batch, mesh))
         losses.append(float(metrics["loss/total"]))
-    return losses, jax.tree.map(np.asarray, state)
+    return losses, state
 
 
-def test_one_and_eight_devices_agree_in_float32():
-    config = small_config()
-    np.testing.assert_allclose(
-        _run(config, 1, np.float32)[0], _run(config, 8, np.float32)[0], rtol=1e-4
-    )
-
-
-@pytest.mark.parametrize("variant", COMPOSERS)
-def test_one_and_eight_devices_agree_in_float64(variant, x64):
-    """Parameters after three steps, 1e-9 per tensor: batch-norm is over the global batch."""
-    config = small_config(variant, dtype="float64")
-    one, eight = (_run(config, devices, np.float64)[1] for devices in (1, 8))
+def _assert_alike(one, other, tolerance):
+    """Parameters and statistics agree, by the norm of each tensor."""
     for collection in ("params", "batch_stats"):
         for (path, a), b in zip(
             jax.tree_util.tree_leaves_with_path(getattr(one, collection)),
-            jax.tree.leaves(getattr(eight, collection)),
+            jax.tree.leaves(getattr(other, collection)),
             strict=True,
         ):
+            a, b = np.asarray(a), np.asarray(b)
             difference = np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-300)
-            assert difference < 1e-9, (jax.tree_util.keystr(path), difference)
+            assert difference < tolerance, (jax.tree_util.keystr(path), difference)
+
+
+# Devices, and over how many of them parameters are split.
+_MESHES = [(2, 1), (4, 1), (8, 1), (8, 2), (8, 4)]
+
+
+@pytest.fixture
+def all_split(monkeypatch):
+    """Split small parameters too: the tests' models have no large ones."""
+    monkeypatch.setattr(sharding, "_LARGE", 64)
+
+
+def test_losses_agree_on_any_devices_in_float32(all_split):
+    one, _ = _run(config := small_config(), np.float32)
+    for devices, fsdp in _MESHES:
+        np.testing.assert_allclose(_run(config, np.float32, devices, fsdp)[0], one, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", COMPOSERS)
+def test_parameters_agree_on_any_devices_in_float64(variant, x64, all_split):
+    """After three steps, 1e-9 per tensor: batch-norm is over the global batch."""
+    config = small_config(variant, dtype="float64")
+    one = _run(config, np.float64)[1]
+    # All meshes for the method itself; each kind for the others.
+    for devices, fsdp in _MESHES if variant == "cmap" else [(8, 1), (8, 2)]:
+        other = _run(config, np.float64, devices, fsdp)[1]
+        _assert_alike(one, other, 1e-9)
+        split = [x for x in jax.tree.leaves(other.params) if not x.sharding.is_fully_replicated]
+        moments = [
+            x for x in jax.tree.leaves(other.opt_state) if not x.sharding.is_fully_replicated
+        ]
+        assert len(moments) == 2 * len(split)
+        assert bool(split) == (fsdp > 1)
+        assert all(len(x.addressable_shards[0].data.ravel()) * fsdp == x.size for x in split)
+
+
+def test_batch_norm_by_device_is_batch_norm_by_groups(x64):
+    """A device's own statistics: the same from one device that is told of the groups."""
+    config = small_config(dtype="float64")
+    everyone = _run(config, np.float64, 8)[1]
+    config.model.image.batch_norm_groups = 4
+    alone, shared = (_run(config, np.float64, devices)[1] for devices in (1, 4))
+    _assert_alike(alone, shared, 1e-9)
+    with pytest.raises(AssertionError):
+        _assert_alike(everyone, shared, 1e-3)
 
 
 def test_what_is_frozen():
@@ -101,7 +139,32 @@ def test_cosine_schedule():
 
 def test_dropout_is_a_function_of_seed_and_step():
     config = small_config(text_encoder="lstm", text_dropout=0.5)
-    first, again = (_run(config, 1, np.float32, 2)[0] for _ in range(2))
+    first, again = (_run(config, np.float32, steps=2)[0] for _ in range(2))
     assert first == again
     config.seed = 1
-    assert _run(config, 1, np.float32, 2)[0] != first
+    assert _run(config, np.float32, steps=2)[0] != first
+
+
+def _poisoned(batch, seed, dtype):
+    made = random_batch(batch, seed=seed, dtype=dtype)
+    if seed == 1:
+        made["target_image"][0] = np.nan
+    return made
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+    """Steps 0 and 2 with a poisoned one between are those two alone, but for the count."""
+    config = small_config()
+    config.train.non_finite = "skip"
+    losses, state = _run(config, np.float32, make_batch=_poisoned)
+    assert np.isfinite(losses).tolist() == [True, False, True]
+    assert (int(state.step), int(state.skipped)) == (3, 1)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    two = _run(
+        config,
+        np.float32,
+        steps=2,
+        make_batch=lambda batch, seed, dtype: random_batch(batch, seed=2 * seed, dtype=dtype),
+    )
+    assert losses[::2] == two[0]
+    jax.tree.map(np.testing.assert_array_equal, state.params, two[1].params)

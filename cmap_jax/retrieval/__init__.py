@@ -1,0 +1,1 @@
+"""Search in galleries of any size."""

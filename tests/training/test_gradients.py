@@ -1,0 +1,210 @@
+"""Gradients of a batch that is encoded in parts, and of encoders that keep less."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import EMBED, HIDDEN, VOCABULARY, WORD, random_batch, small_config
+
+from cmap_jax import sharding
+from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.rematerialization import REMATS
+from cmap_jax.models.text_encoder import TextEncoder
+from cmap_jax.training.gradients import _join, _split, make_gradient_function
+
+
+def _setup(config, dtype=np.float64, rows=8):
+    """A model's variables and a batch, in one precision."""
+    model = CMAP.from_config(config)
+    variables = jax.jit(
+        lambda: model.init(jax.random.key(0), **CMAP.example_inputs(config.data.crop))
+    )()
+    variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
+    batch = random_batch(rows, seed=1, dtype=dtype)
+    # Running statistics that normalise: with fresh ones all embeddings are alike.
+    _, updates = jax.jit(
+        lambda v, x: model.apply(v, x, train=True, mutable=True, method="encode_images")
+    )(variables, batch["reference_image"])
+    stats = jax.tree.map(
+        lambda new, old: (new - 0.9 * old) / 0.1, updates["batch_stats"], variables["batch_stats"]
+    )
+    return model, variables["params"], stats, batch
+
+
+def _gradients(config, mesh=None, rows=8, dtype=np.float64):
+    model, params, stats, batch = _setup(config, dtype, rows)
+    if mesh is not None:
+        batch = sharding.place_batch(batch, mesh)
+    function = jax.jit(make_gradient_function(model, config, mesh))
+    return function(params, stats, batch, jax.random.key(1))
+
+
+def _assert_equal(found, expected, tolerance=1e-6):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True
+    ):
+        difference = np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
+        assert difference < tolerance, (jax.tree_util.keystr(path), difference)
+
+
+def _with_running_norm(from_config):
+    def build(cls, config):
+        model = from_config(cls, config)
+        return model.clone(image={**model.image, "normalize_backbone_by_batch": False})
+
+    return build
+
+
+def test_parts_give_the_whole_batch_s_gradient(x64, monkeypatch):
+    """To 1e-6 in float64, through a trained backbone; its batch-norm made to use running ones."""
+    config = small_config(dtype="float64")
+    build = classmethod(_with_running_norm(CMAP.from_config.__func__))
+    monkeypatch.setattr(CMAP, "from_config", build)
+    whole = _gradients(config)
+    stem = whole[0]["image_encoder"]["backbone"]["stem_conv"]["kernel"]
+    assert np.abs(stem).max() > 0
+    config.train.micro_batch_size = 4
+    for mesh in (None, sharding.make_mesh(jax.devices()[:4])):
+        for found, expected in zip(_gradients(config, mesh), whole, strict=True):
+            _assert_equal(found, expected)
+
+
+def test_parts_of_a_frozen_backbone_and_a_composer_with_batch_norm(x64):
+    config = small_config("tirg", dtype="float64")
+    config.model.image.frozen = True
+    config.model.image.frozen_backbone_batch_norm = "running"
+    whole = _gradients(config)
+    config.train.micro_batch_size = 2
+    for found, expected in zip(_gradients(config), whole, strict=True):
+        _assert_equal(found, expected)
+    assert "gate_norm" in whole[2]["composer"]
+
+
+def test_parts_with_statistics_of_their_own(x64):
+    """By batch statistics each micro-batch is normalised by itself: as groups of the whole are."""
+    config = small_config(dtype="float64")
+    config.model.image.batch_norm_groups = 4
+    grouped = _gradients(config)
+    config.model.image.batch_norm_groups = 1
+    config.train.micro_batch_size = 2
+    _assert_equal(_gradients(config)[0], grouped[0])
+
+
+def test_a_micro_batch_must_divide_the_batch():
+    config = small_config()
+    config.train.micro_batch_size = 3
+    with pytest.raises(ValueError, match="micro_batch_size=3 does not divide the batch of 8"):
+        _gradients(config, dtype=np.float32)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_parts_are_joined_again_where_they_were(axis, devices):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    x = np.arange(3 * 16).reshape((16, 3) if axis == 0 else (3, 16))
+    placed = jax.device_put(x, sharding.split_over_devices(mesh, axis))
+    parts = jax.jit(lambda x: _split(x, 2, axis, mesh))(placed)
+    assert parts.shape == (2, *(n // 2 if i == axis else n for i, n in enumerate(x.shape)))
+    joined = jax.jit(lambda x: _join(x, axis, mesh))(parts)
+    np.testing.assert_array_equal(joined, x)
+    # Each device's rows stay on it.
+    rows = np.moveaxis(np.asarray(parts), axis + 1, 1).reshape(2, devices, -1)
+    mine = np.moveaxis(x, axis, 0).reshape(devices, -1)
+    for device in range(devices):
+        assert set(rows[:, device].ravel()) == set(mine[device])
+
+
+def test_a_backbone_that_is_computed_again_is_the_same(x64):
+    config = small_config(dtype="float64")
+    kept = _gradients(config)
+    for remat in ("products", "blocks"):
+        config.model.remat = remat
+        for found, expected in zip(_gradients(config), kept, strict=True):
+            _assert_equal(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("encoder", ["bigru", "lstm"])
+def test_texts_that_are_computed_again_are_the_same(encoder):
+    batch = random_batch(4)
+    found = {}
+    for remat in REMATS:
+        model = TextEncoder(VOCABULARY, EMBED, encoder, WORD, HIDDEN, 0.0, remat=remat)
+        inputs = batch["text_tokens"], batch["text_lengths"]
+        variables = model.init(jax.random.key(0), *inputs, train=False)
+
+        def loss(variables, model=model, inputs=inputs):
+            return jnp.sum(model.apply(variables, *inputs, train=True)[:, 0])
+
+        found[remat] = jax.grad(loss)(variables)
+    for remat in ("products", "blocks"):
+        _assert_equal(found[remat], found["none"], 1e-6)
+
+
+def test_remat_keeps_less():
+    """Residuals of the backbone by policy: everything, products alone, block inputs alone."""
+    sizes = {}
+    for remat in ("none", "products", "blocks"):
+        config = small_config()
+        config.model.remat = remat
+        model, params, stats, batch = _setup(config, np.float32)
+
+        def encode(params, images, model=model, stats=stats):
+            return model.apply(
+                {"params": params, "batch_stats": stats},
+                images,
+                train=True,
+                mutable=True,
+                method="encode_images",
+            )[0]
+
+        _, pull = jax.eval_shape(
+            lambda p, x, encode=encode: jax.vjp(lambda p: encode(p, x), p),
+            params,
+            batch["reference_image"],
+        )
+        sizes[remat] = sum(x.size for x in jax.tree.leaves(pull))
+    assert sizes["blocks"] < 0.5 * sizes["products"] < 0.5 * sizes["none"]
+
+
+def test_memory_of_the_scores_is_rows_by_batch():
+    """On eight devices a device holds an eighth of the score matrices, and the targets whole."""
+    from cmap_jax.models.cmap import TrainingOutputs
+    from cmap_jax.models.composers import modified_branch, preserved_branch
+    from cmap_jax.scoring import ComposedQuery, PreservationInputs
+    from cmap_jax.training.gradients import objective
+
+    rows, width, settings = 1024, 16, small_config().loss
+    temporary = {}
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+
+        def loss(reference, targets, text, attention, mesh=mesh):
+            query = ComposedQuery(
+                (modified_branch(text, attention), preserved_branch(reference, attention)),
+                PreservationInputs(text, None, attention),
+                ("modified", "preserved"),
+                ("high", "mid", "low"),
+            )
+            return objective(TrainingOutputs(query, targets, jnp.float32(2.0)), settings, mesh)[0]
+
+        pyramids, vectors = (sharding.split_over_devices(mesh, axis) for axis in (1, 0))
+        specs = [
+            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+            for shape, where in [((3, rows, width), pyramids)] * 2 + [((rows, width), vectors)] * 2
+        ]
+        compiled = (
+            jax.jit(
+                jax.grad(loss, argnums=(0, 1, 2, 3)),
+                out_shardings=(pyramids, pyramids, vectors, vectors),
+            )
+            .lower(*specs)
+            .compile()
+        )
+        temporary[devices] = compiled.memory_analysis().temp_size_in_bytes
+        if devices > 1:
+            text = compiled.as_text()
+            assert text.count(" all-gather(") == 1  # the targets, once
+            assert " all-to-all(" not in text
+            assert " collective-permute(" not in text
+    whole_targets = 4 * 3 * rows * width
+    assert temporary[8] < 1.1 * temporary[1] / 8 + 6 * whole_targets
