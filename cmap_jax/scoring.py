@@ -12,11 +12,11 @@ one matrix product without a weight and two with one.
 
     query = model.apply(variables, pyramid, text, method="compose")
     scores = score(query, gallery_pyramid)                       # [B, N]
-    for block in score_chunks(queries, gallery_pyramid): ...     # any number of queries and images
+
+`retrieval.exact` does the same with any number of images, a chunk at a time.
 """
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -76,9 +76,22 @@ class ComposedQuery:
         return self.branches[0].numerator.shape[1]
 
 
-def concatenate(queries: Sequence[ComposedQuery]) -> ComposedQuery:
-    """Join batches of queries of one method into one batch."""
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *queries)
+def take(query: ComposedQuery, rows: slice) -> ComposedQuery:
+    """Return some of the queries, without what only the loss needs."""
+    return jax.tree.map(lambda x: x[:, rows], query.replace(preservation=None))
+
+
+def average(first: ComposedQuery, second: ComposedQuery) -> ComposedQuery:
+    """Return queries whose scores are the mean of two batches' scores, query by query."""
+
+    def halve(branch: Branch) -> Branch:
+        return branch.replace(numerator=branch.numerator / 2)
+
+    return first.replace(
+        branches=tuple(map(halve, first.branches + second.branches)),
+        branch_names=first.branch_names + second.branch_names,
+        preservation=None,
+    )
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -116,6 +129,7 @@ def _products(rows: Sequence[jax.Array], targets: jax.Array) -> jax.Array:
 
 def _score_level(query: ComposedQuery, level: int, targets: jax.Array) -> list[jax.Array]:
     """Score one level, [N, D] -> [B, N] for each branch."""
+    targets = at_least_float32(targets)
 
     def at_level(vectors: Sequence[jax.Array]) -> list[jax.Array]:
         return [at_least_float32(v[level if v.shape[0] > 1 else 0]) for v in vectors]
@@ -154,59 +168,17 @@ def score_branches(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Floa
         ValueError: the pyramid does not have the query's levels.
     """
     _check_levels(query, targets)
-    levels = [_score_level(query, i, t) for i, t in enumerate(at_least_float32(targets))]
+    levels = [_score_level(query, i, t) for i, t in enumerate(targets)]
     return jnp.stack([jnp.stack(branch) for branch in zip(*levels, strict=True)])
 
 
 def score_levels(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "L B N"]:
     """Score every query against every target, one matrix a level: the branches are summed."""
     _check_levels(query, targets)
-    return jnp.stack(
-        [sum(_score_level(query, i, t)) for i, t in enumerate(at_least_float32(targets))]
-    )
+    return jnp.stack([sum(_score_level(query, i, t)) for i, t in enumerate(targets)])
 
 
 def score(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "B N"]:
     """Score every query against every target: branches and levels summed, the retrieval score."""
     _check_levels(query, targets)
-    return sum(sum(_score_level(query, i, t)) for i, t in enumerate(at_least_float32(targets)))
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="size")
-def _score_into(
-    scores: jax.Array, query: ComposedQuery, targets: jax.Array, start: jax.Array, *, size: int
-) -> jax.Array:
-    """Fill the columns from ``start`` with the scores of ``size`` images of the gallery."""
-    chunk = jax.lax.dynamic_slice_in_dim(targets, start, size, axis=1)
-    return jax.lax.dynamic_update_slice(scores, score(query, chunk), (0, start))
-
-
-def score_chunks(
-    blocks: Iterable[ComposedQuery],
-    targets: Float[Array, "L N D"],
-    *,
-    gallery_chunk: int = 4096,
-) -> Iterator[Float[Array, "B N"]]:
-    """Score blocks of queries against a gallery of any size.
-
-    Args:
-        blocks: queries, a batch at a time; batches of one size share a compiled program.
-        targets: the gallery's pyramid.
-        gallery_chunk: most images scored at once, which bounds the scratch memory; a block's result
-            takes ``4 * B * N`` bytes.
-
-    Yields:
-        The scores of each block against all N images, float32.
-    """
-    targets = jnp.asarray(targets)
-    total = targets.shape[1]
-    chunks = max(-(-total // gallery_chunk), 1)
-    size = -(-total // chunks)
-    # The last chunk overlaps the one before: all have one size, and nothing is padded or copied.
-    starts = [min(start, total - size) for start in range(0, total, size or 1)]
-    for block in blocks:
-        _check_levels(block, targets)
-        scores = jnp.zeros((len(block), total), jnp.float32)
-        for start in starts:
-            scores = _score_into(scores, block, targets, start, size=size)
-        yield scores
+    return sum(sum(_score_level(query, i, t)) for i, t in enumerate(targets))

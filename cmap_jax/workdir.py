@@ -5,6 +5,8 @@ WORKDIR/config.json        the whole config
         model.json         preprocessing, protocol, data facts, versions, commit
         checkpoints/       the latest states of the run, to continue from
         best/              the variables with the best recall, to use
+        damaged/           checkpoints that could not be read, where there were any
+        run.lock           while a run is at work here
         evaluation.json    what the best variables reach, by protocol; evaluation-<name>.json on
                            another data set
         rankings/          each query's best images, where asked for
@@ -16,6 +18,7 @@ text = trained.encode_text(["is red and longer"])
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -31,6 +34,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
+from cmap_jax.fingerprint import fingerprint
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing import images as images_lib
 from cmap_jax.processing.files import complete_folder, read_json, write_json, write_text
@@ -46,10 +50,17 @@ CONFIG, VOCABULARY, MODEL, EVALUATION = (
 )
 CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
-_FORMAT = 2  # of model.json; raised when a reader of the old one would misread the new one
+_FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
 _BATCH = 64  # images encoded at once
-_MAY_CHANGE = ("config.data.cache_gb:",)  # in the middle of a run: how fast it is, not what it does
+# In the middle of a run: what says how and where it is computed, and not what.
+_MAY_CHANGE = (
+    "config.data.cache_gb",
+    "config.distributed.heartbeat_timeout_seconds",
+    "config.mesh.data",
+    "config.mesh.fsdp",
+    "config.model.remat",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +115,8 @@ def write_model(
         raise ValueError("the variables are not those of the model")
     with complete_folder(absolute(workdir)) as scratch:
         with ocp.CheckpointManager(scratch / BEST) as manager:
-            manager.save(0, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+            mark = mark_of_run(description.config)
+            manager.save(0, args=variables_to_save(variables, mark))
         write_description(scratch, description)
 
 
@@ -168,6 +180,21 @@ def _lists_to_tuples(value: Any) -> Any:
     return tuple(_lists_to_tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def mark_of_run(config: ConfigDict) -> str:
+    """Return what tells the checkpoints of one config and seed from those of others."""
+    fields = dict(_flatten(config.to_dict()))
+    kept = {name: value for name, value in fields.items() if name not in _MAY_CHANGE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _flatten(fields: Mapping, prefix: str = "config") -> Iterator[tuple[str, Any]]:
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", value
+
+
 def differing_fields(old: Mapping, new: Mapping, prefix: str = "config") -> Iterator[str]:
     """Return a line for every field in which two configs differ.
 
@@ -199,7 +226,7 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
     lines = [
         line
         for line in differing_fields(old.to_dict(), config.to_dict())
-        if not line.startswith(_MAY_CHANGE)
+        if line.partition(":")[0] not in _MAY_CHANGE
     ]
     if lines:
         raise ValueError(
@@ -318,12 +345,49 @@ def load(workdir: str | os.PathLike) -> Trained:
     return Trained(description, model, variables, step)
 
 
-def read_variables(workdir: str | os.PathLike, model: CMAP, image_size: int) -> tuple[int, Any]:
-    """Return the step and the best variables of a workdir; the latest if none is best yet."""
+def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
+    """Return what a checkpoint of ``best/`` holds, for an Orbax manager."""
+    about = {"run": mark, "fingerprint": fingerprint(variables)}
+    return ocp.args.Composite(
+        variables=ocp.args.StandardSave(variables), about=ocp.args.JsonSave(about)
+    )
+
+
+def check_variables(manager: ocp.CheckpointManager, step: int, mark: str) -> None:
+    """Refuse a checkpoint of ``best/`` that is damaged or another run's.
+
+    Raises:
+        ValueError: says why.
+    """
+    args = ocp.args.Composite(about=ocp.args.JsonRestore())
+    if manager.restore(step, args=args)["about"]["run"] != mark:
+        raise ValueError("they belong to another run")
+    _read_verified(manager, step, "variables", None)
+
+
+def read_variables(
+    workdir: str | os.PathLike,
+    model: CMAP,
+    image_size: int,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[int, Any]:
+    """Return the step and the best variables of a workdir; the latest if none is best yet.
+
+    Args:
+        workdir: the workdir.
+        model: what the variables belong to.
+        image_size: side of its images.
+        sharding: where the variables are put; None: on one device of this process.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint yet.
+        ValueError: one that is damaged, or does not fit the model; names it.
+    """
     expected = jax.eval_shape(
         lambda: model.init(jax.random.key(0), **CMAP.example_inputs(image_size))
     )
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected
     )
@@ -336,25 +400,32 @@ def read_variables(workdir: str | os.PathLike, model: CMAP, image_size: int) -> 
             if step is None:
                 continue
             try:
-                restored = manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        **{
-                            item: ocp.args.PyTreeRestore(
-                                expected,
-                                restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
-                                # A state holds the optimiser's part too.
-                                partial_restore=item == "state",
-                            )
-                        }
-                    ),
-                )
-            except (ValueError, KeyError) as error:
+                return step, _read_verified(manager, step, item, expected)
+            except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
                 raise ValueError(
-                    f"{path / str(step)} does not fit the model that {CONFIG} describes: {error}"
+                    f"{path / str(step)} cannot be read as the model that {CONFIG} describes: "
+                    f"{error}"
                 ) from error
-            return step, restored[item]
     raise FileNotFoundError(f"{os.fspath(workdir)} has no checkpoint yet")
+
+
+def _read_verified(manager: ocp.CheckpointManager, step: int, item: str, expected: Any) -> Any:
+    """Read an item's arrays, or the part of them that is expected, and compare fingerprints."""
+    restore = ocp.args.PyTreeRestore()
+    if expected is not None:
+        restore = ocp.args.PyTreeRestore(
+            expected,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
+            # A state holds the optimiser's part too.
+            partial_restore=item == "state",
+        )
+    args = ocp.args.Composite(**{item: restore, "about": ocp.args.JsonRestore()})
+    restored = manager.restore(step, args=args)
+    known = restored["about"]["fingerprint"]
+    wanted = fingerprint(restored[item])
+    if wrong := [name for name, value in wanted.items() if known.get(name) != value]:
+        raise ValueError(f"it is damaged: {', '.join(wrong[:3])} is not what was saved")
+    return restored[item]
 
 
 def _versions() -> dict[str, str]:

@@ -174,6 +174,10 @@ class EvaluationData:
         """Tell which images have not failed so far, [len(image_ids)] bool."""
         return np.array([i not in self._loader.failed for i in self.image_ids], bool)
 
+    def leave_out(self, image_ids: Sequence[str]) -> None:
+        """Count images as failed that failed in another process."""
+        self._loader.failed.update(dict.fromkeys(image_ids, "it failed in another process"))
+
     def image_batches(self) -> Iterator[Batch]:
         """Return an iterator over this process's share of the images, each once.
 

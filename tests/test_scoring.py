@@ -1,4 +1,4 @@
-"""The factorised score: shapes, chunks, gradients where they could break, and its memory."""
+"""The factorised score: shapes, averages, gradients where they could break, and its memory."""
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,17 @@ def test_wrong_levels_are_refused():
         scoring.score(_query(), _gallery(levels=1))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 10, 64])
-def test_chunks_are_the_dense_score(chunk):
+def test_averaged_queries_score_the_mean():
     query, gallery = _query(8), _gallery(10)
-    blocks = [jax.tree.map(lambda x, s=start: x[:, s : s + 4], query) for start in (0, 4)]
-    chunked = np.concatenate(list(scoring.score_chunks(blocks, gallery, gallery_chunk=chunk)))
-    np.testing.assert_allclose(chunked, scoring.score(query, gallery), atol=1e-6)
+    query = query.replace(preservation=scoring.PreservationInputs(*3 * [jnp.ones((8, 16))]))
+    first, second = (scoring.take(query, slice(start, None, 2)) for start in (0, 1))
+    averaged = scoring.average(first, second)
+    assert len(averaged) == 4
+    assert averaged.branch_names == ("modified", "preserved") * 2
+    scores = scoring.score(query, gallery)
+    np.testing.assert_array_equal(scoring.score(second, gallery), scores[1::2])
+    means = np.asarray(scores).reshape(4, 2, 10).mean(axis=1)
+    np.testing.assert_allclose(scoring.score(averaged, gallery), means, atol=1e-6)
 
 
 def test_gradients_at_zero_are_zero_and_finite():

@@ -72,7 +72,7 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
     datasets = input_pipeline.create_datasets(config, description.vocabulary, training=False)
     _check_prepared_alike(description.facts, datasets.facts, workdir, config.data.directory)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(**config.mesh)
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir), datasets
 

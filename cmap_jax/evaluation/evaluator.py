@@ -3,11 +3,10 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,11 +16,11 @@ from cmap_jax.evaluation.ranking import Ranking
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.progress import track
 from cmap_jax.protocols import Protocol
+from cmap_jax.retrieval.exact import ExactIndex
 
 # The halves of a query that a shortcut leaves: the other one is taken away.
 HALVES = ("text", "image")
-_QUERIES_AT_ONCE = 1024
-_SCORES_AT_ONCE = 2**26
+_QUERIES_AT_ONCE = 1024  # large products are fast
 
 
 @dataclasses.dataclass
@@ -59,8 +58,39 @@ class Result:
             getattr(self, field.name).update(getattr(other, field.name))
 
 
+class Interrupted(Exception):  # noqa: N818
+    """The evaluation was asked to stop."""
+
+
+class _Interruptible:
+    """A split whose batches end with `Interrupted` as soon as that is asked for."""
+
+    def __init__(self, data: Any, should_stop: Callable[[], bool]):
+        self._data = data
+        self._should_stop = should_stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def image_batches(self) -> Iterator[dict]:
+        return self._watch(self._data.image_batches())
+
+    def query_batches(self, queries: Sequence) -> Iterator[dict]:
+        return self._watch(self._data.query_batches(queries))
+
+    def _watch(self, batches: Iterator[dict]) -> Iterator[dict]:
+        for batch in batches:
+            if self._should_stop():
+                raise Interrupted
+            yield batch
+
+
 class Evaluator:
-    """Evaluates a model's variables on the splits that it is called with."""
+    """Evaluates a model's variables on the splits that it is called with.
+
+    In several processes all of them call it alike; each has its share of the image batches, all of
+    the embeddings, and the result.
+    """
 
     def __init__(self, model: CMAP, mesh: Mesh, *, gallery_chunk: int = 4096):
         """Compile nothing yet; the programs are kept from call to call.
@@ -72,19 +102,29 @@ class Evaluator:
         """
         self._mesh = mesh
         self._gallery_chunk = gallery_chunk
-        self._encode_images = jax.jit(
-            lambda variables, images: model.apply(variables, images, method="encode_images")
-        )
+
+        def encode(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            pyramid = model.apply(variables, batch["image"], method="encode_images")
+            return {"pyramid": pyramid, "index": batch["index"], "mask": batch["mask"]}
 
         def compose(variables: Any, pyramid: jax.Array, tokens: jax.Array, lengths: jax.Array):
             text = model.apply(variables, tokens, lengths, method="encode_text")
             query = model.apply(variables, pyramid, text, method="compose")
             return query.replace(preservation=None)
 
-        self._compose = jax.jit(compose)
+        # Whole on every device: every process can read it.
+        whole = sharding.replicated(mesh)
+        self._encode = jax.jit(encode, out_shardings=whole)
+        self._compose = jax.jit(compose, out_shardings=whole)
 
     def __call__(
-        self, variables: Any, data: Any, *, rankings: bool = False, shortcuts: bool = False
+        self,
+        variables: Any,
+        data: Any,
+        *,
+        rankings: bool = False,
+        shortcuts: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Result:
         """Evaluate on a split.
 
@@ -96,11 +136,14 @@ class Evaluator:
             rankings: also return the best images of every query.
             shortcuts: also evaluate with half of each query taken away: an empty text for the
                 image alone, a reference whose embeddings are zero for the text alone.
+            should_stop: asked before every batch whether to give up.
 
         Raises:
+            Interrupted: ``should_stop`` returned true.
             ValueError: unusable images leave no query of an evaluation.
         """
         started = time.monotonic()
+        data = _Interruptible(data, should_stop)
         pyramid = self._encode_all(variables, data)
         result = Result()
         for evaluation, found in self._rank_all(variables, data, pyramid, rankings):
@@ -142,13 +185,17 @@ class Evaluator:
         pyramid, seen = None, np.zeros(total, np.int64)
         batches = track(data.image_batches(), data.image_batch_count(), "encoding", "batches")
         for batch in batches:
-            images = sharding.place_batch({"image": batch["image"]}, self._mesh)["image"]
-            encoded = np.asarray(self._encode_images(variables, images))  # [L, B, D]
+            share = {name: batch[name] for name in ("image", "index", "mask")}
+            placed = sharding.place_batch(share, self._mesh)
+            found = jax.tree.map(np.asarray, self._encode(variables, placed))
+            encoded, mask = found["pyramid"], found["mask"]  # [L, B, D], [B]
             if pyramid is None:
                 pyramid = np.empty((encoded.shape[0], total, encoded.shape[2]), np.float32)
-            index = batch["index"][batch["mask"]]
-            pyramid[:, index] = encoded[:, batch["mask"]]
+            index = found["index"][mask]
+            pyramid[:, index] = encoded[:, mask]
             seen[index] += 1
+        # An image that failed in another process is missing here as well.
+        data.leave_out([data.image_ids[i] for i in np.flatnonzero(data.is_usable() & (seen == 0))])
         if not (seen == data.is_usable()).all():
             raise ValueError("the image batches must bring every usable image exactly once")
         return pyramid
@@ -199,51 +246,45 @@ class Evaluator:
         rankings: Sequence[tuple[Ranking, tuple[str, ...]]],
         half: str | None,
     ) -> None:
-        """Score a category's queries, each once, against every gallery, and feed the rankings."""
-        galleries = dict.fromkeys(gallery for _, gallery in rankings)
-        embeddings = {
-            gallery: jnp.asarray(pyramid[:, [data.positions[i] for i in gallery]])
-            for gallery in galleries
+        """Compose a category's queries, each once, and feed the rankings, each with its gallery."""
+        indexes = {
+            gallery: ExactIndex(
+                pyramid[:, [data.positions[i] for i in gallery]],
+                self._mesh,
+                chunk=self._gallery_chunk,
+            )
+            for gallery in dict.fromkeys(gallery for _, gallery in rankings)
         }
-        # Large products are fast; a block of scores stays below a quarter of a GiB all the same.
-        largest = max(map(len, galleries))
-        at_once = min(_QUERIES_AT_ONCE, _SCORES_AT_ONCE // max(largest, 1))
         start = 0
         batches = self._compose_all(variables, data, pyramid, queries, half)
-        for block in _in_blocks(batches, at_once):
-            if half is not None and not any(jnp.any(b.numerator) for b in block.branches):
+        for block in _in_blocks(batches, _QUERIES_AT_ONCE):
+            if half is not None and not any(np.any(b.numerator) for b in block.branches):
                 return  # all images score zero
             rows = queries[start : start + len(block)]  # what is padding comes last
             start += len(rows)
-            for gallery in galleries:
-                (scores,) = scoring.score_chunks(
-                    [block], embeddings[gallery], gallery_chunk=self._gallery_chunk
-                )
-                for ranking, its_gallery in rankings:
-                    if its_gallery == gallery:
-                        ranking.add(rows, scores[: len(rows)])
+            for ranking, gallery in rankings:
+                ranking.add(rows, scoring.take(block, slice(len(rows))), indexes[gallery])
 
     def _compose_all(
         self, variables: Any, data: Any, pyramid: np.ndarray, queries: Sequence, half: str | None
     ) -> Iterator[scoring.ComposedQuery]:
-        """Yield composed queries, or ``half`` of them, a batch at a time; the last is padded."""
+        """Yield composed queries, or ``half`` of them, a batch at a time; the last is padded.
+
+        They are on the host: every process has all of them.
+        """
         if half == "image":
             queries = [dataclasses.replace(query, captions=("",)) for query in queries]
         for batch in data.query_batches(queries):
-            references = pyramid[:, batch["reference"]].swapaxes(0, 1)  # [B, L, D]
+            references = pyramid[:, batch["reference"]]  # [L, B, D]
             if half == "text":
                 references = np.zeros_like(references)
-            placed = sharding.place_batch(
-                {
-                    "pyramid": references,
-                    "tokens": batch["text_tokens"],
-                    "lengths": batch["text_lengths"],
-                },
-                self._mesh,
+            query = self._compose(
+                variables,
+                sharding.place_same(references, self._mesh, axis=1),
+                sharding.place_same(batch["text_tokens"], self._mesh),
+                sharding.place_same(batch["text_lengths"], self._mesh),
             )
-            yield self._compose(
-                variables, placed["pyramid"].swapaxes(0, 1), placed["tokens"], placed["lengths"]
-            )
+            yield jax.tree.map(np.asarray, query)
 
 
 def _collect(evaluation: Any, rankings: Mapping[str, Ranking]) -> Outcomes:
@@ -273,12 +314,22 @@ def _numbers(evaluation: Any, outcomes: Outcomes) -> dict[str, float | int]:
 def _in_blocks(
     batches: Iterator[scoring.ComposedQuery], size: int
 ) -> Iterator[scoring.ComposedQuery]:
-    """Join batches to blocks of at most ``size`` queries, or of one batch."""
+    """Join batches to blocks of at most ``size`` queries, or of one batch, or of two odd ones.
+
+    The two orders of an annotation follow one another; blocks of even length never part them.
+    """
+
+    def join(parts: list[scoring.ComposedQuery]) -> scoring.ComposedQuery:
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
     block: list[scoring.ComposedQuery] = []
     for batch in batches:
-        if block and len(batch) * (len(block) + 1) > size:
-            yield scoring.concatenate(block)
-            block = []
+        most = max(size // len(batch), 1)
+        if len(batch) % 2:
+            most = max(most // 2 * 2, 2)
         block.append(batch)
+        if len(block) == most:
+            yield join(block)
+            block = []
     if block:
-        yield scoring.concatenate(block)
+        yield join(block)

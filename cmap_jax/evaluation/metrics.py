@@ -1,47 +1,13 @@
 """From scores to ranks, first images and average precisions (SPEC 6)."""
 
 import functools
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
-
-NO_TARGET = -1  # the rank of a query without a correct image in the gallery
-
-
-def _positions(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
-    """Return [B, M] int32 positions, padded with -1, from any form that they may come in."""
-    if hasattr(positions, "dtype"):
-        positions = np.asarray(positions)  # a JAX array too
-    if isinstance(positions, np.ndarray) and positions.dtype == bool:
-        if positions.shape != shape:
-            raise ValueError(f"a mask must be shaped like the scores {shape}: {positions.shape}")
-        positions = [np.flatnonzero(row) for row in positions]
-    if positions is None:
-        return np.full((shape[0], 1), NO_TARGET, np.int32)
-    if len(positions) != shape[0]:
-        raise ValueError(f"{shape[0]} rows of scores, but positions for {len(positions)}")
-    rows = []
-    for row, places in enumerate(positions):
-        if isinstance(places, Set):
-            places = sorted(places)
-        places = np.atleast_1d(np.asarray(NO_TARGET if places is None else places))
-        if places.dtype == bool:
-            raise ValueError("give a mask as one bool array [B, N], not as a list of rows")
-        places = places.astype(np.int64)
-        if (places >= shape[1]).any():
-            raise ValueError(f"row {row}: position {places.max()} in a gallery of {shape[1]}")
-        # Each once: they are counted.
-        rows.append(np.unique(places[places >= 0]))
-    # A power of two, so that few programs serve all widths.
-    width = 1 << max(max(map(len, rows), default=1) - 1, 0).bit_length()
-    found = np.full((shape[0], width), NO_TARGET, np.int32)
-    for row, places in zip(found, rows, strict=True):
-        row[: len(places)] = places
-    return found
+from cmap_jax.retrieval.positions import NO_TARGET, Positions, padded_positions
 
 
 def ranks(
@@ -65,9 +31,9 @@ def ranks(
     """
     if scores.ndim != 2:
         raise ValueError(f"scores must be [B, N], not {scores.shape}")
-    correct = _positions(targets, scores.shape)
+    correct = padded_positions(targets, scores.shape)
     with jax.enable_x64(scores.dtype == np.float64):  # else such scores would be rounded
-        found, broken = _count_higher(scores, correct, _positions(exclude, scores.shape))
+        found, broken = _count_higher(scores, correct, padded_positions(exclude, scores.shape))
     if broken:
         raise ValueError("a score is NaN: the model or its inputs are broken")
     return np.where((correct >= 0).any(axis=1), np.asarray(found, np.int64), NO_TARGET)
@@ -104,7 +70,7 @@ def top(scores: np.ndarray | jax.Array, count: int, exclude: Positions | None = 
     Returns:
         [B, min(count, N)] int32; ties go to the lower position.
     """
-    excluded = _positions(exclude, scores.shape)
+    excluded = padded_positions(exclude, scores.shape)
     with jax.enable_x64(scores.dtype == np.float64):
         return np.asarray(_top(scores, excluded, count=min(count, scores.shape[1])))
 

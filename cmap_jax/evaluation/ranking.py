@@ -1,14 +1,15 @@
-"""The queries of one evaluation and category: scores come in, outcomes and rankings come out."""
+"""The queries of one evaluation and category are searched for and become outcomes and rankings."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from cmap_jax import scoring
 from cmap_jax.evaluation import metrics
 from cmap_jax.protocols import Protocol
+from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.scoring import ComposedQuery
 
 TOP = 50  # images a query in the rankings
 
@@ -28,43 +29,50 @@ class Ranking:
 
         Args:
             protocol: the rules.
-            gallery: image ids, in the order of the scores' columns.
+            gallery: image ids, in the order of the index.
             keep_records: whether to make `records`.
         """
         self._protocol = protocol
         self._gallery = gallery
         self._place = {image: i for i, image in enumerate(gallery)}
         self._keep_records = keep_records
-        self._waiting: tuple[list, jax.Array | None] = ([], None)
         self._ranks: list[np.ndarray] = []
         self._subset_ranks: list[np.ndarray] = []
         self._precisions: list[dict[int, np.ndarray]] = []
         self.annotations: list[str] = []
         self.records: list[dict[str, Any]] = []
 
-    def add(self, queries: Sequence, scores: jax.Array) -> None:
-        """Take the next queries and their scores, [B, N]."""
+    def add(self, queries: Sequence, composed: ComposedQuery, index: ExactIndex) -> None:
+        """Rank the next queries.
+
+        Args:
+            queries: what they are, B records; under the caption policy "averaged" the two orders of
+                each annotation, one behind the other.
+            composed: the same queries, to be scored.
+            index: the gallery.
+
+        Raises:
+            ValueError: the orders of an annotation do not follow one another, or a score is NaN.
+        """
         if self._protocol.captions == "averaged":
-            queries, scores = self._average(queries, scores)
-            if not queries:
-                return
+            queries, composed = self._average(queries, composed)
         place = self._place
         targets = [[place[t] for t in q.targets if t in place] for q in queries]
         exclude = self._protocol.reference == "excluded"
         references = [place.get(q.reference, -1) if exclude else -1 for q in queries]
-        ranks = metrics.ranks(scores, [t or [-1] for t in targets], references)
-        self._ranks.append(ranks)
+        cutoffs = self._protocol.cutoffs("mAP")
+        count = max(TOP, *cutoffs, 1) if cutoffs or self._keep_records else 0
+        found = index.search(composed, count, targets=targets, exclude=references)
+        self._ranks.append(found.ranks)
         self.annotations += [q.annotation for q in queries]
         subsets = None
         if self._protocol.cutoffs("R_subset"):
-            subsets = self._rank_subsets(queries, scores)
-        cutoffs = self._protocol.cutoffs("mAP")
-        if cutoffs or self._keep_records:
-            best = metrics.top(scores, max(TOP, *cutoffs, 1), references)
-            if cutoffs:
-                self._precisions.append(metrics.average_precision(best, targets, cutoffs))
-            if self._keep_records:
-                self._record(queries, ranks, best[:, :TOP], references, subsets)
+            subsets = self._rank_subsets(queries, composed, index)
+        if cutoffs:
+            precisions = metrics.average_precision(found.positions, targets, cutoffs)
+            self._precisions.append(precisions)
+        if self._keep_records:
+            self._record(queries, found.ranks, found.positions[:, :TOP], references, subsets)
 
     def ranks(self) -> np.ndarray:
         """Return the ranks of all queries so far, [Q] int64; -1 without a correct image."""
@@ -83,45 +91,36 @@ class Ranking:
             for k in self._protocol.cutoffs("mAP")
         }
 
-    def _average(self, queries: Sequence, scores: jax.Array) -> tuple[list, jax.Array]:
-        """Return an annotation's first query and the mean of its scores, annotation by annotation.
+    def _average(
+        self, queries: Sequence, composed: ComposedQuery
+    ) -> tuple[Sequence, ComposedQuery]:
+        """Return an annotation's first query, and queries with the mean of both orders' scores."""
+        firsts, seconds = queries[::2], queries[1::2]
+        if [q.annotation for q in firsts] != [q.annotation for q in seconds]:
+            raise ValueError(
+                f"{self._protocol.name}: the two caption orders must follow one another"
+            )
+        orders = (scoring.take(composed, slice(start, None, 2)) for start in (0, 1))
+        return firsts, scoring.average(*orders)
 
-        The last annotation waits, as more of its queries may come: its two orders follow one
-        another, and a block may end between them.
-        """
-        waiting, rows = self._waiting
-        queries = [*waiting, *queries]
-        if rows is not None:
-            scores = jnp.concatenate([rows, scores])
-        pairs = len(queries) // 2
-        for first, second in zip(queries[: 2 * pairs : 2], queries[1::2], strict=True):
-            if first.annotation != second.annotation:
-                raise ValueError(
-                    f"{self._protocol.name}: the two caption orders must follow one another"
-                )
-        left = queries[2 * pairs :]
-        self._waiting = (left, scores[2 * pairs :] if left else None)
-        paired = scores[: 2 * pairs].reshape(pairs, 2, scores.shape[1])
-        return queries[: 2 * pairs : 2], paired.mean(axis=1)
-
-    def _rank_subsets(self, queries: Sequence, scores: jax.Array) -> list[list[str]]:
+    def _rank_subsets(
+        self, queries: Sequence, composed: ComposedQuery, index: ExactIndex
+    ) -> list[list[str]]:
         """Rank within each query's subset; return it, best first and without the reference."""
         members = [[i for i in q.subset if i in self._place and i != q.reference] for q in queries]
         width = max(map(len, members), default=0) or 1
-        columns = np.zeros((len(queries), width), np.int64)
+        columns = np.full((len(queries), width), -1, np.int32)
         for row, images in zip(columns, members, strict=True):
             row[: len(images)] = [self._place[i] for i in images]
-        # Padding repeats the gallery's first image; it is taken out of the ranking.
-        padding = [list(range(len(images), width)) or [-1] for images in members]
-        picked = jnp.take_along_axis(jnp.asarray(scores), jnp.asarray(columns), axis=1)
+        scores = index.scores_at(composed, columns)  # padding scores -inf and comes last
         targets = [
-            [images.index(t) for t in q.targets if t in images] or [-1]
+            [images.index(t) for t in q.targets if t in images]
             for q, images in zip(queries, members, strict=True)
         ]
-        self._subset_ranks.append(metrics.ranks(picked, targets, padding))
-        order = metrics.top(picked, width, padding)
+        self._subset_ranks.append(metrics.ranks(scores, targets))
+        order = metrics.top(scores, width)
         return [
-            [images[i] for i in row if i < len(images)]
+            [images[i] for i in row[: len(images)]]
             for images, row in zip(members, order, strict=True)
         ]
 

@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from cmap_jax import sharding
 
 _DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
-# Vector units take so many images at once. What is left over takes another way and may be rounded
-# in another way: two equal images would no longer tie.
-_WHOLE_VECTORS = 16
+# Vector units take 16 images at once. What is left over takes another way and may be rounded in
+# another way: two equal images would no longer tie.
+_WHOLE_VECTORS = 32
 
 Levels = tuple[jax.Array, ...]
 
@@ -28,7 +28,7 @@ class Blocks:
     """The blocks of a gallery.
 
     Attributes:
-        chunk: rows that a device scores at once, a multiple of 16; its share has at least as many.
+        chunk: rows that a device scores at once, a multiple of 32; its share has at least as many.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class ExactIndex:
                 float32 or bfloat16. It must not change any more: CPU devices share its memory.
             mesh: the devices.
             dtype: what it is kept in on the devices; None: as it is. Scores are float32 always.
-            chunk: images that a device scores at once, a few more where that is no multiple of 16.
+            chunk: images that a device scores at once, a few more where that is no multiple of 32.
             device_gb: most that the gallery takes of a device's memory, in 10^9 bytes. A larger
                 one passes through in blocks, of which two are there at a time.
 

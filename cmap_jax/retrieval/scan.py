@@ -10,6 +10,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from cmap_jax import scoring, sharding
@@ -106,7 +107,7 @@ def scan(
             row = begin + jnp.arange(size)
             position = first + row
             is_new = (row >= number * size) & (position >= seen) & (position < total)
-            scores = _score_chunk(levels, query, begin, size)
+            scores = _score_chunk(levels, query, begin, size, is_new.any())
             return _update(carry, scores, is_new, terms, first + begin), None
 
         carry = jax.tree.map(lambda x: x[0], carry)
@@ -168,8 +169,10 @@ def pick(
         first = jax.lax.axis_index(sharding.BATCH_AXES) * count
 
         def step(picked: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-            scores = _score_chunk(levels, query, number * size, size)
-            return jnp.maximum(picked, _at(scores, rows, first + number * size)), None
+            column, is_here = _columns(rows, first + number * size, size)
+            scores = _score_chunk(levels, query, number * size, size, is_here.any())
+            here = jnp.take_along_axis(scores, column, axis=1)
+            return picked + jnp.where(is_here, here, 0.0), None
 
         picked, _ = jax.lax.scan(step, picked[0], jnp.arange(count // size))
         return picked[None]
@@ -177,28 +180,33 @@ def pick(
     split = jax.shard_map(
         local, mesh=mesh, in_specs=(_SPLIT, _WHOLE, _WHOLE, _SPLIT), out_specs=_SPLIT
     )
-    picked = split(levels, query, rows, jnp.full((mesh.size, *rows.shape), -jnp.inf))
-    return jax.lax.with_sharding_constraint(picked.max(axis=0), sharding.replicated(mesh))
+    # A sum of one score and zeros: a maximum over devices may lose a NaN.
+    picked = split(levels, query, rows, jnp.zeros((mesh.size, *rows.shape))).sum(axis=0)
+    picked = jnp.where(rows >= 0, picked, -jnp.inf)
+    return jax.lax.with_sharding_constraint(picked, sharding.replicated(mesh))
 
 
 def _score_chunk(
-    levels: Levels, query: scoring.ComposedQuery, begin: jax.Array, size: int
+    levels: Levels, query: scoring.ComposedQuery, begin: jax.Array, size: int, is_needed: jax.Array
 ) -> jax.Array:
-    """Score ``size`` rows of a block, [B, size]."""
-    chunk = [jax.lax.dynamic_slice_in_dim(level, begin, size) for level in levels]
-    # A fence: if the compiler mixed the score with what follows, `scan` and `pick` could round it
-    # in different ways, and a correct image would not tie with itself and its duplicates.
-    return jax.lax.optimization_barrier(scoring.score(query, jnp.stack(chunk)))
+    """Score ``size`` rows of a block, [B, size]; anything where they are not needed."""
 
+    def score() -> jax.Array:
+        chunk = [jax.lax.dynamic_slice_in_dim(level, begin, size) for level in levels]
+        return scoring.score(query, jnp.stack(chunk))
 
-def _at(scores: jax.Array, places: jax.Array, begin: jax.Array) -> jax.Array:
-    """Return the scores of some positions, -inf outside of a chunk that starts at ``begin``."""
-    column, is_here = _columns(places, begin, scores.shape[1])
-    return jnp.where(is_here, jnp.take_along_axis(scores, column, axis=1), -jnp.inf)
+    def nothing() -> jax.Array:
+        zeros = jnp.zeros((len(query), size))
+        return jax.lax.pcast(zeros, sharding.BATCH_AXES, to="varying")
+
+    # A fence too: without, the compiler mixes the score with all that is done with it, and computes
+    # it once for each use. `scan` and `pick` could then round it in different ways, and a correct
+    # image would not tie with itself and its duplicates.
+    return jax.lax.cond(is_needed, score, nothing)
 
 
 def _columns(places: jax.Array, begin: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Return positions as columns of a chunk, and whether they are in it."""
+    """Return positions as columns of a chunk that starts at ``begin``, and whether it has them."""
     column = places - begin
     is_here = (places >= 0) & (column >= 0) & (column < size)
     return jnp.where(is_here, column, 0), is_here
@@ -216,21 +224,33 @@ def _update(
         terms: what is asked.
         begin: the position of the chunk's first image.
     """
-    broken = carry.broken | (jnp.isnan(scores) & is_new).any(axis=1)
-    # `top_k` takes 0.0 for more than -0.0.
-    scores = jnp.where(scores == 0, 0.0, jnp.maximum(scores, LOWEST))
-    counted = jnp.where(is_new, scores, -jnp.inf)
-    higher = carry.higher + jnp.sum(counted > terms.best, axis=1, dtype=jnp.int32)
-    higher -= jnp.sum(_at(counted, terms.uncounted, begin) > terms.best, axis=1, dtype=jnp.int32)
+    higher, broken = _count(scores, is_new, terms.best)
+    column, is_here = _columns(terms.uncounted, begin, scores.shape[1])
+    uncounted = jnp.take_along_axis(scores, column, axis=1) > terms.best
+    higher -= jnp.sum(is_here & is_new[column] & uncounted, axis=1, dtype=jnp.int32)
+    carry = carry.replace(higher=carry.higher + higher, broken=carry.broken | broken)
     k = carry.scores.shape[1]
     if not k:
-        return carry.replace(higher=higher, broken=broken)
-    column, is_here = _columns(terms.excluded, begin, scores.shape[1])
-    row = jnp.arange(len(scores))[:, None]
-    ranked = scores.at[row, jnp.where(is_here, column, scores.shape[1])].set(LOWEST, mode="drop")
+        return carry
+    # `top_k` takes 0.0 for more than -0.0.
+    ranked = jnp.where(scores == 0, 0.0, jnp.maximum(scores, LOWEST))
     ranked = jnp.where(is_new, ranked, -jnp.inf)
     # What is carried has lower positions and stands in front: it stays where scores are equal.
-    best, index = jax.lax.top_k(jnp.concatenate([carry.scores, ranked], axis=1), k)
+    ranked = jnp.concatenate([carry.scores, ranked], axis=1)
+    column, is_here = _columns(terms.excluded, begin, scores.shape[1])
+    column = jnp.where(is_here & is_new[column], k + column, ranked.shape[1])
+    row = jnp.arange(len(scores))[:, None]
+    best, index = jax.lax.top_k(ranked.at[row, column].set(LOWEST, mode="drop"), k)
     carried = jnp.take_along_axis(carry.positions, jnp.minimum(index, k - 1), axis=1)
-    positions = jnp.where(index < k, carried, begin + index - k)
-    return Carry(best, positions, higher, broken)
+    return carry.replace(scores=best, positions=jnp.where(index < k, carried, begin + index - k))
+
+
+def _count(scores: jax.Array, is_new: jax.Array, best: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return how many new images score above ``best``, [B], and whether a score is NaN, [B]."""
+    # Both in one pass: beside the product, reading the scores once more is what takes time.
+    return jax.lax.reduce(
+        ((is_new & (scores > best)).astype(jnp.int32), is_new & jnp.isnan(scores)),
+        (np.int32(0), np.False_),
+        lambda x, y: (x[0] + y[0], x[1] | y[1]),
+        (1,),
+    )

@@ -3,9 +3,9 @@
 import functools
 import math
 
-import jax
 from ml_collections import ConfigDict
 
+from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.processing.images import ImagePreprocessing
@@ -27,7 +27,9 @@ _RANGES = {
     "optimizer.halve_faster_from": (0, math.inf),
     "optimizer.halve_faster_every": (1, math.inf),
     "optimizer.warmup_steps": (0, math.inf),
+    "model.image.batch_norm_groups": (1, math.inf),
     "train.batch_size": (1, math.inf),
+    "train.micro_batch_size": (1, math.inf),
     "train.epochs": (1, math.inf),
     "train.log_every_steps": (1, math.inf),
     "train.checkpoint_every_epochs": (1, math.inf),
@@ -36,6 +38,7 @@ _RANGES = {
     "eval.batch_size": (1, math.inf),
     "eval.gallery_chunk": (1, math.inf),
     "data.cache_gb": (0, math.inf),
+    "distributed.heartbeat_timeout_seconds": (1, math.inf),
 }
 
 
@@ -50,15 +53,26 @@ def check_config(config: ConfigDict) -> None:
         if value is not None and not least <= value <= most:
             limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
             raise ValueError(f"config.{path} must be {limits}, not {value}")
-    if jax.process_count() > 1:
-        raise ValueError("several processes are not supported yet: run one, with all its devices")
-    devices = jax.device_count()
-    for part in ("train", "eval"):
-        if config[part].batch_size % devices:
-            raise ValueError(
-                f"config.{part}.batch_size={config[part].batch_size} is not a multiple of the "
-                f"{devices} devices"
-            )
+    devices = sharding.make_mesh(**config.mesh).size
+    micro = config.train.micro_batch_size or config.train.batch_size
+    groups = config.model.image.batch_norm_groups
+    for field, value, parts, what in (
+        ("train.batch_size", config.train.batch_size, devices, "devices"),
+        ("eval.batch_size", config.eval.batch_size, devices, "devices"),
+        ("train.micro_batch_size", micro, devices, "devices"),
+        ("train.micro_batch_size", micro, groups, "groups of config.model.image.batch_norm_groups"),
+    ):
+        if value % parts:
+            raise ValueError(f"config.{field}={value} is not a multiple of the {parts} {what}")
+    if config.train.batch_size % micro:
+        raise ValueError(
+            f"config.train.batch_size={config.train.batch_size} is not a multiple of "
+            f"config.train.micro_batch_size={micro}"
+        )
+    if config.train.non_finite not in ("stop", "skip"):
+        raise ValueError(
+            f'config.train.non_finite must be "stop" or "skip", not {config.train.non_finite!r}'
+        )
     # One set of weights a level; a variant with fewer levels uses the first.
     for field in ("matching_weights", "preservation_weights", "margins"):
         numbers = config.loss[field]

@@ -1,87 +1,113 @@
-"""Checkpoints of a run: the latest states to continue from, and the best variables apart."""
+"""Checkpoints of a run: the latest states to continue from, and the best variables apart.
 
+Writes go on in the background, and a checkpoint appears under its name only when it is complete.
+Each holds a fingerprint of its arrays and its run's mark; what is read is compared with both, so
+that a truncated or a foreign one is found and named, and the one before it used.
+"""
+
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from cmap_jax import workdir as workdir_lib
+from cmap_jax.fingerprint import differing, fingerprint
 from cmap_jax.training.train_state import TrainState
+
+# Where checkpoints that cannot be used are moved to, out of the way of those to come.
+DAMAGED = "damaged"
 
 
 class Checkpoints:
-    """The two folders of checkpoints in a workdir; writes go on in the background.
+    """The two folders of checkpoints in a workdir."""
 
-    A checkpoint appears under its name only when it is complete.
-    """
+    def __init__(self, workdir: str | os.PathLike, keep: int, run: str):
+        """Open or make them.
 
-    def __init__(self, workdir: str | os.PathLike, keep: int):
-        """Open or make them; ``keep`` latest states are kept."""
-        root = workdir_lib.absolute(workdir)
-
-        def manager(folder: str, count: int) -> ocp.CheckpointManager:
-            options = ocp.CheckpointManagerOptions(max_to_keep=count, create=True)
-            return ocp.CheckpointManager(root / folder, options=options)
-
-        self._latest = manager(workdir_lib.CHECKPOINTS, keep)
-        self._best = manager(workdir_lib.BEST, 1)
-        latest = self._latest.latest_step()
-        for step in self._best.all_steps():
-            if latest is None or step > latest:
-                # Saved by a run that was killed before its state was: it will be saved again.
-                self._best.delete(step)
+        Args:
+            workdir: the workdir.
+            keep: number of latest states that are kept.
+            run: the run's mark, `workdir.mark_of_run`.
+        """
+        self._root = workdir_lib.absolute(workdir)
+        self._run = run
+        self._latest = self._manager(workdir_lib.CHECKPOINTS, keep)
+        # Two: the earlier best stays until the state that knows of the new one is written.
+        self._best = self._manager(workdir_lib.BEST, 2)
 
     def latest_step(self) -> int | None:
         """Return the step of the latest state, or None."""
         return self._latest.latest_step()
 
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
-        """Save a state to continue from, with JSON-able facts about the run so far."""
+        """Save a state to continue from, with JSON-able facts about the run so far.
+
+        Raises:
+            OSError: this one or the one before could not be written; the earlier ones are whole.
+        """
         step = int(state.step)
         if step == self.latest_step():
             return
-        # The state as a dict: so a model can be read from it without the optimiser's classes.
-        tree = {
-            "params": state.params,
-            "batch_stats": state.batch_stats,
-            "opt_state": state.opt_state,
-            "step": state.step,
-        }
-        self._latest.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(progress)
-            ),
-        )
+        tree = _as_tree(state)
+        about = {"run": self._run, "fingerprint": fingerprint(tree), "progress": progress}
+        with self._explained(f"the state of step {step}"):
+            self._latest.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about)
+                ),
+            )
 
     def save_best(self, state: TrainState) -> None:
-        """Save the variables to use, in place of the earlier best ones."""
+        """Save the variables to use. Save the state too: only then is the one before given up."""
         step = int(state.step)
-        self._best.save(
-            step, args=ocp.args.Composite(variables=ocp.args.StandardSave(state.variables))
-        )
+        with self._explained(f"the best variables, of step {step}"):
+            if step in self._best.all_steps():  # of a run that was killed before it knew of them
+                self._best.delete(step)
+            self._best.save(step, args=workdir_lib.variables_to_save(state.variables, self._run))
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Restore the latest state, with the shapes and shardings of ``like``."""
-        tree = {
-            "params": like.params,
-            "batch_stats": like.batch_stats,
-            "opt_state": like.opt_state,
-            "step": like.step,
-        }
-        restored = self._latest.restore(
-            self.latest_step(),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(tree), progress=ocp.args.JsonRestore()
-            ),
-        )
-        return TrainState(**restored["state"]), restored["progress"]
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Restore the latest good state, with the shapes and shardings of ``like``.
+
+        One that cannot be used is named in a warning and moved to ``damaged/``.
+
+        Returns:
+            The state and the facts it was saved with; None if none was ever saved.
+
+        Raises:
+            ValueError: there are states, but none can be used.
+        """
+        problems = []
+        steps = sorted(self._latest.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                found = self._restore(step, like)
+            except (ValueError, KeyError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
+                problems.append(f"{self._root / workdir_lib.CHECKPOINTS / str(step)}: {error}")
+                logging.warning("Cannot continue from %s", problems[-1])
+                continue
+            for bad in [s for s in steps if s > step]:
+                self._put_away(workdir_lib.CHECKPOINTS, bad)
+            self._latest.reload()
+            self._restore_best(*found)
+            return found
+        if problems:
+            raise ValueError(
+                "no checkpoint of this run can be used:\n  "
+                + "\n  ".join(problems)
+                + f"\nStart again in another folder with --workdir=..., or delete {self._root}"
+            )
+        return None
 
     def wait(self) -> None:
         """Return when all writes are complete."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        with self._explained("a checkpoint"):
+            self._latest.wait_until_finished()
+            self._best.wait_until_finished()
 
     def close(self) -> None:
         """Complete all writes and release the folders."""
@@ -89,7 +115,84 @@ class Checkpoints:
         self._latest.close()
         self._best.close()
 
+    def _manager(self, folder: str, count: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=count, create=True)
+        return ocp.CheckpointManager(self._root / folder, options=options)
 
-def abstract_state(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """Return a state's shapes and dtypes with a sharding, to restore into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        about = self._latest.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        about = about["about"]
+        if about["run"] != self._run:
+            raise ValueError("it belongs to another run")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)))
+        tree = self._latest.restore(step, args=args)["state"]
+        if wrong := differing(tree, about["fingerprint"]):
+            raise ValueError(f"it is damaged: {', '.join(wrong[:3])} is not what was saved")
+        return TrainState(**tree), about["progress"]
+
+    def _restore_best(self, state: TrainState, progress: dict[str, Any]) -> None:
+        """Make the best variables those that the state knows of."""
+        known = progress["best_step"]
+        for step in self._best.all_steps():
+            if known is None or step > known:
+                # Saved by a run that was killed before its state was: it will be saved again.
+                self._best.delete(step)
+        if known is None:
+            return
+        problem = "they are not there"
+        if known in self._best.all_steps():
+            try:
+                workdir_lib.check_variables(self._best, known, self._run)
+                return
+            except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
+                problem = str(error)
+            self._put_away(workdir_lib.BEST, known)
+            self._best.reload()
+        if int(state.step) == known:
+            self.save_best(state)
+            return
+        logging.warning(
+            "The best variables, of step %d, cannot be used: %s. The next evaluation's count as "
+            "the best",
+            known,
+            problem,
+        )
+        progress.update(best_recall=-1.0, best_step=None)
+
+    def _put_away(self, folder: str, step: int) -> None:
+        if jax.process_index() == 0:
+            target = self._root / DAMAGED / folder / str(step)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            (self._root / folder / str(step)).rename(target)
+            logging.warning("It was moved to %s", target)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn whatever a failed write raises into one error that says what is left."""
+        try:
+            yield
+        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+            good = max(_complete_steps(self._root / workdir_lib.CHECKPOINTS), default=None)
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(
+                f"{what} could not be written to {self._root}: {reason}. "
+                + (f"The state of step {good} is whole" if good else "No state was written yet")
+                + ": free some space, and run again to continue"
+            ) from error
+
+
+def _complete_steps(folder: Any) -> list[int]:
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+
+
+def _as_tree(state: TrainState) -> dict[str, Any]:
+    """Return a state as a dict: a model can be read from it without the optimiser's classes."""
+    return {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": state.opt_state,
+        "step": state.step,
+        "skipped": state.skipped,
+    }

@@ -4,36 +4,41 @@ import collections
 import contextlib
 import json
 import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from clu import metric_writers, parameter_overview, periodic_actions
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
 from cmap_jax import workdir as workdir_lib
-from cmap_jax.evaluation.evaluator import Evaluator, Result
+from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
 from cmap_jax.evaluation.results import results_to_dict
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.training.checkpointing import Checkpoints, abstract_state
+from cmap_jax.training.checkpointing import Checkpoints
 from cmap_jax.training.feed import DeviceFeed
 from cmap_jax.training.initial_weights import (
     InitialWeights,
     apply_initial_weights,
     read_initial_weights,
 )
+from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
+from cmap_jax.training.stopping import StopRequest
 from cmap_jax.training.train_state import TrainState, create_train_state
 from cmap_jax.training.train_step import TrainStep, make_train_step
 
 # A step's loss is looked at when this many later steps are under way, so that the look need not
 # wait for the device.
 _LAG = 2
+
+# Metrics of which the last value is written, not the mean.
+_STATES = ("learning_rate", "logit_scale", "skipped_steps")
 
 # Above this share of the time, waiting for data is worth a word.
 _WORTH_SAYING = 0.1
@@ -63,18 +68,35 @@ def train(
     Raises:
         Stopped: by SIGTERM or Ctrl-C, with the state saved.
         FloatingPointError: a loss is not finite; the last good checkpoint stays.
+        WorkdirInUse: another run is at work in the workdir.
+        OSError: a checkpoint cannot be written; the last one stays.
         ValueError: the workdir holds a run with another config, or the vocabulary does not fit.
     """
+    # First of all: a run that is at work there may be writing what is read here.
+    with _locked(workdir), StopRequest() as stop:
+        return _train(config, datasets, workdir, initial, stop)
+
+
+def _train(
+    config: ConfigDict,
+    datasets: Any,
+    workdir: str | os.PathLike,
+    initial: InitialWeights | None,
+    stop: StopRequest,
+) -> Result:
+    """Train in a workdir that nobody else works in."""
     workdir_lib.check_same_run(workdir, config)
     check_same_data(datasets, workdir)
     config = fit_vocabulary(config, datasets.vocabulary)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(**config.mesh)
     model = CMAP.from_config(config)
     if initial is None and not workdir_lib.has_checkpoint(workdir):
         initial = read_initial_weights(config)
     steps_per_epoch = datasets.train.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
-    checkpoints = Checkpoints(workdir, config.train.checkpoints_to_keep)
+    checkpoints = Checkpoints(
+        workdir, config.train.checkpoints_to_keep, workdir_lib.mark_of_run(config)
+    )
     write_description(config, datasets, workdir)
     state, train_step, progress = build_state(config, model, steps_per_epoch, mesh, checkpoints)
     evaluator = Evaluator(model, mesh, gallery_chunk=config.eval.gallery_chunk)
@@ -94,35 +116,86 @@ def train(
         parameter_overview.log_parameter_overview(state.params, msg="Parameters")
     logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))
 
+    def is_due(step: int, every_epochs: int) -> bool:
+        epoch, position = divmod(step, steps_per_epoch)
+        return step == total_steps or (position == 0 and epoch % every_epochs == 0)
+
+    def evaluate(step: int) -> bool:
+        """Evaluate on the val split; return whether the state must be saved, being the best."""
+        log.check_all()
+        result = evaluator(state.variables, datasets.evaluations["val"], should_stop=stop)
+        writer.write_scalars(step, _tags(result))
+        progress["evaluated_step"] = step
+        if result.headline() <= progress["best_recall"]:
+            return False
+        progress.update(best_recall=result.headline(), best_step=step)
+        checkpoints.save_best(state)
+        return True
+
+    def save(step: int) -> None:
+        log.check_all()
+        # Before the checkpoint: what it has left behind is never logged again.
+        writer.flush()
+        checkpoints.save(state, {**progress, "log": log.state()})
+
     feed = DeviceFeed(datasets.train.batches(start, total_steps), mesh)
-    log = TrainingLog(writer, config.train.log_every_steps, checkpoints, feed)
-    with metric_writers.ensure_flushes(writer), _stop_signals() as stop, feed:
-        for step, batch in enumerate(feed, start + 1):
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, batch)
-            feed.working_on(metrics["loss/total"])
-            log(step, metrics)
-            report(step)
-            epoch, position = divmod(step, steps_per_epoch)
-            if position == 0 and (epoch % config.eval.every_epochs == 0 or step == total_steps):
-                log.check_all()
-                result = evaluator(state.variables, datasets.evaluations["val"])
-                writer.write_scalars(step, _tags(result))
-                if result.headline() > progress["best_recall"]:
-                    progress = {"best_recall": result.headline(), "best_step": step}
-                    checkpoints.save_best(state)
-            at_interval = position == 0 and epoch % config.train.checkpoint_every_epochs == 0
-            if at_interval or step == total_steps or stop:
-                log.check_all()
-                checkpoints.save(state, progress)
-            if stop and step < total_steps:
-                checkpoints.close()
-                raise Stopped(f"stopped at step {step} of {total_steps}; run again to continue")
-        log.write(total_steps)
-        checkpoints.close()
-        result = evaluate_workdir(config, evaluator, mesh, datasets, workdir)
-        writer.write_scalars(total_steps, _tags(result, prefix="best/"))
+    log = TrainingLog(
+        writer,
+        config.train.log_every_steps,
+        checkpoints,
+        feed,
+        skips=config.train.non_finite == "skip",
+    )
+    log.restore(progress.pop("log"))
+    with metric_writers.ensure_flushes(writer), feed:
+        try:
+            # Where the run was stopped in the middle of an evaluation.
+            pending = start > 0 and progress["evaluated_step"] != start
+            if pending and is_due(start, config.eval.every_epochs):
+                evaluate(start)
+            for step, batch in enumerate(feed, start + 1):
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = train_step(state, batch)
+                feed.working_on(metrics["loss/total"])
+                log(step, metrics)
+                report(step)
+                is_best = is_due(step, config.eval.every_epochs) and evaluate(step)
+                at_interval = is_due(step, config.train.checkpoint_every_epochs)
+                if is_best or at_interval or stop():
+                    save(step)
+                if stop():
+                    raise Interrupted
+            log.write(total_steps)
+            checkpoints.close()
+            result = evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
+            writer.write_scalars(total_steps, _tags(result, prefix="best/"))
+        except Interrupted:
+            step = int(state.step)
+            save(step)
+            checkpoints.close()
+            raise Stopped(
+                f"stopped at step {step} of {total_steps}; run again to continue"
+            ) from None
     return result
+
+
+@contextlib.contextmanager
+def _locked(workdir: str | os.PathLike) -> Iterator[None]:
+    """Hold the workdir's lock, in process 0; the others end where it is refused."""
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(WorkdirLock(workdir))
+            except OSError as error:
+                refused = error
+        if jax.process_count() > 1:
+            anyone = multihost_utils.broadcast_one_to_all(np.asarray(refused is not None))
+            if anyone and refused is None:
+                refused = WorkdirInUse(f"{os.fspath(workdir)} is in use, says process 0")
+        if refused is not None:
+            raise refused
+        yield
 
 
 def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:
@@ -187,35 +260,61 @@ def build_state(
     """Return the initial or restored state, the compiled step, and the progress so far."""
     schedule = make_schedule(config, steps_per_epoch)
     tx = make_optimizer(config, schedule)
-    everywhere = sharding.replicated(mesh)
 
     def create() -> TrainState:
         return create_train_state(model, tx, config.seed, config.data.crop)
 
-    if checkpoints.latest_step() is None:
-        state = jax.jit(create, out_shardings=everywhere)()
-        progress = {"best_recall": -1.0, "best_step": None}
+    shapes = jax.eval_shape(create)
+    where = sharding.by_size(shapes, mesh)
+    like = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
+    )
+    if (restored := checkpoints.restore(like)) is None:
+        state = jax.jit(create, out_shardings=where)()
+        progress = {"best_recall": -1.0, "best_step": None, "evaluated_step": 0, "log": {}}
     else:
-        like = abstract_state(jax.eval_shape(create), everywhere)
-        state, progress = checkpoints.restore(like)
+        state, progress = restored
         logging.info("Continuing from step %d", int(state.step))
     step = jax.jit(
-        make_train_step(model, tx, schedule, config), donate_argnums=0, out_shardings=everywhere
+        make_train_step(model, tx, schedule, config, mesh),
+        donate_argnums=0,
+        out_shardings=(where, sharding.replicated(mesh)),
     )
     return state, step, progress
 
 
 class TrainingLog:
-    """Writes the means of the metrics, and stops the run at a loss that is not finite."""
+    """Writes the means of the metrics; at a loss that is not finite it stops the run or says so."""
 
-    def __init__(self, writer: Any, every_steps: int, checkpoints: Checkpoints, feed: DeviceFeed):
-        """Write every ``every_steps`` steps."""
+    def __init__(
+        self,
+        writer: Any,
+        every_steps: int,
+        checkpoints: Checkpoints,
+        feed: DeviceFeed,
+        *,
+        skips: bool = False,
+    ):
+        """Write every ``every_steps`` steps; ``skips``: steps that are not finite are skipped."""
+        self._skips = skips
         self._writer = writer
         self._every = every_steps
         self._checkpoints = checkpoints
         self._feed = feed
         self._unchecked: collections.deque = collections.deque()
-        self._window: list[dict[str, np.ndarray]] = []
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._states: dict[str, float] = {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what is not written yet, for JSON: so a run that goes on writes the same means."""
+        return {"sums": self._sums, "count": self._count, "states": self._states}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a `state`; nothing where it is empty."""
+        if state:
+            self._sums, self._count = dict(state["sums"]), state["count"]
+            self._states = dict(state["states"])
 
     def __call__(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take a step's metrics."""
@@ -228,21 +327,18 @@ class TrainingLog:
     def write(self, step: int) -> None:
         """Write the means over the steps since the last time, if there were any."""
         self.check_all()
-        if self._window:
-            means = {k: float(np.mean([m[k] for m in self._window])) for k in self._window[0]}
-            # These two are states, not noisy measurements: their last value is what they are.
-            for name in ("learning_rate", "logit_scale"):
-                means[name] = float(self._window[-1][name])
-            means["data_wait"] = self._feed.take_waiting_share()
-            self._writer.write_scalars(step, means)
-            self._window.clear()
-            if means["data_wait"] > _WORTH_SAYING:
+        if self._states:
+            means = {name: total / self._count for name, total in self._sums.items()}
+            waited = self._feed.take_waiting_share()
+            self._writer.write_scalars(step, {**means, **self._states, "data_wait": waited})
+            self._sums, self._count, self._states = {}, 0, {}
+            if waited > _WORTH_SAYING:
                 logging.warning(
                     "Up to step %d the devices waited for data %.0f%% of the time. Keep decoded "
                     "images in memory (--config.data.cache_gb), prepare the data set once (tfds "
                     "build, see the README), or use a machine with more CPU cores",
                     step,
-                    100 * means["data_wait"],
+                    100 * waited,
                 )
 
     def check_all(self) -> None:
@@ -251,19 +347,34 @@ class TrainingLog:
             self._check(*self._unchecked.popleft())
 
     def _check(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {k: np.asarray(v) for k, v in metrics.items()}
+        values = {name: float(value) for name, value in metrics.items()}
+        # These are states, not noisy measurements: their last value is what they are.
+        states = {name: values.pop(name) for name in _STATES if name in values}
         # The gradient too: a finite loss with a broken gradient leaves broken parameters behind.
-        if not np.isfinite(values["loss/total"] + values["gradient_norm"]):
-            self._checkpoints.wait()
-            good = self._checkpoints.latest_step()
-            terms = ", ".join(f"{k} = {v}" for k, v in values.items())
-            raise FloatingPointError(
-                f"the loss or gradient of step {step} is not finite: {terms}. "
-                + (f"The last good checkpoint is of step {good}. " if good else "None was saved. ")
-                + "Try a lower "
-                "--config.optimizer.learning_rate or --config.optimizer.clip_norm=1"
+        if np.isfinite(values["loss/total"] + values["gradient_norm"]):
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._count += 1
+        elif self._skips:
+            logging.warning(
+                "The loss or gradient of step %d is not finite: skipped, as %d of this run were so far",
+                step,
+                states["skipped_steps"],
             )
-        self._window.append(values)
+        else:
+            self._stop(step, values)
+        self._states = states
+
+    def _stop(self, step: int, values: dict[str, float]) -> None:
+        self._checkpoints.wait()
+        good = self._checkpoints.latest_step()
+        terms = ", ".join(f"{k} = {v}" for k, v in values.items())
+        raise FloatingPointError(
+            f"the loss or gradient of step {step} is not finite: {terms}. "
+            + (f"The last good checkpoint is of step {good}. " if good else "None was saved. ")
+            + "Try a lower --config.optimizer.learning_rate or --config.optimizer.clip_norm=1, or "
+            "leave out such steps with --config.train.non_finite=skip"
+        )
 
 
 def evaluate_workdir(
@@ -272,11 +383,17 @@ def evaluate_workdir(
     mesh: Mesh,
     datasets: Any,
     workdir: str | os.PathLike,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Evaluate the best variables of a workdir on all splits, and write what they reach there."""
+    """Evaluate the best variables of a workdir on all splits, and write what they reach there.
+
+    Raises:
+        Interrupted: ``should_stop`` returned true between two batches.
+    """
     model = CMAP.from_config(config)
-    step, variables = workdir_lib.read_variables(workdir, model, config.data.crop)
-    variables = jax.device_put(variables, sharding.replicated(mesh))
+    step, variables = workdir_lib.read_variables(
+        workdir, model, config.data.crop, sharding.replicated(mesh)
+    )
     merged = Result()
     for data in datasets.evaluations.values():
         merged.merge(
@@ -285,6 +402,7 @@ def evaluate_workdir(
                 data,
                 rankings=config.eval.rankings,
                 shortcuts=config.eval.shortcuts,
+                should_stop=should_stop,
             )
         )
     of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
@@ -292,26 +410,6 @@ def evaluate_workdir(
     if jax.process_index() == 0:
         workdir_lib.write_results(workdir, content, merged.rankings)
     return merged
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list]:
-    """Yield a list that becomes true at the first SIGTERM or Ctrl-C; a second one ends at once."""
-    received: list[int] = []
-
-    def handle(number: int, _: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        logging.info("Stopping after this step; once more to stop at once")
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, handle) for number in signals]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(signals, previous, strict=True):
-            signal.signal(number, handler)
 
 
 def _tags(result: Result, prefix: str = "") -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Queries are scored in blocks of several batches."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from cmap_jax.evaluation.evaluator import _in_blocks
@@ -10,10 +9,7 @@ from cmap_jax.scoring import Branch, ComposedQuery
 def _batches(count: int, size: int) -> list[ComposedQuery]:
     values = np.arange(count * size, dtype=np.float32).reshape(count, 1, size, 1)
     names = {"branch_names": ("a", "b"), "levels": ("high",)}
-    return [
-        ComposedQuery((Branch(jnp.asarray(v), jnp.asarray(-v)), Branch(jnp.asarray(v))), **names)
-        for v in values
-    ]
+    return [ComposedQuery((Branch(v, -v), Branch(v)), **names) for v in values]
 
 
 def test_blocks_hold_whole_batches_in_order():
@@ -27,3 +23,9 @@ def test_blocks_hold_whole_batches_in_order():
         )
         assert blocks[0].branches[1].weight is None
     assert not list(_in_blocks(iter([]), 4))
+
+
+def test_blocks_do_not_part_pairs():
+    for at_once, lengths in ((1, [6, 6, 3]), (10, [6, 6, 3]), (12, [12, 3])):
+        blocks = list(_in_blocks(iter(_batches(5, 3)), at_once))
+        assert [len(block) for block in blocks] == lengths

@@ -1,0 +1,53 @@
+"""A number for the content of each array of a state, to recognise it by when it is read again.
+
+It is computed where the arrays are, and does not depend on how they are split over devices: sums of
+integers, which wrap around and come out alike in any order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def fingerprint(tree: Any) -> dict[str, int]:
+    """Return a 64-bit number for each array of a tree, by its path."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    with jax.enable_x64(any(x.dtype.itemsize == 8 for _, x in named)):
+        halves = jax.device_get(_sums([x for _, x in named]))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(low) | int(high) << 32
+        for (path, _), (low, high) in zip(named, halves, strict=True)
+    }
+
+
+def differing(tree: Any, expected: Mapping[str, int]) -> list[str]:
+    """Return the paths of the arrays that are not those that ``expected`` was computed of."""
+    found = fingerprint(tree)
+    return [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+
+
+@jax.jit
+def _sums(arrays: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+    return [_sum(x) for x in arrays]
+
+
+def _sum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum an array's bits, each word times two numbers made of its place."""
+    if x.dtype.itemsize == 8:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)  # a last axis of two
+    else:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, stride in enumerate(np.cumprod([1, *bits.shape[:0:-1]])[::-1]):
+        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(
+            int(stride) % 2**32
+        )
+    first = place * jnp.uint32(0x9E3779B1) | 1
+    second = (place ^ place >> 15) * jnp.uint32(0x85EBCA77) | 1
+    return (
+        jnp.sum(bits * first, dtype=jnp.uint32),
+        jnp.sum((bits ^ bits >> 16) * second, dtype=jnp.uint32),
+    )

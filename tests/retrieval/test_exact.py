@@ -1,0 +1,225 @@
+"""Exact search against the definition: every score at once, in float64, and a stable sort."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmap_jax import scoring, sharding
+from cmap_jax.evaluation import metrics
+from cmap_jax.retrieval import scan
+from cmap_jax.retrieval.exact import ExactIndex
+
+LEVELS, WIDTH, KINDS = 2, 16, 7
+ROW_BYTES = LEVELS * WIDTH * 4
+# Devices, images a chunk, rows of the gallery that a device has room for (None: all).
+LAYOUTS = [(1, 32, None), (1, 1024, None), (2, 48, None), (8, 32, None), (1, 32, 70), (8, 32, 20)]
+
+
+def _mesh(devices: int) -> jax.sharding.Mesh:
+    return sharding.make_mesh(jax.devices()[:devices])
+
+
+def _query(queries: int, seed: int = 0) -> scoring.ComposedQuery:
+    rng = np.random.default_rng(seed)
+    n, w, plain = rng.normal(size=(3, LEVELS, queries, WIDTH)).astype(np.float32)
+    branches = scoring.Branch(n[:1], np.exp(w[:1])), scoring.Branch(n, np.exp(w))
+    return scoring.ComposedQuery((*branches, scoring.Branch(plain)), None, "abc", ("high", "low"))
+
+
+def _gallery(images: int, seed: int = 1) -> np.ndarray:
+    """Few kinds of images, each many times."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.normal(size=(LEVELS, KINDS, WIDTH)).astype(ml_dtypes.bfloat16)
+    return kinds[:, rng.integers(KINDS, size=images)].astype(np.float32)
+
+
+def _scores(query: scoring.ComposedQuery, gallery: np.ndarray) -> np.ndarray:
+    """SPEC 1, term by term in float64; equal images score exactly the same."""
+    total = np.zeros((len(query), gallery.shape[1]))
+    for level, targets in enumerate(gallery.astype(np.float64)):
+        for branch in query.branches:
+            n, w = (
+                None if x is None else x[level % len(x)].astype(np.float64)[:, None]
+                for x in (branch.numerator, branch.weight)
+            )
+            norm = 1 if w is None else np.sqrt((w * w * targets * targets).sum(axis=-1))
+            total += (n * targets).sum(axis=-1) / norm
+    return total
+
+
+def _excluding(scores: np.ndarray, exclude) -> np.ndarray:
+    scores = scores.copy()
+    for row, places in zip(scores, exclude, strict=True):
+        row[list(places)] = -np.inf
+    return scores
+
+
+def _ranks(scores: np.ndarray, targets) -> list[int]:
+    return [
+        int((row > row[list(places)].max()).sum()) if len(places) else -1
+        for row, places in zip(scores, targets, strict=True)
+    ]
+
+
+def _write(path, gallery: np.ndarray) -> np.memmap:
+    np.save(path, gallery)
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize(("devices", "chunk", "room"), LAYOUTS)
+def test_first_images_and_ranks(devices, chunk, room, tmp_path):
+    images, query = 300, _query(9)
+    gallery = _write(tmp_path / "gallery.npy", _gallery(images))
+    device_gb = 1.0 if room is None else room * ROW_BYTES / 1e9
+    index = ExactIndex(gallery, _mesh(devices), chunk=chunk, device_gb=device_gb)
+    rng = np.random.default_rng(2)
+    targets = [rng.integers(images, size=n) for n in (1, 2, 3, 1, 0, 40, 1, 1, 1)]
+    exclude = [rng.integers(images, size=n) for n in (1, 2, 0, 1, 1, 3, 1, 1, 1)]
+    exclude[3], exclude[5] = targets[3], targets[5][:3]
+    scores = _excluding(_scores(query, gallery), exclude)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    for k in (0, 5, images + 3):
+        found = index.search(query, k, targets=targets, exclude=exclude)
+        np.testing.assert_array_equal(found.positions, order[:, :k])
+        np.testing.assert_allclose(
+            found.scores, np.take_along_axis(scores, order, axis=1)[:, :k], rtol=1e-5, atol=1e-5
+        )
+        assert found.ranks.tolist() == _ranks(scores, targets)
+    assert found.ranks[3] == images - 1
+    assert found.scores.dtype == np.float32
+    assert index.search(query, 1).ranks is None
+
+    # A few images, bit by bit the same.
+    some = np.stack([order[:, 0], order[:, 7], np.full(9, -1)], axis=1)
+    picked = index.scores_at(query, some)
+    np.testing.assert_array_equal(picked[:, :2], found.scores[:, [0, 7]])
+    assert (picked[:, 2] == -np.inf).all()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_small_galleries(devices, images):
+    query, gallery = _query(2), _gallery(3)[:, :images]
+    found = ExactIndex(gallery, _mesh(devices)).search(query, 5, targets=[[], range(images)])
+    order = np.argsort(-_scores(query, gallery), axis=1, kind="stable")
+    np.testing.assert_array_equal(found.positions, order)
+    assert found.ranks.tolist() == [-1, 0 if images else -1]
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_ties_by_definition(data):
+    """Unit vectors: a query scores its own elements, whatever they are."""
+    images, queries = 70, 2
+    index = ExactIndex(np.eye(images, dtype=np.float32)[None], _mesh(2), chunk=32)
+    value = st.sampled_from([-2.0, -0.0, 0.0, 1.0])
+    row = st.lists(value, min_size=images, max_size=images)
+    scores = np.array([data.draw(row) for _ in range(queries)], np.float32)
+    places = st.sets(st.integers(0, images - 1), max_size=4)
+    targets = [data.draw(places) for _ in range(queries)]
+    exclude = [data.draw(places) for _ in range(queries)]
+    query = scoring.ComposedQuery((scoring.Branch(scores[None]),), None, ("own",), ("high",))
+    k = data.draw(st.sampled_from([0, 3, images]))
+    found = index.search(query, k, targets=targets, exclude=exclude)
+    masked = _excluding(scores, exclude)
+    np.testing.assert_array_equal(
+        found.positions, np.argsort(-masked, axis=1, kind="stable")[:, :k]
+    )
+    assert found.ranks.tolist() == _ranks(masked, targets)
+    dense = metrics.ranks(scores, targets, exclude)
+    np.testing.assert_array_equal(found.ranks, dense)
+
+
+@pytest.mark.parametrize("room", [None, 70])
+def test_bfloat16(room, tmp_path):
+    """Half the memory; the scores are float32's of the rounded gallery."""
+    query, gallery = _query(3), _gallery(100)
+    gallery[:, ::2] *= 1.001  # does not survive the rounding
+    half = np.memmap(tmp_path / "gallery", ml_dtypes.bfloat16, "w+", shape=gallery.shape)
+    half[:] = gallery.astype(half.dtype)
+    device_gb = 1.0 if room is None else room * ROW_BYTES / 2 / 1e9
+    rounded, converted, given = (
+        ExactIndex(g, _mesh(1), dtype=dtype, chunk=32, device_gb=device_gb).search(query, 100)
+        for g, dtype in ((half.astype(np.float32), None), (gallery, jnp.bfloat16), (half, None))
+    )
+    for found in (converted, given):
+        np.testing.assert_array_equal(found.positions, rounded.positions)
+        np.testing.assert_array_equal(found.scores, rounded.scores)
+
+
+@pytest.mark.parametrize("forms", [[[3], [0]], np.array([3, 0]), jnp.array([[3, -1], [0, 0]])])
+def test_forms_of_positions(forms):
+    query, gallery = _query(2), jnp.asarray(_gallery(6))
+    mask = np.zeros((2, 6), bool)
+    mask[[0, 1], [3, 0]] = True
+    index = ExactIndex(gallery, _mesh(1))
+    np.testing.assert_array_equal(
+        index.search(query, 0, targets=forms, exclude=[1, 1]).ranks,
+        index.search(query, 0, targets=mask, exclude=np.arange(6)[None].repeat(2, 0) == 1).ranks,
+    )
+
+
+@pytest.mark.parametrize(("devices", "room"), [(1, None), (1, 70)])
+def test_nan_is_refused(devices, room):
+    query, gallery = _query(2), _gallery(100)
+    gallery[1, 99, 0] = np.nan
+    device_gb = 1.0 if room is None else room * ROW_BYTES / 1e9
+    index = ExactIndex(gallery, _mesh(devices), chunk=32, device_gb=device_gb)
+    with pytest.raises(ValueError, match="NaN"):
+        index.search(query, 0, targets=[0, 1])
+    assert np.isnan(index.scores_at(query, np.array([[99], [99]]))).all()
+
+
+def test_what_does_not_fit_is_refused():
+    query, index = _query(2), ExactIndex(_gallery(5), _mesh(1))
+    with pytest.raises(ValueError, match="position 5 in a gallery of 5"):
+        index.search(query, 1, targets=[0, 5])
+    with pytest.raises(ValueError, match="position 5 in a gallery of 5"):
+        index.scores_at(query, np.array([[0], [5]]))
+    with pytest.raises(ValueError, match="2 queries, but positions"):
+        index.scores_at(query, np.array([[0]]))
+    with pytest.raises(ValueError, match=r"must be\s+\[2, N, D\]"):
+        ExactIndex(_gallery(5)[:1], _mesh(1)).search(query, 1)
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        ExactIndex(_gallery(5).astype(np.float64), _mesh(1))
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        ExactIndex(_gallery(5)[0], _mesh(1))
+
+
+def test_no_row_of_all_scores():
+    """A device's scratch memory is that of a chunk, not of its share of the gallery."""
+    mesh, queries, rows, chunk = _mesh(8), 16, 2**14, 32
+    split = sharding.split_over_devices(mesh)
+    level = jax.ShapeDtypeStruct((mesh.size * rows, WIDTH), jnp.float32, sharding=split)
+    terms = scan.Terms(np.zeros((queries, 1), np.float32), *2 * [np.zeros((queries, 1), np.int32)])
+    carry = scan.start(mesh=mesh, queries=queries, k=8)
+    bounds = 3 * [np.int32(0)]
+    compiled = scan.scan.lower(
+        LEVELS * (level,), _query(queries), terms, carry, *bounds, mesh=mesh, size=chunk
+    ).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * queries * rows / 4
+
+
+def test_a_mapped_file_is_not_kept_in_memory(tmp_path):
+    """What is read in passing leaves the process's memory again (Linux)."""
+    gallery = np.zeros((1, 2**16, 256), np.float32)
+    gallery = _write(tmp_path / "gallery.npy", gallery)
+    vector = np.ones((1, 1, 256), np.float32)
+    query = scoring.ComposedQuery((scoring.Branch(vector),), None, ("own",), ("high",))
+    index = ExactIndex(gallery, _mesh(1), device_gb=gallery.nbytes / 4 / 1e9)
+
+    def mapped() -> int:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("RssFile"))
+
+    index.search(query, 1)  # compiling maps files too
+    before = mapped()
+    index.search(query, 1)
+    assert mapped() - before < gallery.nbytes / 4
+    assert mapped() < before + gallery.nbytes / 4
