@@ -13,7 +13,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from absl import app, logging
 
-from cmap_jax.cli import compilation_cache, flags
+from cmap_jax.cli import compilation_cache, flags, processes
 
 
 def _is_ours_or_serious(record: "logging.LogRecord") -> bool:
@@ -34,10 +34,18 @@ def main(_: list[str]) -> None:
 
             print(describe(config))
             return
+        processes.join(
+            config,
+            coordinator=flags.COORDINATOR.value,
+            process_count=flags.PROCESS_COUNT.value,
+            process_index=flags.PROCESS_INDEX.value,
+            cluster=flags.CLUSTER.value,
+        )
         # Only now: TensorFlow takes seconds to load.
         from cmap_jax.cli import run
 
-        run.run(config, workdir, evaluate_only=flags.MODE.value == "evaluate")
+        with processes.ending_together():
+            run.run(config, workdir, evaluate_only=flags.MODE.value == "evaluate")
 
 
 if __name__ == "__main__":

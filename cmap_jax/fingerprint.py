@@ -4,12 +4,12 @@ It is computed where the arrays are, and does not depend on how they are split o
 integers, which wrap around and come out alike in any order.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def fingerprint(tree: Any) -> dict[str, int]:
@@ -41,10 +41,9 @@ def _sum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     else:
         bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     place = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, stride in enumerate(np.cumprod([1, *bits.shape[:0:-1]])[::-1]):
-        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(
-            int(stride) % 2**32
-        )
+    for axis in range(bits.ndim):
+        stride = math.prod(bits.shape[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
     first = place * jnp.uint32(0x9E3779B1) | 1
     second = (place ^ place >> 15) * jnp.uint32(0x85EBCA77) | 1
     return (

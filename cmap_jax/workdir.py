@@ -353,8 +353,14 @@ def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
     )
 
 
-def check_variables(manager: ocp.CheckpointManager, step: int, mark: str) -> None:
+def check_variables(manager: ocp.CheckpointManager, step: int, mark: str, like: Any) -> None:
     """Refuse a checkpoint of ``best/`` that is damaged or another run's.
+
+    Args:
+        manager: of ``best/``.
+        step: which of its checkpoints.
+        mark: the run's.
+        like: arrays of the same shapes, where they are to be read to.
 
     Raises:
         ValueError: says why.
@@ -362,7 +368,10 @@ def check_variables(manager: ocp.CheckpointManager, step: int, mark: str) -> Non
     args = ocp.args.Composite(about=ocp.args.JsonRestore())
     if manager.restore(step, args=args)["about"]["run"] != mark:
         raise ValueError("they belong to another run")
-    _read_verified(manager, step, "variables", None)
+    expected = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    _read_verified(manager, step, "variables", expected)
 
 
 def read_variables(
@@ -411,14 +420,12 @@ def read_variables(
 
 def _read_verified(manager: ocp.CheckpointManager, step: int, item: str, expected: Any) -> Any:
     """Read an item's arrays, or the part of them that is expected, and compare fingerprints."""
-    restore = ocp.args.PyTreeRestore()
-    if expected is not None:
-        restore = ocp.args.PyTreeRestore(
-            expected,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
-            # A state holds the optimiser's part too.
-            partial_restore=item == "state",
-        )
+    restore = ocp.args.PyTreeRestore(
+        expected,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
+        # A state holds the optimiser's part too.
+        partial_restore=item == "state",
+    )
     args = ocp.args.Composite(**{item: restore, "about": ocp.args.JsonRestore()})
     restored = manager.restore(step, args=args)
     known = restored["about"]["fingerprint"]

@@ -42,6 +42,18 @@ COMPILATION_CACHE = flags.DEFINE_string(
 )
 
 
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of several processes that are one run: HOST:PORT of process 0."
+)
+PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes the run has.")
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.")
+CLUSTER = flags.DEFINE_boolean(
+    "cluster",
+    False,
+    "Ask the cluster for these three: Cloud TPU, SLURM, Open MPI, Kubernetes. See docs/scaling.md.",
+)
+
+
 class UsageError(ValueError):
     """The command line is wrong; the message is for the person who typed it."""
 

@@ -25,6 +25,8 @@ def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
         (evaluate if evaluate_only else _train)(config, workdir)
     except train_lib.Stopped as stopped:
         end_with(str(stopped), status=0)
+    if jax.process_index() > 0:
+        return
     print(tables.results(workdir_lib.read_results(workdir, config.data.name)))
     print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
     if config.eval.rankings:
@@ -70,9 +72,15 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
     changed = list(workdir_lib.differing_fields(old, new))
     if changed:
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
-    datasets = input_pipeline.create_datasets(config, description.vocabulary, training=False)
+    datasets = input_pipeline.create_datasets(
+        config,
+        description.vocabulary,
+        training=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     _check_prepared_alike(description.facts, datasets.facts, workdir, config.data.directory)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir), datasets
 

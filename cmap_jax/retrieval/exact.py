@@ -104,8 +104,7 @@ class ExactIndex:
         query = self._prepare(query)
         best = self._pick(query, correct).max(axis=1, keepdims=True)
         terms = scan.Terms(
-            # Where the only correct image is excluded, all others are above it.
-            best=_fill_up(np.maximum(best, scan.LOWEST), len(query)),
+            best=_fill_up(best, len(query)),
             uncounted=_fill_up(np.concatenate([correct, excluded], axis=1), len(query)),
             excluded=_fill_up(excluded, len(query)),
         )

@@ -232,9 +232,7 @@ def _update(
     k = carry.scores.shape[1]
     if not k:
         return carry
-    # `top_k` takes 0.0 for more than -0.0.
-    ranked = jnp.where(scores == 0, 0.0, jnp.maximum(scores, LOWEST))
-    ranked = jnp.where(is_new, ranked, -jnp.inf)
+    ranked = jnp.where(is_new, jnp.maximum(scores, LOWEST), -jnp.inf)
     # What is carried has lower positions and stands in front: it stays where scores are equal.
     ranked = jnp.concatenate([carry.scores, ranked], axis=1)
     column, is_here = _columns(terms.excluded, begin, scores.shape[1])

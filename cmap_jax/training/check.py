@@ -53,7 +53,7 @@ def check_config(config: ConfigDict) -> None:
         if value is not None and not least <= value <= most:
             limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
             raise ValueError(f"config.{path} must be {limits}, not {value}")
-    devices = sharding.make_mesh(**config.mesh).size
+    devices = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp).size
     micro = config.train.micro_batch_size or config.train.batch_size
     groups = config.model.image.batch_norm_groups
     for field, value, parts, what in (

@@ -142,7 +142,7 @@ class Checkpoints:
         problem = "they are not there"
         if known in self._best.all_steps():
             try:
-                workdir_lib.check_variables(self._best, known, self._run)
+                workdir_lib.check_variables(self._best, known, self._run, state.variables)
                 return
             except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
                 problem = str(error)

@@ -88,7 +88,7 @@ def _train(
     workdir_lib.check_same_run(workdir, config)
     check_same_data(datasets, workdir)
     config = fit_vocabulary(config, datasets.vocabulary)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     model = CMAP.from_config(config)
     if initial is None and not workdir_lib.has_checkpoint(workdir):
         initial = read_initial_weights(config)
@@ -357,7 +357,7 @@ class TrainingLog:
             self._count += 1
         elif self._skips:
             logging.warning(
-                "The loss or gradient of step %d is not finite: skipped, as %d of this run were so far",
+                "The loss or gradient of step %d is not finite: skipped, %d of this run so far",
                 step,
                 states["skipped_steps"],
             )

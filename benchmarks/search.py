@@ -1,0 +1,169 @@
+"""Exact search in a million images from a memory-mapped file: speed, and memory at its peak.
+
+python benchmarks/search.py --turns=1 --out=benchmarks/results/search.json
+
+The gallery passes through in blocks, as one that is larger than the devices' memory: `DEVICE_GB`.
+Speed is a share of the best matrix product (as in `ranking.py`) and of what one pass over a large
+array reads, both in the same run. The file is read from the system's cache, if there is room.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+import threading
+from typing import Any
+
+import harness
+import ml_dtypes
+import numpy as np
+from ranking import LEVELS, WIDTH, gemm_peak, l2, random_query
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+PEAKS = ("numpy", "torch", "jax")
+BATCHES = {1: 5, 64: 3, 1024: 1}  # queries at once, and how often
+K = 50
+DEVICE_GB = 1.0
+_PIECE = 2**14  # images written at once
+_STATUS = pathlib.Path("/proc/self/status")
+
+
+def write_gallery(folder: pathlib.Path, images: int) -> None:
+    """Write random unit vectors, in both types."""
+    rng = np.random.default_rng(0)
+    files = [open_gallery(folder, name, images, "w+") for name in DTYPES]
+    for level in range(LEVELS):
+        for start in range(0, images, _PIECE):
+            rows = slice(start, min(start + _PIECE, images))
+            piece = l2(rng.standard_normal((rows.stop - start, WIDTH), np.float32))
+            for file in files:
+                file[level, rows] = piece.astype(file.dtype)
+
+
+def open_gallery(folder: pathlib.Path, name: str, images: int, mode: str) -> np.memmap:
+    return np.memmap(folder / name, DTYPES[name], mode, shape=(LEVELS, images, WIDTH))
+
+
+def bandwidth() -> float:
+    """Return the GB/s that a pass over a GB reads at best."""
+    import jax
+    import jax.numpy as jnp
+
+    values = jnp.zeros((2**28,), jnp.float32)
+    largest = jax.jit(jnp.max)
+    taken = harness.seconds(lambda: largest(values).block_until_ready(), 10)
+    return values.nbytes / min(taken) / 1e9
+
+
+def _memory(field: str) -> int:
+    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+class MemoryPeak:
+    """The highest resident memory within a block (Linux), in all and without files."""
+
+    def __enter__(self) -> "MemoryPeak":
+        self.before, self.anonymous = _memory("VmRSS"), 0
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.01):
+            self.anonymous = max(self.anonymous, _memory("RssAnon"))
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+        self.peak = _memory("VmHWM")
+
+
+def search(folder: pathlib.Path, name: str, images: int) -> dict:
+    """Measure searches with several numbers of queries."""
+    from cmap_jax import sharding
+    from cmap_jax.retrieval.exact import ExactIndex
+
+    gallery = open_gallery(folder, name, images, "r")
+    index = ExactIndex(gallery, sharding.make_mesh(), device_gb=DEVICE_GB)
+    rng = np.random.default_rng(1)
+    found: dict[str, Any] = {"bandwidth": bandwidth(), "gallery_bytes": gallery.nbytes}
+    for batch, repeats in BATCHES.items():
+        query = random_query(rng, batch)
+        with MemoryPeak() as memory:
+            taken = harness.seconds(lambda q=query: index.search(q, K), repeats, warm_up=1)
+        found[str(batch)] = {
+            "seconds": taken,
+            "before_bytes": memory.before,
+            "peak_bytes": memory.peak,
+            "anonymous_bytes": memory.anonymous,
+        }
+    return found
+
+
+def report(found: dict[str, list[dict]], images: int) -> dict:
+    """Print the table; return the figures in it."""
+    peaks = {side: max(f["peak"] for f in found[side]) for side in PEAKS}
+    peak = max(peaks.values())
+    reads = max(f["bandwidth"] for name in DTYPES for f in found[name])
+    print("GEMM peak, GFLOP/s: " + ", ".join(f"{s} {p:.0f}" for s, p in peaks.items()))
+    print(f"memory, GB/s: {reads:.1f}")
+    rows = []
+    for name in DTYPES:
+        size = found[name][0]["gallery_bytes"]
+        for batch in BATCHES:
+            parts = [f[str(batch)] for f in found[name]]
+            taken = [t for part in parts for t in part["seconds"]]
+            middle = float(np.median(taken))
+            # Three levels, two branches, numerator and norm: twelve products of 512 a pair.
+            speed = 12 * 2 * batch * images * WIDTH / middle / 1e9
+            gb = size / middle / 1e9
+            cells = [name, f"{batch:,}", harness.spread(taken), f"{batch / middle:.1f}"]
+            cells += [f"{speed:.0f} ({100 * speed / peak:.0f}%)"]
+            cells += [f"{gb:.1f} ({100 * gb / reads:.0f}%)"]
+            cells += [
+                f"{max(p[key] for p in parts) / 2**20:,.0f}"
+                for key in ("peak_bytes", "anonymous_bytes", "before_bytes")
+            ]
+            rows.append(cells)
+    head = ["gallery", "queries at once", "seconds", "queries/s", "GFLOP/s (of the peak)"]
+    head += ["GB/s (of the memory's)", "peak MiB", "of it anonymous", "before"]
+    print(harness.table(head, rows))
+    return {"peaks": peaks, "bandwidth": reads}
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--images", type=int, default=1_000_000)
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="for the files, 9 GB; default: a temporary one"
+    )
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(arguments)))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
+        folder = pathlib.Path(scratch)
+        write_gallery(folder, arguments.images)
+        found = harness.take_turns(
+            (*PEAKS, *DTYPES),
+            arguments.turns,
+            f"--folder={folder}",
+            f"--images={arguments.images}",
+        )
+    figures = report(found, arguments.images)
+    runs = {name: found[name] for name in DTYPES}
+    harness.write(arguments.out, {"images": arguments.images, **figures, **runs})
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """Measure one side, in a process of its own."""
+    if arguments.side in PEAKS:
+        return {"peak": gemm_peak(arguments.side)}
+    return search(arguments.folder, arguments.side, arguments.images)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Several processes that are one run: how they find one another, and how they end together."""
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+# What the messages of a collective say whose partner is gone.
+_PARTNER_LOST = re.compile(
+    r"gloo|nccl|heartbeat|coordination.?service|connection (reset|closed|refused)|peer",
+    re.IGNORECASE,
+)
+
+
+def join(
+    config: ConfigDict,
+    *,
+    coordinator: str | None,
+    process_count: int | None,
+    process_index: int | None,
+    cluster: bool,
+) -> None:
+    """Become one process of several, where the flags say so. Before JAX is used for anything else.
+
+    Args:
+        config: a whole config; says after how long without a sign of life of one the others end.
+        coordinator: "host:port" of process 0, or None.
+        process_count: number of processes, or None.
+        process_index: which of them this is, from 0, or None.
+        cluster: ask the cluster (Cloud TPU, SLURM, MPI, Kubernetes) for all of it.
+
+    Raises:
+        ValueError: the three are not given together, or do not fit; no cluster is found.
+    """
+    given = (coordinator, process_count, process_index)
+    if all(value is None for value in given) and not cluster:
+        return
+    if cluster and any(value is not None for value in given):
+        raise ValueError(
+            "--cluster finds out by itself what --coordinator, --process_count and "
+            "--process_index say: give one or the other"
+        )
+    if not cluster:
+        if any(value is None for value in given):
+            raise ValueError(
+                "several processes need --coordinator=HOST:PORT, --process_count=N and "
+                "--process_index=I (0 to N-1), all three"
+            )
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise ValueError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+        if not 0 <= process_index < process_count:
+            raise ValueError(
+                f"--process_index must be 0 to {process_count - 1} (--process_count less one), "
+                f"not {process_index}"
+            )
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            process_count,
+            process_index,
+            heartbeat_timeout_seconds=config.distributed.heartbeat_timeout_seconds,
+        )
+    except (ValueError, RuntimeError) as error:
+        if cluster:
+            raise ValueError(
+                f"--cluster found no cluster to ask ({error}); say it with --coordinator, "
+                "--process_count and --process_index"
+            ) from error
+        raise ValueError(
+            f"process {process_index} of {process_count} could not join at {coordinator}: {error}"
+        ) from error
+    logging.info(
+        "Process %d of %d, with %d of %d devices",
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        jax.device_count(),
+    )
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """End this process at once where it fails: the others learn of it, and end too.
+
+    Without it, the interpreter's own end would wait for the other processes, and they for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        status = _status(error)
+        if not status:  # all of them end so
+            raise
+        sys.stdout.flush()
+        sys.stderr.write(f"main.py: {_message(error)}\n")
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _message(error: BaseException) -> str:
+    here = f"process {jax.process_index()} of {jax.process_count()}"
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | RuntimeError) and _PARTNER_LOST.search(text):
+        return (
+            f"{here} lost another process of the run, which was killed or has failed: see its own "
+            "output. This one ends too. Start all of them again with the same commands, and the "
+            f"run goes on from its last checkpoint. ({text[:200]})"
+        )
+    if isinstance(error, ValueError | OSError | FloatingPointError):
+        return f"{here}: {text}"
+    return f"{here}: " + ("".join(traceback.format_exception(error)) if text else "ended")
