@@ -16,7 +16,8 @@ def fingerprint(tree: Any) -> dict[str, int]:
     """Return a 64-bit number for each array of a tree, by its path."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     with jax.enable_x64(any(x.dtype.itemsize == 8 for _, x in named)):
-        halves = jax.device_get(_sums([x for _, x in named]))
+        # One program a shape: a parameter and its moments, and like layers, share it.
+        halves = jax.device_get([_sum(x) for _, x in named])
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(low) | int(high) << 32
         for (path, _), (low, high) in zip(named, halves, strict=True)
@@ -30,10 +31,6 @@ def differing(tree: Any, expected: Mapping[str, int]) -> list[str]:
 
 
 @jax.jit
-def _sums(arrays: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-    return [_sum(x) for x in arrays]
-
-
 def _sum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sum an array's bits, each word times two numbers made of its place."""
     if x.dtype.itemsize == 8:

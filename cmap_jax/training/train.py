@@ -113,7 +113,8 @@ def _train(
         )
         state = state.replace(**variables)
         writer.write_hparams(_flat(config.to_dict()))
-        parameter_overview.log_parameter_overview(state.params, msg="Parameters")
+        if jax.process_index() == 0:
+            parameter_overview.log_parameter_overview(state.params, msg="Parameters")
     logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))
 
     def is_due(step: int, every_epochs: int) -> bool:
