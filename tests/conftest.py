@@ -51,3 +51,11 @@ def real_data():
     import pathlib
 
     return pathlib.Path(folder)
+
+
+@pytest.fixture
+def absl_log(monkeypatch):
+    """Hand absl's log on to pytest's `caplog`."""
+    from absl import logging
+
+    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)

@@ -1,0 +1,295 @@
+"""Checkpoints that are damaged, foreign or half-written; a full disk; fingerprints; the lock."""
+
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cmap_jax
+from cmap_jax import sharding
+from cmap_jax import workdir as workdir_lib
+from cmap_jax.fingerprint import differing, fingerprint
+from cmap_jax.training import lock as lock_lib
+from cmap_jax.training.checkpointing import Checkpoints
+from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
+from cmap_jax.training.train_state import TrainState
+
+
+def _state(step: int, value: float | None = None) -> TrainState:
+    """A state whose arrays are as large as a file system's block at least."""
+    value = step if value is None else value
+    params = {"kernel": jnp.full((64, 64), value, jnp.float32), "scale": jnp.float32(value)}
+    moments = {"mu": jnp.arange(4096.0).reshape(64, 64) * value}
+    return TrainState(jnp.int32(step), params, {"mean": jnp.ones(3)}, moments, jnp.int32(0))
+
+
+def _like(mesh=None):
+    where = sharding.replicated(mesh or sharding.make_mesh(jax.devices()[:1]))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), _state(0))
+
+
+def _progress(step):
+    return {"best_recall": float(step), "best_step": step, "evaluated_step": step, "log": {}}
+
+
+def _write(workdir, steps, run="run", keep=5):
+    checkpoints = Checkpoints(workdir, keep, run)
+    for step in steps:
+        checkpoints.save_best(_state(step))
+        checkpoints.save(_state(step), _progress(step))
+    checkpoints.close()
+
+
+def _restore(workdir, run="run", like=None):
+    checkpoints = Checkpoints(workdir, 5, run)
+    found = checkpoints.restore(like or _like())
+    checkpoints.close()
+    return found
+
+
+def _largest_files(folder):
+    files = [p for p in folder.rglob("*") if p.is_file() and "state" in str(p)]
+    return sorted(files, key=lambda p: p.stat().st_size)[::-1]
+
+
+def _truncate(folder):
+    for path in _largest_files(folder)[:2]:
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def _flip_a_bit(folder):
+    path = next(p for p in _largest_files(folder) if "/d/" in str(p))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _lose_the_arrays(folder):
+    for path in folder.rglob("d"):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def _half_copied(folder):
+    shutil.rmtree(folder / "state")
+
+
+def _not_json(folder):
+    next((folder / "about").rglob("metadata")).write_text("{")
+
+
+@pytest.mark.parametrize(
+    "damage", [_truncate, _flip_a_bit, _lose_the_arrays, _half_copied, _not_json]
+)
+def test_a_bad_checkpoint_is_named_and_the_one_before_used(damage, tmp_path, caplog, absl_log):
+    _write(tmp_path, (3, 6))
+    damage(tmp_path / "checkpoints" / "6")
+    state, progress = _restore(tmp_path)
+    assert int(state.step) == progress["best_step"] == 3
+    np.testing.assert_array_equal(state.params["kernel"], 3.0)
+    assert f"Cannot continue from {tmp_path}/checkpoints/6: " in caplog.text
+    # Out of the way, and not lost; what comes again is saved again.
+    assert (tmp_path / "damaged" / "checkpoints" / "6").is_dir()
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["3"]
+    _write(tmp_path, (6,))
+    assert int(_restore(tmp_path)[0].step) == 6
+
+
+def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog, absl_log):
+    _write(tmp_path / "other", (9,), run="another")
+    _write(tmp_path / "own", (3,))
+    shutil.copytree(tmp_path / "other/checkpoints/9", tmp_path / "own/checkpoints/9")
+    state, _ = _restore(tmp_path / "own")
+    assert int(state.step) == 3
+    assert "checkpoints/9: it belongs to another run" in caplog.text
+
+
+def test_none_that_is_good_is_an_error(tmp_path):
+    assert _restore(tmp_path) is None
+    _write(tmp_path, (3, 6))
+    for step in (3, 6):
+        _half_copied(tmp_path / "checkpoints" / str(step))
+    with pytest.raises(ValueError, match=r"(?s)no checkpoint.*checkpoints/6: .*checkpoints/3: "):
+        _restore(tmp_path)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} >= {"3", "6"}
+
+
+def test_what_was_being_written_is_no_checkpoint(tmp_path):
+    _write(tmp_path, (3,))
+    shutil.copytree(
+        tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    )
+    assert int(_restore(tmp_path)[0].step) == 3
+
+
+def test_retention_and_the_best_of_two(tmp_path):
+    """The best before stays until a state knows of the new one."""
+    _write(tmp_path, (3, 6, 9), keep=2)
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"6", "9"}
+    checkpoints = Checkpoints(tmp_path, 2, "run")
+    checkpoints.save_best(_state(12))
+    checkpoints.close()  # killed before the state was saved
+    assert {p.name for p in (tmp_path / "best").iterdir()} == {"9", "12"}
+    state, progress = _restore(tmp_path)
+    assert (int(state.step), progress["best_step"]) == (9, 9)
+    assert {p.name for p in (tmp_path / "best").iterdir()} >= {"9"}
+    assert "12" not in {p.name for p in (tmp_path / "best").iterdir()}
+
+
+def test_best_variables_that_are_lost(tmp_path, caplog, absl_log):
+    """Written again from the state of their step, or else the next evaluation's are the best."""
+    _write(tmp_path, (3,))
+    shutil.rmtree(tmp_path / "best" / "3")
+    _restore(tmp_path)
+    assert (tmp_path / "best" / "3").is_dir()
+    checkpoints = Checkpoints(tmp_path, 2, "run")
+    checkpoints.save(_state(6), _progress(3))
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "best" / "3" / "variables")
+    state, progress = _restore(tmp_path)
+    assert int(state.step) == 6
+    assert (progress["best_recall"], progress["best_step"]) == (-1.0, None)
+    assert "The best variables, of step 3, cannot be used" in caplog.text
+
+
+def save_on_a_full_disk(workdir, limit):
+    """Save where no file may grow beyond a limit: to those who write, the disk is full."""
+    checkpoints = Checkpoints(workdir, 5, "run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        checkpoints.save(_state(6), _progress(6))
+        checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("limit", [0, 2000])
+def test_a_full_disk_leaves_the_last_checkpoint(limit, tmp_path):
+    _write(tmp_path, (3,))
+    # In a process of its own: pytest writes files too.
+    code = (
+        f"import runpy; runpy.run_path({__file__!r})['save_on_a_full_disk']"
+        f"({str(tmp_path)!r}, {limit})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    # The error that it came from is printed before, and Orbax's threads may have a word after it.
+    line = next(x for x in done.stderr.splitlines() if x.startswith("OSError: a checkpoint"))
+    assert f"could not be written to {tmp_path}: " in line
+    assert "The state of step 3 is whole: free some space, and run again to continue" in line
+    state, _ = _restore(tmp_path)
+    assert int(state.step) == 3
+
+
+def test_a_state_moves_to_other_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "_LARGE", 64)
+    _write(tmp_path, (3,))
+    mesh = sharding.make_mesh(fsdp=4)
+    shapes = jax.eval_shape(lambda: _state(0))
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        sharding.by_size(shapes, mesh),
+    )
+    state, _ = _restore(tmp_path, like=like)
+    assert not state.params["kernel"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(state.params["kernel"], 3.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "float64"])
+def test_fingerprints_see_everything_and_no_sharding(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(0)
+        array = rng.integers(-100, 100, (8, 5, 3)).astype(jnp.dtype(dtype))
+        expected = fingerprint({"a": {"b": jnp.asarray(array)}})
+        assert list(expected) == ["a/b"]
+        split = jax.device_put(array, sharding.split_over_devices(sharding.make_mesh()))
+        assert differing({"a": {"b": split}}, expected) == []
+        changed = array.copy()
+        changed[7, 4, 2] += 1
+        swapped = array.copy()
+        swapped[0, 0, 0], swapped[0, 0, 1] = array[0, 0, 1], array[0, 0, 0]
+        assert array[0, 0, 0] != array[0, 0, 1]
+        for other in (changed, swapped, np.zeros_like(array), array.transpose(1, 0, 2)):
+            assert differing({"a": {"b": jnp.asarray(other)}}, expected) == ["a/b"]
+    assert differing({}, expected) == ["a/b"]
+
+
+def test_damaged_weights_are_not_loaded(tmp_path):
+    from small import write_workdir
+
+    workdir = write_workdir(tmp_path / "model", "fashion_iq", "fashioniq/original")
+    cmap_jax.load(workdir)
+    for path in (workdir / workdir_lib.BEST).rglob("d"):
+        shutil.rmtree(path)
+    with pytest.raises(ValueError, match=r"best/0 cannot be read as the model"):
+        cmap_jax.load(workdir)
+
+
+def test_a_second_run_is_refused(tmp_path):
+    with WorkdirLock(tmp_path):
+        owner = json.loads((tmp_path / "run.lock").read_text())
+        assert owner["process"] == os.getpid()
+        with (
+            pytest.raises(
+                WorkdirInUse,
+                match=rf"in use by process {os.getpid()} on {socket.gethostname()}, since .* "
+                r"last sign of life \d+ s ago.*--workdir",
+            ),
+            WorkdirLock(tmp_path),
+        ):
+            pass
+    assert not (tmp_path / "run.lock").exists()
+    with WorkdirLock(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
+    code = (
+        "import os, sys, time; from cmap_jax.training.lock import WorkdirLock\n"
+        f"WorkdirLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "in\n"
+    with pytest.raises(WorkdirInUse, match=f"process {process.pid}"), WorkdirLock(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with WorkdirLock(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize(("silent", "refused"), [(5, True), (70, False)])
+def test_another_host_counts_as_dead_after_a_minute(silent, refused, tmp_path):
+    owner = {"host": "elsewhere", "process": 1, "started": 0.0, "alive": time.time() - silent}
+    (tmp_path / "run.lock").write_text(json.dumps(owner))
+    if refused:
+        with pytest.raises(WorkdirInUse, match="on elsewhere"), WorkdirLock(tmp_path):
+            pass
+    else:
+        with WorkdirLock(tmp_path):
+            pass
+
+
+def test_the_lock_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_lib, "_BEAT", 0.05)
+    with WorkdirLock(tmp_path):
+        first = json.loads((tmp_path / "run.lock").read_text())["alive"]
+        time.sleep(0.4)
+        assert json.loads((tmp_path / "run.lock").read_text())["alive"] > first
+    (tmp_path / "run.lock").write_text("{")  # cut off a moment ago: may be being written
+    with pytest.raises(WorkdirInUse), WorkdirLock(tmp_path):
+        pass
+    os.utime(tmp_path / "run.lock", (0, 0))
+    with WorkdirLock(tmp_path):
+        pass
