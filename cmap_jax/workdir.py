@@ -353,25 +353,27 @@ def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
     )
 
 
-def check_variables(manager: ocp.CheckpointManager, step: int, mark: str, like: Any) -> None:
+def check_variables(workdir: str | os.PathLike, step: int, mark: str, like: Any) -> None:
     """Refuse a checkpoint of ``best/`` that is damaged or another run's.
 
     Args:
-        manager: of ``best/``.
-        step: which of its checkpoints.
+        workdir: the workdir.
+        step: which of the checkpoints.
         mark: the run's.
         like: arrays of the same shapes, where they are to be read to.
 
     Raises:
         ValueError: says why.
     """
-    args = ocp.args.Composite(about=ocp.args.JsonRestore())
-    if manager.restore(step, args=args)["about"]["run"] != mark:
-        raise ValueError("they belong to another run")
     expected = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
-    _read_verified(manager, step, "variables", expected)
+    # A manager of its own: one that has read in this way refuses to write in the other.
+    with ocp.CheckpointManager(absolute(workdir) / BEST) as manager:
+        args = ocp.args.Composite(about=ocp.args.JsonRestore())
+        if manager.restore(step, args=args)["about"]["run"] != mark:
+            raise ValueError("they belong to another run")
+        _read_verified(manager, step, "variables", expected)
 
 
 def read_variables(

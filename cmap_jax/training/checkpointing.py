@@ -142,7 +142,7 @@ class Checkpoints:
         problem = "they are not there"
         if known in self._best.all_steps():
             try:
-                workdir_lib.check_variables(self._best, known, self._run, state.variables)
+                workdir_lib.check_variables(self._root, known, self._run, state.variables)
                 return
             except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
                 problem = str(error)
@@ -179,7 +179,7 @@ class Checkpoints:
             raise OSError(
                 f"{what} could not be written to {self._root}: {reason}. "
                 + (f"The state of step {good} is whole" if good else "No state was written yet")
-                + ": free some space, and run again to continue"
+                + ": free some space, if there is none, and run again to continue"
             ) from error
 
 

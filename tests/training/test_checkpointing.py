@@ -104,6 +104,17 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_used(damage, tmp_path, cap
     assert int(_restore(tmp_path)[0].step) == 6
 
 
+def test_a_run_goes_on_saving_after_it_was_restored(tmp_path):
+    _write(tmp_path, (3,))
+    checkpoints = Checkpoints(tmp_path, 5, "run")
+    checkpoints.restore(_like())
+    checkpoints.save_best(_state(6))
+    checkpoints.save(_state(6), _progress(6))
+    checkpoints.close()
+    assert int(_restore(tmp_path)[0].step) == 6
+    assert (tmp_path / "best" / "6").is_dir()
+
+
 def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog, absl_log):
     _write(tmp_path / "other", (9,), run="another")
     _write(tmp_path / "own", (3,))
@@ -186,7 +197,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(limit, tmp_path):
     # The error that it came from is printed before, and Orbax's threads may have a word after it.
     line = next(x for x in done.stderr.splitlines() if x.startswith("OSError: a checkpoint"))
     assert f"could not be written to {tmp_path}: " in line
-    assert "The state of step 3 is whole: free some space, and run again to continue" in line
+    assert "The state of step 3 is whole: free some space, if there is none, and run" in line
     state, _ = _restore(tmp_path)
     assert int(state.step) == 3
 

@@ -1,0 +1,176 @@
+"""Two real processes that are one run: as one with two devices; killed, stopped, and resumed."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from command_line import ROOT, run
+from fake_data import fashion_iq as write_fashion_iq
+from stored_runs import arrays, assert_same, results
+
+_HEARTBEAT = 10  # seconds
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Start main.py in a workdir, as so many processes of so many devices each."""
+    data = write_fashion_iq(tmp_path_factory.mktemp("data"))
+    cache = tmp_path_factory.mktemp("cache")
+
+    def start(workdir, processes=1, devices=1, *more):
+        arguments = [
+            f"--config={ROOT / 'configs' / 'fashioniq.py'}:debug",
+            f"--config.data.directory={data}",
+            f"--workdir={workdir}",
+            f"--compilation_cache={cache}",
+            "--config.train.batch_size=8",
+            "--config.eval.batch_size=8",
+            "--config.train.epochs=6",
+            "--config.train.log_every_steps=2",
+            "--config.data.resize=40",
+            "--config.data.crop=32",
+            "--config.model.image.width=4",
+            "--config.model.embed_dim=16",
+            "--config.model.text.word_dim=8",
+            "--config.optimizer.warmup_steps=2",
+            f"--config.distributed.heartbeat_timeout_seconds={_HEARTBEAT}",
+            *more,
+        ]
+        with contextlib.closing(socket.create_server(("localhost", 0))) as server:
+            port = server.getsockname()[1]
+        environment = os.environ | {
+            # Compiling is most of the time.
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
+            "PYTHONPATH": str(ROOT),
+        }
+        started = []
+        for index in range(processes):
+            own = arguments
+            if processes > 1:
+                own = [
+                    *arguments,
+                    f"--coordinator=localhost:{port}",
+                    f"--process_count={processes}",
+                    f"--process_index={index}",
+                ]
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(ROOT / "main.py"), *own],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env=environment,
+                )
+            )
+        return started
+
+    return start
+
+
+def _end(processes, timeout=300):
+    """Wait for all; return what each wrote, (stdout, stderr)."""
+    return [process.communicate(timeout=timeout) for process in processes]
+
+
+def _wait_for(path, processes):
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        ended = [p for p in processes if p.poll() is not None]
+        assert not ended, ended[0].communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    """One process with two devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    (process,) = start(workdir, 1, 2)
+    ((_, errors),) = _end([process])
+    assert process.returncode == 0, errors[-3000:]
+    return workdir
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_as_two_processes(start, alone, tmp_path):
+    """SIGTERM to one stops both at one step; to the end, the run is that of one process."""
+    processes = start(tmp_path, 2)
+    _wait_for(tmp_path / "checkpoints" / "3", processes)
+    processes[1].send_signal(signal.SIGTERM)
+    written = _end(processes)
+    assert [p.returncode for p in processes] == [0, 0], written[0][1][-3000:]
+    said = {err.strip().splitlines()[-1] for _, err in written if "stopped at step" in err}
+    steps = {line.split("stopped at step ")[1].split()[0] for line in said}
+    assert len(steps) == 1
+    assert (tmp_path / "checkpoints" / steps.pop()).is_dir()
+
+    processes = start(tmp_path, 2)
+    written = _end(processes)
+    assert [p.returncode for p in processes] == [0, 0], written[0][1][-3000:]
+    assert_same(alone, tmp_path)
+    # Once: the table, the parameters, the curves.
+    assert "fashioniq/original" in written[0][0]
+    assert "fashioniq/original" not in written[1][0]
+    assert not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_path, killed):
+    """On other devices: one process with four, parameters split over two of them."""
+    processes = start(tmp_path, 2)
+    _wait_for(tmp_path / "checkpoints" / "3", processes)
+    processes[killed].kill()
+    since = time.monotonic()
+    written = _end(processes)
+    assert time.monotonic() - since < _HEARTBEAT + 15
+    survivor = 1 - killed
+    assert processes[survivor].returncode not in (0, None)
+    # JAX's own words where its service noticed first, else ours.
+    assert (
+        "lost another process of the run" in written[survivor][1]
+        or "another task died" in written[survivor][1]
+    ), written[survivor][1][-3000:]
+
+    (process,) = start(tmp_path, 1, 4, "--config.mesh.fsdp=2")
+    ((_, errors),) = _end([process])
+    assert process.returncode == 0, errors[-3000:]
+    assert "Continuing from step" in errors
+    (step, ours), (other_step, theirs) = (
+        arrays(w, "checkpoints", "state") for w in (tmp_path, alone)
+    )
+    assert step == other_step
+    for name, array in ours.items():
+        # Another order of summation: AdamW carries roundings of small gradients into steps.
+        np.testing.assert_allclose(array, theirs[name], atol=0.05, err_msg=name)
+    assert set(results(tmp_path)["protocols"]) == set(results(alone)["protocols"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--process_count=2",), "need --coordinator=HOST:PORT, --process_count=N and"),
+        (
+            ("--coordinator=localhost", "--process_count=2", "--process_index=0"),
+            "--coordinator must be HOST:PORT, not 'localhost'",
+        ),
+        (
+            ("--coordinator=localhost:1", "--process_count=2", "--process_index=2"),
+            "--process_index must be 0 to 1",
+        ),
+        (("--cluster", "--process_count=2"), "give one or the other"),
+        (("--cluster",), "--cluster found no cluster to ask"),
+    ],
+)
+def test_wrong_flags_get_one_line(flags, message, tmp_path):
+    done = run(f"--config={ROOT / 'configs' / 'garments.py'}:debug", *flags, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
