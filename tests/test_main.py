@@ -1,10 +1,6 @@
 """main.py as a user meets it: the debug run end to end, and one clear line for each mistake."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 
 import pytest
 from command_line import ROOT, run
@@ -143,33 +139,6 @@ def test_describe_refuses_the_impossible(override, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
-def test_killed_with_signal_9(tmp_path):
-    """kill -9 in the second epoch; the run goes on to the same results as one left alone."""
-    arguments = (_config("garments.py:debug"), "--config.train.epochs=3")
-    for name in ("alone", "killed"):
-        workdir = tmp_path / name
-        if name == "killed":
-            process = subprocess.Popen(
-                [sys.executable, str(ROOT / "main.py"), *arguments, f"--workdir={workdir}"],
-                cwd=tmp_path,
-                stderr=subprocess.DEVNULL,
-                env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-                | {"PYTHONPATH": str(ROOT)},
-            )
-            while not (workdir / "checkpoints" / "10").is_dir():
-                assert process.poll() is None
-                time.sleep(0.05)
-            process.kill()
-            process.wait()
-        done = run(*arguments, f"--workdir={workdir}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-3000:]
-    results = [
-        json.loads((tmp_path / n / "evaluation.json").read_text()) for n in ("alone", "killed")
-    ]
-    assert results[0] == results[1]
 
 
 def test_fashioniq_debug_and_fashion200k_debug(tmp_path):

@@ -87,7 +87,8 @@ class Checkpoints:
             try:
                 found = self._restore(step, like)
             except (ValueError, KeyError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
-                problems.append(f"{self._root / workdir_lib.CHECKPOINTS / str(step)}: {error}")
+                path = self._root / workdir_lib.CHECKPOINTS / str(step)
+                problems.append(f"{path}: {_in_short(error)}")
                 logging.warning("Cannot continue from %s", problems[-1])
                 continue
             for bad in [s for s in steps if s > step]:
@@ -145,7 +146,7 @@ class Checkpoints:
                 workdir_lib.check_variables(self._root, known, self._run, state.variables)
                 return
             except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
-                problem = str(error)
+                problem = _in_short(error)
             self._put_away(workdir_lib.BEST, known)
             self._best.reload()
         if int(state.step) == known:
@@ -175,12 +176,17 @@ class Checkpoints:
             yield
         except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
             good = max(_complete_steps(self._root / workdir_lib.CHECKPOINTS), default=None)
-            reason = " ".join(str(error).split())[:300]
             raise OSError(
-                f"{what} could not be written to {self._root}: {reason}. "
+                f"{what} could not be written to {self._root}: {_in_short(error)}. "
                 + (f"The state of step {good} is whole" if good else "No state was written yet")
                 + ": free some space, if there is none, and run again to continue"
             ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """Return what an error says; storage libraries add pages of their settings."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _complete_steps(folder: Any) -> list[int]:

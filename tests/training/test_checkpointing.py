@@ -23,6 +23,9 @@ from cmap_jax.training.checkpointing import Checkpoints
 from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
 from cmap_jax.training.train_state import TrainState
 
+# Orbax drops coroutines where a read or a write fails, and they complain when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def _state(step: int, value: float | None = None) -> TrainState:
     """A state whose arrays are as large as a file system's block at least."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 from fake_data import fashion_iq as write_fashion_iq
 from small import small_config
+from stored_runs import curves
 
 import cmap_jax
 from cmap_jax import workdir as workdir_lib
+from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
 from cmap_jax.training.train import Stopped, TrainingLog, train
 from input_pipeline import create_datasets
+from input_pipeline.batching import EvaluationData
 
 STEPS_PER_EPOCH, EPOCHS = 3, 2
 
@@ -112,6 +116,78 @@ def test_a_stopped_run_saves_and_ends_with_the_same_bits(
     train(config, create_datasets(config), tmp_path)
     _assert_same_end(undisturbed[0], tmp_path)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_run_stopped_in_an_evaluation_evaluates_when_it_goes_on(
+    config, undisturbed, tmp_path, monkeypatch
+):
+    """It does not wait for the evaluation's end, saves, and ends with the same bits."""
+    batches = EvaluationData.query_batches
+
+    def stop(self, queries):
+        for number, batch in enumerate(batches(self, queries)):
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                pytest.fail("the evaluation went on")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationData, "query_batches", stop)
+        with pytest.raises(Stopped, match="stopped at step 3 of 6"):
+            train(config, create_datasets(config), tmp_path)
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+    assert not list((tmp_path / "best").iterdir())
+    train(config, create_datasets(config), tmp_path)
+    _assert_same_end(undisturbed[0], tmp_path)
+
+
+def test_curves_of_a_resumed_run_are_those_of_an_undisturbed_one(config, tmp_path):
+    """The means over steps, too, where the window was half full when the run was stopped."""
+    config = config.copy_and_resolve_references()
+    config.train.log_every_steps = 2
+    train(config, create_datasets(config), tmp_path / "alone")
+    with pytest.raises(Killed):
+        train(config, _with_interruption(config, 4, _kill), tmp_path / "killed")
+    train(config, create_datasets(config), tmp_path / "killed")
+    alone, killed = (curves(tmp_path / name) for name in ("alone", "killed"))
+    assert ("loss/total", 4) in alone
+    assert alone == killed
+
+
+def test_two_runs_in_one_workdir_are_refused(config, tmp_path):
+    with WorkdirLock(tmp_path), pytest.raises(WorkdirInUse, match=f"process {os.getpid()}"):
+        train(config, create_datasets(config), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_path):
+    with pytest.raises(Killed):
+        train(config, _with_interruption(config, 5, _kill), tmp_path)
+    step = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    for path in (tmp_path / "checkpoints" / str(step) / "state").rglob("d"):
+        shutil.rmtree(path)
+    if step == STEPS_PER_EPOCH:  # none before it
+        with pytest.raises(ValueError, match="no checkpoint of this run can be used"):
+            train(config, create_datasets(config), tmp_path)
+        return
+    train(config, create_datasets(config), tmp_path)
+    _assert_same_end(undisturbed[0], tmp_path)
+
+
+def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplog, absl_log):
+    def poison(batch):
+        image = batch["target_image"].astype(np.float32)
+        return {**batch, "target_image": np.full_like(image, np.nan)}
+
+    config = config.copy_and_resolve_references()
+    config.train.non_finite = "skip"
+    train(config, _with_interruption(config, 4, poison), tmp_path)
+    assert "of step 5 is not finite: skipped, 1 of this run so far" in caplog.text
+    state = _final_state(tmp_path)
+    assert int(state["skipped"]) == 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert curves(tmp_path)["skipped_steps", 6] == {1.0}
 
 
 def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path):
