@@ -2,7 +2,8 @@
 
 python benchmarks/scaling.py --out=benchmarks/results/scaling.json
 
-The devices are played by the CPU, so times mean nothing and are not measured. FLOP and scratch are
+The devices are played by the CPU, so times mean nothing and are not measured; the convolutions are
+those that accelerators get, for the CPU's own are not made for several devices. FLOP and scratch are
 the compiler's own account for one device; what a device sends is added up over the program's
 collectives, each by its ring algorithm. The second table is about batches that are encoded in
 parts, on one device.
@@ -22,11 +23,15 @@ import jax
 import numpy as np
 
 from cmap_jax import sharding
+from cmap_jax.models import convolution
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.train_state import create_train_state
 from cmap_jax.training.train_step import make_train_step
 from configs import fashioniq, garments
+
+convolution._forward_on_cpu = convolution._xla_convolution
+convolution._backward_on_cpu = convolution._xla_backward
 
 # Devices and fsdp; triplets a device.
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 8))
