@@ -3,8 +3,8 @@
 python benchmarks/scaling.py --out=benchmarks/results/scaling.json
 
 The devices are played by the CPU, so times mean nothing and are not measured; the convolutions are
-those that accelerators get, for the CPU's own are not made for several devices. FLOP and scratch are
-the compiler's own account for one device; what a device sends is added up over the program's
+those that accelerators get, for the CPU's own are not made for several devices. FLOP and scratch
+are the compiler's own account for one device; what a device sends is added up over the program's
 collectives, each by its ring algorithm. The second table is about batches that are encoded in
 parts, on one device.
 """

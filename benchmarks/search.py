@@ -21,7 +21,7 @@ from ranking import LEVELS, WIDTH, gemm_peak, l2, random_query
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 PEAKS = ("numpy", "torch", "jax")
-BATCHES = {1: 5, 64: 3, 1024: 1}  # queries at once, and how often
+BATCHES = {1: 5, 64: 5, 1024: 2}  # queries at once, and how often
 K = 50
 DEVICE_GB = 1.0
 _PIECE = 2**14  # images written at once

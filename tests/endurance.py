@@ -30,7 +30,6 @@ ARGUMENTS = (
     "--config.model.embed_dim=16",
     "--config.model.text.word_dim=8",
     "--config.train.batch_size=32",
-    "--config.train.epochs=40",
     "--config.train.log_every_steps=7",
     "--config.optimizer.warmup_steps=5",
 )
@@ -107,7 +106,9 @@ def endure(folder: pathlib.Path, kills: int, seed: int) -> list[str]:
     from stored_runs import assert_same
 
     context, rng = _context(), random.Random(seed)
-    arguments = [*ARGUMENTS, f"--compilation_cache={folder / 'cache'}"]
+    # Long enough not to end before the last kill.
+    length = f"--config.train.epochs={2 * kills}"
+    arguments = [*ARGUMENTS, length, f"--compilation_cache={folder / 'cache'}"]
 
     def start(name: str):
         log = folder / f"{name}.log"
