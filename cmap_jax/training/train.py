@@ -73,8 +73,8 @@ def train(
         ValueError: the workdir holds a run with another config, or the vocabulary does not fit.
     """
     # First of all: a run that is at work there may be writing what is read here.
-    with _locked(workdir), StopRequest() as stop:
-        return _train(config, datasets, workdir, initial, stop)
+    with _locked(workdir):
+        return _train(config, datasets, workdir, initial)
 
 
 def _train(
@@ -82,7 +82,6 @@ def _train(
     datasets: Any,
     workdir: str | os.PathLike,
     initial: InitialWeights | None,
-    stop: StopRequest,
 ) -> Result:
     """Train in a workdir that nobody else works in."""
     workdir_lib.check_same_run(workdir, config)
@@ -117,6 +116,8 @@ def _train(
             parameter_overview.log_parameter_overview(state.params, msg="Parameters")
     logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))
 
+    stop = StopRequest()
+
     def is_due(step: int, every_epochs: int) -> bool:
         epoch, position = divmod(step, steps_per_epoch)
         return step == total_steps or (position == 0 and epoch % every_epochs == 0)
@@ -148,7 +149,7 @@ def _train(
         skips=config.train.non_finite == "skip",
     )
     log.restore(progress.pop("log"))
-    with metric_writers.ensure_flushes(writer), feed:
+    with metric_writers.ensure_flushes(writer), stop, feed:
         try:
             # Where the run was stopped in the middle of an evaluation.
             pending = start > 0 and progress["evaluated_step"] != start
@@ -167,7 +168,7 @@ def _train(
                 if stop():
                     raise Interrupted
             log.write(total_steps)
-            checkpoints.close()
+            checkpoints.wait()
             result = evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
             writer.write_scalars(total_steps, _tags(result, prefix="best/"))
         except Interrupted:
@@ -177,6 +178,7 @@ def _train(
             raise Stopped(
                 f"stopped at step {step} of {total_steps}; run again to continue"
             ) from None
+    checkpoints.close()
     return result
 
 

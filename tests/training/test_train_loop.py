@@ -14,6 +14,8 @@ from stored_runs import curves
 
 import cmap_jax
 from cmap_jax import workdir as workdir_lib
+from cmap_jax.evaluation.evaluator import Interrupted
+from cmap_jax.training import train as train_lib
 from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
 from cmap_jax.training.train import Stopped, TrainingLog, train
 from input_pipeline import create_datasets
@@ -42,7 +44,7 @@ def undisturbed(config, tmp_path_factory):
     return workdir, train(config, create_datasets(config), workdir)
 
 
-class Interrupted:
+class Disturbed:
     """Training data that do something after a number of steps."""
 
     def __init__(self, data, after: int, action):
@@ -60,7 +62,7 @@ class Interrupted:
 
 def _with_interruption(config, after, action):
     datasets = create_datasets(config)
-    object.__setattr__(datasets, "train", Interrupted(datasets.train, after, action))
+    object.__setattr__(datasets, "train", Disturbed(datasets.train, after, action))
     return datasets
 
 
@@ -138,6 +140,18 @@ def test_a_run_stopped_in_an_evaluation_evaluates_when_it_goes_on(
             train(config, create_datasets(config), tmp_path)
     assert (tmp_path / "checkpoints" / "3").is_dir()
     assert not list((tmp_path / "best").iterdir())
+    train(config, create_datasets(config), tmp_path)
+    _assert_same_end(undisturbed[0], tmp_path)
+
+
+def test_a_run_stopped_in_its_last_evaluation(config, undisturbed, tmp_path, monkeypatch):
+    def stop(*_):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_lib, "evaluate_workdir", stop)
+        with pytest.raises(Stopped, match="stopped at step 6 of 6"):
+            train(config, create_datasets(config), tmp_path)
     train(config, create_datasets(config), tmp_path)
     _assert_same_end(undisturbed[0], tmp_path)
 
