@@ -92,7 +92,8 @@ def jax_step(config, weights: pathlib.Path):
     rate = lambda step: jnp.float32(5e-4)  # noqa: E731
     tx = make_optimizer(config, rate)
     params = variables["params"]
-    state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], tx.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, params, variables["batch_stats"], tx.init(params), zero)
     step = jax.jit(make_train_step(model, tx, rate, config), donate_argnums=0)
     batch = make_batch(config)
 

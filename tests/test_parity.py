@@ -103,7 +103,8 @@ def _start(config, model, variables) -> tuple[TrainState, object]:
     tx = make_optimizer(config, lambda step: rates[step])
     params = jax.tree.map(jnp.asarray, variables["params"])
     stats = jax.tree.map(jnp.asarray, variables.get("batch_stats", {}))
-    state = TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, params, stats, tx.init(params), zero)
     return state, jax.jit(make_train_step(model, tx, lambda step: rates[step], config))
 
 
@@ -192,7 +193,8 @@ def test_two_stages_in_float64(x64):
         # The second stage: the first one's variables, a fresh optimiser and schedule.
         tx = make_optimizer(config, schedule)
         params, stats = (jax.tree.map(jnp.asarray, variables[c]) for c in ("params", "batch_stats"))
-        state = TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params))
+        zero = jnp.zeros((), jnp.int32)
+        state = TrainState(zero, params, stats, tx.init(params), zero)
         step = jax.jit(make_train_step(model, tx, schedule, config))
         for batch, expected in zip(batches, record.losses, strict=True):
             state, metrics = step(state, _ours(batch))
