@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every_epochs = 1  # and at the end
     config.eval.batch_size = 128  # images or queries encoded at once
-    config.eval.gallery_chunk = 4096  # images scored at once
+    config.eval.gallery_chunk = 1024  # images scored at once
     config.eval.rankings = False  # also write the first 50 images of every query
     # Also evaluate with the text alone and with the image alone: what a shortcut would reach.
     config.eval.shortcuts = False
