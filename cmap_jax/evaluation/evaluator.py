@@ -92,7 +92,7 @@ class Evaluator:
     the embeddings, and the result.
     """
 
-    def __init__(self, model: CMAP, mesh: Mesh, *, gallery_chunk: int = 4096):
+    def __init__(self, model: CMAP, mesh: Mesh, *, gallery_chunk: int = 1024):
         """Compile nothing yet; the programs are kept from call to call.
 
         Args:
