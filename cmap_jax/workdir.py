@@ -163,8 +163,15 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
     """Tell whether a run in the workdir has saved a state to continue from."""
+    return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: str | os.PathLike) -> list[int]:
+    """Return the steps of which a run in the workdir has saved a state, in no order."""
     folder = epath.Path(workdir) / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
 
 
 def absolute(workdir: str | os.PathLike) -> epath.Path:

@@ -1,8 +1,10 @@
 """Settings of the whole test run, made before JAX starts."""
 
+import gc
 import os
 import shutil
 import tempfile
+import warnings
 
 # Everything sharded is tested on eight devices, which the CPU plays.
 os.environ["XLA_FLAGS"] = (
@@ -59,3 +61,12 @@ def absl_log(monkeypatch):
     from absl import logging
 
     monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+
+
+@pytest.fixture
+def failing_reads():
+    """Collect what Orbax drops where a read fails, lest it complain in other tests."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()

@@ -175,7 +175,7 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-            good = max(_complete_steps(self._root / workdir_lib.CHECKPOINTS), default=None)
+            good = max(workdir_lib.saved_steps(self._root), default=None)
             raise OSError(
                 f"{what} could not be written to {self._root}: {_in_short(error)}. "
                 + (f"The state of step {good} is whole" if good else "No state was written yet")
@@ -187,10 +187,6 @@ def _in_short(error: Exception) -> str:
     """Return what an error says; storage libraries add pages of their settings."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-def _complete_steps(folder: Any) -> list[int]:
-    return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

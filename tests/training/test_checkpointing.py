@@ -24,7 +24,10 @@ from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
 from cmap_jax.training.train_state import TrainState
 
 # Orbax drops coroutines where a read or a write fails, and they complain when they are collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("failing_reads"),
+]
 
 
 def _state(step: int, value: float | None = None) -> TrainState:

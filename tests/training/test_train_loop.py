@@ -175,6 +175,8 @@ def test_two_runs_in_one_workdir_are_refused(config, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("failing_reads")
 def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(undisturbed[0], workdir)
