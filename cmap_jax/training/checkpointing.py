@@ -117,7 +117,15 @@ class Checkpoints:
         self._best.close()
 
     def _manager(self, folder: str, count: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=count, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=count,
+            create=True,
+            # Both write in the background: without it, several processes' writes of the same step
+            # would meet at barriers of one name.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=folder
+            ),
+        )
         return ocp.CheckpointManager(self._root / folder, options=options)
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
