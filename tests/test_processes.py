@@ -1,6 +1,7 @@
 """Two real processes that are one run: as one with two devices; killed, stopped, and resumed."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -42,8 +43,7 @@ def start(tmp_path_factory):
             f"--config.distributed.heartbeat_timeout_seconds={_HEARTBEAT}",
             *more,
         ]
-        with contextlib.closing(socket.create_server(("localhost", 0))) as server:
-            port = server.getsockname()[1]
+        port = _free_port()
         environment = os.environ | {
             # Compiling is most of the time.
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
@@ -72,6 +72,11 @@ def start(tmp_path_factory):
         return started
 
     return start
+
+
+def _free_port():
+    with contextlib.closing(socket.create_server(("localhost", 0))) as server:
+        return server.getsockname()[1]
 
 
 def _end(processes, timeout=300):
@@ -151,6 +156,55 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_p
         # Another order of summation: AdamW carries roundings of small gradients into steps.
         np.testing.assert_allclose(array, theirs[name], atol=0.05, err_msg=name)
     assert set(results(tmp_path)["protocols"]) == set(results(alone)["protocols"])
+
+
+def _save_often(coordinator, index, workdir, saves):
+    """Save a state and the best variables of each step, as one of two processes."""
+    import jax
+
+    jax.distributed.initialize(coordinator, 2, index, heartbeat_timeout_seconds=_HEARTBEAT)
+    from cmap_jax.sharding import make_mesh, replicated
+    from cmap_jax.training.checkpointing import Checkpoints
+    from cmap_jax.training.train_state import TrainState
+
+    everywhere = replicated(make_mesh())
+    checkpoints = Checkpoints(workdir, keep=2, run="a run")
+    for step in range(1, saves + 1):
+        state = TrainState(
+            params={"w": np.full((64, 64), step, np.float32)},
+            batch_stats={},
+            opt_state={"mu": np.zeros(64, np.float32)},
+            step=np.int32(step),
+            skipped=np.int32(0),
+        )
+        state = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at, x=x: x[at]),
+            state,
+        )
+        checkpoints.save_best(state)
+        checkpoints.save(state, {"best_step": step})
+    checkpoints.close()
+
+
+@pytest.mark.slow
+def test_states_and_best_variables_are_written_at_once_by_two_processes(tmp_path):
+    """What one is writing in the background does not wait for the other's, or fail it."""
+    spawn = multiprocessing.get_context("spawn")
+    coordinator = f"localhost:{_free_port()}"
+    processes = [
+        spawn.Process(target=_save_often, args=(coordinator, index, str(tmp_path), 30))
+        for index in range(2)
+    ]
+    for process in processes:
+        process.start()
+    processes[0].join(timeout=150)
+    processes[1].join(timeout=10)
+    ended = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert ended == [0, 0]
+    for folder in ("checkpoints", "best"):
+        assert {p.name for p in (tmp_path / folder).iterdir()} == {"29", "30"}
 
 
 @pytest.mark.parametrize(
