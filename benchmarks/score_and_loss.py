@@ -48,10 +48,11 @@ def jax_side(batch: int):
     from cmap_jax.models.cmap import TrainingOutputs
     from cmap_jax.models.composers import modified_branch, preserved_branch
     from cmap_jax.scoring import ComposedQuery, PreservationInputs
-    from cmap_jax.training.gradients import objective
+    from cmap_jax.sharding import make_mesh
+    from cmap_jax.training.objective import objective
     from configs import default
 
-    settings = default.get_config().loss
+    settings, mesh = default.get_config().loss, make_mesh(jax.devices()[:1])
 
     def loss(x):
         branches = (
@@ -61,7 +62,9 @@ def jax_side(batch: int):
         preservation = PreservationInputs(x["text"], x["transform"], x["preservation"])
         names = ("modified", "preserved"), ("high", "mid", "low")
         query = ComposedQuery(branches, preservation, *names)
-        return objective(TrainingOutputs(query, x["target"], jnp.float32(2.65926)), settings)[0]
+        return objective(TrainingOutputs(query, x["target"], jnp.float32(2.65926)), settings, mesh)[
+            0
+        ]
 
     arrays = jax.tree.map(jnp.asarray, inputs(batch))
     step = jax.jit(jax.value_and_grad(loss)).lower(arrays).compile()

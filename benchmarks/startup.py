@@ -20,6 +20,7 @@ import train_step
 config = train_step.make_config(sys.argv[2])
 import jax
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.sharding import make_mesh
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.train_state import create_train_state
 from cmap_jax.training.train_step import make_train_step
@@ -28,7 +29,8 @@ tx = make_optimizer(config, schedule)
 state = jax.eval_shape(lambda: create_train_state(model, tx, 0, config.data.crop))
 batch = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, config.train.batch_size, 16))
 started = time.perf_counter()
-step = jax.jit(make_train_step(model, tx, schedule, config), donate_argnums=0)
+mesh = make_mesh(jax.devices()[:1])
+step = jax.jit(make_train_step(model, tx, schedule, config, mesh), donate_argnums=0)
 lowered = step.lower(state, batch)
 traced = time.perf_counter()
 lowered.compile()

@@ -82,6 +82,7 @@ def jax_step(config, weights: pathlib.Path):
 
     from cmap_jax.convert.reference import to_variables
     from cmap_jax.models.cmap import CMAP
+    from cmap_jax.sharding import make_mesh
     from cmap_jax.training.optimizer import make_optimizer
     from cmap_jax.training.train_state import TrainState
     from cmap_jax.training.train_step import make_train_step
@@ -94,7 +95,9 @@ def jax_step(config, weights: pathlib.Path):
     params = variables["params"]
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, variables["batch_stats"], tx.init(params), zero)
-    step = jax.jit(make_train_step(model, tx, rate, config), donate_argnums=0)
+    step = jax.jit(
+        make_train_step(model, tx, rate, config, make_mesh(jax.devices()[:1])), donate_argnums=0
+    )
     batch = make_batch(config)
 
     def run() -> float:

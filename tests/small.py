@@ -11,6 +11,7 @@ from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.sharding import make_mesh
 from configs import default
 
 VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
@@ -57,6 +58,11 @@ def random_batch(batch: int = 4, size: int = 64, seed: int = 0, dtype=np.float32
         "text_lengths": lengths,
         "mask": np.ones(batch, bool),
     }
+
+
+def one_device() -> jax.sharding.Mesh:
+    """The mesh of a single device, of the eight that tests have."""
+    return make_mesh(jax.devices()[:1])
 
 
 def init(config: ConfigDict, seed: int = 0) -> tuple[CMAP, dict]:

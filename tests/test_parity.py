@@ -11,7 +11,7 @@ import numpy_reference as nr
 import pytest
 import torch_reference as tr
 import torch_training as tt
-from small import VOCABULARY, small_config
+from small import VOCABULARY, one_device, small_config
 from torch_reference import torch
 from torch_weights import relative_differences, to_tree
 
@@ -20,7 +20,7 @@ from cmap_jax.losses import matching_loss, preservation_loss
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.scoring import PreservationInputs
-from cmap_jax.training.gradients import objective
+from cmap_jax.training.objective import objective
 from cmap_jax.training.optimizer import halvings, make_optimizer, make_schedule
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.training.train_step import make_train_step
@@ -105,7 +105,9 @@ def _start(config, model, variables) -> tuple[TrainState, object]:
     stats = jax.tree.map(jnp.asarray, variables.get("batch_stats", {}))
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, stats, tx.init(params), zero)
-    return state, jax.jit(make_train_step(model, tx, lambda step: rates[step], config))
+    return state, jax.jit(
+        make_train_step(model, tx, lambda step: rates[step], config, one_device())
+    )
 
 
 def _worst(differences: dict[str, float]) -> tuple[float, str]:
@@ -195,7 +197,7 @@ def test_two_stages_in_float64(x64):
         params, stats = (jax.tree.map(jnp.asarray, variables[c]) for c in ("params", "batch_stats"))
         zero = jnp.zeros((), jnp.int32)
         state = TrainState(zero, params, stats, tx.init(params), zero)
-        step = jax.jit(make_train_step(model, tx, schedule, config))
+        step = jax.jit(make_train_step(model, tx, schedule, config, one_device()))
         for batch, expected in zip(batches, record.losses, strict=True):
             state, metrics = step(state, _ours(batch))
             np.testing.assert_allclose(float(metrics["loss/total"]), expected, rtol=1e-6)
@@ -244,7 +246,7 @@ def _compare_forward(settings, dtype, tolerance):
         np.testing.assert_allclose(encoded, text, **close)
     scores = scoring.score_branches(outputs.query, outputs.targets)
     np.testing.assert_allclose(scores, branches, **close)
-    loss, terms = objective(outputs, config.loss)
+    loss, terms = objective(outputs, config.loss, one_device())
     np.testing.assert_allclose(loss, total.total, rtol=tolerance)
     assert ("loss/preservation" in terms) == (settings["variant"] in ("cmap", "is_only"))
     ranks = np.argsort(-scoring.score(outputs.query, outputs.targets), axis=1)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cmap_jax import sharding
 from cmap_jax.cli.tables import table
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.check import check_config
@@ -72,7 +73,8 @@ def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -
     """Return the memory and the FLOP of a training step on one device."""
     batch_size = config.train.batch_size
     inputs = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, batch_size, _TEXT_WIDTH))
-    step = jax.jit(make_train_step(model, tx, schedule, config), donate_argnums=0)
+    one = sharding.make_mesh(jax.devices()[:1])
+    step = jax.jit(make_train_step(model, tx, schedule, config, one), donate_argnums=0)
     compiled = step.lower(state, inputs).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode_images"))

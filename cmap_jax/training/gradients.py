@@ -1,10 +1,11 @@
 """Loss and gradients of a batch: encoded whole, or in parts that share their negatives.
 
 In parts (gradient caching; Gao et al., 2021) the encoders see a micro-batch at a time, and the
-loss sees all embeddings at once, so that the negatives are those of the whole batch:
+loss sees the embeddings of all, so that the negatives are those of the whole batch:
 
 1. embed every micro-batch, keeping its embeddings alone;
-2. score all of them, and take the loss's gradient with respect to the embeddings;
+2. score them, a micro-batch of queries against all targets at a time, and take the loss's gradient
+   with respect to the embeddings;
 3. encode every micro-batch again, and pull its part of that gradient back to the parameters.
 
 The gradient is that of the whole batch where an encoder's row depends on no other row: that is, but
@@ -19,65 +20,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cmap_jax import scoring, sharding
-from cmap_jax.losses import matching_loss, preservation_loss
-from cmap_jax.models.cmap import CMAP, Encoded, TrainingOutputs
+from cmap_jax import sharding
+from cmap_jax.models.cmap import CMAP, Encoded
+from cmap_jax.training.objective import Metrics, objective
 from cmap_jax.training.optimizer import TRAINED, label_parameters
 
-Metrics = dict[str, jax.Array]
 # (params, batch_stats, batch, dropout key) -> (gradients, loss terms, new batch_stats)
 GradientFunction = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[Any, Metrics, Any]]
 
 
-def objective(
-    outputs: TrainingOutputs, settings: Any, mesh: Mesh | None = None
-) -> tuple[jax.Array, Metrics]:
-    """Return the total loss of a batch and its terms (SPEC 2).
-
-    Args:
-        outputs: what the model made of the batch.
-        settings: ``config.loss``. A variant with fewer levels uses the first weights.
-        mesh: the devices that the batch is split over. Each scores its own queries against all
-            targets, which are gathered once: its memory is that of B_local x B scores.
-
-    Returns:
-        The total, and ``loss/total``, ``loss/matching`` and, where the variant has a preservation
-        loss with a weight that is not 0, ``loss/preservation`` (weighted, as in the total).
-    """
-    levels = outputs.targets.shape[0]
-    everyone = outputs.targets
-    if mesh is not None:
-        everyone = jax.lax.with_sharding_constraint(everyone, sharding.replicated(mesh))
-    scores = scoring.score_levels(outputs.query, everyone)
-    if mesh is not None:
-        rows = sharding.split_over_devices(mesh, axis=1)
-        scores = jax.lax.with_sharding_constraint(scores, rows)
-    terms = {
-        "loss/matching": matching_loss(
-            scores, outputs.logit_scale, settings.matching_weights[:levels]
-        )
-    }
-    weights = settings.preservation_weights[:levels]
-    if outputs.query.preservation is not None and any(weights):
-        terms["loss/preservation"] = preservation_loss(
-            outputs.query.preservation,
-            outputs.targets,
-            margins=settings.margins[:levels],
-            level_weights=weights,
-            alpha=settings.alpha,
-            reduction=settings.preservation_reduction,
-        )
-    total = sum(terms.values())
-    return total, {"loss/total": total, **terms}
-
-
-def make_gradient_function(model: CMAP, config: Any, mesh: Mesh | None = None) -> GradientFunction:
+def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunction:
     """Return a pure function from (params, batch_stats, batch, key) to gradients and losses.
 
     Args:
         model: the model.
         config: a whole config; ``config.train.micro_batch_size`` says what is encoded at once.
-        mesh: the devices that the batch is split over; None for one.
+        mesh: the devices that the batch is split over.
     """
 
     def encode(params: Any, stats: Any, batch: dict, key: jax.Array) -> tuple[Encoded, Any]:
@@ -92,7 +50,9 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh | None = None) -
         )
         return encoded, {**stats, **updates.get("batch_stats", {})}
 
-    def loss_of(params: Any, stats: Any, encoded: Encoded) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    def loss_of(
+        params: Any, stats: Any, encoded: Encoded, parts: int
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         outputs, updates = model.apply(
             {"params": params, "batch_stats": stats},
             encoded,
@@ -100,13 +60,13 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh | None = None) -
             mutable=["batch_stats"],
             method="compose_triplets",
         )
-        total, terms = objective(outputs, config.loss, mesh)
+        total, terms = objective(outputs, config.loss, mesh, parts)
         return total, (terms, {**stats, **updates.get("batch_stats", {})})
 
     def whole(params: Any, stats: Any, batch: dict, key: jax.Array) -> tuple[Any, Metrics, Any]:
         def loss(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             encoded, encoder_stats = encode(params, stats, batch, key)
-            return loss_of(params, encoder_stats, encoded)
+            return loss_of(params, encoder_stats, encoded, 1)
 
         gradients, (terms, stats_after) = jax.grad(loss, has_aux=True)(params)
         return gradients, terms, stats_after
@@ -124,7 +84,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh | None = None) -
         encoder_stats, pieces = jax.lax.scan(embed, stats, (batch, keys))
         encoded = Encoded(*(_join(x, axis, mesh) for x, axis in zip(pieces, (1, 1, 0))))  # noqa: B905
         (gradients, pulls), (terms, stats_after) = jax.grad(loss_of, argnums=(0, 2), has_aux=True)(
-            params, encoder_stats, encoded
+            params, encoder_stats, encoded, parts
         )
         pulls = Encoded(*(_split(x, parts, axis, mesh) for x, axis in zip(pulls, (1, 1, 0))))  # noqa: B905
 
@@ -143,9 +103,8 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh | None = None) -
         params = jax.tree.map(
             lambda p, label: p if label == TRAINED else jax.lax.stop_gradient(p), params, labels
         )
-        if mesh is not None:
-            # Gathered here, once, where "fsdp" splits them; else nothing happens.
-            params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+        # Gathered here, once, where "fsdp" splits them; else nothing happens.
+        params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         rows = len(batch["text_lengths"])
         micro = config.train.micro_batch_size or rows
         if rows % micro:
@@ -159,28 +118,24 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh | None = None) -
     return gradients_of
 
 
-def _split(x: jax.Array, parts: int, axis: int, mesh: Mesh | None) -> jax.Array:
+def _split(x: jax.Array, parts: int, axis: int, mesh: Mesh) -> jax.Array:
     """Split an array's batch axis into parts, [..., B, ...] -> [parts, ..., B / parts, ...].
 
     Every device gives each part its share, so that nothing moves between devices.
     """
-    devices = 1 if mesh is None else mesh.size
+    devices = mesh.size
     rows = x.shape[axis] // (devices * parts)
     x = x.reshape(*x.shape[:axis], devices, parts, rows, *x.shape[axis + 1 :])
     x = jnp.moveaxis(x, axis + 1, 0)
     x = x.reshape(parts, *x.shape[1 : axis + 1], devices * rows, *x.shape[axis + 3 :])
-    if mesh is None:
-        return x
     return jax.lax.with_sharding_constraint(x, sharding.split_over_devices(mesh, axis + 1))
 
 
-def _join(x: jax.Array, axis: int, mesh: Mesh | None) -> jax.Array:
+def _join(x: jax.Array, axis: int, mesh: Mesh) -> jax.Array:
     """Undo `_split`."""
-    devices = 1 if mesh is None else mesh.size
-    parts, rows = x.shape[0], x.shape[axis + 1] // devices
+    devices, parts = mesh.size, x.shape[0]
+    rows = x.shape[axis + 1] // devices
     x = x.reshape(*x.shape[: axis + 1], devices, rows, *x.shape[axis + 2 :])
     x = jnp.moveaxis(x, 0, axis + 1)
     x = x.reshape(*x.shape[:axis], devices * parts * rows, *x.shape[axis + 3 :])
-    if mesh is None:
-        return x
     return jax.lax.with_sharding_constraint(x, sharding.split_over_devices(mesh, axis))

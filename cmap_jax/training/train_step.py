@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.training.gradients import Metrics, make_gradient_function
+from cmap_jax.training.gradients import make_gradient_function
+from cmap_jax.training.objective import Metrics
 from cmap_jax.training.optimizer import label_parameters, select_trained
 from cmap_jax.training.train_state import TrainState
 
@@ -22,7 +23,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: Any,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
 ) -> TrainStep:
     """Return a pure function from (state, batch) to (state, metrics), to be jitted.
 
@@ -36,7 +37,7 @@ def make_train_step(
         tx: the optimiser.
         schedule: its learning rate.
         config: a whole config.
-        mesh: the devices that the batch is split over; None for one.
+        mesh: the devices that the batch is split over.
     """
     gradients_of = make_gradient_function(model, config, mesh)
 
@@ -45,11 +46,8 @@ def make_train_step(
         gradients, terms, batch_stats = gradients_of(
             state.params, state.batch_stats, batch, dropout_key
         )
-        if mesh is not None:
-            # A device needs the sum for its part of the parameters alone.
-            gradients = jax.lax.with_sharding_constraint(
-                gradients, sharding.by_size(gradients, mesh)
-            )
+        # A device needs the sum for its part of the parameters alone.
+        gradients = jax.lax.with_sharding_constraint(gradients, sharding.by_size(gradients, mesh))
         # Gradients of frozen parameters are used by nothing, so the compiler drops their work.
         changes, opt_state = tx.update(gradients, state.opt_state, state.params)
         gradient_norm = optax.tree.norm(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from beartype import beartype
 from jaxtyping import jaxtyped
-from small import EMBED, init, random_batch, small_config
+from small import EMBED, init, one_device, random_batch, small_config
 
 from cmap_jax import scoring
 from cmap_jax.models import layers
@@ -137,7 +137,7 @@ def test_released_lstm_depends_on_the_padding():
 @pytest.mark.parametrize("encoder", ["bigru", "lstm"])
 @pytest.mark.parametrize("variant", ["cmap", "late_fusion", "tirg"])
 def test_a_text_without_tokens_has_finite_gradients(variant, encoder):
-    from cmap_jax.training.gradients import objective
+    from cmap_jax.training.objective import objective
 
     config = small_config(variant, text_encoder=encoder)
     model, variables = init(config)
@@ -153,7 +153,7 @@ def test_a_text_without_tokens_has_finite_gradients(variant, encoder):
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.key(0)},
         )
-        return objective(outputs, config.loss)[0]
+        return objective(outputs, config.loss, one_device())[0]
 
     text = model.apply(variables, batch["text_tokens"], batch["text_lengths"], method="encode_text")
     np.testing.assert_array_equal(text[:2], 0)

@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import EMBED, HIDDEN, VOCABULARY, WORD, random_batch, small_config
+from small import EMBED, HIDDEN, VOCABULARY, WORD, one_device, random_batch, small_config
 
 from cmap_jax import sharding
-from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.cmap import CMAP, TrainingOutputs
+from cmap_jax.models.composers import modified_branch, preserved_branch
 from cmap_jax.models.rematerialization import REMATS
 from cmap_jax.models.text_encoder import TextEncoder
+from cmap_jax.scoring import ComposedQuery, PreservationInputs
 from cmap_jax.training.gradients import _join, _split, make_gradient_function
+from cmap_jax.training.objective import objective
 
 
 def _setup(config, dtype=np.float64, rows=8):
@@ -32,9 +35,9 @@ def _setup(config, dtype=np.float64, rows=8):
 
 
 def _gradients(config, mesh=None, rows=8, dtype=np.float64):
+    mesh = mesh or one_device()
     model, params, stats, batch = _setup(config, dtype, rows)
-    if mesh is not None:
-        batch = sharding.place_batch(batch, mesh)
+    batch = sharding.place_batch(batch, mesh)
     function = jax.jit(make_gradient_function(model, config, mesh))
     return function(params, stats, batch, jax.random.key(1))
 
@@ -43,6 +46,7 @@ def _assert_equal(found, expected, tolerance=1e-6):
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True
     ):
+        a, b = np.asarray(a), np.asarray(b)  # they may lie on other devices
         difference = np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
         assert difference < tolerance, (jax.tree_util.keystr(path), difference)
 
@@ -64,7 +68,7 @@ def test_parts_give_the_whole_batch_s_gradient(x64, monkeypatch):
     stem = whole[0]["image_encoder"]["backbone"]["stem_conv"]["kernel"]
     assert np.abs(stem).max() > 0
     config.train.micro_batch_size = 4
-    for mesh in (None, sharding.make_mesh(jax.devices()[:4])):
+    for mesh in (one_device(), sharding.make_mesh(jax.devices()[:2])):
         for found, expected in zip(_gradients(config, mesh), whole, strict=True):
             _assert_equal(found, expected)
 
@@ -165,45 +169,52 @@ def test_remat_keeps_less():
     assert sizes["blocks"] < 0.9 * sizes["products"] < 0.9 * 0.9 * sizes["none"]
 
 
-def test_memory_of_the_scores_is_rows_by_batch():
-    """On eight devices a device holds an eighth of the score matrices, and the targets whole."""
-    from cmap_jax.models.cmap import TrainingOutputs
-    from cmap_jax.models.composers import modified_branch, preserved_branch
-    from cmap_jax.scoring import ComposedQuery, PreservationInputs
-    from cmap_jax.training.gradients import objective
+ROWS, WIDTH = 1024, 16
+_SET = 4 * 3 * ROWS**2  # bytes of the scores of a batch at three levels
 
-    rows, width, settings = 1024, 16, small_config().loss
-    temporary = {}
-    for devices in (1, 8):
-        mesh = sharding.make_mesh(jax.devices()[:devices])
 
-        def loss(reference, targets, text, attention, mesh=mesh):
-            query = ComposedQuery(
-                (modified_branch(text, attention), preserved_branch(reference, attention)),
-                PreservationInputs(text, None, attention),
-                ("modified", "preserved"),
-                ("high", "mid", "low"),
-            )
-            return objective(TrainingOutputs(query, targets, jnp.float32(2.0)), settings, mesh)[0]
+def _compile_objective(devices, parts):
+    """The gradient of a batch's loss with respect to what the encoders give, compiled."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    settings = small_config().loss
 
-        pyramids, vectors = (sharding.split_over_devices(mesh, axis) for axis in (1, 0))
-        specs = [
-            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
-            for shape, where in [((3, rows, width), pyramids)] * 2 + [((rows, width), vectors)] * 2
-        ]
-        compiled = (
-            jax.jit(
-                jax.grad(loss, argnums=(0, 1, 2, 3)),
-                out_shardings=(pyramids, pyramids, vectors, vectors),
-            )
-            .lower(*specs)
-            .compile()
+    def loss(reference, targets, text, attention):
+        query = ComposedQuery(
+            (modified_branch(text, attention), preserved_branch(reference, attention)),
+            PreservationInputs(text, None, attention),
+            ("modified", "preserved"),
+            ("high", "mid", "low"),
         )
-        temporary[devices] = compiled.memory_analysis().temp_size_in_bytes
-        if devices > 1:
-            text = compiled.as_text()
-            assert text.count(" all-gather(") == 1  # the targets, once
-            assert " all-to-all(" not in text
-            assert " collective-permute(" not in text
-    whole_targets = 4 * 3 * rows * width
-    assert temporary[8] < 1.1 * temporary[1] / 8 + 6 * whole_targets
+        outputs = TrainingOutputs(query, targets, jnp.float32(2.0))
+        return objective(outputs, settings, mesh, parts)[0]
+
+    pyramids, vectors = (sharding.split_over_devices(mesh, axis) for axis in (1, 0))
+    specs = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+        for shape, where in [((3, ROWS, WIDTH), pyramids)] * 2 + [((ROWS, WIDTH), vectors)] * 2
+    ]
+    gradient = jax.jit(
+        jax.grad(loss, argnums=(0, 1, 2, 3)), out_shardings=(pyramids, pyramids, vectors, vectors)
+    )
+    return gradient.lower(*specs).compile()
+
+
+def test_memory_of_the_scores_is_rows_by_batch():
+    """A device of eight holds an eighth of the score matrices; in parts, one part's at a time."""
+    scratch = {
+        key: _compile_objective(*key).memory_analysis().temp_size_in_bytes
+        for key in ((1, 1), (1, 16), (8, 1), (8, 16))
+    }
+    embeddings = 4 * 3 * ROWS * WIDTH
+    assert scratch[1, 1] > 2 * _SET
+    for (devices, parts), size in scratch.items():
+        assert size < 1.1 * scratch[1, 1] / (devices * parts) + 8 * embeddings
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_targets_are_gathered_once_and_their_gradient_sent_back_once(parts):
+    text = _compile_objective(8, parts).as_text()
+    assert text.count(" all-gather(") == 1
+    assert text.count(" reduce-scatter(") == 1
+    for other in ("all-reduce", "all-to-all", "collective-permute"):
+        assert f" {other}(" not in text
