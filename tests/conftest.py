@@ -6,11 +6,13 @@ import shutil
 import tempfile
 import warnings
 
+from command_line import QUICK_TO_COMPILE
+
 # Everything sharded is tested on eight devices, which the CPU plays.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    # Tests compile far more than they compute.
-    " --xla_backend_optimization_level=0"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 "
+    + QUICK_TO_COMPILE
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"

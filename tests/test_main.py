@@ -49,7 +49,7 @@ def test_debug_run_and_evaluation(tmp_path):
 @pytest.mark.slow
 def test_full_garments_run(tmp_path):
     """The main job reaches what an oracle blind to type and neckline cannot."""
-    done = run(_config("garments.py"), cwd=tmp_path, timeout=1800)
+    done = run(_config("garments.py"), cwd=tmp_path, timeout=1800, xla_flags="")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "runs" / "garments" / "evaluation.json").read_text())
     test, everything = (found["protocols"][f"garments/{g}"] for g in ("test", "all"))

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from command_line import ROOT, run
+from command_line import QUICK_TO_COMPILE, ROOT, run
 from fake_data import fashion_iq as write_fashion_iq
 from stored_runs import arrays, assert_same, results
 
@@ -45,9 +45,7 @@ def start(tmp_path_factory):
         ]
         port = _free_port()
         environment = os.environ | {
-            # Compiling is most of the time.
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}",
             "PYTHONPATH": str(ROOT),
         }
         started = []
