@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CMAP": "cmap_jax.models.cmap",
-    "load": "cmap_jax.workdir",
+    "load": "cmap_jax.trained",
 }
 _SUBPACKAGES = frozenset(
     {
@@ -28,7 +28,9 @@ _SUBPACKAGES = frozenset(
         "protocols",
         "scoring",
         "sharding",
+        "trained",
         "training",
+        "variables",
         "visualization",
         "workdir",
     }

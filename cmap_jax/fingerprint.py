@@ -24,10 +24,15 @@ def fingerprint(tree: Any) -> dict[str, int]:
     }
 
 
-def differing(tree: Any, expected: Mapping[str, int]) -> list[str]:
-    """Return the paths of the arrays that are not those that ``expected`` was computed of."""
-    found = fingerprint(tree)
-    return [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+def check_fingerprint(tree: Any, expected: Mapping[str, int]) -> None:
+    """Refuse arrays that are not those that ``expected`` was computed of, or some of them.
+
+    Raises:
+        ValueError: names them.
+    """
+    wrong = [name for name, found in fingerprint(tree).items() if expected.get(name) != found]
+    if wrong:
+        raise ValueError(f"it is damaged: {', '.join(wrong[:3])} is not what was saved")
 
 
 @jax.jit

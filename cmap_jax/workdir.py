@@ -11,13 +11,10 @@ WORKDIR/config.json        the whole config
                            another data set
         rankings/          each query's best images, where asked for
 
-trained = load("runs/garments")
-pyramid = trained.encode_images(["dress.jpg"])
-text = trained.encode_text(["is red and longer"])
+`cmap_jax.variables` writes and reads the weights in it, `cmap_jax.trained` loads it all for use.
 """
 
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -28,16 +25,10 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from cmap_jax.fingerprint import fingerprint
-from cmap_jax.models.cmap import CMAP
-from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.files import complete_folder, read_json, write_json, write_text
+from cmap_jax.processing.files import read_json, write_json, write_text
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import Protocol
@@ -52,7 +43,6 @@ CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
-_BATCH = 64  # images encoded at once
 # In the middle of a run: what says how and where it is computed, and not what.
 _MAY_CHANGE = (
     "config.data.cache_gb",
@@ -98,26 +88,6 @@ def write_description(workdir: str | os.PathLike, description: Description) -> N
         },
     )
     write_json(workdir / CONFIG, description.config.to_dict())
-
-
-def write_model(
-    workdir: str | os.PathLike, description: Description, model: CMAP, variables: Any
-) -> None:
-    """Write a workdir that holds a model and no run; it appears when it is complete.
-
-    Raises:
-        ValueError: the variables are not those of the model.
-        OSError: the folder is there already and not empty, or cannot be written.
-    """
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(64)))
-    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (expected, variables)]
-    if shapes[0] != shapes[1]:
-        raise ValueError("the variables are not those of the model")
-    with complete_folder(absolute(workdir)) as scratch:
-        with ocp.CheckpointManager(scratch / BEST) as manager:
-            mark = mark_of_run(description.config)
-            manager.save(0, args=variables_to_save(variables, mark))
-        write_description(scratch, description)
 
 
 def read_description(workdir: str | os.PathLike) -> Description:
@@ -276,172 +246,6 @@ def results_file(workdir: str | os.PathLike, data_name: str) -> epath.Path:
 def read_results(workdir: str | os.PathLike, data_name: str) -> dict[str, Any]:
     """Return the results on a data set, as `write_results` wrote them."""
     return read_json(results_file(workdir, data_name))
-
-
-class Trained:
-    """A trained model, ready to use.
-
-    Attributes:
-        config: the whole config of its run.
-        model: the Flax module.
-        variables: its parameters and statistics.
-        vocabulary: the words it knows.
-        preprocessing: what is done to an image.
-        protocol: what chose these weights.
-        step: training steps that these weights have seen.
-    """
-
-    def __init__(self, description: Description, model: CMAP, variables: Any, step: int):
-        """See `load`."""
-        self.config = description.config
-        self.model = model
-        self.variables = variables
-        self.vocabulary = description.vocabulary
-        self.preprocessing = description.preprocessing
-        self.protocol = description.protocols[0]
-        self.step = step
-
-    def encode_text(self, texts: Sequence[str | Sequence[str]]) -> jax.Array:
-        """Encode texts, each one caption or a sequence of one or two, to [B, D] float32."""
-        if isinstance(texts, str):
-            raise TypeError("encode_text takes a sequence of texts: [text]")
-        tokens, lengths = self.vocabulary.encode_batch(texts)
-        return self._encode_text(self.variables, tokens, lengths)
-
-    def encode_images(self, images: Sequence[Any]) -> np.ndarray:
-        """Encode images to their pyramid, [L, B, D] float32.
-
-        Args:
-            images: paths, PIL images, encoded bytes or uint8 arrays [H, W, 3], as
-                `cmap_jax.processing.images.read_image` takes them.
-        """
-        if isinstance(images, str | os.PathLike):
-            raise TypeError("encode_images takes a sequence of images: [image]")
-        if not len(images):
-            raise ValueError("no images to encode")
-        pyramids = []
-        for start in range(0, len(images), _BATCH):
-            pixels = np.stack(
-                [
-                    images_lib.preprocess_image(image, self.preprocessing)
-                    for image in images[start : start + _BATCH]
-                ]
-            )
-            pyramids.append(np.asarray(self._encode_images(self.variables, pixels)))
-        return np.concatenate(pyramids, axis=1)
-
-    @functools.cached_property
-    def _encode_text(self) -> Any:
-        return jax.jit(lambda v, t, n: self.model.apply(v, t, n, method="encode_text"))
-
-    @functools.cached_property
-    def _encode_images(self) -> Any:
-        return jax.jit(lambda v, x: self.model.apply(v, x, method="encode_images"))
-
-
-def load(workdir: str | os.PathLike) -> Trained:
-    """Load the best variables of a workdir. Needs neither the data nor TensorFlow.
-
-    Raises:
-        FileNotFoundError: not a workdir, or one without a checkpoint yet.
-        ValueError: files that are broken or do not fit one another; says which.
-    """
-    description = read_description(workdir)
-    model = CMAP.from_config(description.config)
-    step, variables = read_variables(workdir, model, description.preprocessing.crop)
-    return Trained(description, model, variables, step)
-
-
-def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
-    """Return what a checkpoint of ``best/`` holds, for an Orbax manager."""
-    about = {"run": mark, "fingerprint": fingerprint(variables)}
-    return ocp.args.Composite(
-        variables=ocp.args.StandardSave(variables), about=ocp.args.JsonSave(about)
-    )
-
-
-def check_variables(workdir: str | os.PathLike, step: int, mark: str, like: Any) -> None:
-    """Refuse a checkpoint of ``best/`` that is damaged or another run's.
-
-    Args:
-        workdir: the workdir.
-        step: which of the checkpoints.
-        mark: the run's.
-        like: arrays of the same shapes, where they are to be read to.
-
-    Raises:
-        ValueError: says why.
-    """
-    expected = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-    )
-    # A manager of its own: one that has read in this way refuses to write in the other.
-    with ocp.CheckpointManager(absolute(workdir) / BEST) as manager:
-        args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        if manager.restore(step, args=args)["about"]["run"] != mark:
-            raise ValueError("they belong to another run")
-        _read_verified(manager, step, "variables", expected)
-
-
-def read_variables(
-    workdir: str | os.PathLike,
-    model: CMAP,
-    image_size: int,
-    sharding: jax.sharding.Sharding | None = None,
-) -> tuple[int, Any]:
-    """Return the step and the best variables of a workdir; the latest if none is best yet.
-
-    Args:
-        workdir: the workdir.
-        model: what the variables belong to.
-        image_size: side of its images.
-        sharding: where the variables are put; None: on one device of this process.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint yet.
-        ValueError: one that is damaged, or does not fit the model; names it.
-    """
-    expected = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), **CMAP.example_inputs(image_size))
-    )
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    expected = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected
-    )
-    for folder, item in ((BEST, "variables"), (CHECKPOINTS, "state")):
-        path = absolute(workdir) / folder
-        if not path.is_dir():
-            continue
-        with ocp.CheckpointManager(path) as manager:
-            step = manager.latest_step()
-            if step is None:
-                continue
-            try:
-                return step, _read_verified(manager, step, item, expected)
-            except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
-                raise ValueError(
-                    f"{path / str(step)} cannot be read as the model that {CONFIG} describes: "
-                    f"{error}"
-                ) from error
-    raise FileNotFoundError(f"{os.fspath(workdir)} has no checkpoint yet")
-
-
-def _read_verified(manager: ocp.CheckpointManager, step: int, item: str, expected: Any) -> Any:
-    """Read an item's arrays, or the part of them that is expected, and compare fingerprints."""
-    restore = ocp.args.PyTreeRestore(
-        expected,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
-        # A state holds the optimiser's part too.
-        partial_restore=item == "state",
-    )
-    args = ocp.args.Composite(**{item: restore, "about": ocp.args.JsonRestore()})
-    restored = manager.restore(step, args=args)
-    known = restored["about"]["fingerprint"]
-    wanted = fingerprint(restored[item])
-    if wrong := [name for name, value in wanted.items() if known.get(name) != value]:
-        raise ValueError(f"it is damaged: {', '.join(wrong[:3])} is not what was saved")
-    return restored[item]
 
 
 def _versions() -> dict[str, str]:

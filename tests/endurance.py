@@ -51,7 +51,7 @@ def _child(arguments: list[str], folder: str, log: str) -> None:
     from cmap_jax.cli import flags
     from cmap_jax.evaluation.evaluator import Evaluator
     from cmap_jax.training.checkpointing import Checkpoints
-    from cmap_jax.training.train import TrainingLog
+    from cmap_jax.training.training_log import TrainingLog
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # starts are what is slow
 

@@ -12,6 +12,7 @@ from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.sharding import make_mesh
+from cmap_jax.trained import write_model
 from configs import default
 
 VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
@@ -79,7 +80,7 @@ def write_workdir(folder: pathlib.Path, data_name: str, protocol: str, **fields)
     config.data.name = data_name
     config.eval.update(fields)
     preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
-    workdir.write_model(
+    write_model(
         folder,
         workdir.Description(config, vocabulary, preprocessing, (PROTOCOLS[protocol],), {}),
         *init(config),

@@ -19,7 +19,7 @@ LAYERS = [
     {"fingerprint", "processing", "protocols", "scoring", "sharding"},
     {"models", "losses"},
     {"convert"},
-    {"workdir"},
+    {"workdir", "variables", "trained"},
     {"visualization", "retrieval"},
     {"evaluation"},
     {"training", "serving", "reporting"},

@@ -18,6 +18,7 @@ from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.trained import write_model
 
 # The release's names of the data sets -> our config files and the protocol of the paper.
 _DATA_SETS = {
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         "epoch": checkpoint.epoch,
         "best_score": checkpoint.best_score,
     }
-    workdir_lib.write_model(
+    write_model(
         arguments.out,
         workdir_lib.Description(
             config,

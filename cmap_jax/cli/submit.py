@@ -69,16 +69,17 @@ def _write(arguments: argparse.Namespace) -> None:
     import jax
     import tensorflow as tf
 
-    from cmap_jax import sharding, workdir
+    from cmap_jax import sharding
     from cmap_jax.cli.compilation_cache import use_compilation_cache
     from cmap_jax.evaluation.evaluator import Evaluator
+    from cmap_jax.trained import load
     from input_pipeline.batching import EvaluationData
     from input_pipeline.image_loading import DecodingLoader, FailedImages
     from input_pipeline.image_sources import open_images
 
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     use_compilation_cache(None)
-    trained = workdir.load(arguments.workdir)
+    trained = load(arguments.workdir)
     records = _read(arguments)
     _check_images(records)
     ((split, evaluations),) = records.evaluations.items()

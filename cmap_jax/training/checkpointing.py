@@ -15,8 +15,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from cmap_jax import workdir as workdir_lib
-from cmap_jax.fingerprint import differing, fingerprint
+from cmap_jax.fingerprint import check_fingerprint, fingerprint
 from cmap_jax.training.train_state import TrainState
+from cmap_jax.variables import check_variables, variables_to_save
 
 # Where checkpoints that cannot be used are moved to, out of the way of those to come.
 DAMAGED = "damaged"
@@ -68,7 +69,7 @@ class Checkpoints:
         with self._explained(f"the best variables, of step {step}"):
             if step in self._best.all_steps():  # of a run that was killed before it knew of them
                 self._best.delete(step)
-            self._best.save(step, args=workdir_lib.variables_to_save(state.variables, self._run))
+            self._best.save(step, args=variables_to_save(state.variables, self._run))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore the latest good state, with the shapes and shardings of ``like``.
@@ -135,8 +136,7 @@ class Checkpoints:
             raise ValueError("it belongs to another run")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)))
         tree = self._latest.restore(step, args=args)["state"]
-        if wrong := differing(tree, about["fingerprint"]):
-            raise ValueError(f"it is damaged: {', '.join(wrong[:3])} is not what was saved")
+        check_fingerprint(tree, about["fingerprint"])
         return TrainState(**tree), about["progress"]
 
     def _restore_best(self, state: TrainState, progress: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class Checkpoints:
         problem = "they are not there"
         if known in self._best.all_steps():
             try:
-                workdir_lib.check_variables(self._root, known, self._run, state.variables)
+                check_variables(self._root, known, self._run, state.variables)
                 return
             except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
                 problem = _in_short(error)

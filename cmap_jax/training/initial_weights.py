@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.convert import load_reference_checkpoint, load_resnet, load_word_vectors
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.trained import load
 
 # Fields of config.model that say how a model is trained, not what it computes.
 _TRAINING_FIELDS = (
@@ -158,7 +159,7 @@ def _read_model(config: ConfigDict) -> InitialWeights:
     if not epath.Path(source).exists():
         raise FileNotFoundError(f"config.init_from: {source}: no such workdir or file")
     if epath.Path(source).is_dir():
-        trained = workdir_lib.load(source)
+        trained = load(source)
         loaded, variables, vocabulary = trained.config.model, trained.variables, trained.vocabulary
     else:
         loaded, variables, vocabulary = load_reference_checkpoint(source)

@@ -19,6 +19,7 @@ from cmap_jax.cli import command
 from cmap_jax.cli.run import evaluate
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.trained import write_model
 from input_pipeline import create_datasets, prepared, preprocess, storage
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.image_sources import open_images
@@ -471,6 +472,6 @@ def test_a_model_of_another_version_is_not_evaluated(built, tmp_path):
         (PROTOCOLS["fashioniq/original"],),
         {**data.facts, "prepared": {**data.facts["prepared"], "version": "1.1.0"}},
     )
-    workdir.write_model(tmp_path / "run", description, *init(config))
+    write_model(tmp_path / "run", description, *init(config))
     with pytest.raises(ValueError, match=r"in version 1\.1\.0, but .* in version 1\.0\.0"):
         evaluate(config, str(tmp_path / "run"))

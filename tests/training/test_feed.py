@@ -13,7 +13,7 @@ from absl import logging
 from cmap_jax import sharding
 from cmap_jax.training import feed as feed_lib
 from cmap_jax.training.feed import DeviceFeed
-from cmap_jax.training.train import TrainingLog
+from cmap_jax.training.training_log import TrainingLog
 
 
 def _batches(count, delay=0.0):

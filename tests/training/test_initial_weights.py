@@ -13,6 +13,7 @@ from small import init, small_config
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.convert.torchvision import resnet_name
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.trained import load
 from cmap_jax.training.initial_weights import apply_initial_weights, read_initial_weights
 from cmap_jax.training.train import train
 from input_pipeline import create_datasets
@@ -60,7 +61,7 @@ def first_stage(config, tmp_path_factory):
 
 def test_backbone_and_words_arrive_and_stay(first_stage):
     _, workdir, backbone = first_stage
-    trained = workdir_lib.load(workdir)
+    trained = load(workdir)
     params = trained.variables["params"]
     jax.tree.map(
         np.testing.assert_array_equal, params["image_encoder"]["backbone"], backbone["params"]
@@ -84,9 +85,9 @@ def test_the_second_stage_starts_where_the_first_ended(config, first_stage, tmp_
         },
     )
     initial = read_initial_weights(second)
-    assert initial.vocabulary.words == workdir_lib.load(workdir).vocabulary.words
+    assert initial.vocabulary.words == load(workdir).vocabulary.words
     train(second, create_datasets(second, initial.vocabulary), tmp_path, initial)
-    before, after = workdir_lib.load(workdir), workdir_lib.load(tmp_path)
+    before, after = load(workdir), load(tmp_path)
     jax.tree.map(
         np.testing.assert_array_equal, before.variables["params"], after.variables["params"]
     )

@@ -17,7 +17,8 @@ from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Interrupted
 from cmap_jax.training import train as train_lib
 from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
-from cmap_jax.training.train import Stopped, TrainingLog, train
+from cmap_jax.training.train import Stopped, train
+from cmap_jax.training.training_log import TrainingLog
 from input_pipeline import create_datasets
 from input_pipeline.batching import EvaluationData
 
