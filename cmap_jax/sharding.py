@@ -28,6 +28,8 @@ def make_mesh(
 ) -> Mesh:
     """Return a mesh of all devices (or those given) with the axes "data" and "fsdp".
 
+    Each process's devices stand together, so that the batch's rows are in one order on any machine.
+
     Args:
         devices: the devices; None: all there are, of all processes.
         data: length of the axis that only batches are split over; -1: what ``fsdp`` leaves.
@@ -36,7 +38,8 @@ def make_mesh(
     Raises:
         ValueError: the lengths do not fit the number of devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     if fsdp < 1 or data < -1 or data == 0:
         raise ValueError(
             f"config.mesh.data={data} must be 1 or more, or -1 for what is left, and "
@@ -47,10 +50,10 @@ def make_mesh(
             f"config.mesh.data={data} times config.mesh.fsdp={fsdp} does not give the "
             f"{len(devices)} devices"
         )
+    # Not `jax.make_mesh`: on a TPU slice it orders devices by their place in the torus, a host's
+    # apart from one another, and refuses lengths that would split one of the torus's axes.
     # Auto: the compiler places what is not said; Explicit, the default, refuses `x @ x.T`.
-    return jax.make_mesh(
-        (len(devices) // fsdp, fsdp), BATCH_AXES, (AxisType.Auto,) * 2, devices=devices
-    )
+    return Mesh(np.reshape(devices, (-1, fsdp)), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -90,7 +93,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     Raises:
         ValueError: the batch does not divide evenly over the devices.
     """
-    local = mesh.local_mesh.size
+    local = len(mesh.local_devices)
     for name, array in batch.items():
         if len(array) % local:
             raise ValueError(

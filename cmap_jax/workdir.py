@@ -25,6 +25,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -43,9 +44,12 @@ CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
-# In the middle of a run: what says how and where it is computed, and not what.
+# In the middle of a run: what says how and where it is computed, and not what. That data in another
+# place are the same is checked by their words and facts.
 _MAY_CHANGE = (
     "config.data.cache_gb",
+    "config.data.directory",
+    "config.data.image_directory",
     "config.distributed.heartbeat_timeout_seconds",
     "config.mesh.data",
     "config.mesh.fsdp",
@@ -139,9 +143,8 @@ def has_checkpoint(workdir: str | os.PathLike) -> bool:
 def saved_steps(workdir: str | os.PathLike) -> list[int]:
     """Return the steps of which a run in the workdir has saved a state, in no order."""
     folder = epath.Path(workdir) / CHECKPOINTS
-    if not folder.is_dir():
-        return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    # Orbax knows which are complete; in a bucket, which cannot rename, it marks those.
+    return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
 def absolute(workdir: str | os.PathLike) -> epath.Path:

@@ -3,6 +3,8 @@
 import contextlib
 import multiprocessing
 import os
+import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,7 +38,7 @@ def start(tmp_path_factory):
             "--config.train.log_every_steps=2",
             "--config.data.resize=40",
             "--config.data.crop=32",
-            "--config.model.image.width=4",
+            "--config.model.image.width=8",  # some parameters are large enough to be split
             "--config.model.embed_dim=16",
             "--config.model.text.word_dim=8",
             "--config.optimizer.warmup_steps=2",
@@ -128,7 +130,7 @@ def test_stopped_and_resumed_as_two_processes(start, alone, tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_path, killed):
     """On other devices: one process with four, parameters split over two of them."""
-    processes = start(tmp_path, 2)
+    processes = start(tmp_path, 2, 1, "--config.mesh.fsdp=2")
     _wait_for(tmp_path / "checkpoints" / "3", processes)
     processes[killed].kill()
     since = time.monotonic()
@@ -157,17 +159,19 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_p
 
 
 def _save_often(coordinator, index, workdir, saves):
-    """Save a state and the best variables of each step, as one of two processes."""
+    """Save many states, restore one before a damaged one, and stop, as one of two processes."""
     import jax
+    from jax.experimental import multihost_utils
 
     jax.distributed.initialize(coordinator, 2, index, heartbeat_timeout_seconds=_HEARTBEAT)
     from cmap_jax.sharding import make_mesh, replicated
     from cmap_jax.training.checkpointing import Checkpoints
+    from cmap_jax.training.stopping import StopRequest
     from cmap_jax.training.train_state import TrainState
 
     everywhere = replicated(make_mesh())
-    checkpoints = Checkpoints(workdir, keep=2, run="a run")
-    for step in range(1, saves + 1):
+
+    def state_of(step):
         state = TrainState(
             params={"w": np.full((64, 64), step, np.float32)},
             batch_stats={},
@@ -175,18 +179,50 @@ def _save_often(coordinator, index, workdir, saves):
             step=np.int32(step),
             skipped=np.int32(0),
         )
-        state = jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at, x=x: x[at]),
-            state,
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda at: x[at]), state
         )
-        checkpoints.save_best(state)
-        checkpoints.save(state, {"best_step": step})
-    checkpoints.close()
+
+    def save(checkpoints, step):
+        checkpoints.save_best(state_of(step))
+        checkpoints.save(state_of(step), {"best_step": step})
+
+    with StopRequest() as stop:
+        checkpoints = Checkpoints(workdir, 2, "a run")
+        for step in range(1, saves + 1):
+            save(checkpoints, step)
+            assert not stop()
+        checkpoints.close()
+
+        if index == 0:
+            for path in pathlib.Path(workdir, "checkpoints", str(saves)).rglob("d"):
+                shutil.rmtree(path)
+        multihost_utils.sync_global_devices("damaged")
+        checkpoints = Checkpoints(workdir, 2, "a run")
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state_of(0)
+        )
+        state, progress = checkpoints.restore(like)
+        assert int(state.step) == progress["best_step"] == saves - 1
+        save(checkpoints, saves)
+        checkpoints.close()
+
+        # Saving has left the agreement on when to stop as it was.
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        calls = 0
+        while not stop():
+            calls += 1
+            time.sleep(0.01)
+            assert calls < 3000
 
 
 @pytest.mark.slow
 def test_states_and_best_variables_are_written_at_once_by_two_processes(tmp_path):
-    """What one is writing in the background does not wait for the other's, or fail it."""
+    """What one is writing in the background does not wait for the other's, or fail it.
+
+    One that is damaged is moved away once, for both; and both stop where one is asked to.
+    """
     spawn = multiprocessing.get_context("spawn")
     coordinator = f"localhost:{_free_port()}"
     processes = [
@@ -201,6 +237,7 @@ def test_states_and_best_variables_are_written_at_once_by_two_processes(tmp_path
     for process in processes:
         process.kill()
     assert ended == [0, 0]
+    assert (tmp_path / "damaged" / "checkpoints" / "30").is_dir()
     for folder in ("checkpoints", "best"):
         assert {p.name for p in (tmp_path / folder).iterdir()} == {"29", "30"}
 

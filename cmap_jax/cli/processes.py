@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 # What the messages of a collective say whose partner is gone.
 _PARTNER_LOST = re.compile(
-    r"gloo|nccl|heartbeat|coordination.?service|connection (reset|closed|refused)|peer",
+    r"\b(gloo|nccl|heartbeat|coordination.?service\w*|connection (reset|closed|refused)|peer)\b",
     re.IGNORECASE,
 )
 
@@ -89,6 +89,7 @@ def ending_together() -> Iterator[None]:
     """End this process at once where it fails: the others learn of it, and end too.
 
     Without it, the interpreter's own end would wait for the other processes, and they for this one.
+    Set CMAP_TRACEBACK=1 to see the traceback.
     """
     try:
         yield
@@ -99,6 +100,8 @@ def ending_together() -> Iterator[None]:
         if not status:  # all of them end so
             raise
         sys.stdout.flush()
+        if os.environ.get("CMAP_TRACEBACK"):
+            traceback.print_exception(error)
         sys.stderr.write(f"main.py: {_message(error)}\n")
         sys.stderr.flush()
         os._exit(status)

@@ -11,11 +11,12 @@ from cmap_jax import sharding
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.cli import tables
 from cmap_jax.cli.flags import end_with
-from cmap_jax.evaluation.evaluator import Evaluator, Result
+from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training import train as train_lib
 from cmap_jax.training.check import check_config
-from cmap_jax.training.initial_weights import InitialWeights, read_initial_weights
+from cmap_jax.training.initial_weights import read_initial_weights
+from cmap_jax.training.stopping import StopRequest
 
 
 def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
@@ -44,7 +45,7 @@ def _train(config: ConfigDict, workdir: str) -> None:
     check_config(config)
     if workdir_lib.has_checkpoint(workdir):
         # What the run started from is no longer needed, and may be gone.
-        initial = InitialWeights()
+        initial = None
         vocabulary = workdir_lib.read_description(workdir).vocabulary if config.init_from else None
     else:
         initial = read_initial_weights(config)
@@ -61,6 +62,7 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
     Raises:
         FileNotFoundError: no workdir, or the data are not there.
         ValueError: the config changes what the weights were made with; names the fields.
+        KeyboardInterrupt: by Ctrl-C or SIGTERM, with nothing written.
     """
     check_config(config)
     description = workdir_lib.read_description(workdir)
@@ -82,7 +84,12 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
     _check_prepared_alike(description.facts, datasets.facts, workdir, config.data.directory)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
-    return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir), datasets
+    try:
+        with StopRequest() as stop:
+            result = train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    return result, datasets
 
 
 def _check_prepared_alike(theirs: Mapping, ours: Mapping, workdir: str, directory: str) -> None:

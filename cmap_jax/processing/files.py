@@ -60,12 +60,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file beside its place and rename it there; parents are made."""
+    """Write a file beside its place and rename it there; parents are made.
+
+    It is on the disk before it takes the place: a power cut leaves the old file or the new one.
+    """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        scratch.write_bytes(content)
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            if "://" not in os.fspath(path):
+                os.fsync(file.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

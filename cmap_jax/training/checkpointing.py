@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.fingerprint import check_fingerprint, fingerprint
@@ -21,6 +22,18 @@ from cmap_jax.variables import check_variables, variables_to_save
 
 # Where checkpoints that cannot be used are moved to, out of the way of those to come.
 DAMAGED = "damaged"
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which keeps out of the agreement on when to stop.
+
+    JAX counts one sequence of calls, and `StopRequest` makes them; those that Orbax would make with
+    a step in between would put the agreed call where no process comes by.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return False: `StopRequest` says when a run is asked to stop."""
+        return False
 
 
 class Checkpoints:
@@ -55,7 +68,7 @@ class Checkpoints:
             return
         tree = _as_tree(state)
         about = {"run": self._run, "fingerprint": fingerprint(tree), "progress": progress}
-        with self._explained(f"the state of step {step}"):
+        with self.explained(f"the state of step {step}"):
             self._latest.save(
                 step,
                 args=ocp.args.Composite(
@@ -66,7 +79,7 @@ class Checkpoints:
     def save_best(self, state: TrainState) -> None:
         """Save the variables to use. Save the state too: only then is the one before given up."""
         step = int(state.step)
-        with self._explained(f"the best variables, of step {step}"):
+        with self.explained(f"the best variables, of step {step}"):
             if step in self._best.all_steps():  # of a run that was killed before it knew of them
                 self._best.delete(step)
             self._best.save(step, args=variables_to_save(state.variables, self._run))
@@ -105,9 +118,26 @@ class Checkpoints:
             )
         return None
 
+    @contextlib.contextmanager
+    def explained(
+        self,
+        what: str,
+        errors: tuple[type[Exception], ...] = (ValueError, OSError, jax.errors.JaxRuntimeError),
+    ) -> Iterator[None]:
+        """Turn whatever a failed write raises into one OSError that says what is left."""
+        try:
+            yield
+        except errors as error:
+            good = max(workdir_lib.saved_steps(self._root), default=None)
+            raise OSError(
+                f"{what} could not be written to {self._root}: {_in_short(error)}. "
+                + (f"The state of step {good} is whole" if good else "No state was written yet")
+                + ": free some space, if there is none, and run again to continue"
+            ) from error
+
     def wait(self) -> None:
         """Return when all writes are complete."""
-        with self._explained("a checkpoint"):
+        with self.explained("a checkpoint"):
             self._latest.wait_until_finished()
             self._best.wait_until_finished()
 
@@ -117,17 +147,18 @@ class Checkpoints:
         self._latest.close()
         self._best.close()
 
-    def _manager(self, folder: str, count: int) -> ocp.CheckpointManager:
+    def _manager(self, folder: str, count: int) -> _Manager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=count,
             create=True,
+            cleanup_tmp_directories=True,  # of runs that were killed while they wrote
             # Both write in the background: without it, several processes' writes of the same step
             # would meet at barriers of one name.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=folder
             ),
         )
-        return ocp.CheckpointManager(self._root / folder, options=options)
+        return _Manager(self._root / folder, options=options)
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         about = self._latest.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
@@ -166,9 +197,11 @@ class Checkpoints:
             known,
             problem,
         )
-        progress.update(best_recall=-1.0, best_step=None)
+        # Where this state was evaluated, it is again.
+        progress.update(best_recall=-1.0, best_step=None, evaluated_step=0)
 
     def _put_away(self, folder: str, step: int) -> None:
+        """Move a checkpoint out of the way; no process goes on before it is gone."""
         if jax.process_index() == 0:
             target = self._root / DAMAGED / folder / str(step)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -176,19 +209,8 @@ class Checkpoints:
                 target.rmtree()
             (self._root / folder / str(step)).rename(target)
             logging.warning("It was moved to %s", target)
-
-    @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        """Turn whatever a failed write raises into one error that says what is left."""
-        try:
-            yield
-        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-            good = max(workdir_lib.saved_steps(self._root), default=None)
-            raise OSError(
-                f"{what} could not be written to {self._root}: {_in_short(error)}. "
-                + (f"The state of step {good} is whole" if good else "No state was written yet")
-                + ": free some space, if there is none, and run again to continue"
-            ) from error
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"put away {folder} {step}")
 
 
 def _in_short(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """One run at a time in a workdir: a lock with its owner and a sign of life."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from cmap_jax import workdir as workdir_lib
 
 LOCK = "run.lock"
 _BEAT = 10.0  # seconds between two signs of life
-_STALE = 60.0  # seconds without one after which another host's run counts as dead
+_STALE = 60.0  # seconds without one after which a run elsewhere counts as dead
 
 
 class WorkdirInUse(OSError):  # noqa: N818
@@ -27,8 +28,9 @@ class WorkdirLock:
     """Holds ``run.lock`` in a workdir while a run is at work there.
 
     The file names the host, the process and the last sign of life, which a thread renews. A lock
-    whose process is gone (on this host), or that gave no sign of life for a minute (from another),
-    was left by a run that was killed, and is taken over.
+    whose process is gone (on this system), or that gave no sign of life for a minute (elsewhere),
+    was left by a run that was killed, and is taken over. A run that was only silent, as one that
+    was suspended, finds out by `check`.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -51,8 +53,8 @@ class WorkdirLock:
             if owner is not None and _is_alive(owner):
                 raise WorkdirInUse(self._refusal(owner))
             logging.warning("%s was left by a run that was killed; it is taken over", self._path)
-            self._path.unlink(missing_ok=True)
-            if not self._create():
+            gone = owner is None or self._remove(owner)
+            if not (gone and self._create()):
                 raise WorkdirInUse(self._refusal(self._read() or {}))
         self._thread.start()
         return self
@@ -61,8 +63,23 @@ class WorkdirLock:
         """Give the lock back."""
         self._ended.set()
         self._thread.join()
-        if (self._read() or {}).get("token") == self._token:
+        if self._is_ours():
             self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Refuse to go on where another run has taken the lock over.
+
+        Raises:
+            WorkdirInUse: says which.
+        """
+        if not self._is_ours():
+            raise WorkdirInUse(
+                "this run gave no sign of life for a minute, and its lock was taken over: "
+                + self._refusal(self._read() or {})
+            )
+
+    def _is_ours(self) -> bool:
+        return (self._read() or {}).get("token") == self._token
 
     def _create(self) -> bool:
         """Write the lock file unless there is one."""
@@ -79,10 +96,25 @@ class WorkdirLock:
             return False
         return True
 
+    def _remove(self, owner: dict[str, Any]) -> bool:
+        """Remove the dead owner's lock; not one that yet another run has put there meanwhile."""
+        aside = epath.Path(f"{self._path}.{self._token}")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return True
+        found = _parse(aside)
+        if found.get("token") != owner.get("token"):
+            aside.rename(self._path)
+            return False
+        aside.unlink(missing_ok=True)
+        return True
+
     def _content(self) -> str:
         return json.dumps(
             {
                 "host": socket.gethostname(),
+                "system": _system(),
                 "process": os.getpid(),
                 "process_started": _start_of(os.getpid()),
                 "started": self._started,
@@ -92,25 +124,24 @@ class WorkdirLock:
         )
 
     def _read(self) -> dict[str, Any] | None:
-        """Return the lock's content; one that cannot be read is, or was left, half-written."""
+        """Return the lock's content, or None if there is none."""
         try:
-            found = json.loads(self._path.read_text())
+            return _parse(self._path)
         except FileNotFoundError:
             return None
-        except ValueError:
-            found = None
-        if isinstance(found, dict) and isinstance(found.get("alive"), int | float):
-            return found
-        return {"alive": self._path.stat().mtime}
 
     def _renew(self) -> None:
+        scratch = epath.Path(f"{self._path}.{self._token}")
         while not self._ended.wait(_BEAT):
             try:
-                scratch = epath.Path(f"{self._path}.{self._token}")
+                if not self._is_ours():
+                    return  # `check` says so
                 scratch.write_text(self._content())
                 scratch.replace(self._path)
             except OSError as error:  # a full disk: what matters is said elsewhere
                 logging.warning("%s could not be renewed: %s", self._path, error)
+                with contextlib.suppress(OSError):
+                    scratch.unlink(missing_ok=True)
 
     def _refusal(self, owner: dict[str, Any]) -> str:
         age = time.time() - owner.get("alive", time.time())
@@ -124,16 +155,35 @@ class WorkdirLock:
         )
 
 
+def _parse(path: epath.Path) -> dict[str, Any]:
+    """Return a lock's content; one that cannot be read is, or was left, half-written."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and isinstance(found.get("alive"), int | float):
+        return found
+    return {"alive": path.stat().mtime}
+
+
 def _is_alive(owner: dict[str, Any]) -> bool:
-    here = owner.get("host") == socket.gethostname()
-    if here and isinstance(owner.get("process"), int):
+    if owner.get("system") == _system() and isinstance(owner.get("process"), int):
         # The start too: a number may have been given to another process since.
         return _start_of(owner["process"]) == owner.get("process_started")
     return time.time() - owner["alive"] < _STALE
 
 
+def _system() -> str:
+    """Return what tells apart where a process's number means something: boots and containers."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
 def _start_of(process: int) -> str | None:
-    """Return when a process of this host started, in the system's own unit; None if it is gone."""
+    """Return when a process of this system started, in its own unit; None if it is gone."""
     try:
         fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -57,5 +57,5 @@ class StopRequest:
             signal.signal(number, signal.default_int_handler)
         elif self._asked:
             raise KeyboardInterrupt
-        self._asked = not self._several
-        logging.info("Stopping after this step; once more to stop at once")
+        self._asked = self._asked or not self._several
+        logging.info("Stopping after what is under way; once more to stop at once")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorflow as tf
 from absl import logging
 from clu import metric_writers, parameter_overview, periodic_actions
 from jax.experimental import multihost_utils
@@ -26,7 +27,7 @@ from cmap_jax.training.initial_weights import (
     apply_initial_weights,
     read_initial_weights,
 )
-from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
+from cmap_jax.training.lock import WorkdirLock
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.stopping import StopRequest
 from cmap_jax.training.train_state import TrainState, create_train_state
@@ -64,8 +65,8 @@ def train(
         ValueError: the workdir holds a run with another config, or the vocabulary does not fit.
     """
     # First of all: a run that is at work there may be writing what is read here.
-    with _locked(workdir):
-        return _train(config, datasets, workdir, initial)
+    with _locked(workdir) as lock:
+        return _train(config, datasets, workdir, initial, lock)
 
 
 def _train(
@@ -73,6 +74,7 @@ def _train(
     datasets: Any,
     workdir: str | os.PathLike,
     initial: InitialWeights | None,
+    lock: WorkdirLock | None,
 ) -> Result:
     """Train in a workdir that nobody else works in."""
     workdir_lib.check_same_run(workdir, config)
@@ -98,13 +100,18 @@ def _train(
     )
     start = int(state.step)
     if start == 0:
+        if initial is None:  # what seemed to be a checkpoint was none
+            initial = read_initial_weights(config)
         variables = apply_initial_weights(
             config, initial, state.variables, datasets.vocabulary, datasets.word_counts
         )
         state = state.replace(**variables)
         writer.write_hparams(_flat(config.to_dict()))
         if jax.process_index() == 0:
-            parameter_overview.log_parameter_overview(state.params, msg="Parameters")
+            # Without statistics: parameters that are split over processes cannot be fetched here.
+            parameter_overview.log_parameter_overview(
+                state.params, include_stats=False, msg="Parameters"
+            )
     logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))
 
     stop = StopRequest()
@@ -116,6 +123,8 @@ def _train(
     def evaluate(step: int) -> bool:
         """Evaluate on the val split; return whether the state must be saved, being the best."""
         log.check_all()
+        if lock is not None:
+            lock.check()
         result = evaluator(state.variables, datasets.evaluations["val"], should_stop=stop)
         writer.write_scalars(step, _tags(result))
         progress["evaluated_step"] = step
@@ -127,6 +136,8 @@ def _train(
 
     def save(step: int) -> None:
         log.check_all()
+        if lock is not None:
+            lock.check()
         # Before the checkpoint: what it has left behind is never logged again.
         writer.flush()
         checkpoints.save(state, {**progress, "log": log.state()})
@@ -140,7 +151,9 @@ def _train(
         skips=config.train.non_finite == "skip",
     )
     log.restore(progress.pop("log"))
-    with metric_writers.ensure_flushes(writer), stop, feed:
+    # The curves' file is written by TensorFlow, which has errors of its own for a full disk.
+    explained = checkpoints.explained("the curves", (tf.errors.OpError,))
+    with explained, metric_writers.ensure_flushes(writer), stop, feed:
         try:
             # Where the run was stopped in the middle of an evaluation.
             pending = start > 0 and progress["evaluated_step"] != start
@@ -174,22 +187,22 @@ def _train(
 
 
 @contextlib.contextmanager
-def _locked(workdir: str | os.PathLike) -> Iterator[None]:
-    """Hold the workdir's lock, in process 0; the others end where it is refused."""
+def _locked(workdir: str | os.PathLike) -> Iterator[WorkdirLock | None]:
+    """Hold the workdir's lock, in process 0; the others end where it is refused, and get None."""
     with contextlib.ExitStack() as stack:
-        refused = None
+        lock, refused = None, None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(WorkdirLock(workdir))
+                lock = stack.enter_context(WorkdirLock(workdir))
             except OSError as error:
                 refused = error
         if jax.process_count() > 1:
             anyone = multihost_utils.broadcast_one_to_all(np.asarray(refused is not None))
             if anyone and refused is None:
-                refused = WorkdirInUse(f"{os.fspath(workdir)} is in use, says process 0")
+                refused = OSError(f"process 0 could not lock {os.fspath(workdir)}, and says why")
         if refused is not None:
             raise refused
-        yield
+        yield lock
 
 
 def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:

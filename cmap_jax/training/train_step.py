@@ -65,7 +65,8 @@ def make_train_step(
         metrics = {
             **terms,
             "gradient_norm": gradient_norm,
-            "learning_rate": jnp.asarray(schedule(state.step)),
+            # The optimiser's own count: a step that is skipped does not move it.
+            "learning_rate": jnp.asarray(schedule(state.step - state.skipped)),
             "logit_scale": state.params["logit_scale"],
             "skipped_steps": new.skipped,
         }

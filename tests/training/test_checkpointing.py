@@ -145,7 +145,10 @@ def test_what_was_being_written_is_no_checkpoint(tmp_path):
     shutil.copytree(
         tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
     )
+    assert workdir_lib.saved_steps(tmp_path) == [3]
     assert int(_restore(tmp_path)[0].step) == 3
+    # Nor left to fill the disk.
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"3"}
 
 
 def test_retention_and_the_best_of_two(tmp_path):
@@ -175,6 +178,7 @@ def test_best_variables_that_are_lost(tmp_path, caplog, absl_log):
     state, progress = _restore(tmp_path)
     assert int(state.step) == 6
     assert (progress["best_recall"], progress["best_step"]) == (-1.0, None)
+    assert progress["evaluated_step"] == 0  # where it is due, the evaluation is made again
     assert "The best variables, of step 3, cannot be used" in caplog.text
 
 
@@ -298,6 +302,37 @@ def test_another_host_counts_as_dead_after_a_minute(silent, refused, tmp_path):
     else:
         with WorkdirLock(tmp_path):
             pass
+
+
+def test_another_container_counts_as_dead_after_a_minute(tmp_path):
+    """It may have this host's name, and its processes are not seen from here."""
+    with WorkdirLock(tmp_path):
+        owner = json.loads((tmp_path / "run.lock").read_text())
+    assert owner["system"]
+    owner |= {"system": "elsewhere", "process": 2**22 + 1}
+    (tmp_path / "run.lock").write_text(json.dumps(owner))
+    with pytest.raises(WorkdirInUse, match=f"process {2**22 + 1}"), WorkdirLock(tmp_path):
+        pass
+
+
+def test_a_run_that_was_silent_finds_its_lock_taken_over(tmp_path):
+    with WorkdirLock(tmp_path) as lock:
+        lock.check()
+        owner = json.loads((tmp_path / "run.lock").read_text())
+        other = json.dumps(owner | {"token": "another's", "process": 7})
+        (tmp_path / "run.lock").write_text(other)
+        with pytest.raises(WorkdirInUse, match="taken over: .* in use by process 7 on"):
+            lock.check()
+    assert (tmp_path / "run.lock").read_text() == other  # its lock stays
+
+
+def test_two_that_take_over_the_same_lock(tmp_path):
+    """The later one must not remove what the earlier one has put in its place."""
+    dead = {"host": "elsewhere", "process": 1, "alive": 0.0, "token": "the dead one's"}
+    with WorkdirLock(tmp_path) as lock:
+        assert not WorkdirLock(tmp_path)._remove(dead)
+        lock.check()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_gives_signs_of_life(tmp_path, monkeypatch):

@@ -223,6 +223,39 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained.variables))
 
 
+def test_curves_that_cannot_be_written_end_the_run(config, tmp_path, monkeypatch):
+    """TensorFlow's error for a full disk is not Python's."""
+    import tensorflow as tf
+    from clu import metric_writers
+
+    def full(_):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    original = metric_writers.create_default_writer
+
+    def create(*arguments, **options):
+        writer = original(*arguments, **options)
+        writer.flush = lambda: full(writer) if (tmp_path / "checkpoints/3").is_dir() else None
+        return writer
+
+    monkeypatch.setattr(metric_writers, "create_default_writer", create)
+    with pytest.raises(OSError, match=r"curves could not be written.*No space.*step 3 is whole"):
+        train(config, create_datasets(config), tmp_path)
+
+
+def test_data_may_lie_elsewhere_when_a_run_goes_on(config, tmp_path):
+    import shutil
+
+    def stop(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        train(config, _with_interruption(config, 4, stop), tmp_path / "run")
+    moved = config.copy_and_resolve_references()
+    moved.data.directory = str(shutil.copytree(config.data.directory, tmp_path / "moved"))
+    train(moved, create_datasets(moved), tmp_path / "run")
+
+
 def test_a_run_stopped_before_its_first_evaluation_can_be_loaded(config, tmp_path):
     def stop(_):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -119,6 +119,13 @@ def test_what_is_frozen():
     assert frozen == backbone | {"text_encoder/word_embedding"}
 
 
+def test_the_order_of_the_devices_is_that_of_the_batch():
+    """Whatever the order they are given in, or the torus suggests: each process's together."""
+    devices = jax.devices()
+    mesh = sharding.make_mesh(devices[::-2] + devices[::2], fsdp=2)
+    assert mesh.devices.ravel().tolist() == devices
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="6 rows, which 8 devices cannot share"):
         sharding.place_batch({"mask": np.ones(6, bool)}, sharding.make_mesh())
