@@ -158,7 +158,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_p
     assert set(results(tmp_path)["protocols"]) == set(results(alone)["protocols"])
 
 
-def _save_often(coordinator, index, workdir, saves):
+def _save_often(coordinator, index, workdir, steps):
     """Save many states, restore one before a damaged one, and stop, as one of two processes."""
     import jax
     from jax.experimental import multihost_utils
@@ -189,13 +189,13 @@ def _save_often(coordinator, index, workdir, saves):
 
     with StopRequest() as stop:
         checkpoints = Checkpoints(workdir, 2, "a run")
-        for step in range(1, saves + 1):
+        for step in steps:
             save(checkpoints, step)
             assert not stop()
         checkpoints.close()
 
         if index == 0:
-            for path in pathlib.Path(workdir, "checkpoints", str(saves)).rglob("d"):
+            for path in pathlib.Path(workdir, "checkpoints", str(steps[-1])).rglob("d"):
                 shutil.rmtree(path)
         multihost_utils.sync_global_devices("damaged")
         checkpoints = Checkpoints(workdir, 2, "a run")
@@ -203,13 +203,12 @@ def _save_often(coordinator, index, workdir, saves):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state_of(0)
         )
         state, progress = checkpoints.restore(like)
-        assert int(state.step) == progress["best_step"] == saves - 1
-        save(checkpoints, saves)
-        checkpoints.close()
-
-        # Saving has left the agreement on when to stop as it was.
-        if index == 1:
+        assert int(state.step) == progress["best_step"] == steps[-2]
+        if index == 1:  # while they are saving
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        save(checkpoints, steps[-1])
+        checkpoints.close()
         calls = 0
         while not stop():
             calls += 1
@@ -226,7 +225,9 @@ def test_states_and_best_variables_are_written_at_once_by_two_processes(tmp_path
     spawn = multiprocessing.get_context("spawn")
     coordinator = f"localhost:{_free_port()}"
     processes = [
-        spawn.Process(target=_save_often, args=(coordinator, index, str(tmp_path), 30))
+        spawn.Process(
+            target=_save_often, args=(coordinator, index, str(tmp_path), range(1000, 31000, 1000))
+        )
         for index in range(2)
     ]
     for process in processes:
@@ -237,9 +238,9 @@ def test_states_and_best_variables_are_written_at_once_by_two_processes(tmp_path
     for process in processes:
         process.kill()
     assert ended == [0, 0]
-    assert (tmp_path / "damaged" / "checkpoints" / "30").is_dir()
+    assert (tmp_path / "damaged" / "checkpoints" / "30000").is_dir()
     for folder in ("checkpoints", "best"):
-        assert {p.name for p in (tmp_path / folder).iterdir()} == {"29", "30"}
+        assert {p.name for p in (tmp_path / folder).iterdir()} == {"29000", "30000"}
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def test_a_run_that_was_silent_finds_its_lock_taken_over(tmp_path):
         owner = json.loads((tmp_path / "run.lock").read_text())
         other = json.dumps(owner | {"token": "another's", "process": 7})
         (tmp_path / "run.lock").write_text(other)
-        with pytest.raises(WorkdirInUse, match="taken over: .* in use by process 7 on"):
+        with pytest.raises(WorkdirInUse, match=r"taken over: .* in use by process 7 on"):
             lock.check()
     assert (tmp_path / "run.lock").read_text() == other  # its lock stays
 
