@@ -33,6 +33,7 @@ ARGUMENTS = (
     "--config.train.log_every_steps=7",
     "--config.optimizer.warmup_steps=5",
 )
+STEPS = 10  # an epoch of that
 _PHASES = ("save", "evaluation", "any")
 
 
@@ -106,8 +107,8 @@ def endure(folder: pathlib.Path, kills: int, seed: int) -> list[str]:
     from stored_runs import assert_same
 
     context, rng = _context(), random.Random(seed)
-    # Long enough not to end before the last kill.
-    length = f"--config.train.epochs={2 * kills}"
+    # Long enough not to end before the last kill: no start gets further than three epochs.
+    length = f"--config.train.epochs={3 * kills + 1}"
     arguments = [*ARGUMENTS, length, f"--compilation_cache={folder / 'cache'}"]
 
     def start(name: str):
@@ -126,13 +127,14 @@ def endure(folder: pathlib.Path, kills: int, seed: int) -> list[str]:
     while len(moments) < kills:
         phase = _PHASES[len(moments) % len(_PHASES)]
         process, log, seen = start("killed")
-        mark, times = ("@step", 1) if phase == "any" else (f"@{phase}", rng.randint(1, 4))
+        mark, most = ("@step", 3 * STEPS) if phase == "any" else (f"@{phase}", 3)
+        times = rng.randint(1, most)
         if not _wait(process, log, seen, mark, times):
             raise AssertionError(
                 f"the run ended after {len(moments)} kills: {log.read_text()[-2000:]}"
             )
-        # About as long as one takes here; any: a few epochs.
-        time.sleep(rng.uniform(0, {"save": 0.12, "evaluation": 0.6, "any": 5.0}[phase]))
+        # About as long as one takes here.
+        time.sleep(rng.uniform(0, {"save": 0.12, "evaluation": 0.6, "any": 0.1}[phase]))
         process.kill()
         process.join()
         marks = _marks(log, seen)
