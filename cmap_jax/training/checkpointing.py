@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
@@ -98,11 +99,14 @@ class Checkpoints:
         problems = []
         steps = sorted(self._latest.all_steps(), reverse=True)
         for step in steps:
+            found, problem = None, "another process could not read it"
             try:
                 found = self._restore(step, like)
             except (ValueError, KeyError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
+                problem = _in_short(error)
+            if not _all_processes(found is not None):
                 path = self._root / workdir_lib.CHECKPOINTS / str(step)
-                problems.append(f"{path}: {_in_short(error)}")
+                problems.append(f"{path}: {problem}")
                 logging.warning("Cannot continue from %s", problems[-1])
                 continue
             for bad in [s for s in steps if s > step]:
@@ -211,6 +215,13 @@ class Checkpoints:
             logging.warning("It was moved to %s", target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"put away {folder} {step}")
+
+
+def _all_processes(good: bool) -> bool:
+    """Return whether it is so in all processes: they go on from one state."""
+    if jax.process_count() == 1:
+        return good
+    return bool(multihost_utils.process_allgather(np.asarray(good)).all())
 
 
 def _in_short(error: Exception) -> str:
