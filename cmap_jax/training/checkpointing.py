@@ -151,6 +151,18 @@ class Checkpoints:
         self._latest.close()
         self._best.close()
 
+    def __enter__(self) -> "Checkpoints":
+        """Close at the end; after an error too, where no other process could keep it waiting."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Close: a write that goes on would be in the way of this process's next run."""
+        if kind is None:
+            self.close()
+        elif jax.process_count() == 1:
+            with contextlib.suppress(OSError):  # there is an error to be seen already
+                self.close()
+
     def _manager(self, folder: str, count: int) -> _Manager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=count,

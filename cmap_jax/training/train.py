@@ -153,7 +153,7 @@ def _train(
     log.restore(progress.pop("log"))
     # The curves' file is written by TensorFlow, which has errors of its own for a full disk.
     explained = checkpoints.explained("the curves", (tf.errors.OpError,))
-    with explained, metric_writers.ensure_flushes(writer), stop, feed:
+    with checkpoints, explained, metric_writers.ensure_flushes(writer), stop, feed:
         try:
             # Where the run was stopped in the middle of an evaluation.
             pending = start > 0 and progress["evaluated_step"] != start
@@ -178,11 +178,10 @@ def _train(
         except Interrupted:
             step = int(state.step)
             save(step)
-            checkpoints.close()
+            checkpoints.wait()
             raise Stopped(
                 f"stopped at step {step} of {total_steps}; run again to continue"
             ) from None
-    checkpoints.close()
     return result
 
 
