@@ -16,9 +16,9 @@ def fingerprint(tree: Any) -> dict[str, int]:
     """Return a 64-bit number for each array of a tree, by its path."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     with jax.enable_x64(any(x.dtype.itemsize == 8 for _, x in named)):
-        # One program a shape: a parameter and its moments, and like layers, share it. One at a time:
-        # where the CPU plays several devices, two whose parts wait for one another may share too few
-        # threads, and wait for ever.
+        # One program a shape: a parameter and its moments, and like layers, share it. One at a
+        # time: where the CPU plays several devices, programs whose parts wait for one another may
+        # share too few threads, and wait for ever.
         halves = [jax.device_get(_sum(x)) for _, x in named]
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(low) | int(high) << 32
