@@ -107,8 +107,8 @@ def endure(folder: pathlib.Path, kills: int, seed: int) -> list[str]:
     from stored_runs import assert_same
 
     context, rng = _context(), random.Random(seed)
-    # Long enough not to end before the last kill: no start gets further than three epochs.
-    length = f"--config.train.epochs={3 * kills + 1}"
+    # Long enough not to end before the last kill: no start gets further than two epochs.
+    length = f"--config.train.epochs={2 * kills + 1}"
     arguments = [*ARGUMENTS, length, f"--compilation_cache={folder / 'cache'}"]
 
     def start(name: str):
@@ -127,7 +127,7 @@ def endure(folder: pathlib.Path, kills: int, seed: int) -> list[str]:
     while len(moments) < kills:
         phase = _PHASES[len(moments) % len(_PHASES)]
         process, log, seen = start("killed")
-        mark, most = ("@step", 3 * STEPS) if phase == "any" else (f"@{phase}", 3)
+        mark, most = ("@step", 2 * STEPS) if phase == "any" else (f"@{phase}", 2)
         times = rng.randint(1, most)
         if not _wait(process, log, seen, mark, times):
             raise AssertionError(

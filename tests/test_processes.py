@@ -143,6 +143,8 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_p
         "lost another process of the run" in written[survivor][1]
         or "another task died" in written[survivor][1]
     ), written[survivor][1][-3000:]
+    if survivor == 0:
+        return  # what stands in the workdir is not a matter of who was killed
 
     (process,) = start(tmp_path, 1, 4, "--config.mesh.fsdp=2")
     ((_, errors),) = _end([process])
