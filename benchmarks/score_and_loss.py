@@ -62,9 +62,8 @@ def jax_side(batch: int):
         preservation = PreservationInputs(x["text"], x["transform"], x["preservation"])
         names = ("modified", "preserved"), ("high", "mid", "low")
         query = ComposedQuery(branches, preservation, *names)
-        return objective(TrainingOutputs(query, x["target"], jnp.float32(2.65926)), settings, mesh)[
-            0
-        ]
+        outputs = TrainingOutputs(query, x["target"], jnp.float32(2.65926))
+        return objective(outputs, settings, mesh)[0]
 
     arrays = jax.tree.map(jnp.asarray, inputs(batch))
     step = jax.jit(jax.value_and_grad(loss)).lower(arrays).compile()

@@ -120,11 +120,15 @@ def _train(
         epoch, position = divmod(step, steps_per_epoch)
         return step == total_steps or (position == 0 and epoch % every_epochs == 0)
 
-    def evaluate(step: int) -> bool:
-        """Evaluate on the val split; return whether the state must be saved, being the best."""
+    def check() -> None:
+        """Let nothing be written after a step that went wrong, or in another run's workdir."""
         log.check_all()
         if lock is not None:
             lock.check()
+
+    def evaluate(step: int) -> bool:
+        """Evaluate on the val split; return whether the state must be saved, being the best."""
+        check()
         result = evaluator(state.variables, datasets.evaluations["val"], should_stop=stop)
         writer.write_scalars(step, _tags(result))
         progress["evaluated_step"] = step
@@ -135,9 +139,7 @@ def _train(
         return True
 
     def save(step: int) -> None:
-        log.check_all()
-        if lock is not None:
-            lock.check()
+        check()
         # Before the checkpoint: what it has left behind is never logged again.
         writer.flush()
         checkpoints.save(state, {**progress, "log": log.state()})

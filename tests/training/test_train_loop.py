@@ -244,8 +244,6 @@ def test_curves_that_cannot_be_written_end_the_run(config, tmp_path, monkeypatch
 
 
 def test_data_may_lie_elsewhere_when_a_run_goes_on(config, tmp_path):
-    import shutil
-
     def stop(_):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -266,8 +264,6 @@ def test_a_run_stopped_before_its_first_evaluation_can_be_loaded(config, tmp_pat
 
 
 def test_other_data_are_refused(config, undisturbed, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(undisturbed[0], copy)
     words = (copy / "vocabulary.txt").read_text().replace("red", "rad")
@@ -331,8 +327,6 @@ def test_the_workdir_is_all_that_is_needed(config, undisturbed):
 def test_broken_workdirs_are_named(undisturbed, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a workdir: it has no config\.json"):
         cmap_jax.load(tmp_path)
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(undisturbed[0], copy)
     vocabulary = workdir_lib.read_description(copy).vocabulary

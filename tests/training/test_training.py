@@ -74,10 +74,11 @@ def test_losses_agree_on_any_devices_in_float32(all_split):
 def test_parameters_agree_on_any_devices_in_float64(variant, x64, all_split):
     """After three steps, 1e-9 per tensor: batch-norm is over the global batch."""
     config = small_config(variant, dtype="float64")
-    one = _run(config, np.float64)[1]
+    losses, one = _run(config, np.float64)
     # All meshes for the method itself; the one with everything in it for the others.
     for devices, fsdp in _MESHES if variant == "cmap" else [(8, 2)]:
-        other = _run(config, np.float64, devices, fsdp)[1]
+        found, other = _run(config, np.float64, devices, fsdp)
+        np.testing.assert_allclose(found, losses, rtol=1e-9)
         _assert_alike(one, other, 1e-9)
         split = [x for x in jax.tree.leaves(other.params) if not x.sharding.is_fully_replicated]
         moments = [
