@@ -84,6 +84,7 @@ def _draw(result: Any, datasets: Any, arguments: argparse.Namespace) -> None:
                 [(data.read_image(i), i in record["targets"]) for i in ids],
                 record["rank"],
                 names=(record["reference"], *ids),
+                tied=record["tied"],
             )
         )
     save(results_grid(rows, protocol), arguments.grid)

@@ -37,6 +37,12 @@ def results(content: Mapping[str, Any]) -> str:
         for name, numbers in content["protocols"].items()
         if numbers["skipped"]
     ]
+    notes += [
+        f"{name}: {numbers['tied_queries']:.1f}% of the queries are tied, their right image with a "
+        "wrong one of exactly its score; their rank is the mean over all orders."
+        for name, numbers in content["protocols"].items()
+        if "tied_queries" in numbers
+    ]
     if facts.get("images_skipped"):
         notes.append(f"{facts['images_skipped']} images were unusable and left out of everything.")
     if facts.get("categories_missing"):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from cmap_jax.evaluation.outcomes import bootstrap_differences
 from cmap_jax.evaluation.results import StoredResult
+from cmap_jax.protocols import PROTOCOLS
 
 _SHOWN = 5  # image ids in a message
 
@@ -62,7 +63,16 @@ def _why_not(name: str, first: StoredResult, second: StoredResult) -> str | None
     """Return why two results of a protocol cannot be compared, or None."""
     if first.protocol != second.protocol:
         versions = f"{first.protocol.version} and {second.protocol.version}"
-        return f"{name}: measured under different rules (versions {versions})"
+        return (
+            f"{name}: measured under different rules (versions {versions}); evaluate the older "
+            "one again"
+        )
+    known = PROTOCOLS.get(name)
+    if known and first.protocol.version < known.version:
+        return (
+            f"{name}: both measured under version {first.protocol.version} of its rules, which now "
+            f"have version {known.version}; evaluate both again"
+        )
     if first.skipped_images != second.skipped_images:
         a, b = set(first.skipped_images), set(second.skipped_images)
         apart = sorted(a ^ b)

@@ -17,10 +17,12 @@ from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.progress import track
 from cmap_jax.protocols import Protocol
 from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.retrieval.placement import Placement
 
 # The halves of a query that a shortcut leaves: the other one is taken away.
 HALVES = ("text", "image")
 _QUERIES_AT_ONCE = 1024  # large products are fast
+_MANY_TIES = 1.0  # percent of the queries; more than this is no coincidence
 
 
 @dataclasses.dataclass
@@ -159,6 +161,7 @@ class Evaluator:
             result.conditions[name] = evaluation.conditions()
             result.rankings[name] = [record for r in found.values() for record in r.records]
             result.shortcuts[name] = {}
+            _warn_of_ties(name, result.protocols[name])
         for half in HALVES if shortcuts else ():
             for evaluation, found in self._rank_all(variables, data, pyramid, False, half):
                 numbers = _numbers(evaluation, _collect(evaluation, found)) if found else None
@@ -295,12 +298,14 @@ def _collect(evaluation: Any, rankings: Mapping[str, Ranking]) -> Outcomes:
     if protocol.cutoffs("R_subset"):
         subset_ranks = np.concatenate([r.subset_ranks() for r in found])
     precisions = [r.average_precisions() for r in found]
+    placement = Placement.concatenate([r.placement() for r in found])
     return Outcomes.collect(
         [category for category, r in rankings.items() for _ in r.annotations],
         [annotation for r in found for annotation in r.annotations],
-        np.concatenate([np.empty(0, np.int64), *(r.ranks() for r in found)]),
+        placement.ranks(),
         subset_ranks,
         {k: np.concatenate([p[k] for p in precisions]) for k in protocol.cutoffs("mAP")},
+        placement.tied,
     )
 
 
@@ -309,6 +314,20 @@ def _numbers(evaluation: Any, outcomes: Outcomes) -> dict[str, float | int]:
     numbers["skipped"] += evaluation.skipped
     numbers["gallery_images"] = sum(map(len, evaluation.galleries.values()))
     return numbers
+
+
+def _warn_of_ties(protocol: str, numbers: Mapping[str, float | int]) -> None:
+    """Warn where so many queries are tied that something must be wrong."""
+    tied = numbers.get("tied_queries", 0.0)
+    if tied > _MANY_TIES:
+        logging.warning(
+            "%s: the right image of %.1f%% of the queries has exactly the score of a wrong one. "
+            "This usually means collapsed or constant embeddings (a training that diverged, "
+            "weights that were not read), or identical images in the gallery. Ties count in "
+            "nobody's favour: their rank is the mean over all orders",
+            protocol,
+            tied,
+        )
 
 
 def _in_blocks(

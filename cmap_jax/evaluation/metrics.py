@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmap_jax.retrieval.positions import NO_TARGET, Positions, padded_positions
+from cmap_jax.retrieval.placement import BROKEN, Placement, Thresholds
+from cmap_jax.retrieval.positions import Positions, padded_positions
 
 
 def ranks(
     scores: np.ndarray | jax.Array, targets: Positions, exclude: Positions | None = None
 ) -> np.ndarray:
-    """Return the 0-based rank of each query's best-ranked correct image (SPEC 6).
+    """Return the expected 0-based rank of each query's best-ranked correct image (SPEC 6).
 
-    The rank is the number of images that score strictly higher; the gallery is not sorted.
+    It is the number of wrong images that score strictly higher, and of the wrong images at exactly
+    the same score the part that stands before the correct one on average: with e of them and c
+    correct ones, e / (c + 1). Ranks are therefore real numbers. The gallery is not sorted.
 
     Args:
         scores: [B, N], on whatever device; they are read once and stay there.
@@ -24,39 +27,57 @@ def ranks(
         exclude: positions whose score counts as -inf, in the same forms; the reference image.
 
     Returns:
-        [B] int64. N - 1 where the only correct image is excluded; -1 where there is none at all.
+        [B] float64. N - 1 where the only correct image is excluded and all other scores are
+        finite; -1 where there is no correct image at all.
 
     Raises:
         ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
     """
+    return place(scores, targets, exclude).ranks()
+
+
+def place(
+    scores: np.ndarray | jax.Array, targets: Positions, exclude: Positions | None = None
+) -> Placement:
+    """Return where each query's best-ranked correct image stands, [B]; arguments as `ranks`."""
     if scores.ndim != 2:
         raise ValueError(f"scores must be [B, N], not {scores.shape}")
-    correct = padded_positions(targets, scores.shape)
+    correct, excluded = (padded_positions(p, scores.shape) for p in (targets, exclude))
+    if not scores.size:
+        return Placement(*np.zeros((3, len(scores)), np.int64))
     with jax.enable_x64(scores.dtype == np.float64):  # else such scores would be rounded
-        found, broken = _count_higher(scores, correct, padded_positions(exclude, scores.shape))
+        picked, *counts, broken = map(np.asarray, _count(scores, correct, excluded))
     if broken:
-        raise ValueError("a score is NaN: the model or its inputs are broken")
-    return np.where((correct >= 0).any(axis=1), np.asarray(found, np.int64), NO_TARGET)
+        raise ValueError(BROKEN)
+    thresholds = Thresholds.build(picked, correct, excluded, every=False)
+    return thresholds.place(*(count[:, None] for count in counts)).best()
 
 
 @jax.jit
-def _count_higher(
+def _count(
     scores: jax.Array, correct: jax.Array, excluded: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return how many images score above the best correct one, [B], and whether a score is NaN."""
-    if not scores.size:
-        return jnp.zeros(scores.shape[0], jnp.int32), jnp.zeros((), bool)
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Count the wrong images above the best correct one and level with it, without excluded ones.
+
+    Returns:
+        The correct images' scores, [B, M], -inf where excluded or none; the two counts, [B] each;
+        and whether a score is NaN.
+    """
 
     def at(positions: jax.Array) -> jax.Array:
         values = jnp.take_along_axis(scores, jnp.maximum(positions, 0), axis=1)
-        return jnp.where(positions >= 0, values, -jnp.inf)
+        return jnp.where(positions >= 0, values, jnp.nan)  # equal to nothing, above nothing
 
-    taken_out = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
-    best = jnp.max(jnp.where(taken_out, -jnp.inf, at(correct)), axis=1, keepdims=True)
+    is_excluded = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
+    picked = jnp.where(is_excluded, jnp.nan, at(correct))
+    scored = jnp.where(jnp.isnan(picked), -jnp.inf, picked)
+    best = jnp.max(scored, axis=1, keepdims=True)
+    uncounted = jnp.concatenate([picked, at(excluded)], axis=1)
     higher = jnp.sum(scores > best, axis=1, dtype=jnp.int32)
-    # Those excluded count as -inf, which is above nothing.
-    higher -= jnp.sum(at(excluded) > best, axis=1, dtype=jnp.int32)
-    return higher, jnp.isnan(scores).any()
+    tied = jnp.sum(scores == best, axis=1, dtype=jnp.int32)
+    higher -= jnp.sum(uncounted > best, axis=1, dtype=jnp.int32)
+    tied -= jnp.sum(uncounted == best, axis=1, dtype=jnp.int32)
+    return scored, higher, tied, jnp.isnan(scores).any()
 
 
 def top(scores: np.ndarray | jax.Array, count: int, exclude: Positions | None = None) -> np.ndarray:
@@ -84,27 +105,36 @@ def _top(scores: jax.Array, excluded: jax.Array, *, count: int) -> jax.Array:
     return jax.lax.top_k(scores, count)[1]
 
 
-def average_precision(
-    best: np.ndarray, targets: Sequence[Sequence[int]], cutoffs: Sequence[int]
-) -> dict[int, np.ndarray]:
+def average_precision(placement: Placement, cutoffs: Sequence[int]) -> dict[int, np.ndarray]:
     """Return AP@K of each query, as CIRCO defines it (SPEC 5).
 
-    The sum over the first K images of (precision up to there, where the image is correct), divided
-    by min(correct images, K).
+    The sum over the correct images among the first K of the precision at their place, divided by
+    min(correct images, K). Tied images have expected places: of c correct ones among e wrong ones
+    of the same score, the j-th has j e / (c + 1) of these before it on average (SPEC 6).
 
     Args:
-        best: [B, M] positions, best first; M is at least the largest K, or the whole gallery.
-        targets: the correct positions of each row, each once.
+        placement: of every correct image, [B, M].
         cutoffs: the K.
 
     Returns:
         [B] float64 in 0..1 for each K; 0 for a query without a correct image.
     """
-    correct = np.array([np.isin(row, places) for row, places in zip(best, targets, strict=True)])
-    correct = correct.reshape(best.shape)
-    precision = np.cumsum(correct, axis=1) / np.arange(1, best.shape[1] + 1)
-    counts = np.array([len(places) for places in targets])
+    exists = placement.correct > 0
+    # Best first; images that are none come last.
+    order = np.lexsort((placement.tied, placement.higher, ~exists), axis=1)
+    exists, higher, tied, correct = (
+        np.take_along_axis(x, order, axis=1)
+        for x in (exists, placement.higher, placement.tied, placement.correct)
+    )
+    number = np.arange(1, exists.shape[1] + 1)  # correct images up to here, this one included
+    same = (higher[:, :, None] == higher[:, None, :]) & (tied[:, :, None] == tied[:, None, :])
+    before = np.tri(exists.shape[1], k=0, dtype=bool)
+    among_equals = (same & before & exists[:, None, :]).sum(axis=2)
+    wrong = higher + among_equals * tied / (correct + 1)  # expected number before this one
+    rank = wrong + number - 1  # 0-based
+    precision = np.where(exists, number / (rank + 1), 0.0)
+    counts = exists.sum(axis=1)
     return {
-        k: (precision * correct)[:, :k].sum(axis=1) / np.maximum(np.minimum(counts, k), 1)
+        k: (precision * (rank < k)).sum(axis=1) / np.maximum(np.minimum(counts, k), 1)
         for k in cutoffs
     }

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cmap_jax.evaluation.metrics import NO_TARGET
 from cmap_jax.protocols import Protocol, split_metric
+from cmap_jax.retrieval.positions import NO_TARGET
 
 DRAWS = 2000  # of a bootstrap
 CONFIDENCE = (2.5, 97.5)  # percentiles: 95%
@@ -25,9 +25,13 @@ class Outcomes:
     Attributes:
         groups: number of queries of each category; their queries follow one another.
         annotation: int, which annotation a query comes from; numbered within the evaluation.
-        rank: int, 0-based, of the best-ranked correct image.
-        subset_rank: int, the same among the query's subset; None where the protocol has none.
+        rank: float64, 0-based, expected rank of the best-ranked correct image; a fraction where
+            wrong images have exactly its score.
+        subset_rank: float64, as ``rank`` among the query's subset; None where the protocol has
+            none.
         average_precision: by K, in 0..1; empty where the protocol reports none.
+        tied: int, number of wrong images at exactly the score of the best correct one; None: there
+            are none.
         skipped: queries that do not count, having no correct image in the gallery.
     """
 
@@ -36,7 +40,13 @@ class Outcomes:
     rank: np.ndarray
     subset_rank: np.ndarray | None = None
     average_precision: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    tied: np.ndarray | None = None
     skipped: int = 0
+
+    def __post_init__(self):
+        """Fill in that nothing is tied."""
+        if self.tied is None:
+            object.__setattr__(self, "tied", np.zeros(len(self.rank), np.int64))
 
     @classmethod
     def collect(
@@ -46,6 +56,7 @@ class Outcomes:
         rank: np.ndarray,
         subset_rank: np.ndarray | None,
         average_precision: Mapping[int, np.ndarray],
+        tied: np.ndarray | None = None,
     ) -> "Outcomes":
         """Build from rows for all queries, grouped by category; leaves out those of rank -1."""
         counts = rank != NO_TARGET
@@ -57,6 +68,7 @@ class Outcomes:
             rank[counts],
             None if subset_rank is None else subset_rank[counts],
             {k: values[counts] for k, values in average_precision.items()},
+            None if tied is None else tied[counts],
             int((~counts).sum()),
         )
 
@@ -78,6 +90,7 @@ class Outcomes:
             "groups": dict(self.groups),
             "annotation": self.annotation.tolist(),
             "rank": self.rank.tolist(),
+            "tied": self.tied.tolist(),
             "subset_rank": None if self.subset_rank is None else self.subset_rank.tolist(),
             "average_precision": {str(k): v.tolist() for k, v in self.average_precision.items()},
             "skipped": self.skipped,
@@ -85,14 +98,20 @@ class Outcomes:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Outcomes":
-        """Build from `to_dict`'s result."""
+        """Build from `to_dict`'s result.
+
+        Results of earlier versions did not count ties. They are read, so that they can be refused
+        by the name of their protocol.
+        """
         subset = fields["subset_rank"]
+        tied = fields.get("tied")
         return cls(
             fields["groups"],
             np.asarray(fields["annotation"], np.int64),
-            np.asarray(fields["rank"], np.int64),
-            None if subset is None else np.asarray(subset, np.int64),
+            np.asarray(fields["rank"], np.float64),
+            None if subset is None else np.asarray(subset, np.float64),
             {int(k): np.asarray(v, np.float64) for k, v in fields["average_precision"].items()},
+            None if tied is None else np.asarray(tied, np.int64),
             fields["skipped"],
         )
 
@@ -143,6 +162,9 @@ def statistics(
 def summarize(protocol: Protocol, outcomes: Outcomes) -> dict[str, float | int]:
     """Return what a protocol reports (SPEC 6): `statistics`, and how many queries there were.
 
+    Where the best correct image of some queries has exactly the score of a wrong one,
+    ``tied_queries`` is the share of these queries, in percent.
+
     Raises:
         ValueError: no query counts.
     """
@@ -151,6 +173,9 @@ def summarize(protocol: Protocol, outcomes: Outcomes) -> dict[str, float | int]:
     numbers = statistics(protocol, outcomes, np.ones((1, len(outcomes))))
     found: dict[str, float | int] = {name: float(value[0]) for name, value in numbers.items()}
     found["median_rank"] = int(found["median_rank"])
+    tied = 100.0 * float((outcomes.tied > 0).mean())
+    if tied:
+        found["tied_queries"] = tied
     return {**found, "queries": len(outcomes), "skipped": outcomes.skipped}
 
 

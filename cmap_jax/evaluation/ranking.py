@@ -9,6 +9,8 @@ from cmap_jax import scoring
 from cmap_jax.evaluation import metrics
 from cmap_jax.protocols import Protocol
 from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.retrieval.placement import Placement, place_among
+from cmap_jax.retrieval.positions import NO_TARGET
 from cmap_jax.scoring import ComposedQuery
 
 TOP = 50  # images a query in the rankings
@@ -20,8 +22,10 @@ class Ranking:
     Attributes:
         annotations: annotation of each query ranked so far.
         records: a record a query, where they are kept: "query", "reference", "text", "targets",
-            "rank" (0-based, None without a correct image in the gallery), "top" (ids, best first)
-            and, where queries have subsets, "subset_top".
+            "rank" (0-based, a real number, see `retrieval.placement`; None without a correct image
+            in the gallery), "tied" (number of wrong images at exactly the score of the best correct
+            one), "top" (ids, by score and then by position in the gallery) and, where queries have
+            subsets, "subset_top".
     """
 
     def __init__(self, protocol: Protocol, gallery: Sequence[str], *, keep_records: bool):
@@ -36,7 +40,7 @@ class Ranking:
         self._gallery = gallery
         self._place = {image: i for i, image in enumerate(gallery)}
         self._keep_records = keep_records
-        self._ranks: list[np.ndarray] = []
+        self._placements: list[Placement] = []
         self._subset_ranks: list[np.ndarray] = []
         self._precisions: list[dict[int, np.ndarray]] = []
         self.annotations: list[str] = []
@@ -61,28 +65,30 @@ class Ranking:
         exclude = self._protocol.reference == "excluded"
         references = [place.get(q.reference, -1) if exclude else -1 for q in queries]
         cutoffs = self._protocol.cutoffs("mAP")
-        count = max(TOP, *cutoffs, 1) if cutoffs or self._keep_records else 0
-        found = index.search(composed, count, targets=targets, exclude=references)
-        self._ranks.append(found.ranks)
+        count = TOP if self._keep_records else 0
+        found = index.search(
+            composed, count, targets=targets, exclude=references, every_target=bool(cutoffs)
+        )
+        if cutoffs:
+            self._precisions.append(metrics.average_precision(found.placements, cutoffs))
+        placement = found.placements.best()
+        self._placements.append(placement)
         self.annotations += [q.annotation for q in queries]
         subsets = None
         if self._protocol.cutoffs("R_subset"):
             subsets = self._rank_subsets(queries, composed, index)
-        if cutoffs:
-            precisions = metrics.average_precision(found.positions, targets, cutoffs)
-            self._precisions.append(precisions)
         if self._keep_records:
-            self._record(queries, found.ranks, found.positions[:, :TOP], references, subsets)
+            self._record(queries, placement, found.positions[:, :TOP], references, subsets)
 
-    def ranks(self) -> np.ndarray:
-        """Return the ranks of all queries so far, [Q] int64; -1 without a correct image."""
-        return np.concatenate([np.empty(0, np.int64), *self._ranks])
+    def placement(self) -> Placement:
+        """Return where the best correct image of each query so far stands, [Q]."""
+        return Placement.concatenate(self._placements)
 
     def subset_ranks(self) -> np.ndarray | None:
         """Return the ranks within the subsets, or None where the protocol has none."""
         if not self._protocol.cutoffs("R_subset"):
             return None
-        return np.concatenate([np.empty(0, np.int64), *self._subset_ranks])
+        return np.concatenate([np.empty(0), *self._subset_ranks])
 
     def average_precisions(self) -> dict[int, np.ndarray]:
         """Return AP@K of all queries so far by K; empty where the protocol reports none."""
@@ -106,18 +112,24 @@ class Ranking:
     def _rank_subsets(
         self, queries: Sequence, composed: ComposedQuery, index: ExactIndex
     ) -> list[list[str]]:
-        """Rank within each query's subset; return it, best first and without the reference."""
-        members = [[i for i in q.subset if i in self._place and i != q.reference] for q in queries]
+        """Rank within each query's subset; return it without the reference.
+
+        The order is by score, then by position in the gallery, as in every list of results.
+        """
+        members = [
+            sorted({i for i in q.subset if i in self._place} - {q.reference}, key=self._place.get)
+            for q in queries
+        ]
         width = max(map(len, members), default=0) or 1
         columns = np.full((len(queries), width), -1, np.int32)
         for row, images in zip(columns, members, strict=True):
             row[: len(images)] = [self._place[i] for i in images]
         scores = index.scores_at(composed, columns)  # padding scores -inf and comes last
-        targets = [
-            [images.index(t) for t in q.targets if t in images]
-            for q, images in zip(queries, members, strict=True)
-        ]
-        self._subset_ranks.append(metrics.ranks(scores, targets))
+        correct = np.zeros(columns.shape, bool)
+        for row, images, query in zip(correct, members, queries, strict=True):
+            row[: len(images)] = np.isin(images, query.targets)
+        wrong = (columns >= 0) & ~correct
+        self._subset_ranks.append(place_among(scores, correct, wrong).ranks())
         order = metrics.top(scores, width)
         return [
             [images[i] for i in row[: len(images)]]
@@ -127,19 +139,21 @@ class Ranking:
     def _record(
         self,
         queries: Sequence,
-        ranks: np.ndarray,
+        placement: Placement,
         best: np.ndarray,
         references: list[int],
         subsets: list[list[str]] | None,
     ) -> None:
+        ranks = placement.ranks()
         for number, query in enumerate(queries):
-            rank = int(ranks[number])
+            rank = float(ranks[number])
             record = {
                 "query": query.id,
                 "reference": query.reference,
                 "text": list(query.captions),
                 "targets": list(query.targets),
-                "rank": rank if rank != metrics.NO_TARGET else None,
+                "rank": rank if rank != NO_TARGET else None,
+                "tied": int(placement.tied[number]),
                 "top": [self._gallery[i] for i in best[number] if i != references[number]],
             }
             if subsets is not None:

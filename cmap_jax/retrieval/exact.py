@@ -1,4 +1,4 @@
-"""Exact search in a gallery of any size: first images and ranks from one pass over its scores.
+"""Exact search in a gallery of any size: first images and ranks in one pass over its scores.
 
 The gallery is split over all devices of a mesh. If it fits into their memory it stays there; if
 not, it is read block by block from where it is, such as a memory-mapped file, in every search.
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from cmap_jax import scoring, sharding
 from cmap_jax.retrieval import scan
 from cmap_jax.retrieval.blocks import Blocks, round_up
+from cmap_jax.retrieval.placement import BROKEN, Placement, Thresholds
 from cmap_jax.retrieval.positions import NO_TARGET, Positions, padded_positions
 
 
@@ -30,13 +31,18 @@ class Found:
     Attributes:
         scores: of the best images, [B, k] float32, best first; -inf for excluded ones.
         positions: their positions in the gallery, [B, k] int32; ties go to the lower one.
-        ranks: number of images that score strictly higher than the best correct one, [B] int64, as
-            `evaluation.metrics.ranks` counts; None where no targets were given.
+        placements: where each query's best correct image stands, [B, 1], or each correct one where
+            that was asked for, [B, M]; None where no targets were given.
     """
 
     scores: np.ndarray
     positions: np.ndarray
-    ranks: np.ndarray | None
+    placements: Placement | None
+
+    @property
+    def ranks(self) -> np.ndarray | None:
+        """Expected rank of each query's best correct image, as `evaluation.metrics.ranks`, [B]."""
+        return None if self.placements is None else self.placements.best().ranks()
 
 
 class ExactIndex:
@@ -83,36 +89,38 @@ class ExactIndex:
         *,
         targets: Positions | None = None,
         exclude: Positions | None = None,
+        every_target: bool = False,
     ) -> Found:
-        """Return the k best images of each query, and the rank of its best correct one.
+        """Return the k best images of each query, and where its correct ones stand.
 
         Args:
-            query: B queries, on the host or whole on every device.
-            k: images a query; all N where there are fewer; 0 for ranks alone.
+            query: B queries, on the host or replicated.
+            k: images a query; all N where there are fewer; 0 for the placement alone.
             targets: correct positions: one a query ([B]), several (a sequence of sequences, or
                 [B, M] padded with -1), or a bool mask [B, N].
             exclude: positions whose score counts as -inf, in the same forms; they come last.
+            every_target: place every correct image, not only the best one of each query.
 
         Raises:
             ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
         """
         shape, k = (len(query), len(self)), min(k, len(self))
         correct, excluded = (padded_positions(p, shape) for p in (targets, exclude))
-        has_target = (correct >= 0).any(axis=1)
         is_excluded = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
-        correct = np.where(is_excluded, NO_TARGET, correct)
+        in_search = np.where(is_excluded, NO_TARGET, correct)
         query = self._prepare(query)
-        best = self._pick(query, correct).max(axis=1, keepdims=True)
+        picked = self._pick(query, in_search)
+        thresholds = Thresholds.build(picked, correct, excluded, every=every_target)
+        uncounted = np.concatenate([in_search, excluded], axis=1)
         terms = scan.Terms(
-            best=_fill_up(best, len(query)),
-            uncounted=_fill_up(np.concatenate([correct, excluded], axis=1), len(query)),
-            excluded=_fill_up(excluded, len(query)),
+            *(_fill_up(x, len(query)) for x in (thresholds.scores, uncounted, excluded))
         )
-        scores, positions, higher, broken = (x[: shape[0]] for x in self._scan(query, terms, k))
+        scores, positions, *counts, broken = (x[: shape[0]] for x in self._scan(query, terms, k))
         if broken.any():
-            raise ValueError("a score is NaN: the model or its inputs are broken")
-        ranks = np.where(has_target, higher.astype(np.int64), NO_TARGET)
-        return Found(scores, positions, None if targets is None else ranks)
+            raise ValueError(BROKEN)
+        if targets is None:
+            return Found(scores, positions, None)
+        return Found(scores, positions, thresholds.place(*counts))
 
     def scores_at(self, query: scoring.ComposedQuery, positions: np.ndarray) -> np.ndarray:
         """Return the scores of a few images of each query, bit by bit those of a search.
@@ -151,7 +159,9 @@ class ExactIndex:
     def _scan(self, query: scoring.ComposedQuery, terms: scan.Terms, k: int) -> list[np.ndarray]:
         """Pass the whole gallery by the queries; return what `scan.merge` does."""
         terms, total = self._replicate(terms), np.int32(len(self))
-        carry = scan.start(mesh=self._mesh, queries=len(query), k=k)
+        carry = scan.start(
+            mesh=self._mesh, queries=len(query), thresholds=terms.thresholds.shape[1], k=k
+        )
         for levels, first, seen in self._blocks:
             before, bounds = carry, (np.int32(first), np.int32(seen), total)
             carry = scan.scan(

@@ -1,8 +1,8 @@
 """What the devices do in a search: each scans its share of a block, a chunk at a time.
 
-A chunk is scored and forgotten; what is carried on is small: the best images so far and the number
-of images above the best correct one. Every shard of the gallery has a carry of its own, which goes
-from block to block; `merge` joins them.
+A chunk is scored and forgotten; what is carried on is small: the best images so far, and the
+numbers of images above the correct ones and level with them. Every shard of the gallery has a carry
+of its own, which goes from block to block; `merge` joins them.
 """
 
 import functools
@@ -31,13 +31,15 @@ class Carry:
     Attributes:
         scores: the best k, [S, B, k] float32, best first; -inf where there are fewer images yet.
         positions: their positions in the gallery, [S, B, k] int32; of equal scores the lower first.
-        higher: images that score above the query's best correct one, [S, B] int32.
+        higher: images that score above each threshold, [S, B, T] int32.
+        tied: images that score exactly a threshold, [S, B, T] int32.
         broken: whether a score was NaN, [S, B].
     """
 
     scores: jax.Array
     positions: jax.Array
     higher: jax.Array
+    tied: jax.Array
     broken: jax.Array
 
 
@@ -46,25 +48,27 @@ class Terms:
     """What a search asks of each query.
 
     Attributes:
-        best: score of the best correct image, [B, 1] float32.
-        uncounted: positions that count as above nothing: the correct and the excluded ones, [B, U]
-            int32, each once and padded with -1.
+        thresholds: scores to count against, [B, T] float32: the best correct image's, or every
+            correct one's.
+        uncounted: positions that are not counted: the correct and the excluded ones, [B, U] int32,
+            each once and padded with -1.
         excluded: positions that come last, [B, E] int32, padded with -1.
     """
 
-    best: jax.Array
+    thresholds: jax.Array
     uncounted: jax.Array
     excluded: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "queries", "k"))
-def start(*, mesh: Mesh, queries: int, k: int) -> Carry:
+@functools.partial(jax.jit, static_argnames=("mesh", "queries", "thresholds", "k"))
+def start(*, mesh: Mesh, queries: int, thresholds: int, k: int) -> Carry:
     """Return the carry of a search that has seen nothing."""
     shards = mesh.size
     carry = Carry(
         jnp.full((shards, queries, k), -jnp.inf),
         jnp.zeros((shards, queries, k), jnp.int32),
-        jnp.zeros((shards, queries), jnp.int32),
+        jnp.zeros((shards, queries, thresholds), jnp.int32),
+        jnp.zeros((shards, queries, thresholds), jnp.int32),
         jnp.zeros((shards, queries), bool),
     )
     return jax.lax.with_sharding_constraint(carry, sharding.split_over_devices(mesh))
@@ -124,13 +128,13 @@ def scan(
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def merge(carry: Carry, *, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Join the shards; the results stand whole on every device.
+def merge(carry: Carry, *, mesh: Mesh) -> tuple[jax.Array, ...]:
+    """Join the shards; the results are replicated.
 
     Returns:
         Scores [B, k], -inf where excluded, and positions [B, k] of the best images, best first and
-        of equal scores the lower position first; images above the best correct one [B]; whether a
-        score was NaN [B].
+        of equal scores the lower position first; images above and images at each threshold, [B, T]
+        each; whether a score was NaN [B].
     """
     _, queries, k = carry.scores.shape
     scores, positions = (
@@ -142,6 +146,7 @@ def merge(carry: Carry, *, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array,
         jnp.where(scores > LOWEST, scores, -jnp.inf),
         positions[:, :k],
         carry.higher.sum(axis=0),
+        carry.tied.sum(axis=0),
         carry.broken.any(axis=0),
     )
     return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
@@ -224,11 +229,22 @@ def _update(
         terms: what is asked.
         begin: the position of the chunk's first image.
     """
-    higher, broken = _count(scores, is_new, terms.best)
+    higher, tied, broken = _count(scores, is_new, terms.thresholds)
     column, is_here = _columns(terms.uncounted, begin, scores.shape[1])
-    uncounted = jnp.take_along_axis(scores, column, axis=1) > terms.best
-    higher -= jnp.sum(is_here & is_new[column] & uncounted, axis=1, dtype=jnp.int32)
-    carry = carry.replace(higher=carry.higher + higher, broken=carry.broken | broken)
+    is_here &= is_new[column]
+    uncounted = jnp.take_along_axis(scores, column, axis=1)[:, :, None]  # [B, U, 1]
+    above, level = (
+        jnp.sum(is_here[:, :, None] & which, axis=1, dtype=jnp.int32)
+        for which in (
+            uncounted > terms.thresholds[:, None, :],
+            uncounted == terms.thresholds[:, None, :],
+        )
+    )
+    carry = carry.replace(
+        higher=carry.higher + higher - above,
+        tied=carry.tied + tied - level,
+        broken=carry.broken | broken,
+    )
     k = carry.scores.shape[1]
     if not k:
         return carry
@@ -243,12 +259,33 @@ def _update(
     return carry.replace(scores=best, positions=jnp.where(index < k, carried, begin + index - k))
 
 
-def _count(scores: jax.Array, is_new: jax.Array, best: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return how many new images score above ``best``, [B], and whether a score is NaN, [B]."""
-    # Both in one pass: beside the product, reading the scores once more is what takes time.
-    return jax.lax.reduce(
-        ((is_new & (scores > best)).astype(jnp.int32), is_new & jnp.isnan(scores)),
-        (np.int32(0), np.False_),
-        lambda x, y: (x[0] + y[0], x[1] | y[1]),
-        (1,),
-    )
+def _count(
+    scores: jax.Array, is_new: jax.Array, thresholds: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return how many new images score above and at each threshold, and whether a score is NaN.
+
+    Args:
+        scores: [B, C].
+        is_new: which images count, [C].
+        thresholds: [B, T].
+
+    Returns:
+        [B, T], [B, T] and [B].
+    """
+
+    def against(threshold: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        # All in one pass: beside the product, reading the scores once more is what takes time.
+        threshold = threshold[:, None]
+        return jax.lax.reduce(
+            (
+                (is_new & (scores > threshold)).astype(jnp.int32),
+                (is_new & (scores == threshold)).astype(jnp.int32),
+                is_new & jnp.isnan(scores),
+            ),
+            (np.int32(0), np.int32(0), np.False_),
+            lambda x, y: (x[0] + y[0], x[1] + y[1], x[2] | y[2]),
+            (1,),
+        )
+
+    higher, tied, broken = jax.lax.map(against, thresholds.T)
+    return higher.T, tied.T, broken[0]

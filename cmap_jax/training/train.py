@@ -20,6 +20,7 @@ from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
 from cmap_jax.evaluation.results import results_to_dict
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.protocols import Protocol
 from cmap_jax.training.checkpointing import Checkpoints
 from cmap_jax.training.feed import DeviceFeed
 from cmap_jax.training.initial_weights import (
@@ -89,8 +90,12 @@ def _train(
     checkpoints = Checkpoints(
         workdir, config.train.checkpoints_to_keep, workdir_lib.mark_of_run(config)
     )
+    rules_changed = has_other_rules(datasets, workdir)
     write_description(config, datasets, workdir)
     state, train_step, progress = build_state(config, model, steps_per_epoch, mesh, checkpoints)
+    if rules_changed:
+        logging.warning("the protocols' rules have changed: the next evaluation is the best so far")
+        progress.update(best_recall=-1.0, best_step=None, evaluated_step=0)
     evaluator = Evaluator(model, mesh, gallery_chunk=config.eval.gallery_chunk)
     writer = metric_writers.create_default_writer(
         os.fspath(workdir), just_logging=jax.process_index() > 0, asynchronous=False
@@ -248,16 +253,30 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
         )
 
 
+def has_other_rules(datasets: Any, workdir: str | os.PathLike) -> bool:
+    """Tell whether a workdir's best was chosen by a protocol whose rules have changed since."""
+    if workdir_lib.read_config(workdir) is None:
+        return False
+    old = {p.name: p for p in workdir_lib.read_description(workdir).protocols}
+    return any(old.get(p.name, p) != p for p in _protocols(datasets))
+
+
+def _protocols(datasets: Any) -> tuple[Protocol, ...]:
+    """Return the protocols of all evaluations; what chooses the best checkpoint comes first."""
+    return tuple(e.protocol for data in datasets.evaluations.values() for e in data.evaluations)
+
+
 def write_description(config: ConfigDict, datasets: Any, workdir: str | os.PathLike) -> None:
     """Make the workdir describe itself, from its first minute."""
-    protocols = tuple(
-        e.protocol for data in datasets.evaluations.values() for e in data.evaluations
-    )
     if jax.process_index() == 0:
         workdir_lib.write_description(
             workdir,
             workdir_lib.Description(
-                config, datasets.vocabulary, datasets.preprocessing, protocols, datasets.facts
+                config,
+                datasets.vocabulary,
+                datasets.preprocessing,
+                _protocols(datasets),
+                datasets.facts,
             ),
         )
 

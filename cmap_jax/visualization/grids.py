@@ -69,8 +69,10 @@ class ResultRow:
         reference: what `read_image` takes, or the error in its place.
         captions: in order; may be empty.
         results: images, best first, each with whether it is a right one.
-        rank: 0-based rank of the best right image, told where none is among the results; None:
-            not known.
+        rank: 0-based rank of the best right image, written where none is among the results or
+            where wrong images tie with it; None: not known.
+        tied: number of wrong images at exactly the score of the best right one. Where it is not 0,
+            the rank is an average over the orders of equal images.
         names: ids to write under the reference and each result; empty: none.
         note: small print below the captions, such as the category.
     """
@@ -78,9 +80,10 @@ class ResultRow:
     reference: Drawable
     captions: Sequence[str]
     results: Sequence[tuple[Drawable, bool]]
-    rank: int | None
+    rank: float | None
     names: Sequence[str] = ()
     note: str = ""
+    tied: int = 0
 
 
 def triplet_grid(rows: Sequence[TripletRow], title: str) -> Image.Image:
@@ -123,11 +126,18 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
     drawn = []
     for row in rows:
         notes = [row.note] if row.note else []
-        if row.rank is not None and not any(correct for _, correct in row.results):
-            notes.append(f"right one at rank {row.rank + 1:,}")
+        if row.rank is not None and (row.tied or not any(right for _, right in row.results)):
+            notes.append(_rank_note(row.rank, row.tied))
         drawn.append(_row(row, row.results, notes))
     columns = max((len(row.results) for row in rows), default=0)
     return _draw(drawn, [str(place + 1) for place in range(columns)], title)
+
+
+def _rank_note(rank: float, tied: int) -> str:
+    """Return what a row says of the rank of its best right image; ranks are counted from 1."""
+    if not tied:
+        return f"right one at rank {rank + 1:,.0f}"
+    return f"right one tied with {tied:,}, rank {rank + 1:,.1f} on average"
 
 
 def check_destination(path: str | os.PathLike) -> None:

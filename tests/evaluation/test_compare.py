@@ -15,10 +15,11 @@ from cmap_jax.processing.files import write_json
 from cmap_jax.protocols import PROTOCOLS
 
 
-def _write(path, seed=0, names=("shoes",), skipped=(), version=1, **conditions):
+def _write(path, seed=0, names=("shoes",), skipped=(), version=None, **conditions):
     """Write an evaluation.json of 200 annotations."""
     result = Result()
     for name in names:
+        version = version or PROTOCOLS[name].version
         protocol = dataclasses.replace(PROTOCOLS[name], version=version)
         ranks = np.random.default_rng(seed).integers(0, 30 * (seed + 1), 200)
         outcomes = Outcomes({"all": 200}, np.arange(200), ranks)
@@ -58,7 +59,7 @@ def test_differences_and_table(tmp_path, capsys):
         ({"gallery": "other"}, "shoes: different galleries"),
         ({"queries": "other"}, "shoes: different queries"),
         ({"skipped": ("x.jpg",)}, "different images were skipped, 0 against 1; .*x.jpg"),
-        ({"version": 2}, r"different rules \(versions 1 and 2\)"),
+        ({"version": 1}, r"shoes: measured under different rules \(versions 2 and 1\)"),
     ],
 )
 def test_refusals(tmp_path, second, message, capsys):
@@ -67,6 +68,17 @@ def test_refusals(tmp_path, second, message, capsys):
         compare(read_results(a), read_results(b))
     assert command.main(["compare", str(a), str(b)]) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_results_of_old_rules_are_refused(tmp_path):
+    """Files of before ties were counted can be read, and are refused by the protocol's name."""
+    old = [_write(tmp_path / name, version=1) for name in ("a.json", "b.json")]
+    for path in old:
+        content = json.loads(path.read_text())
+        del content["outcomes"]["shoes"]["tied"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="shoes: both measured under version 1 of its rules"):
+        compare(*map(read_results, old))
 
 
 def test_files_that_are_none(tmp_path, capsys):

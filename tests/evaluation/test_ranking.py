@@ -40,7 +40,7 @@ def test_both_orders_averaged_before_ranking(index):
     means = scores.reshape(5, 2, 12).mean(axis=1)
     means[:, 0] = -np.inf  # the reference
     expected = [int((row > row[1 + i]).sum()) for i, row in enumerate(means)]
-    assert averaged.ranks().tolist() == expected
+    assert averaged.placement().ranks().tolist() == expected
     assert averaged.annotations == ["0", "1", "2", "3", "4"]
     assert [r["query"] for r in averaged.records] == ["q0", "q2", "q4", "q6", "q8"]
     assert averaged.records[0]["top"][0] == GALLERY[int(means[0].argmax())]
@@ -61,7 +61,7 @@ def test_subsets_leave_the_reference_out(index):
     assert ranking.subset_ranks().tolist() == [4, 0]
     assert ranking.records[0]["subset_top"] == ["i7", "i11", "i9", "i3", "i1"]
     assert ranking.records[1]["subset_top"] == ["i4"]
-    assert ranking.ranks().tolist() == [10, 7 - 1]
+    assert ranking.placement().ranks().tolist() == [10, 7 - 1]
 
 
 def test_reference_kept_and_average_precision(index):
@@ -69,7 +69,7 @@ def test_reference_kept_and_average_precision(index):
     scores = np.linspace(1, 0, 12, dtype=np.float32)[None]
     ranking.add([_query(0, targets=("i1", "i3", "elsewhere"))], _scoring(scores), index)
     assert ranking.records[0]["top"] == list(GALLERY)  # with its reference
-    assert ranking.ranks().tolist() == [1]
+    assert ranking.placement().ranks().tolist() == [1]
     expected = (1 / 2 + 2 / 4) / 2  # two of the three are in the gallery
     assert {k: v.tolist() for k, v in ranking.average_precisions().items()} == {
         k: [pytest.approx(expected)] for k in (5, 10, 25, 50)
@@ -80,6 +80,6 @@ def test_no_answers(index):
     ranking = Ranking(PROTOCOLS["cirr/test1"], GALLERY, keep_records=True)
     query = _query(0, targets=(), subset=("i0", "i1", "i2"))
     ranking.add([query], _scoring(np.ones((1, 12))), index)
-    assert ranking.ranks().tolist() == [-1]
+    assert ranking.placement().ranks().tolist() == [-1]
     assert ranking.records[0]["rank"] is None
     assert ranking.records[0]["subset_top"] == ["i1", "i2"]

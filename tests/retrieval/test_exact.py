@@ -60,11 +60,18 @@ def _excluding(scores: np.ndarray, exclude) -> np.ndarray:
     return scores
 
 
-def _ranks(scores: np.ndarray, targets) -> list[int]:
-    return [
-        int((row > row[list(places)].max()).sum()) if len(places) else -1
-        for row, places in zip(scores, targets, strict=True)
-    ]
+def _ranks(scores: np.ndarray, targets) -> list[float]:
+    """Expected ranks, one query at a time."""
+    found = []
+    for row, places in zip(scores, targets, strict=True):
+        places = sorted({int(p) for p in places})
+        if not places:
+            found.append(-1.0)
+            continue
+        best, wrong = row[places].max(), np.delete(row, places)
+        correct = (row[places] == best).sum()
+        found.append((wrong > best).sum() + (wrong == best).sum() / (correct + 1))
+    return found
 
 
 def _write(path, gallery: np.ndarray) -> np.memmap:
@@ -82,6 +89,7 @@ def test_first_images_and_ranks(devices, chunk, room, tmp_path):
     targets = [rng.integers(images, size=n) for n in (1, 2, 3, 1, 0, 40, 1, 1, 1)]
     exclude = [rng.integers(images, size=n) for n in (1, 2, 0, 1, 1, 3, 1, 1, 1)]
     exclude[3], exclude[5] = targets[3], targets[5][:3]
+    exclude[3] = exclude[3][:1]
     scores = _excluding(_scores(query, gallery), exclude)
     order = np.argsort(-scores, axis=1, kind="stable")
     for k in (0, 5, images + 3):
@@ -134,6 +142,37 @@ def test_ties_by_definition(data):
     assert found.ranks.tolist() == _ranks(masked, targets)
     dense = metrics.ranks(scores, targets, exclude)
     np.testing.assert_array_equal(found.ranks, dense)
+    every = index.search(query, 0, targets=targets, exclude=exclude, every_target=True).placements
+    np.testing.assert_array_equal(every.best().ranks(), dense)
+    for row, places in enumerate(targets):
+        for column, place in enumerate(sorted(places)):
+            wrong = np.delete(masked[row], sorted(places))
+            assert every.higher[row, column] == (wrong > masked[row, place]).sum()
+            assert every.tied[row, column] == (wrong == masked[row, place]).sum()
+            level = masked[row, sorted(places)] == masked[row, place]
+            assert every.correct[row, column] == level.sum()
+        assert (every.correct[row, len(places) :] == 0).all()
+
+
+@pytest.mark.parametrize(("devices", "chunk", "room"), LAYOUTS)
+def test_copies_tie_wherever_they_stand(devices, chunk, room):
+    """Five copies of each image, in one order and in another: no rank changes."""
+    images, copies, query = 41, 5, _query(6)
+    rng = np.random.default_rng(4)
+    single = rng.normal(size=(LEVELS, images, WIDTH)).astype(np.float32)
+    kind = np.arange(images).repeat(copies)
+    targets = rng.integers(images, size=6)
+    alone = metrics.ranks(np.asarray(scoring.score(query, single)), targets)
+    device_gb = 1.0 if room is None else room * ROW_BYTES / 1e9
+    for order in (np.arange(len(kind)), rng.permutation(len(kind))):
+        index = ExactIndex(single[:, kind[order]], _mesh(devices), chunk=chunk, device_gb=device_gb)
+        right = [np.flatnonzero(kind[order] == t)[-1] for t in targets]
+        found = index.search(query, 0, targets=right)
+        np.testing.assert_array_equal(found.placements.tied[:, 0], copies - 1)
+        np.testing.assert_allclose(found.ranks, copies * alone + (copies - 1) / 2)
+        all_copies = [np.flatnonzero(kind[order] == t) for t in targets]
+        together = index.search(query, 0, targets=all_copies)
+        np.testing.assert_array_equal(together.ranks, copies * alone)
 
 
 @pytest.mark.parametrize(("size", "score"), [(1e-30, 0.0), (3e38, np.inf)])
@@ -146,7 +185,8 @@ def test_scores_at_the_ends_of_float32(size, score):
     found = ExactIndex(gallery, _mesh(1)).search(query, 40, targets=[0])
     scores = np.float32([-score, score] * 20)[None]
     np.testing.assert_array_equal(found.positions, np.argsort(-scores, axis=1, kind="stable"))
-    assert found.ranks.tolist() == [20 if score else 0]
+    # Alike: the mean over 40 places, or over the lower 20.
+    assert found.ranks.tolist() == [20 + 19 / 2 if score else 39 / 2]
 
 
 def test_a_correct_image_is_not_above_itself(monkeypatch):
@@ -221,7 +261,7 @@ def test_no_row_of_all_scores():
     split = sharding.split_over_devices(mesh)
     level = jax.ShapeDtypeStruct((mesh.size * rows, WIDTH), jnp.float32, sharding=split)
     terms = scan.Terms(np.zeros((queries, 1), np.float32), *2 * [np.zeros((queries, 1), np.int32)])
-    carry = scan.start(mesh=mesh, queries=queries, k=8)
+    carry = scan.start(mesh=mesh, queries=queries, thresholds=1, k=8)
     bounds = 3 * [np.int32(0)]
     compiled = scan.scan.lower(
         LEVELS * (level,), _query(queries), terms, carry, *bounds, mesh=mesh, size=chunk
