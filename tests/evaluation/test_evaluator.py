@@ -1,6 +1,7 @@
 """The evaluator against dense scores, on small data sets of every protocol's kind."""
 
 import dataclasses
+import shutil
 
 import fake_data
 import jax
@@ -12,7 +13,7 @@ from cmap_jax import scoring, sharding
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
-from input_pipeline import circo, cirr, fashion_iq
+from input_pipeline import circo, cirr, fashion_iq, folder
 from input_pipeline.batching import EvaluationData
 from input_pipeline.image_loading import DecodingLoader, FailedImages
 from input_pipeline.image_sources import open_images
@@ -129,6 +130,54 @@ def test_a_half_that_tells_nothing_is_not_a_result(tmp_path):
     result = parts.evaluator(parts.variables, data, shortcuts=True)
     assert result.shortcuts["fashioniq/original"]["text"] is None
     assert result.shortcuts["fashioniq/original"]["image"] == result.protocols["fashioniq/original"]
+
+
+def test_a_constant_model_is_not_perfect(everything, tmp_path, caplog):
+    """Weights that are all zero: every image has the same score, and the warning says so."""
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path, categories=("dress",))))
+    data = everything.data(records, records.evaluations["val"][:1])
+    zeros = jax.tree.map(np.zeros_like, everything.variables)
+    result = everything.evaluator(zeros, data, rankings=True)
+    name = "fashioniq/original"
+    images = len(records.evaluations["val"][0].galleries["dress"])
+    # All but the excluded reference and the target itself tie with the target.
+    ties = images - 2
+    assert result.outcomes[name].tied.tolist() == [ties] * len(result.outcomes[name])
+    assert set(result.outcomes[name].rank) == {ties / 2}
+    assert {(r["rank"], r["tied"]) for r in result.rankings[name]} == {(ties / 2, ties)}
+    assert result.protocols[name]["tied_queries"] == 100.0
+    assert "100.0% of the queries has exactly the score of a wrong one" in caplog.text
+    assert "collapsed or constant embeddings" in caplog.text
+
+
+def test_copies_of_every_image_tie_exactly(everything, tmp_path):
+    """Five files of the same bytes are encoded at different places of a batch, and still tie."""
+    root = fake_data.folder(tmp_path)
+    names = [f"val/{number}.jpg" for number in range(8)]
+    copies = [f"{number}/{image}" for number in range(4) for image in names]
+    for copy in copies:
+        (root / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / copy[2:], root / copy)
+
+    def evaluate(gallery):
+        (root / "gallery.txt").write_text("\n".join(gallery) + "\n")
+        records = folder.read(str(root))
+        (evaluation,) = (
+            e for e in records.evaluations["val"] if e.protocol.name == "folder/val-gallery"
+        )
+        data = everything.data(records, [evaluation])
+        result = everything.evaluator(everything.variables, data)
+        return result.outcomes["folder/val-gallery"], result.protocols["folder/val-gallery"]
+
+    single, alone = evaluate(names)
+    assert "tied_queries" not in alone
+    rng = np.random.default_rng(0)
+    for order in (names + copies, list(rng.permutation(names + copies))):
+        outcomes, numbers = evaluate(order)
+        assert numbers["tied_queries"] == 100.0
+        assert outcomes.tied.tolist() == [4] * len(single)
+        # The reference is excluded by its name alone; its copies stand in the list.
+        assert set(outcomes.rank - 5 * single.rank - 2) <= {0.0, 4.0}
 
 
 def test_conditions_know_the_gallery_and_the_queries(tmp_path):

@@ -148,6 +148,13 @@ def test_rank_is_told_where_no_right_image_is_shown(words):
     assert told(None, False, False) == []
 
 
+def test_a_tie_is_told_even_where_the_right_image_is_shown(words):
+    words.clear()
+    row = ResultRow(_plain(RED), ("a",), [(_plain(BLUE), True)], 9.5, tied=19)
+    results_grid([row], "")
+    assert "right one tied with 19, rank 10.5 on average" in " ".join(words)
+
+
 def test_no_image_is_a_grey_tile_with_the_reason(tmp_path, words):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.jpg").write_bytes(b"")
