@@ -203,6 +203,20 @@ def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplo
     assert curves(tmp_path)["skipped_steps", 6] == {1.0}
 
 
+def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, caplog, absl_log):
+    """A run that goes on under a newer version of its protocols chooses its best anew."""
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    about = json.loads((tmp_path / "model.json").read_text())
+    for protocol in about["protocols"]:
+        protocol["version"] = 1
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    train(config, create_datasets(config), tmp_path)
+    assert "the protocols' rules have changed" in caplog.text
+    assert cmap_jax.load(tmp_path).step == STEPS_PER_EPOCH * EPOCHS
+    about = json.loads((tmp_path / "model.json").read_text())
+    assert {protocol["version"] for protocol in about["protocols"]} == {2}
+
+
 def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path):
     train(config, create_datasets(config), tmp_path)
     _assert_same_end(undisturbed[0], tmp_path)
@@ -299,7 +313,7 @@ def test_results_are_as_published(undisturbed):
     assert {"mR", "R@10", "R@50", "dress/R@10", "toptee/R@50", "queries", "skipped"} <= set(numbers)
     lines = (workdir / "rankings" / "fashioniq-original.jsonl").read_text().splitlines()
     record = json.loads(lines[0])
-    assert set(record) == {"query", "reference", "text", "targets", "rank", "top"}
+    assert set(record) == {"query", "reference", "text", "targets", "rank", "tied", "top"}
     assert len(lines) == numbers["queries"] == 24
     for line in lines:
         record = json.loads(line)
