@@ -146,16 +146,22 @@ class Ranking:
     ) -> None:
         ranks = placement.ranks()
         for number, query in enumerate(queries):
-            rank = float(ranks[number])
             record = {
                 "query": query.id,
                 "reference": query.reference,
                 "text": list(query.captions),
                 "targets": list(query.targets),
-                "rank": rank if rank != NO_TARGET else None,
+                "rank": _to_json(ranks[number]),
                 "tied": int(placement.tied[number]),
                 "top": [self._gallery[i] for i in best[number] if i != references[number]],
             }
             if subsets is not None:
                 record["subset_top"] = subsets[number]
             self.records.append(record)
+
+
+def _to_json(rank: float) -> int | float | None:
+    """Return a rank as it is written: a whole number, with which scripts index lists, as an int."""
+    if rank == NO_TARGET:
+        return None
+    return int(rank) if float(rank).is_integer() else float(rank)
