@@ -1,38 +1,47 @@
 """The flags of main.py, and errors about them that fit on a line."""
 
-import contextlib
-import difflib
 import os
 import pathlib
 import re
-import runpy
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+import textwrap
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cmap_jax import workdir as workdir_lib
+from cmap_jax.cli import config_files
+from cmap_jax.cli.errors import UsageError, expected_errors
 
 MODES = ("train", "evaluate", "describe")
+# What --help lists, in this order: of the flags that other packages define, nobody needs one.
+_OWN = (
+    *("config", "workdir", "mode", "compilation_cache"),
+    *("coordinator", "process_count", "process_index", "cluster"),
+)
+_HELP = re.compile(r"--?(h|help|helpshort|helpfull|\?)")
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.(?P<path>[\w.]+)")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File with the configuration, such as configs/garments.py or configs/garments.py:debug. "
-    "A field is overridden with --config.any.field=value.",
+    "File with the configuration, such as configs/garments.py or configs/garments.py:debug, or a "
+    "workdir's config.json; default: that of --workdir. A field is overridden with "
+    "--config.any.field=value.",
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; default runs/<config name>. An existing one is continued."
+    "workdir",
+    None,
+    "Folder of the run; default runs/<config name>. An existing one is continued, with its own "
+    "config where no other is given.",
 )
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
-    "train; evaluate: what stands in --workdir; describe: a model's parameters, memory and FLOP.",
+    "train; evaluate: what stands in --workdir, on the data set of --config where that is given "
+    "too; describe: a model's parameters, memory and FLOP.",
 )
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -40,7 +49,6 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "Folder for compiled programs, so that the next start is quick; default in the user's cache "
     'folder; "off" for none.',
 )
-
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Of several processes that are one run: HOST:PORT of process 0."
@@ -54,166 +62,168 @@ CLUSTER = flags.DEFINE_boolean(
 )
 
 
-class UsageError(ValueError):
-    """The command line is wrong; the message is for the person who typed it."""
-
-
 def parse(argv: Sequence[str]) -> list[str]:
     """Parse the command line, or end the program with one line about what is wrong with it.
 
-    In evaluate mode the config is that of the workdir, so that overrides apply to it; a --config
-    beside --workdir says on which data set.
+    Without --config the config is that of the workdir; in evaluate mode it always is, and a
+    --config beside --workdir says on which data set. Overrides apply to it.
     """
     argv = list(argv)
-    try:
-        if _value(argv, "mode") == "evaluate":
-            argv = _with_workdir_config(argv)
-        if config_file := _value(argv, "config"):
-            _read(config_file)  # ml_collections would put off the error to the first use
-        rest = flags.FLAGS(argv)
+    program = os.path.basename(argv[0])
+    with expected_errors(program, status=2):
+        if any(_HELP.fullmatch(argument) for argument in argv[1:]):
+            print(usage(program, _value(argv, "config")))
+            sys.exit(0)
+        argv = _with_config(argv)
+        config = config_files.read(_value(argv, "config"))  # ml_collections puts its errors off
+        try:
+            rest = flags.FLAGS(argv)
+        except Exception as error:  # absl and ml_collections raise many kinds
+            raise UsageError(_explain(error, argv, config)) from error
         if rest[1:]:
             raise UsageError(f"unexpected argument {rest[1]!r}; flags begin with --")
-        if CONFIG.value is None:
-            raise UsageError("which config? For example --config=configs/garments.py")
-    except Exception as error:  # ml_collections raises whatever the config file raises
-        end_with(_explain(error, argv))
     return rest
 
 
-def end_with(message: str, status: int = 2) -> NoReturn:
-    """Write a message to standard error and end the program."""
-    sys.stderr.write(f"main.py: {message}\n")
-    sys.exit(status)
+def usage(program: str, config_file: str | None = None) -> str:
+    """Return the text of --help: the flags, and the configs or the fields of the one named.
 
-
-@contextlib.contextmanager
-def expected_errors() -> Iterator[None]:
-    """End the program with a line about what a person can mend, in place of a traceback.
-
-    Set CMAP_TRACEBACK=1 to see the traceback all the same.
+    Raises:
+        UsageError: it is no config.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        end_with("interrupted", status=130)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("CMAP_TRACEBACK"):
-            raise
-        end_with(str(error), status=1)
+    command = f"python {program}" if program.endswith(".py") else program
+    examples = (
+        "--config=configs/garments.py",
+        "--mode=evaluate --workdir=runs/garments",
+        "--mode=describe --config=configs/fashioniq.py",
+    )
+    parts = [
+        "Train, evaluate or describe a model.",
+        "\n".join(f"  {command} {example}" for example in examples),
+        *map(_flag_help, _OWN),
+    ]
+    if config_file is None:
+        more = f"{command} --config=configs/garments.py --help"
+        parts.append(f"Configs: {', '.join(config_files.names())}. Fields of one: {more}")
+    else:
+        fields = config_files.flatten(config_files.read(_readable(config_file)))
+        parts.append("\n".join(f"--config.{name}={value}" for name, value in fields.items()))
+    return "\n\n".join(parts)
 
 
-def workdir(config_file: str | None = None) -> str:
-    """Return --workdir or its default, runs/<config name>, with the config's argument if any."""
-    if WORKDIR.value:
-        return WORKDIR.value
-    filename = config_file or config_flags.get_config_filename(flags.FLAGS["config"])
-    return default_workdir(filename)
+def _flag_help(name: str) -> str:
+    flag, indent = flags.FLAGS[name], " " * 4
+    value = f"={'|'.join(MODES)}" if name == "mode" else "" if flag.boolean else "=..."
+    text = textwrap.fill(flag.help, 96, initial_indent=indent, subsequent_indent=indent)
+    return f"--{name}{value}\n{text}"
+
+
+def workdir() -> str:
+    """Return --workdir; `parse` has filled in its default."""
+    return WORKDIR.value
 
 
 def default_workdir(config_file: str) -> str:
-    """Return runs/<config name>[-<argument>] for a --config value."""
+    """Return runs/<config name>[-<argument>] for a --config value; a workdir's own for its config.
+
+    So a run whose stored config is named goes on where it is.
+    """
+    if own := config_files.workdir_of(config_file):
+        return own
     path, _, argument = config_file.partition(":")
     parts = [pathlib.Path(path).stem, *argument.split(",")]
     return os.path.join("runs", "-".join(filter(None, parts)))
 
 
 def _value(argv: Sequence[str], name: str) -> str | None:
-    """Return a flag's value as typed, before absl parses it."""
+    """Return a flag's value as typed, before absl parses it; the last one counts."""
+    found = None
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag in (f"--{name}", f"-{name}"):
-            return value if equals else next(iter(argv[i + 1 : i + 2]), None)
-    return None
+            found = value if equals else next(iter(argv[i + 1 : i + 2]), None)
+    return found
 
 
-def _with_workdir_config(argv: list[str]) -> list[str]:
-    """Return the arguments with --config reading the workdir's own config."""
+def _with_config(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with both --config and --workdir, the config as it can be read.
+
+    Raises:
+        UsageError: it is not said which config or which run, or it is no config.
+        FileNotFoundError, ValueError: it is no workdir, or a broken one.
+    """
+    config_file, folder = _value(argv, "config"), _value(argv, "workdir")
+    if _value(argv, "mode") == "evaluate":
+        return _with_workdir_config(argv)
+    if config_file is not None:
+        return _replaced(argv, _readable(config_file), folder or default_workdir(config_file))
+    if folder is None and any(_OVERRIDE.match(a) for a in argv):
+        raise UsageError("overrides need a config: --config=configs/garments.py")
+    if folder is None:
+        raise UsageError(
+            "which config? For example --config=configs/garments.py; --help lists flags and configs"
+        )
+    # Only here: it takes seconds to load, which --help and a wrong flag need not wait for.
+    from cmap_jax import workdir as workdir_lib
+
+    if workdir_lib.read_config(folder) is None:
+        raise UsageError(
+            f"which config? {folder} is not a workdir that holds one; give such as "
+            "--config=configs/garments.py"
+        )
+    return _replaced(argv, config_files.from_workdir(folder), folder)
+
+
+def _with_workdir_config(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with --config reading the own config of the workdir to evaluate."""
     config_file, folder = _value(argv, "config"), _value(argv, "workdir")
     if folder is None and config_file is None:
         raise UsageError("evaluate which run? Give --workdir=...")
-    data_set = ""
+    data_config = None
     if folder is None:
+        config_files.find(config_file)
         folder = default_workdir(config_file)
     elif config_file is not None:
-        _read(config_file)  # refuses what is no config
-        data_set = f"|{config_file}"
+        data_config = _readable(config_file)
+        config_files.read(data_config)
+    from cmap_jax import workdir as workdir_lib
+
     workdir_lib.read_description(folder)  # refuses what is no workdir, with the reason
-    reader = pathlib.Path(__file__).parents[2] / "configs" / "from_workdir.py"
-    program, *others = argv
-    for name in ("config", "workdir"):
-        for at, argument in enumerate(others):
-            if argument.lstrip("-").partition("=")[0] == name:
-                del others[at : at + (1 if "=" in argument else 2)]
-                break
-    return [program, f"--config={reader}:{folder}{data_set}", f"--workdir={folder}", *others]
+    return _replaced(argv, config_files.from_workdir(folder, data_config), folder)
 
 
-def _explain(error: Exception, argv: Sequence[str]) -> str:
+def _readable(config_file: str) -> str:
+    """Return a --config value as ml_collections can read it.
+
+    Raises:
+        UsageError: there is no such file, or it is a broken JSON file.
+    """
+    config_file = config_files.find(config_file)
+    if not config_files.is_json(config_file):
+        return config_file
+    config_files.check_json(config_file)
+    return config_files.from_workdir(config_file)
+
+
+def _replaced(argv: Sequence[str], config_file: str, folder: str) -> list[str]:
+    """Return the arguments with these values of --config and --workdir, first of all."""
+    program, *typed = argv
+    others = iter(typed)
+    kept = []
+    for argument in others:
+        if argument in ("--config", "-config", "--workdir", "-workdir"):
+            next(others, None)  # its value
+        elif not re.match("--?(config|workdir)=", argument):
+            kept.append(argument)
+    return [program, f"--config={config_file}", f"--workdir={folder}", *kept]
+
+
+def _explain(error: Exception, argv: Sequence[str], config: ConfigDict) -> str:
     """Return one line that says what is wrong with the command line, and the remedy."""
-    config_file = _value(argv, "config")
-    try:
-        config = _read(config_file) if config_file else None
-    except Exception as error_of_file:
-        return str(error_of_file)
-    if config is None and any(_OVERRIDE.match(a) for a in argv):
-        return "overrides need a config: --config=configs/garments.py"
-    for argument in argv:
-        match = _OVERRIDE.match(argument)
-        if match is None:
-            continue
-        path = match["path"]
-        problem = _unknown_field(config, path)
-        if problem:
+    for path in (match["path"] for a in argv if (match := _OVERRIDE.match(a))):
+        if problem := config_files.unknown_field(config, path):
             return problem
         if isinstance(error, flags.IllegalFlagValueError) and f"config.{path}=" in str(error):
             typed = str(error).partition(f"config.{path}=")[2].partition(":")[0]
-            return f"config.{path} takes {_expected(config, path)}, not {typed!r}"
+            return f"config.{path} takes {config_files.expected_type(config, path)}, not {typed!r}"
     return " ".join(str(error).split())
-
-
-def _read(config_file: str) -> ConfigDict:
-    """Run a config file, with the argument after its colon."""
-    path, colon, argument = config_file.partition(":")
-    if not os.path.isfile(path):
-        raise UsageError(f"no config file {path}")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise UsageError(f"{path} is no config file: it has no get_config")
-    return get_config(argument) if colon else get_config()
-
-
-def _unknown_field(config: ConfigDict, path: str) -> str | None:
-    """Return a line about the first part of a field's path that does not exist, or None."""
-    here: Any = config
-    parts = path.split(".")
-    for depth, part in enumerate(parts):
-        if not isinstance(here, ConfigDict) or part not in here:
-            everywhere = _all_fields(config)
-            near = difflib.get_close_matches(path, everywhere, 3, 0.5)
-            near += [f for f in everywhere if f.split(".")[-1] == parts[-1] and f not in near]
-            hint = ", ".join(f"config.{name}" for name in near)
-            where = "config." + ".".join(parts[: depth + 1])
-            return f"there is no field {where}" + (f"; nearest: {hint}" if hint else "")
-        here = here[part]
-    return None
-
-
-def _all_fields(config: ConfigDict, prefix: str = "") -> list[str]:
-    names = []
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            names += _all_fields(value, f"{prefix}{key}.")
-        else:
-            names.append(prefix + key)
-    return names
-
-
-def _expected(config: ConfigDict, path: str) -> str:
-    """Return the name of the type that a field takes."""
-    *parents, name = path.split(".")
-    here = config
-    for part in parents:
-        here = here[part]
-    kind = here.get_type(name)
-    known = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return known.get(kind, f"a {kind.__name__}")

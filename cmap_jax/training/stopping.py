@@ -2,12 +2,26 @@
 
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
+
+
+class Stopped(Exception):  # noqa: N818
+    """The work was asked to stop, and did so in order.
+
+    Attributes:
+        status: what the program is to exit with, `StopRequest.status`.
+    """
+
+    def __init__(self, message: str, status: int):
+        """Take a line for people, and the exit status."""
+        super().__init__(message)
+        self.status = status
 
 
 class StopRequest:
@@ -27,9 +41,15 @@ class StopRequest:
     def __init__(self):
         """Prepare; signals are caught from `__enter__` on."""
         self._asked = False
+        self._signal = signal.SIGTERM  # where another process was asked, and told this one
         self._calls = 0
         self._previous: dict[int, Any] = {}
         self._several = jax.process_count() > 1
+
+    @property
+    def status(self) -> int:
+        """The exit status of a program that this stops: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self._signal
 
     def __enter__(self) -> "StopRequest":
         """Catch the signals; only the main thread can."""
@@ -55,7 +75,10 @@ class StopRequest:
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the others
             signal.signal(number, signal.default_int_handler)
-        elif self._asked:
+        elif self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        elif self._asked:
+            sys.exit(128 + number)
         self._asked = self._asked or not self._several
+        self._signal = number
         logging.info("Stopping after what is under way; once more to stop at once")

@@ -30,15 +30,11 @@ from cmap_jax.training.initial_weights import (
 )
 from cmap_jax.training.lock import WorkdirLock
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
-from cmap_jax.training.stopping import StopRequest
+from cmap_jax.training.stopping import Stopped, StopRequest
 from cmap_jax.training.train_state import TrainState, create_train_state
 from cmap_jax.training.train_step import TrainStep, make_train_step
 from cmap_jax.training.training_log import TrainingLog
 from cmap_jax.variables import read_variables
-
-
-class Stopped(Exception):  # noqa: N818
-    """The run was asked to stop, saved its state and did."""
 
 
 def train(
@@ -187,7 +183,7 @@ def _train(
             save(step)
             checkpoints.wait()
             raise Stopped(
-                f"stopped at step {step} of {total_steps}; run again to continue"
+                f"stopped at step {step} of {total_steps}; run again to continue", stop.status
             ) from None
     return result
 

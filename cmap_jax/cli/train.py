@@ -1,0 +1,60 @@
+"""Train, evaluate or describe a model: all that main.py does, with the same flags.
+
+cmap train --config=configs/garments.py
+cmap train --help
+"""
+
+import logging as std_logging
+import os
+from collections.abc import Sequence
+
+from absl import app, logging
+
+from cmap_jax.cli import flags
+from cmap_jax.cli.errors import expected_errors
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the command line, do what --mode says, and exit with the status of that.
+
+    Args:
+        argv: the program's name, then the flags.
+    """
+    app.run(_main, argv=list(argv), flags_parser=flags.parse)
+
+
+def _main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    program = os.path.basename(argv[0])
+    config, workdir = flags.CONFIG.value, flags.WORKDIR.value
+    with expected_errors(program):
+        # Only here: --help and a wrong flag need not wait for JAX.
+        from cmap_jax.cli import compilation_cache, devices, processes
+
+        compilation_cache.use_compilation_cache(flags.COMPILATION_CACHE.value)
+        if flags.MODE.value == "describe":
+            from cmap_jax.cli.describe import describe
+
+            devices.check_devices()
+            print(describe(config))
+            return
+        processes.join(
+            config,
+            coordinator=flags.COORDINATOR.value,
+            process_count=flags.PROCESS_COUNT.value,
+            process_index=flags.PROCESS_INDEX.value,
+            cluster=flags.CLUSTER.value,
+        )
+        with processes.ending_together(program):
+            devices.check_devices()
+            # Only now: TensorFlow takes seconds to load.
+            from cmap_jax.cli import run
+
+            run.run(config, workdir, evaluate_only=flags.MODE.value == "evaluate", program=program)
+
+
+def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:
+    """Drop the dozens of lines that Orbax logs a checkpoint, and JAX's about absent back ends."""
+    serious = record.levelno >= logging.converter.STANDARD_WARNING
+    return serious or not any(name in record.pathname for name in ("orbax", "xla_bridge"))
