@@ -132,7 +132,20 @@ def read_description(workdir: str | os.PathLike) -> Description:
 def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
     """Return a workdir's config, or None if there is none."""
     path = epath.Path(workdir) / CONFIG
-    return ConfigDict(_lists_to_tuples(read_json(path))) if path.exists() else None
+    return read_config_file(path) if path.exists() else None
+
+
+def read_config_file(path: str | os.PathLike) -> ConfigDict:
+    """Return the config in a JSON file as `write_description` writes it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or no object; names the file.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{os.fspath(path)}: a config is a JSON object, not {content!r:.40}")
+    return ConfigDict(_lists_to_tuples(content))
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
@@ -140,9 +153,42 @@ def has_checkpoint(workdir: str | os.PathLike) -> bool:
     return bool(saved_steps(workdir))
 
 
-def saved_steps(workdir: str | os.PathLike) -> list[int]:
-    """Return the steps of which a run in the workdir has saved a state, in no order."""
-    folder = epath.Path(workdir) / CHECKPOINTS
+def unfinished(workdir: str | os.PathLike) -> tuple[int, int] | None:
+    """Return the last saved step of a run and that of its end; None where it is there, or no run.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_description`.
+    """
+    description = read_description(workdir)
+    if CONVERTED_FROM in description.facts or "training_items" not in description.facts:
+        return None
+    train = description.config.train
+    total = train.epochs * (description.facts["training_items"] // train.batch_size)
+    last = max(saved_steps(workdir), default=0)
+    return (last, total) if last < total else None
+
+
+def check_has_weights(workdir: str | os.PathLike) -> None:
+    """Refuse a workdir whose run has saved nothing yet, before data are read for it.
+
+    Raises:
+        FileNotFoundError: says so.
+    """
+    if not saved_steps(workdir, BEST) and not saved_steps(workdir):
+        raise FileNotFoundError(
+            f"{os.fspath(workdir)} has no checkpoint yet: its run has not come to the end of an "
+            "epoch. Run it again to continue"
+        )
+
+
+def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int]:
+    """Return the steps of which a run in the workdir has saved a state, in no order.
+
+    Args:
+        workdir: the workdir.
+        part: `CHECKPOINTS`, or `BEST` for the steps of its best variables.
+    """
+    folder = epath.Path(workdir) / part
     # Orbax knows which are complete; in a bucket, which cannot rename, it marks those.
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 

@@ -1,8 +1,9 @@
-r"""The config of an existing workdir, for overrides in evaluate mode.
+r"""A stored config, a workdir's or a file like it, for overrides.
 
 python main.py --mode=evaluate --workdir=runs/garments --config.eval.rankings=true
 python main.py --mode=evaluate --workdir=runs/cirr --config=configs/circo.py \
     --config.data.directory=circo
+python main.py --mode=describe --config=runs/garments/config.json
 """
 
 import runpy
@@ -14,16 +15,24 @@ from configs import default
 
 
 def get_config(argument: str) -> ConfigDict:
-    """Return a workdir's config, its empty fields open to overrides of the right type.
+    """Return a stored config, its empty fields open to overrides of the right type.
 
     Args:
-        argument: the workdir; and, after a "|", a config file whose data set is to be evaluated
-            on, where it is another one than the workdir's.
+        argument: the workdir, or a JSON file; and, after a "|", a config file whose data set is to
+            be evaluated on, where it is another one than the stored config's.
+
+    Raises:
+        ValueError: the stored config is broken; names the file.
     """
-    folder, _, other_file = argument.partition("|")
+    source, _, other_file = argument.partition("|")
+    is_file = source.endswith(".json")
+    stored = workdir.read_config_file(source) if is_file else workdir.read_config(source)
     config = default.get_config()
     with config.unlocked():
-        config.update(workdir.read_config(folder))
+        try:
+            config.update(stored)
+        except (TypeError, ValueError) as error:  # a value of another type
+            raise ValueError(f"{source}: {error}") from error
     if other_file:
         path, _, other_argument = other_file.partition(":")
         use_data_set(config, runpy.run_path(path)["get_config"](other_argument).data.name)

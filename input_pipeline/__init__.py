@@ -24,7 +24,7 @@ from typing import Any
 # (Where oneDNN is on, it brings a pool of its own.)
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 
-__all__ = ["Datasets", "create_datasets"]
+__all__ = ["Datasets", "check_fields", "create_datasets"]
 
 
 def __getattr__(name: str) -> Any:

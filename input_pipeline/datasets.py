@@ -11,7 +11,7 @@ from input_pipeline.batching import EvaluationData, TrainingData
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
 from input_pipeline.image_sources import open_images
-from input_pipeline.readers import read_records
+from input_pipeline.readers import check_name, read_records
 from input_pipeline.records import DataError, Records
 
 
@@ -68,12 +68,9 @@ def create_datasets(
             ``missing_images="fail"``; fewer training items than a batch.
         ValueError: an impossible config field.
     """
+    check_fields(config)
     data = config.data
     preprocessing = ImagePreprocessing(resize=data.resize, crop=data.crop)
-    if data.missing_images not in ("fail", "skip"):
-        raise ValueError(
-            f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
-        )
     records = read_records(config)
     if training and not len(records.train):
         raise DataError(
@@ -118,6 +115,20 @@ def create_datasets(
         for split, evaluations in records.evaluations.items()
     }
     return Datasets(vocabulary, preprocessing, train, evaluations, counts, facts, loader.failed)
+
+
+def check_fields(config: Any) -> None:
+    """Refuse what no data set could be read with, whatever the folder holds.
+
+    Raises:
+        ValueError: names the field and what it may be.
+    """
+    data = config.data
+    check_name(data.name)
+    if data.missing_images not in ("fail", "skip"):
+        raise ValueError(
+            f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
+        )
 
 
 def _check_batch(config: Any, records: Records, process_count: int) -> None:

@@ -34,10 +34,11 @@ _AT_ONCE = 64  # images of a batch on the way into memory
 class FailedImages(dict[str, str]):
     """Images that could not be decoded, and why: what the look at all files does not find."""
 
-    def __init__(self, policy: str):
-        """Take ``config.data.missing_images``: "fail" or "skip"."""
+    def __init__(self, policy: str, *, may_skip: bool = True):
+        """Take ``config.data.missing_images``, "fail" or "skip", and whether "skip" is a remedy."""
         super().__init__()
         self._policy = policy
+        self._may_skip = may_skip
 
     def add(self, found: Mapping[str, str], source: ImageSource) -> None:
         """Take images that failed, and say so.
@@ -47,9 +48,9 @@ class FailedImages(dict[str, str]):
         """
         lines = [f"image {i} ({source.where(i)}): {reason}" for i, reason in found.items()]
         if self._policy == "fail":
+            remedy = ", or leave out what needs it with --config.data.missing_images=skip"
             raise DataError(
-                "\n".join(lines) + "\nRepair or replace it, or leave out what needs it with "
-                "--config.data.missing_images=skip"
+                "\n".join([*lines, "Repair or replace it" + (remedy if self._may_skip else "")])
             )
         for line in lines:
             logging.warning("%s. It is left out from here on, and counted in the results.", line)

@@ -96,6 +96,12 @@ def garments_settings(directory: str) -> dict[str, int | float]:
     return {key: value for key, value in stamp["settings"].items() if key in known}
 
 
+def check_name(name: str) -> None:
+    """Refuse a ``config.data.name`` that is none."""
+    if name not in NAMES:
+        raise ValueError(f"config.data.name must be one of {', '.join(NAMES)}; got {name!r}")
+
+
 def read_records(config: Any) -> Records:
     """Read the annotations of ``config.data.name``; garments are rendered first where needed.
 
@@ -105,8 +111,7 @@ def read_records(config: Any) -> Records:
         DataError: broken annotations.
     """
     data = config.data
-    if data.name not in NAMES:
-        raise ValueError(f"config.data.name must be one of {', '.join(NAMES)}; got {data.name!r}")
+    check_name(data.name)
     if not data.directory:
         raise ValueError(
             "config.data.directory is not set: give the folder that holds the annotations, "

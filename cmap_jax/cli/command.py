@@ -1,44 +1,68 @@
 """The `cmap` command: one subcommand a file of this package.
 
+cmap train --config=configs/garments.py
 cmap convert model_best.pth --vocab vocab.pkl --out runs/released
 """
 
 import argparse
+import difflib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 # Before TensorFlow and JAX load: their chatter is not ours to show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from cmap_jax.cli import compare, convert, doctor, evaluate, show, submit
+from cmap_jax.cli import errors
 
-_SUBCOMMANDS = (convert, doctor, show, evaluate, compare, submit)
+_TRAIN = "train"  # its flags are main.py's, which absl reads
+_SUBCOMMANDS = (_TRAIN, "convert", "doctor", "show", "evaluate", "compare", "submit")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that knows what a mistyped flag or subcommand was meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program; name what comes near to the words that are unknown."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        unknown = message.replace("'", " ").partition("(choose")[0].split()
+        words = (word.partition("=")[0] for word in unknown)
+        near = [m for w in words for m in difflib.get_close_matches(w, [*flags, *_SUBCOMMANDS], 1)]
+        super().error(f"{message}; did you mean {' or '.join(near)}?" if near else message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status."""
-    parser = argparse.ArgumentParser(prog="cmap", description="Composed image retrieval.")
-    subparsers = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    for module in _SUBCOMMANDS:
-        summary = module.__doc__.splitlines()[0]
-        subparser = subparsers.add_parser(
-            module.__name__.rpartition(".")[2], help=summary, description=summary
-        )
-        module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == [_TRAIN]:
+        from cmap_jax.cli import train
+
+        train.main(["cmap train", *argv[1:]])
+    # One that is named need not wait for what the others import.
+    named = argv[:1] if argv and argv[0] in _SUBCOMMANDS else _SUBCOMMANDS
+    arguments = _parser(named).parse_args(argv)
     try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        sys.stderr.write("cmap: interrupted\n")
-        return 130
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get("CMAP_TRACEBACK"):
-            raise
-        sys.stderr.write(f"cmap: {error}\n")
-        return 1
+        with errors.expected_errors("cmap", arguments.spelling):
+            return arguments.run(arguments)
+    except SystemExit as ended:
+        return ended.code
+
+
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of some subcommands, each described by its module."""
+    parser = _Parser(prog="cmap", description="Composed image retrieval.")
+    subparsers = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
+    for name in names:
+        module = importlib.import_module(f"cmap_jax.cli.{name}")
+        summary = module.__doc__.splitlines()[0]
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name != _TRAIN:
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run, spelling=getattr(module, "SPELLING", {}))
+    return parser
 
 
 if __name__ == "__main__":

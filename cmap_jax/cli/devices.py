@@ -17,8 +17,8 @@ def check_devices() -> None:
             raise
         extra = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}.get(wanted.partition(",")[0])
         install = f", install its support (pip install 'cmap_jax[{extra}]')" if extra else ""
-        reason = " ".join(str(error).split())
+        reason = f" ({' '.join(str(error).split())})" if str(error) else ""
         raise ValueError(
-            f"JAX_PLATFORMS={wanted}: JAX finds no such device here{f' ({reason})' if reason else ''}"
-            f". Unset JAX_PLATFORMS to take what there is{install}, or set JAX_PLATFORMS=cpu"
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device here{reason}. Unset it to take what "
+            f"there is{install}, or set JAX_PLATFORMS=cpu"
         ) from error

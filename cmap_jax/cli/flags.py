@@ -91,7 +91,6 @@ def usage(program: str, config_file: str | None = None) -> str:
     Raises:
         UsageError: it is no config.
     """
-    command = f"python {program}" if program.endswith(".py") else program
     examples = (
         "--config=configs/garments.py",
         "--mode=evaluate --workdir=runs/garments",
@@ -99,11 +98,11 @@ def usage(program: str, config_file: str | None = None) -> str:
     )
     parts = [
         "Train, evaluate or describe a model.",
-        "\n".join(f"  {command} {example}" for example in examples),
+        "\n".join(f"  {command(program)} {example}" for example in examples),
         *map(_flag_help, _OWN),
     ]
     if config_file is None:
-        more = f"{command} --config=configs/garments.py --help"
+        more = f"{command(program)} --config=configs/garments.py --help"
         parts.append(f"Configs: {', '.join(config_files.names())}. Fields of one: {more}")
     else:
         fields = config_files.flatten(config_files.read(_readable(config_file)))
@@ -111,16 +110,17 @@ def usage(program: str, config_file: str | None = None) -> str:
     return "\n\n".join(parts)
 
 
+def command(program: str) -> str:
+    """Return what is typed before the flags, from the name that the program was started by."""
+    return f"python {program}" if program.endswith(".py") else program
+
+
 def _flag_help(name: str) -> str:
     flag, indent = flags.FLAGS[name], " " * 4
     value = f"={'|'.join(MODES)}" if name == "mode" else "" if flag.boolean else "=..."
-    text = textwrap.fill(flag.help, 96, initial_indent=indent, subsequent_indent=indent)
+    words = flag.help.removeprefix(f"<{'|'.join(MODES)}>: ")
+    text = textwrap.fill(words, 96, initial_indent=indent, subsequent_indent=indent)
     return f"--{name}{value}\n{text}"
-
-
-def workdir() -> str:
-    """Return --workdir; `parse` has filled in its default."""
-    return WORKDIR.value
 
 
 def default_workdir(config_file: str) -> str:

@@ -11,6 +11,9 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from cmap_jax.cli.errors import explain, status_of
+from cmap_jax.training.stopping import Stopped
+
 # What the messages of a collective say whose partner is gone.
 _PARTNER_LOST = re.compile(
     r"\b(gloo|nccl|heartbeat|coordination.?service\w*|connection (reset|closed|refused)|peer)\b",
@@ -85,32 +88,28 @@ def join(
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
+def ending_together(program: str) -> Iterator[None]:
     """End this process at once where it fails: the others learn of it, and end too.
 
     Without it, the interpreter's own end would wait for the other processes, and they for this one.
     Set CMAP_TRACEBACK=1 to see the traceback.
+
+    Args:
+        program: the command as it was typed, for the beginning of the line.
     """
     try:
         yield
+    except Stopped:  # all of them do
+        raise
     except BaseException as error:
         if jax.process_count() == 1:
-            raise
-        status = _status(error)
-        if not status:  # all of them end so
             raise
         sys.stdout.flush()
         if os.environ.get("CMAP_TRACEBACK"):
             traceback.print_exception(error)
-        sys.stderr.write(f"main.py: {_message(error)}\n")
+        sys.stderr.write(f"{program}: {_message(error)}\n")
         sys.stderr.flush()
-        os._exit(status)
-
-
-def _status(error: BaseException) -> int:
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+        os._exit(status_of(error))
 
 
 def _message(error: BaseException) -> str:
@@ -122,6 +121,6 @@ def _message(error: BaseException) -> str:
             "output. This one ends too. Start all of them again with the same commands, and the "
             f"run goes on from its last checkpoint. ({text[:200]})"
         )
-    if isinstance(error, ValueError | OSError | FloatingPointError):
-        return f"{here}: {text}"
+    if line := explain(error):
+        return f"{here}: {' '.join(line.split())}"
     return f"{here}: " + ("".join(traceback.format_exception(error)) if text else "ended")

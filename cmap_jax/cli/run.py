@@ -10,39 +10,69 @@ import input_pipeline
 from cmap_jax import sharding
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.cli import tables
-from cmap_jax.cli.flags import end_with
 from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.processing.files import check_can_write
 from cmap_jax.training import train as train_lib
 from cmap_jax.training.check import check_config
 from cmap_jax.training.initial_weights import read_initial_weights
-from cmap_jax.training.stopping import StopRequest
+from cmap_jax.training.stopping import Stopped, StopRequest
 
 
-def run(config: ConfigDict, workdir: str, *, evaluate_only: bool) -> None:
-    """Train (or continue) in a workdir, or evaluate what stands there; print the recalls."""
+def run(
+    config: ConfigDict, workdir: str, *, evaluate_only: bool, command: str = "python main.py"
+) -> None:
+    """Train (or continue) in a workdir, or evaluate what stands there; print the recalls.
+
+    Args:
+        config: a whole config.
+        workdir: the workdir.
+        evaluate_only: whether not to train.
+        command: what was typed before the flags, for the advice at the end.
+
+    Raises:
+        Stopped: by Ctrl-C or SIGTERM.
+    """
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
-    try:
-        (evaluate if evaluate_only else _train)(config, workdir)
-    except train_lib.Stopped as stopped:
-        end_with(str(stopped), status=0)
+    if evaluate_only:
+        evaluate(config, workdir, read_for_evaluation(config, workdir))
+    else:
+        _train(config, workdir)
     if jax.process_index() > 0:
         return
-    print(tables.results(workdir_lib.read_results(workdir, config.data.name)))
+    print_results(config, workdir)
     print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
     if config.eval.rankings:
         print(f"Each query's first images are in {workdir}/{workdir_lib.RANKINGS}")
     else:
         print(
-            "Next, each query's first 50 images: python main.py --mode=evaluate "
+            f"Next, each query's first 50 images: {command} --mode=evaluate "
             f"--workdir={workdir} --config.eval.rankings=true"
         )
 
 
+def print_results(config: ConfigDict, workdir: str) -> int:
+    """Print what a workdir's variables reach on the config's data set; return their step.
+
+    Where the run is unfinished, that is said too.
+    """
+    content = workdir_lib.read_results(workdir, config.data.name)
+    print(tables.results(content))
+    if progress := workdir_lib.unfinished(workdir):
+        last, total = progress
+        print(
+            f"\nThe run is unfinished: it stands at step {last:,} of {total:,}. These are its best "
+            f"variables so far, of step {content['step']:,}."
+        )
+    return content["step"]
+
+
 def _train(config: ConfigDict, workdir: str) -> None:
-    # Before any data are rendered or read.
-    workdir_lib.check_same_run(workdir, config)
+    # Before any data are rendered or read; what is impossible, before what does not fit.
     check_config(config)
+    input_pipeline.check_fields(config)
+    workdir_lib.check_same_run(workdir, config)
+    check_can_write(workdir)
     if workdir_lib.has_checkpoint(workdir):
         # What the run started from is no longer needed, and may be gone.
         initial = None
@@ -56,15 +86,15 @@ def _train(config: ConfigDict, workdir: str) -> None:
     train_lib.train(config, datasets, workdir, initial)
 
 
-def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.Datasets]:
-    """Evaluate what stands in a workdir, write the results there, and return them.
+def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Datasets:
+    """Read the data that a workdir's model is to be evaluated on.
 
     Raises:
-        FileNotFoundError: no workdir, or the data are not there.
+        FileNotFoundError: no workdir, nothing saved in it, or the data are not there.
+        OSError: results could not be written there.
         ValueError: the config changes what the weights were made with; names the fields.
-        KeyboardInterrupt: by Ctrl-C or SIGTERM, with nothing written.
     """
-    check_config(config)
+    check_config(config, training=False)
     description = workdir_lib.read_description(workdir)
     # What the weights were made with; all else may differ.
     old, new = (
@@ -74,6 +104,8 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
     changed = list(workdir_lib.differing_fields(old, new))
     if changed:
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
+    workdir_lib.check_has_weights(workdir)
+    check_can_write(workdir)
     datasets = input_pipeline.create_datasets(
         config,
         description.vocabulary,
@@ -82,14 +114,29 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
         process_count=jax.process_count(),
     )
     _check_prepared_alike(description.facts, datasets.facts, workdir, config.data.directory)
+    return datasets
+
+
+def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets) -> Result:
+    """Evaluate what stands in a workdir, write the results there, and return them.
+
+    Args:
+        config: a whole config.
+        workdir: the workdir.
+        datasets: from `read_for_evaluation`.
+
+    Raises:
+        Stopped: by Ctrl-C or SIGTERM, with nothing written.
+    """
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
-    try:
-        with StopRequest() as stop:
-            result = train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
-    except Interrupted:
-        raise KeyboardInterrupt from None
-    return result, datasets
+    with StopRequest() as stop:
+        try:
+            return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
+        except Interrupted:
+            raise Stopped(
+                f"stopped in the evaluation; nothing was written to {workdir}", stop.status
+            ) from None
 
 
 def _check_prepared_alike(theirs: Mapping, ours: Mapping, workdir: str, directory: str) -> None:

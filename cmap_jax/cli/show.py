@@ -2,6 +2,7 @@
 
 cmap show fashion200k data/fashion200k --out grid.png
 cmap show fashion_iq data/fashion_iq --images /photos --split val --count 12 --seed 1 --out val.jpg
+cmap show fashion_iq data/fashion_iq --protocol fashioniq/original-joined --out joined.png
 """
 
 import argparse
@@ -21,8 +22,9 @@ from input_pipeline import storage
 from input_pipeline.image_check import check_images
 from input_pipeline.image_sources import open_images
 from input_pipeline.readers import NAMES, data_set_name, read_folder
-from input_pipeline.records import DataError, Query, Records, Triplet
+from input_pipeline.records import DataError, Query, Records, Triplet, TripletSource
 
+SPELLING = {"data.directory": "the argument directory", "data.image_directory": "--images"}
 _MOST = 100  # rows; more make no picture that anyone looks at
 _TARGETS = 3  # images a query shows of those that are right
 
@@ -40,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train, val, test, or an unlabelled one such as CIRR's test1; default: train, or val "
         "where there is nothing to train on",
     )
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="draw the queries of an evaluation, such as fashioniq/val, in place of a split's",
+    )
     parser.add_argument("--count", type=int, default=8, help="number of triplets; default 8")
     parser.add_argument("--seed", type=int, default=0, help="which ones are drawn; default 0")
 
@@ -49,10 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
     name = data_set_name(arguments.dataset)
     _check(arguments)
     records = read_folder(name, arguments.directory, arguments.images)
-    split = arguments.split or ("train" if len(records.train) else "val")
-    if arguments.split is None and split == "val":
-        print(f"{name} has nothing to train on there: these are queries of val.")
-    items, total = _draw_items(records, split, arguments.count, arguments.seed)
+    if arguments.protocol:
+        split, source = arguments.protocol, _queries_of(records, arguments.protocol)
+    else:
+        split = arguments.split or ("train" if len(records.train) else "val")
+        source = _items_of(records, split)
+        if arguments.split is None and split == "val":
+            print(f"{name} has nothing to train on there: these are queries of val.")
+    items, total = _draw_items(source, arguments.count, arguments.seed), len(source)
     images = _load(records, items)
     rows = [_row(item, images, name) for item in items]
     chosen = f"{len(items)} of {total:,} at random, seed {arguments.seed}"
@@ -75,16 +86,27 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--count must be 1 to {_MOST}, not {arguments.count}")
     if arguments.seed < 0:
         raise ValueError(f"--seed must not be negative, not {arguments.seed}")
+    if arguments.protocol and arguments.split:
+        raise ValueError("--protocol names queries of a split already: leave out --split")
     check_destination(arguments.out)
     for folder in filter(None, (arguments.directory, arguments.images)):
         if not storage.is_folder(folder):
             raise FileNotFoundError(f"{folder}: no such folder")
 
 
-def _draw_items(
-    records: Records, split: str, count: int, seed: int
-) -> tuple[list[Triplet | Query], int]:
-    """Return random items of a split, and how many it has."""
+def _queries_of(records: Records, protocol: str) -> Sequence[Query]:
+    """Return the queries that a protocol ranks the gallery for."""
+    known = {e.protocol.name: e.queries for found in records.evaluations.values() for e in found}
+    if not known.get(protocol):
+        raise DataError(
+            f"{records.name} has no queries of a protocol {protocol!r} there; give --protocol "
+            f"{' or '.join(name for name, queries in known.items() if queries)}"
+        )
+    return known[protocol]
+
+
+def _items_of(records: Records, split: str) -> TripletSource | Sequence[Query]:
+    """Return a split's training items or queries."""
     queries = {
         **{name: found[0].queries for name, found in records.evaluations.items()},
         **{name: found.queries for name, found in records.unlabelled.items()},
@@ -95,12 +117,19 @@ def _draw_items(
         raise DataError(
             f"{records.name} has nothing in a split {split!r}; give --split {' or '.join(splits)}"
         )
+    return source
+
+
+def _draw_items(
+    source: TripletSource | Sequence[Query], count: int, seed: int
+) -> list[Triplet | Query]:
+    """Return random items, or queries, of `_items_of` or `_queries_of`."""
     chosen = np.random.default_rng(seed).choice(
         len(source), size=min(count, len(source)), replace=False
     )
-    if split == "train":
-        return [records.train.draw(seed, 0, int(item)) for item in chosen], len(source)
-    return [source[item] for item in chosen], len(source)
+    if isinstance(source, Sequence):
+        return [source[item] for item in chosen]
+    return [source.draw(seed, 0, int(item)) for item in chosen]
 
 
 def _shown(item: Triplet | Query) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from etils import epath
 
 from cmap_jax.evaluation import submission
 
+SPELLING = {"data.directory": "the argument directory", "data.image_directory": "--images"}
 _SPLITS = {"cirr": "test1", "circo": "test"}
 _MAKE = {"cirr": submission.cirr_submissions, "circo": submission.circo_submissions}
 _CHECK = {"cirr": submission.check_cirr, "circo": submission.check_circo}
@@ -84,16 +85,17 @@ def _write(arguments: argparse.Namespace) -> None:
     _check_images(records)
     ((split, evaluations),) = records.evaluations.items()
     mesh = sharding.make_mesh()
-    # The batch size changes no answer, and this machine may have other devices than the run had.
-    share = -(-trained.config.eval.batch_size // mesh.size)
     # Decoded one by one: each image is needed once. A server wants every query answered.
-    decoding = DecodingLoader(open_images(records), trained.preprocessing, FailedImages("fail"))
+    decoding = DecodingLoader(
+        open_images(records), trained.preprocessing, FailedImages("fail", may_skip=False)
+    )
     data = EvaluationData(
         evaluations,
         trained.vocabulary,
         trained.preprocessing,
         decoding,
-        batch_size=share * mesh.size,
+        # It changes no answer, and this machine may have other devices than the run had.
+        batch_size=sharding.round_up(trained.config.eval.batch_size, mesh),
     )
     evaluator = Evaluator(trained.model, mesh, gallery_chunk=trained.config.eval.gallery_chunk)
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))

@@ -51,7 +51,8 @@ def _main(argv: list[str]) -> None:
             # Only now: TensorFlow takes seconds to load.
             from cmap_jax.cli import run
 
-            run.run(config, workdir, evaluate_only=flags.MODE.value == "evaluate", program=program)
+            evaluates = flags.MODE.value == "evaluate"
+            run.run(config, workdir, evaluate_only=evaluates, command=flags.command(program))
 
 
 def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 """``evaluation.json``: an evaluation's numbers, and all that a comparison with another needs."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,9 @@ from cmap_jax.evaluation.evaluator import Result
 from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
 from cmap_jax.processing.files import read_json
 from cmap_jax.protocols import Protocol
+
+# Facts that tell the variables and the data of one evaluation from those of another.
+_STAMPS = ("variables", "data", "prepared", "skipped_images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,27 @@ def results_to_dict(step: int, result: Result, facts: Mapping[str, Any]) -> dict
         "conditions": result.conditions,
         "outcomes": {name: outcomes.to_dict() for name, outcomes in result.outcomes.items()},
     }
+
+
+def keep_shortcuts(content: dict[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Take over shortcuts that an earlier evaluation found and this one was not asked for.
+
+    Only where they are shortcuts of the same variables on the same data, which the stamps tell.
+
+    Args:
+        content: of `results_to_dict`; protocols without shortcuts are filled in.
+        earlier: a file of results, of any version.
+    """
+    here, there = (
+        json.dumps([c.get("step"), *(c.get("facts", {}).get(key) for key in _STAMPS)])
+        for c in (content, earlier)
+    )
+    if here != there:
+        return
+    for name, halves in earlier.get("shortcuts", {}).items():
+        same = content["conditions"].get(name) == earlier.get("conditions", {}).get(name)
+        if same and name in content["protocols"]:
+            content["shortcuts"].setdefault(name, halves)
 
 
 def read_results(path: str | os.PathLike) -> dict[str, StoredResult]:

@@ -92,6 +92,22 @@ def _join_lines(found: re.Match) -> str:
     return "[" + re.sub(r",\n\s*", ", ", found[1]) + "]"
 
 
+def check_can_write(folder: str | os.PathLike) -> None:
+    """Refuse a folder that cannot be made or written into, before the work for it starts.
+
+    Raises:
+        OSError: says what is in the way.
+    """
+    if "://" in os.fspath(folder):
+        return  # only writing tells
+    folder = epath.Path(folder).absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{folder}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: no permission to write into {nearest}")
+
+
 @contextlib.contextmanager
 def complete_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
     """Give a folder beside a place, which is renamed there at the end, or removed at an error.

@@ -1,8 +1,8 @@
 """Remedies in the words of the command at hand.
 
-A reader or a check names the config field that mends a fault, ``--config.data.directory=...``, since
-it does not know who called. A command that takes other flags says how it spells those fields, and
-`spelled` rewrites what it prints:
+A reader or a check does not know who called, so it names the config field that mends a fault, such
+as ``--config.data.directory=...``. A command that takes other flags says how it spells the fields,
+and `spelled` rewrites what it prints:
 
     spelled("set --config.data.directory to the folder", {"data.directory": "--dir"})
 """
@@ -10,20 +10,23 @@ it does not know who called. A command that takes other flags says how it spells
 import re
 from collections.abc import Mapping
 
+OTHERS = "*"
+
 # A value ends before the punctuation of the sentence around it; "..." is one too.
 _FIELD = re.compile(
-    r"(?:--)?\bconfig\.(?P<field>\w+(?:\.\w+)*)(?:=(?P<value>\.\.\.|[^\s,;()]*[^\s,;().:]))?"
+    r"--config\.(?P<field>\w+(?:\.\w+)*)(?:=(?P<value>\.\.\.|[^\s,;()]*[^\s,;().:]))?"
 )
 
 
 def spelled(message: str, spelling: Mapping[str, str]) -> str:
-    """Return a message with its config fields as a command spells them.
+    """Return a message with its --config flags as a command spells them.
 
     Args:
         message: any text.
         spelling: the command's words, by field ("data.directory") or by field and value
             ("data.missing_images=skip"). A field's words are followed by the value, or hold it
-            where they have a ``{}``. What is not listed stays.
+            where they have a ``{}``. Under `OTHERS` stands what all other flags follow; without it
+            they stay.
     """
 
     def replace(found: re.Match) -> str:
@@ -31,7 +34,7 @@ def spelled(message: str, spelling: Mapping[str, str]) -> str:
         if value is not None and f"{field}={value}" in spelling:
             return spelling[f"{field}={value}"]
         if field not in spelling:
-            return found[0]
+            return f"{spelling[OTHERS]} {found[0]}" if OTHERS in spelling else found[0]
         words = spelling[field]
         if "{}" in words:
             return words.replace("{}", value or "...")

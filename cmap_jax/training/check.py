@@ -11,6 +11,8 @@ from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.training.optimizer import make_schedule
 
+_LARGEST = 3e38  # in single precision
+
 # The least and the most that a number may be.
 _RANGES = {
     "seed": (0, 2**32 - 1),
@@ -21,7 +23,12 @@ _RANGES = {
     "model.text.lstm_hidden": (1, math.inf),
     "model.text.dropout": (0, 0.99),
     "loss.alpha": (0, 1),
-    "optimizer.learning_rate": (0, math.inf),
+    "model.logit_scale": (-_LARGEST, _LARGEST),
+    "optimizer.learning_rate": (0, _LARGEST),
+    "optimizer.b1": (0, 1 - 1e-9),
+    "optimizer.b2": (0, 1 - 1e-9),
+    "optimizer.eps": (0, _LARGEST),
+    "optimizer.weight_decay": (0, _LARGEST),
     "optimizer.clip_norm": (1e-9, math.inf),
     "optimizer.halve_every": (1, math.inf),
     "optimizer.halve_faster_from": (0, math.inf),
@@ -42,8 +49,12 @@ _RANGES = {
 }
 
 
-def check_config(config: ConfigDict) -> None:
+def check_config(config: ConfigDict, *, training: bool = True) -> None:
     """Refuse an impossible config before any data are read.
+
+    Args:
+        config: a whole config.
+        training: whether a training step must fit the devices too.
 
     Raises:
         ValueError: names the field and what it may be.
@@ -51,18 +62,18 @@ def check_config(config: ConfigDict) -> None:
     for path, (least, most) in _RANGES.items():
         value = functools.reduce(lambda part, name: part[name], path.split("."), config)
         if value is not None and not least <= value <= most:
-            limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            limits = f"{least} or more" if most >= _LARGEST else f"{least} to {most}"
             raise ValueError(f"config.{path} must be {limits}, not {value}")
     devices = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp).size
     micro = config.train.micro_batch_size or config.train.batch_size
     groups = config.model.image.batch_norm_groups
     for field, value, parts, what in (
         ("train.batch_size", config.train.batch_size, devices, "devices"),
-        ("eval.batch_size", config.eval.batch_size, devices, "devices"),
         ("train.micro_batch_size", micro, devices, "devices"),
         ("train.micro_batch_size", micro, groups, "groups of config.model.image.batch_norm_groups"),
+        ("eval.batch_size", config.eval.batch_size, devices, "devices"),
     ):
-        if value % parts:
+        if value % parts and (training or field == "eval.batch_size"):
             raise ValueError(f"config.{field}={value} is not a multiple of the {parts} {what}")
     if config.train.batch_size % micro:
         raise ValueError(

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from cmap_jax import sharding
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
-from cmap_jax.evaluation.results import results_to_dict
+from cmap_jax.evaluation.results import keep_shortcuts, results_to_dict
+from cmap_jax.fingerprint import digest
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.protocols import Protocol
 from cmap_jax.training.checkpointing import Checkpoints
@@ -332,9 +333,13 @@ def evaluate_workdir(
                 should_stop=should_stop,
             )
         )
-    of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
-    content = results_to_dict(step, merged, {**datasets.facts, "data": of})
+    of = {k: config.data[k] for k in ("name", "directory", "image_directory", "resize", "crop")}
+    stamps = {**datasets.facts, "data": of, "variables": digest(variables)}
+    content = results_to_dict(step, merged, stamps)
     if jax.process_index() == 0:
+        # Where there are none, or a broken file, there is nothing to keep.
+        with contextlib.suppress(OSError, ValueError):
+            keep_shortcuts(content, workdir_lib.read_results(workdir, config.data.name))
         workdir_lib.write_results(workdir, content, merged.rankings)
     return merged
 

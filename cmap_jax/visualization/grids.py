@@ -13,13 +13,14 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 from PIL import Image, ImageDraw
 
-from cmap_jax.processing.files import write_bytes
+from cmap_jax.processing.files import check_can_write, write_bytes
 from cmap_jax.processing.images import ImageReadError, ImageSource, pad_to_square, read_image
+from cmap_jax.protocols import Protocol
 from cmap_jax.visualization.lettering import leading, wrap, write
 
 # Pixels. `SIDE` is an image's; the page takes as many rows side by side as fit on it.
@@ -28,7 +29,7 @@ _TEXT, _ARROW, _GAP, _PARAGRAPH, _BETWEEN, _MARGIN, _PAGE = 184, 48, 12, 6, 56, 
 _FOUND_AT = SIDE + _GAP + _TEXT + _ARROW  # where the images to the right of the text begin
 _FRAME, _BADGE = 4, 24
 _TITLE, _CAPTION, _HEADER, _SMALL = 22, 15, 13, 12  # font sizes
-_NAME_LINES, _NOTE_LINES = 2, 2
+_TITLE_LINES, _NAME_LINES, _NOTE_LINES = 2, 2, 2
 
 _PAPER, _INK, _GREY, _HAIRLINE = (255, 255, 255), (32, 32, 32), (112, 112, 112), (216, 216, 216)
 _MISSING = (232, 232, 232)
@@ -114,7 +115,7 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
     Args:
         rows: a query each, from top to bottom. An image that cannot be read becomes a grey tile
             with the reason.
-        title: the line on top, such as the protocol's name.
+        title: the line on top, such as `results_title`.
 
     Returns:
         An image of mode "RGB".
@@ -131,6 +132,19 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
         drawn.append(_row(row, row.results, notes))
     columns = max((len(row.results) for row in rows), default=0)
     return _draw(drawn, [str(place + 1) for place in range(columns)], title)
+
+
+def results_title(model: str, protocol: Protocol, numbers: Mapping[str, float]) -> str:
+    """Return the title of a grid of results: model, protocol and recall.
+
+    Args:
+        model: what people call it.
+        protocol: the rules that the queries were ranked by.
+        numbers: what the model reaches under it, percent.
+    """
+    names = dict.fromkeys([*protocol.headline, protocol.headline_name])
+    recalls = ", ".join(f"{name} {numbers[name]:.2f}" for name in names)
+    return f"{model} · {protocol.name} · {recalls}"
 
 
 def _rank_note(rank: float, tied: int) -> str:
@@ -152,13 +166,7 @@ def check_destination(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: a picture's name must end in {', '.join(_FORMATS)}")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; name a file in it")
-    if "://" in os.fspath(path):
-        return  # only writing tells
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{path}: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: no permission to write into {nearest}")
+    check_can_write(path.parent)
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
@@ -212,12 +220,12 @@ def _draw(rows: Sequence[_Row], headers: Sequence[str], title: str) -> Image.Ima
     row_height = SIDE + names * leading(_SMALL) + 2 * _GAP
     across = min(len(rows), max(1, (_PAGE - 2 * _MARGIN + _BETWEEN) // (row_width + _BETWEEN)))
     width = 2 * _MARGIN + across * (row_width + _BETWEEN) - _BETWEEN
-    headers_at = _MARGIN + leading(_TITLE) + _GAP
+    title_lines = wrap(title, _TITLE, width - 2 * _MARGIN, _TITLE_LINES)
+    headers_at = _MARGIN + max(1, len(title_lines)) * leading(_TITLE) + _GAP
     rows_at = headers_at + leading(_HEADER) + 2 * _GAP
     height = rows_at + math.ceil(len(rows) / across) * row_height - 2 * _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    title_lines = wrap(title, _TITLE, width - 2 * _MARGIN, 1)
     write(pen, (_MARGIN, _MARGIN), title_lines, _TITLE, _INK)
     for column in range(across):
         x = _MARGIN + column * (row_width + _BETWEEN)
@@ -333,6 +341,7 @@ __all__ = [
     "TripletRow",
     "check_destination",
     "results_grid",
+    "results_title",
     "save",
     "triplet_grid",
 ]

@@ -1,5 +1,6 @@
 """What all builders share: from a reader's records to ArrayRecord files."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing
 from cmap_jax.processing.progress import track
+from cmap_jax.processing.remedies import spelled
 from input_pipeline import preprocess
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, pass_over
@@ -40,6 +42,23 @@ _FEATURES = {
     BYTES: lambda doc: tfds.features.Scalar(np.object_, doc=doc),
     INTEGER: lambda doc: tfds.features.Scalar(np.int32, doc=doc),
 }
+
+
+# What `tfds build` takes in place of the config's fields.
+_SPELLING = {
+    "data.directory": "--manual_dir",
+    "data.image_directory": """--config='{"name": "own", "image_directory": "{}"}'""",
+    "data.missing_images=skip": """--config='{"name": "own", "missing_images": "skip"}'""",
+}
+
+
+@contextlib.contextmanager
+def _remedies_of_tfds() -> Iterator[None]:
+    """Let errors about data name flags that `tfds build` takes."""
+    try:
+        yield
+    except (DataError, FileNotFoundError) as error:
+        raise type(error)(spelled(str(error), _SPELLING)) from error
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -140,8 +159,9 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        whole = self._read(dl_manager)
-        records, skipped = leave_out_unusable(whole, self.builder_config.missing_images)
+        with _remedies_of_tfds():
+            whole = self._read(dl_manager)
+            records, skipped = leave_out_unusable(whole, self.builder_config.missing_images)
         failed = FailedImages(self.builder_config.missing_images)
 
         def usable() -> Records:
@@ -181,11 +201,12 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         step = 2**128 // len(ids)
         number = 0
         parts = pass_over(ids, _AT_ONCE, decoding, stage)
-        for positions, batch in track(parts, -(-len(ids) // _AT_ONCE), "encoding", "batches"):
-            for row, position in enumerate(positions):
-                fields = {name: values[row] for name, values in batch.items()}
-                yield number * step, example(id=ids[position], **fields)
-                number += 1
+        with _remedies_of_tfds():
+            for positions, batch in track(parts, -(-len(ids) // _AT_ONCE), "encoding", "batches"):
+                for row, position in enumerate(positions):
+                    fields = {name: values[row] for name, values in batch.items()}
+                    yield number * step, example(id=ids[position], **fields)
+                    number += 1
         self.info.metadata.update(
             describe(
                 usable(),
