@@ -8,6 +8,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -21,17 +22,30 @@ from cmap_jax.cli import errors
 _TRAIN = "train"  # its flags are main.py's, which absl reads
 _SUBCOMMANDS = (_TRAIN, "convert", "doctor", "show", "evaluate", "compare", "submit")
 
+# What argparse says of words that it does not know.
+_UNKNOWN = re.compile(r"(?:unrecognized arguments|invalid choice): (.*?)(?: \(choose|$)")
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser that knows what a mistyped flag or subcommand was meant to be."""
 
     def error(self, message: str) -> NoReturn:
         """End the program; name what comes near to the words that are unknown."""
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        unknown = message.replace("'", " ").partition("(choose")[0].split()
-        words = (word.partition("=")[0] for word in unknown)
-        near = [m for w in words for m in difflib.get_close_matches(w, [*flags, *_SUBCOMMANDS], 1)]
+        unknown = _UNKNOWN.search(message)
+        words = (
+            [word.partition("=")[0].strip("'") for word in unknown[1].split()] if unknown else []
+        )
+        near = [m for w in words for m in difflib.get_close_matches(w, self._known_words(), 1)]
         super().error(f"{message}; did you mean {' or '.join(near)}?" if near else message)
+
+    def _known_words(self) -> list[str]:
+        """Return the subcommands, and the flags of those that this parser knows."""
+        words = list(_SUBCOMMANDS)
+        for action in self._actions:
+            words += action.option_strings
+            if isinstance(action.choices, dict):  # the subparsers
+                words += [word for p in action.choices.values() for word in p._known_words()]
+        return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:

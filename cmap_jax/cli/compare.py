@@ -7,7 +7,7 @@ cmap compare runs/a runs/b runs/c/evaluation-circo.json --json
 import argparse
 import dataclasses
 import json
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 
 from etils import epath
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         if columns:
             print(_table(protocol, first, columns), end="\n\n")
     print(
-        f"Each less {first} with its 95% interval, annotations resampled; * where it leaves zero "
-        "out."
+        f"Differences from {first} with their 95% intervals, annotations resampled; * where zero "
+        "is left out."
     )
     for line in _not_shared(results):
         print(line)
@@ -83,8 +83,8 @@ def _names(files: Sequence[str]) -> list[str]:
 
     A workdir's own results are called as the workdir is.
     """
-    parts = [pathlib.PurePath(file).absolute().parts for file in files]
-    parts = [p[:-1] if p[-1] == EVALUATION and len(p) > 2 else p for p in parts]
+    whole = (file if "://" in file else os.path.abspath(file) for file in files)
+    parts = [path.removesuffix(f"/{EVALUATION}").split("/") for path in whole]
     names = []
     for i, path in enumerate(parts):
         others = [p for j, p in enumerate(parts) if j != i and p != path]
@@ -119,7 +119,7 @@ def _table(protocol: str, first: str, others: Mapping[str, Mapping[str, Differen
     """Return a protocol's table: the first one's numbers, and each other's with the difference."""
     header = [protocol, first]
     for name in others:
-        header += [name, f"less {first}", "95% interval", ""]
+        header += [name, "difference", "95% interval", ""]
     rows = [header]
     for number in dict.fromkeys(n for found in others.values() for n in found):
         one = next(found[number] for found in others.values() if number in found)

@@ -15,6 +15,7 @@ from cmap_jax.processing.remedies import spelled
 # The extra of setup.py that brings a package.
 _EXTRAS = {"torch": "torch", "apache_beam": "prepare", "mlcroissant": "prepare"}
 _BUCKET = re.compile(r"\b[a-z][a-z0-9]*://[^\s'\",)]+")
+_PIPE_CLOSED = 141  # the exit status of a program that SIGPIPE ended
 _LONGEST = 300  # characters of a server's answer
 
 
@@ -41,6 +42,10 @@ def expected_errors(
     """
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_PIPE_CLOSED)
     except BaseException as error:
         line = explain(error)
         if line is None or (os.environ.get("CMAP_TRACEBACK") and isinstance(error, Exception)):

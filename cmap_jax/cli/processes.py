@@ -11,6 +11,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.errors import explain, status_of
 from cmap_jax.training.stopping import Stopped
 
@@ -39,10 +40,12 @@ def join(
         cluster: ask the cluster (Cloud TPU, SLURM, MPI, Kubernetes) for all of it.
 
     Raises:
-        ValueError: the three are not given together, or do not fit; no cluster is found.
+        ValueError: the three are not given together, or do not fit; no cluster is found; JAX finds
+            no device of the platform that it was told to use.
     """
     given = (coordinator, process_count, process_index)
     if all(value is None for value in given) and not cluster:
+        check_devices()
         return
     if cluster and any(value is not None for value in given):
         raise ValueError(
@@ -78,6 +81,7 @@ def join(
         raise ValueError(
             f"process {process_index} of {process_count} could not join at {coordinator}: {error}"
         ) from error
+    check_devices()
     logging.info(
         "Process %d of %d, with %d of %d devices",
         jax.process_index(),

@@ -47,7 +47,6 @@ def _main(argv: list[str]) -> None:
             cluster=flags.CLUSTER.value,
         )
         with processes.ending_together(program):
-            devices.check_devices()
             # Only now: TensorFlow takes seconds to load.
             from cmap_jax.cli import run
 

@@ -29,7 +29,7 @@ _TEXT, _ARROW, _GAP, _PARAGRAPH, _BETWEEN, _MARGIN, _PAGE = 184, 48, 12, 6, 56, 
 _FOUND_AT = SIDE + _GAP + _TEXT + _ARROW  # where the images to the right of the text begin
 _FRAME, _BADGE = 4, 24
 _TITLE, _CAPTION, _HEADER, _SMALL = 22, 15, 13, 12  # font sizes
-_TITLE_LINES, _NAME_LINES, _NOTE_LINES = 2, 2, 2
+_NAME_LINES, _NOTE_LINES = 2, 2
 
 _PAPER, _INK, _GREY, _HAIRLINE = (255, 255, 255), (32, 32, 32), (112, 112, 112), (216, 216, 216)
 _MISSING = (232, 232, 232)
@@ -131,7 +131,8 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
             notes.append(_rank_note(row.rank, row.tied))
         drawn.append(_row(row, row.results, notes))
     columns = max((len(row.results) for row in rows), default=0)
-    return _draw(drawn, [str(place + 1) for place in range(columns)], title)
+    # Two lines: the recall stands at the end, and must not be cut off.
+    return _draw(drawn, [str(place + 1) for place in range(columns)], title, most_title_lines=2)
 
 
 def results_title(model: str, protocol: Protocol, numbers: Mapping[str, float]) -> str:
@@ -211,7 +212,9 @@ def _row(
     return _Row(row.captions, notes, cells)
 
 
-def _draw(rows: Sequence[_Row], headers: Sequence[str], title: str) -> Image.Image:
+def _draw(
+    rows: Sequence[_Row], headers: Sequence[str], title: str, most_title_lines: int = 1
+) -> Image.Image:
     """Return the sheet: the title, the headers over every column of rows, and the rows."""
     if not rows:
         raise ValueError("nothing to draw: no rows")
@@ -220,7 +223,7 @@ def _draw(rows: Sequence[_Row], headers: Sequence[str], title: str) -> Image.Ima
     row_height = SIDE + names * leading(_SMALL) + 2 * _GAP
     across = min(len(rows), max(1, (_PAGE - 2 * _MARGIN + _BETWEEN) // (row_width + _BETWEEN)))
     width = 2 * _MARGIN + across * (row_width + _BETWEEN) - _BETWEEN
-    title_lines = wrap(title, _TITLE, width - 2 * _MARGIN, _TITLE_LINES)
+    title_lines = wrap(title, _TITLE, width - 2 * _MARGIN, most_title_lines)
     headers_at = _MARGIN + max(1, len(title_lines)) * leading(_TITLE) + _GAP
     rows_at = headers_at + leading(_HEADER) + 2 * _GAP
     height = rows_at + math.ceil(len(rows) / across) * row_height - 2 * _GAP + _MARGIN

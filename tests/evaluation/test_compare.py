@@ -46,7 +46,7 @@ def test_differences_and_table(tmp_path, capsys):
     assert command.main(["compare", str(a), str(b)]) == 0
     printed = capsys.readouterr().out
     assert "shoes" in printed
-    assert "Only A has fashion200k." in printed
+    assert "Only a.json has fashion200k." in printed
     assert f"{found.second - found.first:+.2f}" in printed
     assert command.main(["compare", str(a), str(b), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shoes"]["R@10"]["second"] == found.second
