@@ -46,10 +46,8 @@ def _child(arguments: list[str], folder: str, log: str) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     import jax
-    from absl import app
 
-    import main
-    from cmap_jax.cli import flags
+    from cmap_jax.cli import train
     from cmap_jax.evaluation.evaluator import Evaluator
     from cmap_jax.training.checkpointing import Checkpoints
     from cmap_jax.training.training_log import TrainingLog
@@ -72,7 +70,7 @@ def _child(arguments: list[str], folder: str, log: str) -> None:
     marked(TrainingLog, "__call__", "step")
     marked(Evaluator, "__call__", "evaluation")
     marked(Checkpoints, "save", "save")
-    app.run(main.main, argv=sys.argv, flags_parser=flags.parse)
+    train.main(sys.argv)
 
 
 def _context() -> multiprocessing.context.BaseContext:

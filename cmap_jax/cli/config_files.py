@@ -156,10 +156,11 @@ def _check_fields(config: ConfigDict, path: str) -> None:
 def _explain(error: Exception, path: str) -> str:
     """Return what a config file raised, and where in it."""
     text = " ".join(str(error).split())
-    deliberate = isinstance(error, ValueError | OSError)
-    if deliberate and traceback.extract_tb(error.__traceback__)[-1].filename != path:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = path == str(_FROM_WORKDIR) or frames[-1].filename != path
+    if ours and isinstance(error, ValueError | OSError):  # meant for people
         return text
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+    lines = [frame.lineno for frame in frames if frame.filename == path]
     number = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
     where = f" in line {number}" if number else ""
     return f"{path} raises {type(error).__name__}{where}: {text}"

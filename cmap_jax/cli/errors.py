@@ -46,7 +46,7 @@ def expected_errors(
     except BrokenPipeError:  # whoever read what is printed, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_PIPE_CLOSED)
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt) as error:
         line = explain(error)
         if line is None or (os.environ.get("CMAP_TRACEBACK") and isinstance(error, Exception)):
             raise
@@ -67,7 +67,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         return _explain_missing_package(error)
     if _is_of_storage(error) and (place := _BUCKET.search(_text(error))):
-        return _explain_bucket(place[0], _text(error))
+        return _explain_bucket(place[0].rstrip(".:"), _text(error))
     if isinstance(error, ValueError | OSError | FloatingPointError):
         return _text(error)
     # Only here: it loads JAX, for which a wrong flag need not wait.

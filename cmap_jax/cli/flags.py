@@ -103,7 +103,9 @@ def usage(program: str, config_file: str | None = None) -> str:
     ]
     if config_file is None:
         more = f"{command(program)} --config=configs/garments.py --help"
-        parts.append(f"Configs: {', '.join(config_files.names())}. Fields of one: {more}")
+        parts.append(
+            textwrap.fill(f"Configs: {', '.join(config_files.names())}", 96) + f"\nFields: {more}"
+        )
     else:
         fields = config_files.flatten(config_files.read(_readable(config_file)))
         parts.append("\n".join(f"--config.{name}={value}" for name, value in fields.items()))

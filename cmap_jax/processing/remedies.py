@@ -10,7 +10,7 @@ and `spelled` rewrites what it prints:
 import re
 from collections.abc import Mapping
 
-OTHERS = "*"
+OTHERS = "*"  # every field that a spelling does not list
 
 # A value ends before the punctuation of the sentence around it; "..." is one too.
 _FIELD = re.compile(
@@ -25,8 +25,7 @@ def spelled(message: str, spelling: Mapping[str, str]) -> str:
         message: any text.
         spelling: the command's words, by field ("data.directory") or by field and value
             ("data.missing_images=skip"). A field's words are followed by the value, or hold it
-            where they have a ``{}``. Under `OTHERS` stands what all other flags follow; without it
-            they stay.
+            where they have a ``{}``. Under `OTHERS` stands the command that takes all others.
     """
 
     def replace(found: re.Match) -> str:
@@ -34,7 +33,7 @@ def spelled(message: str, spelling: Mapping[str, str]) -> str:
         if value is not None and f"{field}={value}" in spelling:
             return spelling[f"{field}={value}"]
         if field not in spelling:
-            return f"{spelling[OTHERS]} {found[0]}" if OTHERS in spelling else found[0]
+            return f"{found[0]} (to {spelling[OTHERS]})" if OTHERS in spelling else found[0]
         words = spelling[field]
         if "{}" in words:
             return words.replace("{}", value or "...")

@@ -17,7 +17,8 @@ from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Interrupted
 from cmap_jax.training import train as train_lib
 from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
-from cmap_jax.training.train import Stopped, train
+from cmap_jax.training.stopping import Stopped
+from cmap_jax.training.train import train
 from cmap_jax.training.training_log import TrainingLog
 from input_pipeline import create_datasets
 from input_pipeline.batching import EvaluationData
@@ -112,8 +113,9 @@ def test_a_stopped_run_saves_and_ends_with_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingLog, "__call__", stop)
-        with pytest.raises(Stopped, match="stopped at step 5 of 6"):
+        with pytest.raises(Stopped, match="stopped at step 5 of 6") as stopped:
             train(config, create_datasets(config), tmp_path)
+    assert stopped.value.status == 128 + number
     assert (tmp_path / "checkpoints" / "5").is_dir()
     assert cmap_jax.load(tmp_path).step == 3
     train(config, create_datasets(config), tmp_path)
