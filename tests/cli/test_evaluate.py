@@ -1,14 +1,18 @@
 """`cmap evaluate`, and evaluation on another data set than the model's own."""
 
 import json
+import shutil
 
 import pytest
 from fake_data import circo as write_circo
 from fake_data import cirr as write_cirr
+from fake_data import fashion_iq as write_fashion_iq
 from PIL import Image
 from small import write_workdir
 
+from cmap_jax import workdir
 from cmap_jax.cli import command, flags, tables
+from cmap_jax.evaluation.results import keep_shortcuts
 from cmap_jax.visualization import grids
 from configs import from_workdir
 
@@ -22,10 +26,14 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
     data = write_cirr(tmp_path / "data")
     drawn = []
     draw = grids.results_grid
-    monkeypatch.setattr(
-        "cmap_jax.cli.evaluate.results_grid",
-        lambda rows, title: drawn.extend(rows) or draw(rows, title),
-    )
+    titles = []
+
+    def results_grid(rows, title):
+        drawn.extend(rows)
+        titles.append(title)
+        return draw(rows, title)
+
+    monkeypatch.setattr("cmap_jax.cli.evaluate.results_grid", results_grid)
     arguments = ["evaluate", str(trained), "--dir", str(data)]
     grid = tmp_path / "pictures" / "grid.png"
     assert command.main([*arguments, "--shortcuts", "--grid", str(grid), "--count", "3"]) == 0
@@ -41,6 +49,10 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
 
     with Image.open(grid) as picture:
         assert picture.width > 500
+    headline = ", ".join(
+        f"{name} {numbers[name]:.2f}" for name in ("R@5", "R_subset@1", "mean(R@5, R_subset@1)")
+    )
+    assert titles == [f"small (cmap, step 0) · cirr/val · {headline}"]
     records = [
         json.loads(line)
         for line in (trained / "rankings" / "cirr-val.jsonl").read_text().split("\n")[:-1]
@@ -53,6 +65,12 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
             i in record["targets"] for i in record["top"][:8]
         ]
         assert row.rank == record["rank"]
+
+    # Asked again without shortcuts: those of the same variables and data are kept.
+    assert command.main(arguments) == 0
+    assert "text alone" in capsys.readouterr().out
+    again = json.loads((trained / "evaluation.json").read_text())
+    assert again["shortcuts"] == found["shortcuts"]
 
     # On another data set: beside, not over.
     data = write_circo(tmp_path / "circo")
@@ -71,6 +89,10 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
         (["/nowhere"], "/nowhere is not a workdir"),
         (["RUN", "--data", "coco"], "no data set 'coco'; there are fashion_iq"),
         (["RUN", "--data", "circo"], "config.data.directory is not set"),
+        (["RUN", "--data", "circo"], "annotations, --dir ..."),
+        (["RUN", "--dir", "/nowhere"], "/nowhere: no such folder; set --dir"),
+        (["RUN", "--protocol", "cirr/val"], "give --grid FILE too"),
+        (["RUN", "--grid", "g.png", "--protocol", "cirr"], "called 'cirr', but fashioniq/original"),
         (["RUN", "--grid", "grid.gif"], "grid.gif"),
         (["RUN", "--grid", "grid.png", "--count", "0"], "--count must be 1 or more"),
     ],
@@ -107,3 +129,107 @@ def test_what_was_left_out_is_printed(trained):
     assert "No shirt: means over the other categories" in printed
     (row,) = (line for line in printed.splitlines() if "text alone" in line)
     assert set(row.split()) == {"text", "alone", "-"}
+
+
+def _results(**changes):
+    """An evaluation's content, as far as shortcuts are concerned; two underscores: one deeper."""
+    content = {
+        "step": 3,
+        "facts": {"variables": "abc", "data": {"directory": "d"}, "skipped_images": ("x",)},
+        "protocols": {"a": {}, "b": {}},
+        "conditions": {"a": {"version": 2, "gallery": "g"}, "b": {"version": 1, "gallery": "h"}},
+        "shortcuts": {},
+    }
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        here = content
+        for parent in parents:
+            here = here[parent]
+        here[last] = value
+    return content
+
+
+def test_shortcuts_are_kept_where_nothing_has_changed():
+    text, other = {"text": {"R@1": 1.0}, "image": None}, {"text": None, "image": None}
+    earlier = json.loads(json.dumps(_results(shortcuts={"a": text, "b": text, "gone": text})))
+    content = _results()
+    keep_shortcuts(content, earlier)
+    assert content["shortcuts"] == {"a": text, "b": text}
+    # What was found now goes first.
+    content = _results(shortcuts={"a": other})
+    keep_shortcuts(content, earlier)
+    assert content["shortcuts"] == {"a": other, "b": text}
+    # Of one protocol, another gallery or another version of the rules.
+    content = _results(conditions__a__version=3)
+    keep_shortcuts(content, earlier)
+    assert content["shortcuts"] == {"b": text}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 4},
+        {"facts__variables": "abd"},
+        {"facts__data": {"directory": "e"}},
+        {"facts__skipped_images": ()},
+        {"facts__prepared": {"version": "2.0.0"}},
+    ],
+    ids=str,
+)
+def test_shortcuts_of_other_variables_or_data_are_dropped(change):
+    content = _results(**change)
+    keep_shortcuts(content, _results(shortcuts={"a": {"text": None, "image": None}}))
+    assert content["shortcuts"] == {}
+    keep_shortcuts(content, {})  # of another version
+    assert content["shortcuts"] == {}
+
+
+def test_a_grid_of_any_protocol_and_images_left_out(tmp_path, capsys, monkeypatch):
+    run = write_workdir(tmp_path / "run", "fashion_iq", "fashioniq/original")
+    data = write_fashion_iq(tmp_path / "data")
+    titles = []
+    monkeypatch.setattr("cmap_jax.cli.evaluate.results_grid", lambda _, title: titles.append(title))
+    monkeypatch.setattr("cmap_jax.cli.evaluate.save", lambda *_: None)
+    (data / "images" / "dval0.jpg").unlink()
+    arguments = ["evaluate", str(run), "--dir", str(data), "--grid", str(tmp_path / "g.png")]
+    assert command.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "set --images to the folder" in error
+    assert "leave these out with --skip-unusable." in error
+    assert "--config" not in error
+    assert command.main([*arguments, "--protocol", "cirr/val", "--skip-unusable"]) == 1
+    assert "this data set has fashioniq/original, fashioniq/val," in capsys.readouterr().err
+    assert not (run / "evaluation.json").exists()
+    joined = "fashioniq/original-joined"
+    assert command.main([*arguments, "--protocol", joined, "--skip-unusable"]) == 0
+    printed = capsys.readouterr().out
+    assert f"queries under {joined} with" in printed
+    assert "1 images were unusable and left out" in printed
+    numbers = json.loads((run / "evaluation.json").read_text())["protocols"][joined]
+    (title,) = titles
+    assert title.startswith(f"run (cmap, step 0) · {joined} · R@10 {numbers['R@10']:.2f}, ")
+    assert title.endswith(f", mR {numbers['mR']:.2f}")
+
+
+def test_an_unfinished_run_says_where_it_stands(trained, tmp_path, monkeypatch):
+    """And one that has saved nothing is refused before its data are read."""
+    assert workdir.unfinished(trained) is None  # no run
+    run = shutil.copytree(trained, tmp_path / "run")
+    about = json.loads((run / "model.json").read_text())
+    about["facts"] = {"training_items": 41}
+    (run / "model.json").write_text(json.dumps(about))
+    config = workdir.read_config(run)
+    config.train.epochs, config.train.batch_size = 3, 8
+    (run / "config.json").write_text(json.dumps(config.to_dict()))
+    monkeypatch.setattr(workdir, "saved_steps", lambda *_: [10, 5])
+    assert workdir.unfinished(run) == (10, 15)  # five batches an epoch, of 41 items
+    monkeypatch.setattr(workdir, "saved_steps", lambda *_: [10, 15])
+    assert workdir.unfinished(run) is None
+
+
+def test_a_run_that_has_saved_nothing(trained, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "best")
+    monkeypatch.setattr("input_pipeline.datasets.read_records", lambda _: pytest.fail("was read"))
+    assert command.main(["evaluate", str(run), "--dir", str(tmp_path)]) == 1
+    assert f"{run} has no checkpoint yet: its run has not come to" in capsys.readouterr().err
