@@ -88,9 +88,9 @@ def _names(files: Sequence[str]) -> list[str]:
     names = []
     for i, path in enumerate(parts):
         others = [p for j, p in enumerate(parts) if j != i and p != path]
-        length = next(
-            n for n in range(1, len(path) + 1) if all(p[-n:] != path[-n:] for p in others)
-        )
+        least = 2 if path[-1].startswith("evaluation-") else 1  # which workdir's?
+        lengths = range(least, len(path) + 1)
+        length = next(n for n in lengths if all(p[-n:] != path[-n:] for p in others))
         again = parts[:i].count(path)  # the same file once more
         names.append("/".join(path[-length:]) + (f" ({again + 1})" if again else ""))
     return names

@@ -154,6 +154,23 @@ def test_test_splits(tmp_path, rows, capsys):
     assert "fashion_iq has nothing in a split 'test'; give --split train or val" in message
 
 
+def test_the_queries_of_a_protocol(tmp_path, rows, capsys):
+    root, out = fake_data.fashion_iq(tmp_path / "data"), tmp_path / "grid.png"
+    records = _read("fashion_iq", root)
+    evaluations = {e.protocol.name: e for e in records.evaluations["val"]}
+    for name in ("fashioniq/original", "fashioniq/original-joined"):
+        assert _show("fashion_iq", root, out, "--protocol", name, "--count", "3") == 0
+        queries = evaluations[name].queries
+        known = {(q.captions, q.reference) for q in queries}
+        assert {(tuple(row.captions), row.names[0]) for row in rows} <= known
+        said = capsys.readouterr().out
+        assert f"shows fashion_iq, {name}: 3 of {len(queries)} at random" in said
+    message = _refused(capsys, "fashion_iq", root, out, "--protocol", "shoes")
+    assert "no queries of a protocol 'shoes' there; give --protocol fashioniq/orig" in message
+    message = _refused(capsys, "fashion_iq", root, out, "--protocol", name, "--split", "val")
+    assert "leave out --split" in message
+
+
 def test_at_most_three_targets(tmp_path, rows):
     root = fake_data.folder(tmp_path / "data", suffix="jsonl")
     row = {"reference": "val/0.jpg", "text": "a", "target": [f"val/{i}.jpg" for i in range(1, 6)]}

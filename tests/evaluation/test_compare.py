@@ -86,3 +86,82 @@ def test_files_that_are_none(tmp_path, capsys):
     for name, message in (("a.json", "no evaluation.json of this version"), ("b.json", "b.json")):
         assert command.main(["compare", str(tmp_path / name), str(tmp_path / name)]) == 1
         assert message in capsys.readouterr().err
+
+
+def _workdirs(tmp_path, *seeds):
+    """Workdirs named a, b, ... with results of these seeds."""
+    folders = []
+    for name, seed in zip("abcd", seeds, strict=False):
+        folders.append(str(tmp_path / name))
+        (tmp_path / name).mkdir()
+        _write(tmp_path / name / "evaluation.json", seed)
+    return folders
+
+
+def test_workdirs_or_files_two_or_more(tmp_path, capsys):
+    folders = _workdirs(tmp_path, 1, 0, 2)
+    file = _write(tmp_path / "a" / "evaluation-circo.json", 0, names=("shoes", "fashion200k"))
+    assert command.main(["compare", *folders, str(file)]) == 0
+    printed = capsys.readouterr().out
+    header, *rows = printed.splitlines()
+    last = "a/evaluation-circo.json"
+    columns = ["shoes", "a"]
+    for name in ("b", "c", last):
+        columns += [name, "difference", "95%", "interval"]
+    assert header.split() == columns
+    (recall,) = (row.split() for row in rows if row.split()[:1] == ["R@10"])
+    found = [read_results(f"{folder}/evaluation.json") for folder in folders]
+    one = found[0]["shoes"].numbers["R@10"]
+    assert recall[1] == f"{one:.2f}"
+    for other in found[1:]:  # each against the first
+        number = other["shoes"].numbers["R@10"]
+        at = recall.index(f"{number:.2f}")
+        assert recall[at + 1] == f"{number - one:+.2f}"
+        difference = compare(found[0], other)["shoes"]["R@10"]
+        low, high = difference.interval
+        assert recall[at + 2 : at + 4] == [f"{low:+.2f}", f"{high:+.2f}"]
+    assert "Differences from a with" in printed
+    assert f"Only {last} has fashion200k." in printed
+    assert command.main(["compare", *folders, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert list(plain) == ["b", "c"]
+    assert plain["c"]["shoes"]["R@10"]["second"] == found[2]["shoes"].numbers["R@10"]
+
+
+def test_columns_are_told_apart(tmp_path, capsys):
+    for seed, name in enumerate(("x/run", "y/run", "z")):
+        (tmp_path / name).mkdir(parents=True)
+        _write(tmp_path / name / "evaluation.json", seed)
+    paths = [f"{tmp_path}/{name}" for name in ("x/run/", "y/run/evaluation.json", "z", "x/run")]
+    assert command.main(["compare", *paths]) == 0
+    header = capsys.readouterr().out.splitlines()[0]
+    for name in ("x/run ", "y/run ", "z ", "x/run (2) "):
+        assert f"  {name}" in header + " "
+
+
+def test_missing_results_get_a_line_each(tmp_path, capsys):
+    (run,) = _workdirs(tmp_path, 0)
+    unevaluated, empty = tmp_path / "new", tmp_path / "empty"
+    unevaluated.mkdir()
+    (unevaluated / "config.json").write_text("{}")
+    empty.mkdir()
+    paths = [run, str(unevaluated), str(empty), f"{tmp_path}/nowhere"]
+    assert command.main(["compare", *paths]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        f"cmap: {unevaluated} was not evaluated yet: cmap evaluate {unevaluated}",
+        f"{empty} is not a workdir: it has no config.json and no evaluation.json",
+        f"{tmp_path}/nowhere: no such workdir or file of results",
+    ]
+
+
+def test_a_refusal_names_the_pair(tmp_path, capsys):
+    paths = _workdirs(tmp_path, 0, 1)
+    paths.append(str(_write(tmp_path / "old.json", 0, version=1)))
+    assert command.main(["compare", *paths]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "a and old.json: these results cannot be compared:" in printed.err
+    assert "shoes" in printed.err
+    assert "version" in printed.err

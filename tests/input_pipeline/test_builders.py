@@ -376,6 +376,24 @@ def test_tfds_build_of_photographs(tmp_path, real_data):
     assert _content(found) == _content(READERS["fashion200k"].read(str(raw)))
 
 
+def test_remedies_are_those_of_tfds(tmp_path):
+    """They name what `tfds build` takes; main.py's flags it would refuse."""
+    raw = fake_data.folder(tmp_path / "raw")
+    _damage(raw / "val" / "0.jpg")
+    with pytest.raises(DataError) as late:  # found where it is decoded
+        _build(tmp_path / "a", raw, builders.Folder)
+    (raw / "val" / "0.jpg").unlink()
+    with pytest.raises(DataError) as early:
+        _build(tmp_path / "b", raw, builders.Folder)
+    for error in (late, early):
+        assert """--config='{"name": "own", "missing_images": "skip"}'""" in str(error.value)
+        assert "--config.data" not in str(error.value)
+    assert """--config='{"name": "own", "image_directory": "..."}'""" in str(early.value)
+    (raw / "train.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="set --manual_dir to the folder"):
+        _build(tmp_path / "c", raw, builders.Folder)
+
+
 def test_what_is_prepared_is_not_prepared_again(tmp_path):
     raw = fake_data.folder(tmp_path / "raw")
     once = _build(tmp_path / "once", raw, builders.Folder)
