@@ -389,8 +389,9 @@ def test_remedies_are_those_of_tfds(tmp_path):
         assert """--config='{"name": "own", "missing_images": "skip"}'""" in str(error.value)
         assert "--config.data" not in str(error.value)
     assert """--config='{"name": "own", "image_directory": "..."}'""" in str(early.value)
-    (raw / "train.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="set --manual_dir to the folder"):
+    for table in raw.glob("*.csv"):
+        table.unlink()
+    with pytest.raises(FileNotFoundError, match="Set --manual_dir to the folder"):
         _build(tmp_path / "c", raw, builders.Folder)
 
 
