@@ -31,14 +31,14 @@ def end_with(program: str, message: str, status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def expected_errors(
-    program: str, spelling: Mapping[str, str] | None = None, status: int | None = None
+    program: str, spelling: Mapping[str, str] | None = None, status: int = 1
 ) -> Iterator[None]:
     """End the program with a line about what a person can mend, and its exit status.
 
     Args:
         program: the command as it was typed, for the beginning of the line.
         spelling: how the command spells the config's fields; see `remedies.spelled`.
-        status: the exit status; None: that of the error, `status_of`.
+        status: the exit status, where the error was no signal; see `status_of`.
     """
     try:
         yield
@@ -50,14 +50,17 @@ def expected_errors(
         line = explain(error)
         if line is None or (os.environ.get("CMAP_TRACEBACK") and isinstance(error, Exception)):
             raise
-        end_with(program, spelled(line, spelling or {}), status or status_of(error))
+        end_with(program, spelled(line, spelling or {}), status_of(error, status))
 
 
-def status_of(error: BaseException) -> int:
-    """Return the exit status of a program that an error ends."""
+def status_of(error: BaseException, otherwise: int = 1) -> int:
+    """Return the exit status of a program that an error ends.
+
+    Where a signal was the reason, 130 (Ctrl-C) or 143 (SIGTERM), so that `this && next` stops.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    return getattr(error, "status", 130 if isinstance(error, KeyboardInterrupt) else 1)
+    return getattr(error, "status", 130 if isinstance(error, KeyboardInterrupt) else otherwise)
 
 
 def explain(error: BaseException) -> str | None:
@@ -91,7 +94,8 @@ def _is_of_storage(error: BaseException) -> bool:
 
 def _explain_bucket(place: str, text: str) -> str:
     scheme = place.partition("://")[0]
-    reason = " ".join(text.replace(place, "").split())[:_LONGEST].strip(" :")
+    reason = re.sub(" when reading .*", "", " ".join(text.split())).replace(place, "")
+    reason = " ".join(reason.split())[:_LONGEST].strip(" :")
     if "not implemented" in text:
         return (
             f"{place}: nothing here can read {scheme}://. Use gs://, or copy or mount the bucket "

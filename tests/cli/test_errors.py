@@ -57,7 +57,7 @@ def test_buckets_that_tensorflow_cannot_reach(capsys):
     error = tf.errors.FailedPreconditionError(None, None, "no host when reading gs://b/x/config")
     status, line = _ended(capsys, error)
     assert status == 1
-    assert line.startswith("main.py: gs://b/x/config cannot be reached: no host when reading.")
+    assert line.startswith("main.py: gs://b/x/config cannot be reached: no host. Check its name")
     error = tf.errors.UnimplementedError(None, None, "scheme 's3' not implemented (file: 's3://b')")
     assert "s3://b: nothing here can read s3://. Use gs://" in _ended(capsys, error)[1]
     assert explain(tf.errors.InternalError(None, None, "of another kind")) is None
@@ -82,6 +82,7 @@ def test_the_words_and_the_status_of_a_command(capsys):
     error = ValueError("set --config.data.directory")
     spelling = {"data.directory": "--dir"}
     assert _ended(capsys, error, spelling=spelling, status=2) == (2, "main.py: set --dir\n")
+    assert _ended(capsys, KeyboardInterrupt(), status=2) == (130, "main.py: interrupted\n")
 
 
 @pytest.mark.parametrize(
