@@ -102,6 +102,9 @@ def get_config() -> ConfigDict:
     config.data.directory = placeholder(str)  # the folder with the annotations
     config.data.image_directory = placeholder(str)  # with the images; None: inside directory
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
+    # Where over half of the captions lose all words in cleaning, or over half of the words are not in
+    # the vocabulary: "fail"; or "allow": train all the same.
+    config.data.unreadable_texts = "fail"
     # Decoded images are kept in memory if those of the run take at most so many GB: resize^2 x 3
     # bytes each. 0: never.
     config.data.cache_gb = 2.0

@@ -37,6 +37,7 @@ def results(content: Mapping[str, Any]) -> str:
         for name, numbers in content["protocols"].items()
         if numbers["skipped"]
     ]
+    notes += _unknown_words(facts.get("unknown_words", {}))
     if facts.get("images_skipped"):
         notes.append(f"{facts['images_skipped']} images were unusable and left out of everything.")
     if facts.get("categories_missing"):
@@ -45,6 +46,21 @@ def results(content: Mapping[str, Any]) -> str:
             "be compared with published ones."
         )
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+
+
+def _unknown_words(shares: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for every share of words that the model does not know, where it is not 0."""
+    lines: dict[str, list[str]] = {}
+    for name, share in shares.items():
+        if share["percent"]:
+            words = (
+                f"{share['percent']:.2g}% of the words, such as {', '.join(share['most_frequent'])}"
+            )
+            lines.setdefault(words, []).append(name)
+    return [
+        f"{', '.join(names)}: the model does not know {words}: it reads each as <unk>."
+        for words, names in lines.items()
+    ]
 
 
 def _protocol_rows(

@@ -6,6 +6,8 @@
 A text is a tuple of one or two captions; its ids are ``<start> tokens [<and> tokens] <end>``.
 """
 
+import collections
+import difflib
 import functools
 import os
 import re
@@ -21,6 +23,7 @@ from cmap_jax.processing.files import parse_json, read_text, write_text
 PAD, START, AND, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "<start>", "<and>", "<end>", "<unk>")
 MAX_CAPTIONS = 2
 
+_NEAR = 0.7  # the least likeness of two spellings, as `difflib` measures it
 _SHOWN = 80  # characters of foreign words in an error
 _SEPARATORS = str.maketrans({"/": " ", "-": " ", "\\": " "})
 _DROPPED = re.compile(f"[^{string.ascii_letters} ()]")
@@ -46,6 +49,11 @@ def tokenize(caption: str) -> tuple[str, ...]:
     The words of recent captions are remembered: training meets each of them every epoch.
     """
     return tuple(_word_tokenizer().tokenize(clean(caption)))
+
+
+def loses_all_words(caption: str) -> bool:
+    """Tell whether cleaning leaves no word of a caption that is not blank; a bracket is none."""
+    return bool(caption.strip()) and not any(map(str.isalpha, tokenize(caption)))
 
 
 def _in_short(text: str) -> str:
@@ -148,6 +156,20 @@ class Vocabulary:
     def __contains__(self, word: str) -> bool:
         """Tell whether a word has an id of its own."""
         return word in self._ids
+
+    def unknown_words(self, captions: Iterable[str]) -> collections.Counter[str]:
+        """Return how often each word of some captions occurs that has no id of its own."""
+        words = (word for caption in captions for word in tokenize(caption))
+        return collections.Counter(word for word in words if word not in self._ids)
+
+    def nearest(self, word: str) -> str | None:
+        """Return the word that is spelt most like one that has no id; None if none is near."""
+        known = (w for w in self.words[len(SPECIAL_TOKENS) :] if abs(len(w) - len(word)) <= 3)
+        return next(iter(difflib.get_close_matches(word, known, 1, _NEAR)), None)
+
+    def as_read(self, caption: str) -> str:
+        """Return what is left of a caption, with ``<unk>`` for each word without an id."""
+        return " ".join(word if word in self._ids else UNKNOWN for word in tokenize(caption))
 
     def encode(self, text: str | Sequence[str]) -> list[int]:
         """Return the ids of a text: one caption, or a sequence of one or two.

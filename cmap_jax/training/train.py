@@ -318,7 +318,8 @@ def evaluate_workdir(
             )
         )
     of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
-    content = results_to_dict(step, merged, {**datasets.facts, "data": of})
+    facts = {**datasets.facts, "unknown_words": datasets.unknown_words, "data": of}
+    content = results_to_dict(step, merged, facts)
     if jax.process_index() == 0:
         workdir_lib.write_results(workdir, content, merged.rankings)
     return merged
