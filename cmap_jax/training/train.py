@@ -25,6 +25,7 @@ from cmap_jax.training.feed import DeviceFeed
 from cmap_jax.training.initial_weights import (
     InitialWeights,
     apply_initial_weights,
+    fit_initial_weights,
     read_initial_weights,
 )
 from cmap_jax.training.lock import WorkdirLock
@@ -82,8 +83,10 @@ def _train(
     config = fit_vocabulary(config, datasets.vocabulary)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     model = CMAP.from_config(config)
-    if initial is None and not workdir_lib.has_checkpoint(workdir):
-        initial = read_initial_weights(config)
+    # Before the first write: what cannot be read must not leave a workdir of this config behind.
+    fitted = None
+    if not workdir_lib.has_checkpoint(workdir):
+        fitted = _read_and_fit(config, initial, model, datasets)
     steps_per_epoch = datasets.train.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
     checkpoints = Checkpoints(
@@ -100,11 +103,9 @@ def _train(
     )
     start = int(state.step)
     if start == 0:
-        if initial is None:  # what seemed to be a checkpoint was none
-            initial = read_initial_weights(config)
-        variables = apply_initial_weights(
-            config, initial, state.variables, datasets.vocabulary, datasets.word_counts
-        )
+        if fitted is None:  # what seemed to be a checkpoint was none
+            fitted = _read_and_fit(config, initial, model, datasets)
+        variables = apply_initial_weights(config, fitted, state.variables, datasets.vocabulary)
         state = state.replace(**variables)
         writer.write_hparams(_flat(config.to_dict()))
         if jax.process_index() == 0:
@@ -185,6 +186,15 @@ def _train(
                 f"stopped at step {step} of {total_steps}; run again to continue"
             ) from None
     return result
+
+
+def _read_and_fit(
+    config: ConfigDict, initial: InitialWeights | None, model: CMAP, datasets: Any
+) -> InitialWeights:
+    """Return what a new run starts from, read and checked."""
+    if initial is None:
+        initial = read_initial_weights(config)
+    return fit_initial_weights(config, initial, model, datasets.vocabulary, datasets.word_counts)
 
 
 @contextlib.contextmanager
