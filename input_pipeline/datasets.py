@@ -18,7 +18,7 @@ from input_pipeline.texts import (
     check_policy,
     check_readable,
     trained_splits,
-    unknown_words,
+    unread_shares,
     words_remedy,
 )
 
@@ -53,10 +53,10 @@ class Datasets:
         return {**self.known_facts, "images_skipped": len(skipped), "skipped_images": skipped}
 
     @property
-    def unknown_words(self) -> dict[str, dict[str, Any]]:
-        """By protocol, the share of the queries' words that the vocabulary lacks."""
+    def unread_texts(self) -> dict[str, dict[str, Any]]:
+        """How much of the queries' texts a model cannot read, by protocol."""
         evaluations = [e for data in self.evaluations.values() for e in data.evaluations]
-        return unknown_words(evaluations, self.vocabulary)
+        return unread_shares(evaluations, self.vocabulary)
 
 
 def create_datasets(

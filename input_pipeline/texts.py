@@ -121,19 +121,21 @@ def check_readable(readings: Mapping[str, Reading], vocabulary: Vocabulary, reme
         )
 
 
-def unknown_words(
+def unread_shares(
     evaluations: Iterable[Evaluation], vocabulary: Vocabulary
 ) -> dict[str, dict[str, Any]]:
-    """Return by protocol the share of the queries' words that a vocabulary lacks.
+    """Return by protocol how much of its queries' texts a vocabulary cannot read.
 
     Returns:
-        "percent", and "most_frequent": how often some of the words occur.
+        "unknown_words_percent"; "most_frequent_unknown": how often some of these words occur; and
+        "wordless_captions_percent", of captions that lose all words in cleaning.
     """
-    found = {}
+    shares = {}
     for evaluation in evaluations:
         reading = read_captions([c for q in evaluation.queries for c in q.captions], vocabulary)
-        found[evaluation.protocol.name] = {
-            "percent": 100 * reading.unknown_share,
-            "most_frequent": dict(reading.unknown.most_common(_NAMED)),
+        shares[evaluation.protocol.name] = {
+            "unknown_words_percent": 100 * reading.unknown_share,
+            "most_frequent_unknown": dict(reading.unknown.most_common(_NAMED)),
+            "wordless_captions_percent": 100 * reading.wordless_share,
         }
-    return found
+    return shares

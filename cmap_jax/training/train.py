@@ -328,7 +328,7 @@ def evaluate_workdir(
             )
         )
     of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
-    facts = {**datasets.facts, "unknown_words": datasets.unknown_words, "data": of}
+    facts = {**datasets.facts, "unread_texts": datasets.unread_texts, "data": of}
     content = results_to_dict(step, merged, facts)
     if jax.process_index() == 0:
         workdir_lib.write_results(workdir, content, merged.rankings)
