@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from etils import epath
 
 _SHOWN = 8  # names of each kind in an error
+_ADVICE = re.compile(r" Please use | Check the documentation ")
 _PARALLEL = "module."  # what torch's DataParallel puts before every name
 
 
@@ -79,11 +81,12 @@ def read_torch_file(
         ):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Torch's text goes on with advice to switch the protection off.
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        # Torch's text goes on with advice to switch the protection off.
+        reason = _ADVICE.split(" ".join(reason.split()))[0][:300].rstrip(". ")
         raise WeightsError(
-            f"{path}: not a file of weights, or one that would run code: "
-            f"{' '.join(reason.split())[:300]}"
+            f"{path}: not a file of weights, or one that would run code: {reason}. Where you trust "
+            "it, save its tensors alone: torch.save"
         ) from None
     except Exception as error:  # a damaged pickle leads the reader anywhere
         raise WeightsError(f"{path}: not a torch file, or truncated: {error}") from error

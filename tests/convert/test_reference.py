@@ -104,6 +104,12 @@ def test_dataparallel_and_numpy_numbers(tmp_path):
     assert parallel.arguments["seed"] == 1
 
 
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The state dict of one of the authors' files."""
+    return release_file(tmp_path_factory.mktemp("files") / "m.pth", depth=18)[1]["model"]
+
+
 class Settings(dict):
     """An experiment library's arguments: a dict with attributes."""
 
@@ -143,24 +149,50 @@ _SETTINGS.frozen = True
         ({"recorder": Recorder(), "best_score": np.ones(2)}, (None, None, None, 3)),
     ],
 )
-def test_what_is_beside_the_model_does_not_matter(tmp_path, changes, expected):
+def test_what_is_beside_the_model_does_not_matter(tmp_path, released, changes, expected):
     path = tmp_path / "model.pth"
-    _, content = release_file(path, depth=18)
-    whole = read_reference_checkpoint(path)
-    torch.save({"model": content["model"], **changes}, path)
+    torch.save({**changes, "model": released}, path)
     found = read_reference_checkpoint(path)
-    jax.tree.map(np.testing.assert_array_equal, found.variables, whole.variables)
+    head = found.variables["params"]["image_encoder"]["head_high"]["kernel"]
+    np.testing.assert_array_equal(head, released["img_enc.fc.weight"].T)
     arguments, epoch, best, left_out = expected
     assert (found.epoch, found.best_score, len(found.left_out)) == (epoch, best, left_out)
     if arguments is not None:
         assert found.arguments == arguments
 
 
+def test_older_forms(tmp_path):
+    """PyTorch's form before 1.6; and other protocols of pickle, which its safe reader lacks."""
+    path = tmp_path / "model.pth"
+    _, content = release_file(path, depth=18)
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    found = read_reference_checkpoint(path)
+    assert (found.epoch, found.best_score) == (7, {"val": pytest.approx(42.68)})
+    content["args"].out = pathlib.PurePosixPath("a")
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        WeightsError, match=r"PurePosixPath was not an allowed .* tensors alone"
+    ) as e:
+        read_reference_checkpoint(path)
+    assert "safe_globals" not in str(e.value)
+    torch.save(content, path, pickle_protocol=4)
+    with (
+        pytest.warns(UserWarning, match="pickle protocol 4"),
+        pytest.raises(
+            WeightsError, match=r"operand 149\. Where you trust it, save its tensors alone"
+        ),
+    ):
+        read_reference_checkpoint(path)
+
+
 def test_what_stops_the_reader_is_named(tmp_path):
     path = tmp_path / "model.pth"
     _, content = release_file(path, depth=18)
     for changes, message in (
-        ({"history": Listed([1])}, "not a file of weights, or one that would run code: .* lists"),
+        (
+            {"history": Listed([1])},
+            "one that would run code: Can only .* lists.*save its tensors",
+        ),
         ({"model": Recorder()}, r"model\.pth: .*Recorder. Save the state dict"),
         ({"model": {"img_enc.fc.weight": Recorder()}}, "holds other things than named tensors"),
     ):
@@ -202,10 +234,9 @@ class Evaluated(Malicious):
 
 
 @pytest.mark.parametrize("place", ["args", "epoch", "best_score", "optimizer", "extra"])
-def test_code_beside_the_model_does_not_run(tmp_path, place):
+def test_code_beside_the_model_does_not_run(tmp_path, released, place):
     path, mark = tmp_path / "bad.pth", tmp_path / "mark"
-    _, content = release_file(path, depth=18)
-    content[place] = Evaluated(mark)
+    content = {"model": released, place: Evaluated(mark)}
     torch.save(content, path)
     assert read_reference_checkpoint(path).left_out == ("builtins.eval",)
     assert not mark.exists()
