@@ -79,7 +79,7 @@ class Vocabulary:
         if tuple(words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
             raise ValueError(
                 f"a vocabulary begins with {' '.join(SPECIAL_TOKENS)}, not "
-                f"{_in_short(' '.join(words[: len(SPECIAL_TOKENS)]))}"
+                f"'{_in_short(' '.join(words[: len(SPECIAL_TOKENS)]))}'"
             )
         self.words = tuple(words)
         for i, word in enumerate(self.words):

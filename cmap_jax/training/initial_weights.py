@@ -105,25 +105,23 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
 
 
 def fit_initial_weights(
-    config: ConfigDict,
-    initial: InitialWeights,
-    model: CMAP,
-    vocabulary: Vocabulary,
-    counts: Mapping[str, int],
+    config: ConfigDict, initial: InitialWeights | None, model: CMAP, datasets: Any
 ) -> InitialWeights:
     """Return the initial weights with the word vectors, once the words are known.
 
     Args:
         config: the whole config.
-        initial: what `read_initial_weights` returned.
+        initial: what `read_initial_weights` returned; None: it is read here.
         model: the model that they are for.
-        vocabulary: the words.
-        counts: how often each occurs in the training captions.
+        datasets: what `input_pipeline.create_datasets` returned: ``vocabulary``, and
+            ``word_counts`` in the training captions.
 
     Raises:
         ValueError: the weights were trained with other words, or have another shape; word vectors
             that cannot be read; says why.
     """
+    initial = initial or read_initial_weights(config)
+    vocabulary, counts = datasets.vocabulary, datasets.word_counts
     if initial.vocabulary is not None and initial.vocabulary.words != vocabulary.words:
         raise ValueError(
             f"{config.init_from} was trained with other words than the data sets' vocabulary has; "

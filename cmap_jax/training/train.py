@@ -26,7 +26,6 @@ from cmap_jax.training.initial_weights import (
     InitialWeights,
     apply_initial_weights,
     fit_initial_weights,
-    read_initial_weights,
 )
 from cmap_jax.training.lock import WorkdirLock
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
@@ -84,9 +83,8 @@ def _train(
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     model = CMAP.from_config(config)
     # Before the first write: what cannot be read must not leave a workdir of this config behind.
-    fitted = None
     if not workdir_lib.has_checkpoint(workdir):
-        fitted = _read_and_fit(config, initial, model, datasets)
+        initial = fit_initial_weights(config, initial, model, datasets)
     steps_per_epoch = datasets.train.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
     checkpoints = Checkpoints(
@@ -103,9 +101,9 @@ def _train(
     )
     start = int(state.step)
     if start == 0:
-        if fitted is None:  # what seemed to be a checkpoint was none
-            fitted = _read_and_fit(config, initial, model, datasets)
-        variables = apply_initial_weights(config, fitted, state.variables, datasets.vocabulary)
+        if initial is None:  # what seemed to be a checkpoint was none
+            initial = fit_initial_weights(config, None, model, datasets)
+        variables = apply_initial_weights(config, initial, state.variables, datasets.vocabulary)
         state = state.replace(**variables)
         writer.write_hparams(_flat(config.to_dict()))
         if jax.process_index() == 0:
@@ -186,15 +184,6 @@ def _train(
                 f"stopped at step {step} of {total_steps}; run again to continue"
             ) from None
     return result
-
-
-def _read_and_fit(
-    config: ConfigDict, initial: InitialWeights | None, model: CMAP, datasets: Any
-) -> InitialWeights:
-    """Return what a new run starts from, read and checked."""
-    if initial is None:
-        initial = read_initial_weights(config)
-    return fit_initial_weights(config, initial, model, datasets.vocabulary, datasets.word_counts)
 
 
 @contextlib.contextmanager

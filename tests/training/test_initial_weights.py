@@ -1,6 +1,7 @@
 """What a run starts from: a ResNet, word vectors, another model; and what is refused before it."""
 
 import logging
+from types import SimpleNamespace
 
 import flax
 import jax
@@ -115,7 +116,9 @@ def test_other_words_are_refused(config, first_stage):
     words = Vocabulary.build(["something else"])
     model = CMAP.from_config(load(workdir).config)
     with pytest.raises(ValueError, match="trained with other words"):
-        fit_initial_weights(other, initial, model, words, {})
+        fit_initial_weights(
+            other, initial, model, SimpleNamespace(vocabulary=words, word_counts={})
+        )
 
 
 def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage, caplog, absl_log):
@@ -124,12 +127,14 @@ def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage
     initial = read_initial_weights(other)
     model = CMAP.from_config(load(workdir).config)
     counts = {"is": 7, "red": 1, "crimson": 5, "zebra": 7}
+    data = SimpleNamespace(vocabulary=initial.vocabulary, word_counts=counts)
     with caplog.at_level(logging.WARNING, logger="absl"):
-        fit_initial_weights(other, initial, model, initial.vocabulary, counts)
+        fit_initial_weights(other, initial, model, data)
     assert f"{workdir} does not know 60% of the words of the training captions" in caplog.text
     assert "most often zebra (7), crimson (5)" in caplog.text
     caplog.clear()
-    fit_initial_weights(other, initial, model, initial.vocabulary, {"is": 7})
+    data.word_counts = {"is": 7}
+    fit_initial_weights(other, initial, model, data)
     assert not caplog.text
 
 
