@@ -6,6 +6,7 @@ text = trained.encode_text(["is red and longer"])
 """
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +19,13 @@ from cmap_jax import workdir as workdir_lib
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing import images as images_lib
 from cmap_jax.processing.files import complete_folder
+from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
 from cmap_jax.variables import read_variables, variables_to_save
 from cmap_jax.workdir import Description
 
 _BATCH = 64  # images encoded at once
+_NAMED = 10  # unknown words in a warning
+_SHOWN = 80  # characters of a text in a warning
 
 
 class Trained:
@@ -48,9 +52,14 @@ class Trained:
         self.step = step
 
     def encode_text(self, texts: Sequence[str | Sequence[str]]) -> jax.Array:
-        """Encode texts, each one caption or a sequence of one or two, to [B, D] float32."""
+        """Encode texts, each one caption or a sequence of one or two, to [B, D] float32.
+
+        Words that the model does not know are all the same to it; a warning names them.
+        """
         if isinstance(texts, str):
             raise TypeError("encode_text takes a sequence of texts: [text]")
+        if problem := _unread(texts, self.vocabulary):
+            logging.warning("%s", problem)
         tokens, lengths = self.vocabulary.encode_batch(texts)
         return self._encode_text(self.variables, tokens, lengths)
 
@@ -83,6 +92,28 @@ class Trained:
     @functools.cached_property
     def _encode_images(self) -> Any:
         return jax.jit(lambda v, x: self.model.apply(v, x, method="encode_images"))
+
+
+def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str:
+    """Return what a model with this vocabulary cannot read of some texts; empty if nothing."""
+    captions = [c for text in texts for c in ((text,) if isinstance(text, str) else text)]
+    problems = []
+    if unknown := vocabulary.unknown_words(captions):
+        named = [
+            f'"{word}": {near}' if (near := vocabulary.nearest(word)) else f'"{word}"'
+            for word, _ in unknown.most_common(_NAMED)
+        ]
+        more = f", and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        problems.append(
+            "words that this model does not know, all read as <unk>, each with the nearest that it "
+            f"knows, if any: {', '.join(named)}{more}"
+        )
+    if lost := [c for c in captions if loses_all_words(c)]:
+        problems.append(
+            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only the letters "
+            "a to z are read"
+        )
+    return "; ".join(problems)
 
 
 def load(workdir: str | os.PathLike) -> Trained:

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.text.encoder = "bigru"  # or "lstm"
     config.model.text.vocabulary_size = placeholder(int)  # None: from the training captions
     config.model.text.word_dim = 300  # width of the word embedding
-    # GloVe or word2vec text, plain, .gz or .zip; None: random values.
+    # GloVe's or fastText's text or word2vec's two forms, plain, .gz or .zip; None: random values.
     config.model.text.word_vectors = placeholder(str)
     config.model.text.frozen = True  # no gradient and no weight decay for the word embedding
     config.model.text.lstm_hidden = 1024  # units of the LSTM
@@ -102,6 +102,9 @@ def get_config() -> ConfigDict:
     config.data.directory = placeholder(str)  # the folder with the annotations
     config.data.image_directory = placeholder(str)  # with the images; None: inside directory
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
+    # Where over half of a split's captions lose all words in cleaning, or over half of its words
+    # are not in the vocabulary: "fail", or "allow" to train all the same.
+    config.data.unreadable_texts = "fail"
     # Decoded images are kept in memory if those of the run take at most so many GB: resize^2 x 3
     # bytes each. 0: never.
     config.data.cache_gb = 2.0

@@ -8,11 +8,19 @@ from typing import Any
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, TrainingData
+from input_pipeline.findings import list_annotations, read_splits
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
 from input_pipeline.image_sources import open_images
 from input_pipeline.readers import check_name, read_records
 from input_pipeline.records import DataError, Records
+from input_pipeline.texts import (
+    check_policy,
+    check_readable,
+    trained_splits,
+    unread_shares,
+    words_remedy,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,12 @@ class Datasets:
         skipped = sorted({*self.known_facts["skipped_images"], *self.failed})
         return {**self.known_facts, "images_skipped": len(skipped), "skipped_images": skipped}
 
+    @property
+    def unread_texts(self) -> dict[str, dict[str, Any]]:
+        """How much of the queries' texts a model cannot read, by protocol."""
+        evaluations = [e for data in self.evaluations.values() for e in data.evaluations]
+        return unread_shares(evaluations, self.vocabulary)
+
 
 def create_datasets(
     config: Any,
@@ -65,20 +79,33 @@ def create_datasets(
     Raises:
         FileNotFoundError: a folder or an annotation file is missing.
         DataError: broken annotations; missing or unreadable images under
-            ``missing_images="fail"``; fewer training items than a batch.
+            ``missing_images="fail"``; texts to train on that cannot be read, under
+            ``unreadable_texts="fail"``; fewer training items than a batch.
         ValueError: an impossible config field.
     """
     check_fields(config)
     data = config.data
     preprocessing = ImagePreprocessing(resize=data.resize, crop=data.crop)
+<<<<<<< HEAD
+=======
+    if data.missing_images not in ("fail", "skip"):
+        raise ValueError(
+            f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
+        )
+    check_policy(data.unreadable_texts)
+>>>>>>> files
     records = read_records(config)
     if training and not len(records.train):
         raise DataError(
             f"{data.directory}: {records.name} has nothing to train on there. Evaluate a model "
             "that was trained on other data with --mode=evaluate --workdir=..."
         )
+    remedy = words_remedy(vocabulary)
     if vocabulary is None:
         vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    if training and data.unreadable_texts == "fail":
+        used = [a for a in list_annotations(records) if a.split in trained_splits(records)]
+        check_readable(read_splits(records, used, vocabulary), vocabulary, remedy)
     records = records.with_needed_images() if training else records.for_evaluation()
     records, skipped = leave_out_unusable(records, data.missing_images)
     if training:

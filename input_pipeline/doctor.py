@@ -25,6 +25,7 @@ from input_pipeline.findings import (
     leak_findings,
     list_annotations,
     number,
+    read_splits,
     same_image_findings,
     word_findings,
 )
@@ -170,6 +171,7 @@ def examine(
     reasons = check_images(records)
     usable = [image for i, image in records.images.items() if i not in reasons]
     annotations = list_annotations(records)
+    readings = read_splits(records, annotations, vocabulary)
     counts = published.compare(records, directory)
     items = Share(len(records.train), _items_without(records, set(reasons)))
     findings = [
@@ -185,8 +187,8 @@ def examine(
         *duplicate_findings(records, usable, annotations),
         *same_image_findings(annotations),
         *leak_findings(records),
-        *caption_findings(annotations),
-        *word_findings(records, annotations, vocabulary),
+        *caption_findings(records, annotations, readings),
+        *word_findings(records, readings, vocabulary),
         *(_garments_findings(directory) if name == "garments" else ()),
     ]
     return Report(

@@ -2,14 +2,27 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from cmap_jax.processing.tokenizer import Vocabulary, tokenize
-from input_pipeline.fashion200k import SampledPairs, replace_marks
+from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
+from input_pipeline.fashion200k import SampledPairs
 from input_pipeline.records import FixedTriplets, Records
+from input_pipeline.texts import (
+    ALLOW,
+    MANY_UNKNOWN,
+    MANY_WORDLESS,
+    TOO_MUCH,
+    WORDLESS_REMEDY,
+    Reading,
+    read_captions,
+    trained_splits,
+    words_remedy,
+)
 
 _NOTHING = "nothing to do"
+_SEVERITIES = ("note", "warning", "error")
+Severity = Literal["error", "warning", "note"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Finding:
     """
 
     kind: str
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     title: str
     count: int
     items: tuple[str, ...]
@@ -73,9 +86,8 @@ def list_annotations(records: Records) -> tuple[Annotation, ...]:
 
 def _train_annotations(records: Records) -> Iterator[Annotation]:
     if isinstance(records.train, SampledPairs):
-        captions = zip(records.train.image_ids(), records.vocabulary_captions, strict=True)
-        for image, caption in captions:
-            yield Annotation("train", "", image, (), (replace_marks(caption),))
+        for image in records.train.items():
+            yield Annotation("train", "", image.reference, (), image.captions)
         return
     before = None
     for t in records.train.triplets:
@@ -103,32 +115,69 @@ def by_split(annotations: Iterable[Annotation]) -> str:
     return ", ".join(f"{count:,} {split}" for split, count in counts.items())
 
 
-def caption_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
+def captions_by_split(annotations: Iterable[Annotation]) -> dict[str, list[str]]:
+    """Return the captions of each split, as written."""
+    captions: dict[str, list[str]] = collections.defaultdict(list)
+    for a in annotations:
+        captions[a.split] += a.captions
+    return dict(captions)
+
+
+def read_splits(
+    records: Records, annotations: Iterable[Annotation], vocabulary: Vocabulary | None
+) -> dict[str, Reading]:
+    """Return what a model with a vocabulary reads of each split; None: with the data's own."""
+    captions = captions_by_split(annotations)
+    known = vocabulary or Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    return {split: read_captions(found, known) for split, found in captions.items()}
+
+
+def caption_findings(
+    records: Records, annotations: Sequence[Annotation], readings: Mapping[str, Reading]
+) -> Iterator[Finding]:
     """Yield captions that are empty, and those that cleaning leaves no word of."""
-    kinds: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-        ("empty_caption", "empty", lambda c: not c.strip()),
-        (
-            "wordless_caption",
-            "without a word once cleaned",
-            lambda c: bool(c.strip()) and not tokenize(c),
-        ),
+    empty = list(_captions(annotations, lambda caption: not caption.strip()))
+    lost = list(_captions(annotations, loses_all_words))
+    shares = {split: reading.wordless_share for split, reading in readings.items()}
+    severity = max(
+        (_severity(records, split, share, MANY_WORDLESS) for split, share in shares.items()),
+        key=_SEVERITIES.index,
+        default="note",
     )
-    for kind, what, is_such in kinds:
-        found = [
-            (a, place, caption)
-            for a in annotations
-            for place, caption in enumerate(a.captions, 1)
-            if is_such(caption)
-        ]
+    legal = f"{_NOTHING}: a text without words is legal; to mend it, write a caption there"
+    mend = legal if severity == "note" else f"{WORDLESS_REMEDY}; or {ALLOW}"
+    many = [f"{share:.0%} of {split}" for split, share in shares.items() if share > MANY_WORDLESS]
+    for kind, what, found, gravity, fix in (
+        ("empty_caption", "empty", empty, "note", legal),
+        ("wordless_caption", "without a word once cleaned", lost, severity, mend),
+    ):
         if found:
+            counts = by_split(a for a, _, _ in found)
+            share = f": {', '.join(many)}" if found is lost and many else ""
             yield Finding(
                 kind,
-                "note",
-                f"{number(len(found), 'caption')} {what} ({by_split(a for a, _, _ in found)})",
+                gravity,
+                f"{number(len(found), 'caption')} {what} ({counts}){share}",
                 len(found),
                 tuple(f"{a}, caption {place}: {caption!r}" for a, place, caption in found),
-                f"{_NOTHING}: a text without words is legal; to mend it, write a caption there",
+                fix,
             )
+
+
+def _captions(
+    annotations: Iterable[Annotation], is_such: Callable[[str], bool]
+) -> Iterator[tuple[Annotation, int, str]]:
+    for a in annotations:
+        for place, caption in enumerate(a.captions, 1):
+            if is_such(caption):
+                yield a, place, caption
+
+
+def _severity(records: Records, split: str, share: float, many: float) -> Severity:
+    """Return how grave it is that a share of a split's texts cannot be read."""
+    if share > TOO_MUCH and split in trained_splits(records):
+        return "error"
+    return "warning" if share > many else "note"
 
 
 def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
@@ -226,40 +275,40 @@ def _leak(
 
 
 def word_findings(
-    records: Records, annotations: Sequence[Annotation], vocabulary: Vocabulary | None
+    records: Records, readings: Mapping[str, Reading], vocabulary: Vocabulary | None
 ) -> Iterator[Finding]:
     """Yield the words that a vocabulary lacks.
 
     Args:
         records: the data set.
-        annotations: all of it.
+        readings: what a model with the vocabulary reads of each split.
         vocabulary: that of a model; None: the one that training would count.
     """
-    own = Vocabulary.build(records.vocabulary_captions, records.extra_special)
     if vocabulary is None and not records.vocabulary_captions:
         title = "words are not checked: there are no training captions to count them in"
         fix = "give a model's words: --vocabulary WORKDIR/vocabulary.txt"
         yield Finding("words_not_checked", "note", title, 0, (), fix)
         return
-    known = vocabulary or own
-    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for a in annotations:
-        for caption in a.captions:
-            counts[a.split].update(tokenize(caption))
-    for split, words in counts.items():
-        unknown = {word: n for word, n in words.most_common() if word not in known}
-        if not unknown:
+    own = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    remedy = words_remedy(vocabulary)
+    for split, reading in readings.items():
+        if not reading.unknown:
             continue
-        # A model that was trained on this data has all words that training counts.
-        foreign = split == "train" and any(word in own for word in unknown)
+        severity = _severity(records, split, reading.unknown_share, MANY_UNKNOWN)
+        fix = f"{_NOTHING}: the model reads each of them as <unk>"
+        if severity != "note":
+            fix = f"{remedy}; or {ALLOW}" if severity == "error" else remedy
+        elif split == "train" and any(word in own for word in reading.unknown):
+            # A model that was trained on this data has all words that training counts.
+            severity = "warning"
+            fix = "give the vocabulary.txt of a model that was trained on this data set"
         yield Finding(
             "unknown_word",
-            "warning" if foreign else "note",
-            f"{number(len(unknown), 'word')} of the {split} captions not in the vocabulary: "
-            f"{sum(unknown.values()):,} of {sum(words.values()):,} occurrences",
-            len(unknown),
-            tuple(f"{word} ({n:,})" for word, n in unknown.items()),
-            "give the vocabulary.txt of a model that was trained on this data set"
-            if foreign
-            else f"{_NOTHING}: the model reads each of them as <unk>",
+            severity,
+            f"{number(len(reading.unknown), 'word')} of the {split} captions not in the "
+            f"vocabulary: {reading.unknown.total():,} of {reading.words:,} occurrences "
+            f"({reading.unknown_share:.1%})",
+            len(reading.unknown),
+            tuple(f"{word} ({n:,})" for word, n in reading.unknown.most_common()),
+            fix,
         )

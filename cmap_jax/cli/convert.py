@@ -12,7 +12,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from cmap_jax import workdir as workdir_lib
-from cmap_jax.convert.reference import read_reference_checkpoint
+from cmap_jax.convert.reference import ReferenceCheckpoint, read_reference_checkpoint
 from cmap_jax.convert.release_vocabulary import load_release_vocabulary
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.images import ImagePreprocessing
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab",
         required=True,
         metavar="FILE|DATASET_DIR",
-        help="its words: vocab.txt (a word a line), the release's vocab.pkl, or the data set's "
-        "folder, from whose captions they are counted again",
+        help="its words: vocab.txt (a word a line), a list or an object of JSON, the release's "
+        "vocab.pkl, or the data set's folder, from whose captions they are counted again",
     )
     parser.add_argument("--out", required=True, metavar="WORKDIR", help="a folder to be made")
     parser.add_argument(
@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
     checkpoint = read_reference_checkpoint(arguments.checkpoint)
     data_name = arguments.data_name or checkpoint.arguments.get("data_name")
-    if data_name not in _DATA_SETS:
+    if not isinstance(data_name, str) or data_name not in _DATA_SETS:
         raise ValueError(
-            f"{arguments.checkpoint}: its args.data_name is {data_name!r}, none of "
+            f"{arguments.checkpoint}: its args.data_name is {repr(data_name)[:80]}, none of "
             f"{', '.join(_DATA_SETS)}; give --data-name"
         )
     config_name, protocol = _DATA_SETS[data_name]
@@ -84,12 +84,27 @@ def run(arguments: argparse.Namespace) -> int:
         CMAP.from_config(config),
         checkpoint.variables,
     )
+    print(f"{arguments.out} holds the model of {arguments.checkpoint}{_origin(checkpoint)}.")
+    if checkpoint.left_out:
+        print(f"Left out, being of classes that are not loaded: {', '.join(checkpoint.left_out)}.")
     print(
-        f"{arguments.out} holds the model of {arguments.checkpoint} (epoch {checkpoint.epoch}, "
-        f"best score {checkpoint.best_score}).\nNext: python main.py --mode=evaluate "
-        f"--workdir={arguments.out} --config.data.directory=..."
+        f"Next: python main.py --mode=evaluate --workdir={arguments.out} "
+        "--config.data.directory=..."
     )
     return 0
+
+
+def _origin(checkpoint: ReferenceCheckpoint) -> str:
+    """Return what the file says of its making, in brackets; nothing where it says nothing."""
+    parts = []
+    if checkpoint.epoch is not None:
+        parts.append(f"epoch {checkpoint.epoch}")
+    best = checkpoint.best_score
+    if best is not None:
+        scores = best if isinstance(best, dict) else {"": best}
+        named = ", ".join(f"{split} {score:.2f}".strip() for split, score in scores.items())
+        parts.append(f"best score {named}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:

@@ -43,6 +43,7 @@ def results(content: Mapping[str, Any]) -> str:
         for name, numbers in content["protocols"].items()
         if "tied_queries" in numbers
     ]
+    notes += _unread_texts(facts.get("unread_texts", {}))
     if facts.get("images_skipped"):
         notes.append(f"{facts['images_skipped']} images were unusable and left out of everything.")
     if facts.get("categories_missing"):
@@ -51,6 +52,23 @@ def results(content: Mapping[str, Any]) -> str:
             "be compared with published ones."
         )
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+
+
+def _unread_texts(shares: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for every share of the queries' texts that the model cannot read, if any."""
+    lines: dict[str, list[str]] = {}
+    for name, share in shares.items():
+        if share["unknown_words_percent"]:
+            words = ", ".join(share["most_frequent_unknown"])
+            part = f"{share['unknown_words_percent']:.2g}% of the words, such as {words}"
+            line = f"the model does not know {part}: it reads each as <unk>."
+            lines.setdefault(line, []).append(name)
+        if share["wordless_captions_percent"]:
+            part = f"{share['wordless_captions_percent']:.2g}% of the captions"
+            lines.setdefault(
+                f"no word is left of {part}: only letters a to z are read.", []
+            ).append(name)
+    return [f"{', '.join(names)}: {line}" for line, names in lines.items()]
 
 
 def _protocol_rows(

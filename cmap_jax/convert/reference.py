@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cmap_jax.convert.state_dict import WeightsError, read_torch_file, to_numpy
+from cmap_jax.convert.state_dict import (
+    Foreign,
+    WeightsError,
+    foreign_names,
+    read_torch_file,
+    to_numpy,
+)
 from cmap_jax.convert.torchvision import LEAVES, is_counter, resnet_name, translate
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.tokenizer import Vocabulary
@@ -35,6 +42,7 @@ _LAYERS = {
 }
 _RECURRENT = {"gru": "txt_enc.sent_enc", "lstm": "txt_enc.sent_enc.0"}
 _DIRECTION = {"forward": "_l0", "backward": "_l0_reverse"}
+_SHOWN = 8  # keys of a file in an error
 _UNUSED = "Transform_attention."  # a layer that the release makes and never calls
 
 
@@ -47,14 +55,16 @@ class ReferenceCheckpoint:
         variables: ``params`` and ``batch_stats``, float32.
         arguments: the command line it was trained with, such as ``data_name``.
         epoch: the epoch it was saved in, or None.
-        best_score: the score it was saved for, or None.
+        best_score: the score it was saved for, by split where the file says so; or None.
+        left_out: full names of the classes and functions in it that were not loaded.
     """
 
     model_config: ConfigDict
     variables: dict[str, Any]
     arguments: Mapping[str, Any]
     epoch: int | None
-    best_score: float | None
+    best_score: dict[str, float] | float | None
+    left_out: tuple[str, ...]
 
 
 def load_reference_checkpoint(
@@ -63,14 +73,15 @@ def load_reference_checkpoint(
     """Read one of the authors' checkpoints: a torch file with ``args``, ``epoch``, ``model``, ...
 
     Sizes and the text encoder are inferred from the shapes. The file is read without running
-    anything that it says.
+    anything that it says. All but ``model`` may be missing or of any form.
 
     Returns:
         ``config.model``, the variables (float32), and the vocabulary: None, such a file holds none.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: not such a file; lists missing, unexpected and misshapen names.
+        WeightsError: not such a file; lists missing, unexpected and misshapen names, and those of
+            weights that are not finite.
         ModuleNotFoundError: PyTorch is not installed.
     """
     checkpoint = read_reference_checkpoint(path)
@@ -79,28 +90,71 @@ def load_reference_checkpoint(
 
 def read_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
     """Read all that is worth keeping of one of the authors' checkpoints; errors as above."""
-    content = read_torch_file(path, _allowed_globals())
-    if not isinstance(content, Mapping) or "model" not in content:
-        held = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else "no"
-        raise WeightsError(
-            f"{os.fspath(path)}: not one of the authors' checkpoints: 'model' is missing among "
-            f"{held}. (A ResNet alone goes to --config.model.image.init_from.)"
-        )
-    state = to_numpy(content["model"], path)
+    allowed = _allowed_globals()
+    left_out = foreign_names(path, allowed)
+    content = read_torch_file(path, allowed, left_out)
+    state = to_numpy(_model_of(content, left_out, path), path)
     state = {k: v for k, v in state.items() if not k.startswith(_UNUSED) and not is_counter(k)}
     if state.get("temperature", np.empty(0)).size == 1:
         state["temperature"] = state["temperature"].reshape(())
     config = infer_model_config(state)
     variables = to_variables(CMAP.from_config(config), state, path)
-    arguments = content.get("args")
-    epoch, best = content.get("epoch"), content.get("best_score")
+    epoch = _number(content.get("epoch"))
     return ReferenceCheckpoint(
         config,
         jax.tree.map(lambda x: x.astype(np.float32), variables),
-        vars(arguments) if isinstance(arguments, argparse.Namespace) else {},
+        _arguments(content.get("args")),
         None if epoch is None else int(epoch),
-        None if best is None else float(best),
+        _score(content.get("best_score")),
+        left_out,
     )
+
+
+def _model_of(content: Any, left_out: tuple[str, ...], path: str | os.PathLike) -> Mapping:
+    """Return a file's ``model``, or refuse a file without one that can be used."""
+    if not isinstance(content, Mapping) or "model" not in content:
+        held = "no keys"
+        if isinstance(content, Mapping):
+            first = ", ".join(str(key) for key in list(content)[:_SHOWN])
+            held = f"the keys {first}{', ...' if len(content) > _SHOWN else ''}"
+        raise WeightsError(
+            f"{os.fspath(path)}: not one of the authors' checkpoints: 'model' is missing among "
+            f"{held}. (A ResNet alone goes to --config.model.image.init_from.)"
+        )
+    model = content["model"]
+    parts = [model, *model.values()] if isinstance(model, Mapping) else [model]
+    if any(isinstance(part, Foreign) for part in parts):
+        raise WeightsError(
+            f"{os.fspath(path)}: not a file of weights, or one that would run code: its 'model' "
+            f"holds other things than named tensors; the file names {', '.join(left_out)}. Save "
+            "the state dict: {'model': model.state_dict()}"
+        )
+    return model
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number of Python's or NumPy's or a tensor's; None for anything else."""
+    try:
+        value = value.item() if hasattr(value, "item") else value
+    except (ValueError, RuntimeError, TypeError):  # several numbers
+        return None
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _score(value: Any) -> dict[str, float] | float | None:
+    """Return what can be read of a best score: as released, a number for each split."""
+    if not isinstance(value, Mapping):
+        return _number(value)
+    numbers = {str(split): _number(score) for split, score in value.items()}
+    return {split: score for split, score in numbers.items() if score is not None} or None
+
+
+def _arguments(value: Any) -> Mapping[str, Any]:
+    """Return the command line's arguments by name; none where they are of no known form."""
+    if isinstance(value, argparse.Namespace):
+        return vars(value)
+    return value if isinstance(value, Mapping) else {}
 
 
 def infer_model_config(state: Mapping[str, np.ndarray]) -> ConfigDict:
@@ -135,7 +189,7 @@ def to_variables(
     """Return a state dict with the release's names as the variables of ``model``, dtypes kept.
 
     Raises:
-        WeightsError: lists missing, unexpected and misshapen names.
+        WeightsError: lists missing, unexpected and misshapen names, and values that are not finite.
     """
     shapes = flax.traverse_util.flatten_dict(
         jax.eval_shape(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(64)))

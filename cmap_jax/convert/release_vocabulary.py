@@ -10,6 +10,7 @@ from etils import epath
 from cmap_jax.processing.tokenizer import Vocabulary
 
 _MODULES = ("vocab", "__main__")
+_SHOWN = 200  # characters of the unpickler's reason
 
 
 class _Release:
@@ -36,16 +37,12 @@ def load_release_vocabulary(path: str | os.PathLike) -> Vocabulary:
     try:
         found = _Unpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle leads the unpickler anywhere
-        raise ValueError(f"{path}: not the release's vocabulary: {error}") from None
+        reason = str(error)[:_SHOWN]
+        raise ValueError(f"{path}: not the release's vocabulary: {reason}") from None
     words = getattr(found, "word2idx", None)
-    if (
-        not isinstance(found, _Release)
-        or not isinstance(words, dict)
-        or not all(isinstance(w, str) and type(i) is int for w, i in words.items())
-        or sorted(words.values()) != list(range(len(words)))
-    ):
+    if not isinstance(found, _Release) or not isinstance(words, dict):
         raise ValueError(f"{path}: not the release's vocabulary: word2idx must number its words")
     try:
-        return Vocabulary(sorted(words, key=words.get))
+        return Vocabulary.from_ids(words)
     except ValueError as error:
         raise ValueError(f"{path}: not the release's vocabulary: {error}") from error

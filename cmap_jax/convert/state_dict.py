@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,33 @@ import numpy as np
 from etils import epath
 
 _SHOWN = 8  # names of each kind in an error
+_ADVICE = re.compile(r" Please use | Check the documentation ")
 _PARALLEL = "module."  # what torch's DataParallel puts before every name
 
 
 class WeightsError(ValueError):
     """A file of weights that cannot be read or does not fit; the message names it and says why."""
+
+
+class _EqualToDict(type):
+    """Compares equal to `dict`: torch's safe reader sets items of that class and no subclass."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is dict
+
+    __hash__ = type.__hash__
+
+
+class Foreign(dict, metaclass=_EqualToDict):
+    """An inert stand-in for an object whose class is not loaded: its items and attributes alone."""
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the attributes, where the pickled state is a dict of them."""
+        if isinstance(state, dict):
+            self.update(state)
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -32,13 +55,16 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return to_numpy(read_torch_file(path), path)
 
 
-def read_torch_file(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> Any:
+def read_torch_file(
+    path: str | os.PathLike, allowed: Iterable[Any] = (), foreign: Iterable[str] = ()
+) -> Any:
     """Read what `torch.save` wrote, without running anything that the file says.
 
     Args:
         path: the file.
         allowed: classes and functions that it may name besides tensors and plain containers, as
             `torch.serialization.safe_globals` takes them.
+        foreign: full names of others; a `Foreign` stands where the file uses one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -46,6 +72,47 @@ def read_torch_file(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> Any
         ModuleNotFoundError: PyTorch is not installed.
     """
     path = epath.Path(path)
+    torch = _import_torch(path)
+    stand_ins = [(Foreign, name) for name in foreign]
+    try:
+        with (
+            path.open("rb") as file,
+            torch.serialization.safe_globals([*allowed, *stand_ins]),
+        ):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        # Torch's text goes on with advice to switch the protection off.
+        reason = _ADVICE.split(" ".join(reason.split()))[0][:300].rstrip(". ")
+        raise WeightsError(
+            f"{path}: not a file of weights, or one that would run code: {reason}. Where you trust "
+            "it, save its tensors alone: torch.save"
+        ) from None
+    except Exception as error:  # a damaged pickle leads the reader anywhere
+        raise WeightsError(f"{path}: not a torch file, or truncated: {error}") from error
+
+
+def foreign_names(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> tuple[str, ...]:
+    """Return the classes and functions that a torch file names and that are not loaded, sorted.
+
+    Nothing is built from the file. One whose list cannot be made, as in PyTorch's form before 1.6,
+    has none here, and `read_torch_file` refuses it if it names any.
+
+    Args:
+        path: the file.
+        allowed: see `read_torch_file`.
+    """
+    path = epath.Path(path)
+    torch = _import_torch(path)
+    try:
+        with path.open("rb") as file, torch.serialization.safe_globals(list(allowed)):
+            return tuple(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file)))
+    except Exception:  # `read_torch_file` says what is wrong with it
+        return ()
+
+
+def _import_torch(path: epath.Path) -> Any:
+    """Return PyTorch, to read a file that is there."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -55,18 +122,7 @@ def read_torch_file(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> Any
             f"{path}: reading a torch file needs PyTorch: pip install 'cmap_jax[torch]', or "
             "convert it to .safetensors where PyTorch is installed"
         ) from error
-    try:
-        with path.open("rb") as file, torch.serialization.safe_globals(list(allowed)):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Torch's text goes on with advice to switch the protection off.
-        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        raise WeightsError(
-            f"{path}: not a file of weights, or one that would run code: "
-            f"{' '.join(reason.split())[:300]}"
-        ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: not a torch file, or truncated: {error}") from error
+    return torch
 
 
 def to_numpy(state: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -117,6 +173,24 @@ def check_names(
     problems = [f"{kind}: {_shorten(names)}" for kind, names in lists.items() if names]
     if problems:
         raise WeightsError(f"{os.fspath(path)} does not fit the model.\n  " + "\n  ".join(problems))
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """Refuse weights that are NaN or infinite: every score of such a model would be NaN.
+
+    Raises:
+        WeightsError: names them, and how many of their numbers it is.
+    """
+    broken = [
+        f"{name} ({count:,} of {array.size:,})"
+        for name, array in arrays.items()
+        if array.dtype.kind == "f" and (count := array.size - int(np.isfinite(array).sum()))
+    ]
+    if broken:
+        raise WeightsError(
+            f"{os.fspath(path)}: weights that are NaN or infinite: {_shorten(broken)}. Take a "
+            "checkpoint from before training diverged"
+        )
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import flax
 import jax
 import numpy as np
 
-from cmap_jax.convert.state_dict import check_names, read_state_dict
+from cmap_jax.convert.state_dict import check_finite, check_names, read_state_dict
 from cmap_jax.models.resnet import ResNet
 
 # torchvision's names of the leaves of a convolution or linear layer, and of a batch-norm.
@@ -75,10 +75,11 @@ def translate(
         path: the file, for the message.
 
     Raises:
-        WeightsError: lists missing, unexpected and misshapen names.
+        WeightsError: lists missing, unexpected and misshapen names, and values that are not finite.
     """
     expected = {names[p]: to_torch_shape(p, shape.shape) for p, shape in shapes.items()}
     check_names(expected, found, path)
+    check_finite(found, path)
     return flax.traverse_util.unflatten_dict(
         {p: np.array(to_our_layout(p, found[names[p]]), order="C") for p in shapes}
     )

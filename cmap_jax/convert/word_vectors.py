@@ -1,23 +1,33 @@
-"""GloVe and word2vec text files -> the rows of a vocabulary."""
+"""Files of word vectors, GloVe's, fastText's and word2vec's -> the rows of a vocabulary."""
 
 import contextlib
 import gzip
+import io
+import itertools
 import logging
 import os
+import re
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import IO
 
 import numpy as np
 from etils import epath
 
-from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizer import SPECIAL_TOKENS, Vocabulary
 
 _REPORT_EVERY = 5.0  # seconds
 _LOOK_EVERY = 10_000  # lines between two looks at the clock
 _FREQUENT = 20  # words without a vector that are named
+_SHOWN = 5  # words in the warning that none was found
+_LONGEST_LINE = 1 << 20  # bytes
+_START = 4096  # bytes that tell the two forms apart
+_BLOCK = 1 << 20  # bytes of the binary form read at once
+_SUFFIXES = (".txt", ".vec", ".bin")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_IN_NO_DATA = re.compile(r"__MACOSX/|(.*/)?\.")  # what a Mac adds to archives; hidden files
 
 
 def load_word_vectors(
@@ -26,66 +36,136 @@ def load_word_vectors(
     width: int,
     counts: Mapping[str, int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Read the vectors of a vocabulary's words, a line at a time.
+    """Read the vectors of a vocabulary's words, one at a time.
 
-    A line is a word and its numbers, separated by single spaces; a word may contain spaces (some
-    in GloVe 840B do), so the last ``width`` fields are the vector. A first line of two whole
-    numbers, as word2vec writes it, is passed over. Of a word that comes twice the first counts.
+    In a text file a line is a word and its numbers, separated by single spaces; a word may contain
+    spaces (some in GloVe 840B do), so the last ``width`` fields are the vector. A first line of two
+    whole numbers, as word2vec and fastText write it, says how many words and numbers follow; after
+    it word2vec's binary form is read too. Of a word that comes twice the first counts.
 
     Args:
-        path: a text file, plain or ``.gz``, or a published ``.zip`` (of several files in it, the
-            one whose vectors have ``width`` numbers).
+        path: text or word2vec's binary form, plain or ``.gz``, or a published ``.zip`` (of several
+            files in it, the one whose vectors have ``width`` numbers).
         vocabulary: the words wanted.
         width: numbers in a vector.
         counts: how often each word occurs, to name the frequent ones that have no vector.
 
     Returns:
         float32 [width] of each word found. How many were found is logged, and which frequent ones
-        were not.
+        were not; a warning says it where there was none.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a vector of another width or a broken line, with the line's number; a damaged
-            archive.
+            file, or another kind of file.
     """
     path = epath.Path(path)
     wanted = {word.encode() for word in vocabulary.words}
     vectors: dict[str, np.ndarray] = {}
+    first: list[str] = []  # words of the file, to show
     with _open(path, width) as (file, name, position, size):
         started = reported = time.monotonic()
         number = 0
         try:
-            for number, line in enumerate(file, 1):
-                found = _parse(line, number, name, width, wanted)
-                if found is not None:
-                    word, vector = found
-                    vectors.setdefault(word, vector)
+            for number, (word, vector) in enumerate(_entries(file, name, width, wanted), 1):
+                if vector is not None:
+                    vectors.setdefault(word.decode(), vector)
+                if number <= _SHOWN:
+                    first.append(word.decode("utf-8", "replace"))
                 if number % _LOOK_EVERY == 0 and time.monotonic() - reported > _REPORT_EVERY:
                     reported = time.monotonic()
                     _report(name, number, position(), size, reported - started)
         except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{name}: damaged after line {number}: {error}") from error
+            raise ValueError(f"{name}: damaged after word {number}: {error}") from error
     if number == 0:
         raise ValueError(f"{name}: empty")
     _log_found(name, vocabulary, vectors, counts or {})
+    words = vocabulary.words[len(SPECIAL_TOKENS) :]
+    if not any(word in vectors for word in words):
+        logging.warning(
+            "NO WORD VECTOR FOUND: none of the %d words of %s, such as %s, is a word of the "
+            "vocabulary, such as %s, so that all keep RANDOM values. A vocabulary's words are in "
+            "lower case, of the letters a to z",
+            *(number, name, ", ".join(first), ", ".join(words[:_SHOWN])),
+        )
     return vectors
 
 
+def _entries(
+    file: IO[bytes], name: str, width: int, wanted: Set[bytes]
+) -> Iterator[tuple[bytes, np.ndarray | None]]:
+    """Yield the words of a file, in either form, each with its vector where it is wanted."""
+    line = file.readline(_LONGEST_LINE)
+    header = _header(line)
+    if header is None:
+        if _is_binary(line):
+            raise ValueError(
+                f"{name}: neither text nor word2vec's binary form; give these vectors as text, "
+                "a .txt or .vec file"
+            )
+        lines = itertools.chain([line] if line else [], file)
+        yield from (_parse(line, i, name, width, wanted) for i, line in enumerate(lines, 1))
+        return
+    count, numbers = header
+    if numbers != width:
+        raise ValueError(_wrong_width(name, 1, numbers, width))
+    start = file.read(_START)
+    if _is_binary(start):
+        yield from _parse_binary(start, file, name, width, count, wanted)
+        return
+    lines = itertools.chain(io.BytesIO(start + file.readline()), file)
+    yield from (_parse(line, i, name, width, wanted) for i, line in enumerate(lines, 2))
+
+
+def _header(line: bytes) -> tuple[int, int] | None:
+    """Return the numbers of words and of numbers in a vector, where a first line says them."""
+    fields = line.split()
+    return tuple(map(int, fields)) if len(fields) == 2 and all(map(bytes.isdigit, fields)) else None
+
+
+def _is_binary(content: bytes) -> bool:
+    """Tell whether bytes are no text: it holds no control characters but tabs and line ends."""
+    return bool(_CONTROL.search(content))
+
+
+def _parse_binary(
+    block: bytes, file: IO[bytes], name: str, width: int, count: int, wanted: Set[bytes]
+) -> Iterator[tuple[bytes, np.ndarray | None]]:
+    """Yield the words of word2vec's binary form: a word, a space, the numbers as float32.
+
+    Args:
+        block: what was read after the first line.
+        file: the rest.
+        name: the file's, for errors.
+        width: numbers in a vector.
+        count: words in the file.
+        wanted: the words whose vectors are returned.
+    """
+    at, size = 0, 4 * width
+    for number in range(1, count + 1):
+        while (space := block.find(b" ", at)) < 0 or len(block) < space + 1 + size:
+            more = file.read(_BLOCK)
+            if not more or len(block) - at > _BLOCK + size:
+                raise EOFError(f"it should have {count:,} words in word2vec's binary form")
+            block, at = block[at:] + more, 0
+        word = block[at:space].lstrip(b"\n")
+        at = space + 1 + size
+        vector = None
+        if word in wanted:
+            vector = np.frombuffer(block, "<f4", width, space + 1).astype(np.float32)
+            if not np.isfinite(vector).all():
+                raise ValueError(f"{name}, word {number}: a number is not finite")
+        yield word, vector
+
+
 def _parse(
-    line: bytes, number: int, name: str, width: int, wanted: set[bytes]
-) -> tuple[str, np.ndarray] | None:
-    """Return a wanted word and its vector, or None; an unwanted word's numbers are only counted."""
+    line: bytes, number: int, name: str, width: int, wanted: Set[bytes]
+) -> tuple[bytes, np.ndarray | None]:
+    """Return a line's word and its vector; an unwanted word's numbers are only counted."""
     line = line.rstrip(b"\r\n ")
     spaces = line.count(b" ")
-    if number == 1:
-        if spaces == 1 and all(field.isdigit() for field in line.split()):
-            if int(line.split()[1]) != width:
-                raise ValueError(_wrong_width(name, 1, int(line.split()[1]), width))
-            return None
-        # A word with a space in it is not the first of any published file.
-        if spaces != width:
-            raise ValueError(_wrong_width(name, 1, spaces, width))
-    if spaces < width:
+    # A word with a space in it is not the first of any published file.
+    if spaces < width or (number == 1 and spaces > width):
         raise ValueError(_wrong_width(name, number, spaces, width))
     first = line[: line.index(b" ")]
     if spaces > width:
@@ -93,16 +173,16 @@ def _parse(
         surplus = line.split(b" ")[1:-width]
         if all(map(_is_number, surplus)):
             raise ValueError(_wrong_width(name, number, spaces, width))
-        return None
+        return first, None
     if first not in wanted:
-        return None
+        return first, None
     try:
         vector = np.array(line.split(b" ")[1:], np.float32)
     except ValueError:
         raise ValueError(f"{name}, line {number}: not {width} numbers after the word") from None
     if not np.isfinite(vector).all():
         raise ValueError(f"{name}, line {number}: a number is not finite")
-    return first.decode(), vector
+    return first, vector
 
 
 def _is_number(field: bytes) -> bool:
@@ -143,13 +223,15 @@ def _open(path: epath.Path, width: int) -> Iterator[tuple[IO[bytes], str, Callab
 
 
 def _member(archive: zipfile.ZipFile, path: epath.Path, width: int) -> zipfile.ZipInfo:
-    """Return the text file of an archive whose vectors have the width; the only one if one."""
-    members = [m for m in archive.infolist() if m.filename.endswith(".txt")]
+    """Return the file of an archive whose vectors have the width; the only one if one."""
+    files = [m for m in archive.infolist() if not m.is_dir() and not _IN_NO_DATA.match(m.filename)]
+    members = [m for m in files if m.filename.endswith(_SUFFIXES)] or files
     if len(members) > 1:
         widths = {}
         for member in members:
             with archive.open(member) as file:
-                widths[member] = file.readline().rstrip().count(b" ")
+                line = file.readline(_LONGEST_LINE)
+            widths[member] = (_header(line) or (0, line.rstrip().count(b" ")))[1]
         members = [m for m in members if widths[m] == width]
         if not members:
             raise ValueError(
@@ -157,7 +239,8 @@ def _member(archive: zipfile.ZipFile, path: epath.Path, width: int) -> zipfile.Z
                 f"config.model.text.word_dim asks for {width}"
             )
     if len(members) != 1:
-        raise ValueError(f"{path}: which file of it? Unpack it and name one")
+        named = ", ".join(m.filename for m in members) or "it holds none"
+        raise ValueError(f"{path}: which file of it? Unpack it and name one: {named}")
     return members[0]
 
 

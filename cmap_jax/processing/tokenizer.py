@@ -6,20 +6,25 @@
 A text is a tuple of one or two captions; its ids are ``<start> tokens [<and> tokens] <end>``.
 """
 
+import collections
+import difflib
 import functools
 import os
 import re
 import string
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from nltk.tokenize import NLTKWordTokenizer
 
-from cmap_jax.processing.files import read_text, write_text
+from cmap_jax.processing.files import parse_json, read_text, write_text
 
 PAD, START, AND, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "<start>", "<and>", "<end>", "<unk>")
 MAX_CAPTIONS = 2
 
+_NEAR = 0.7  # the least likeness of two spellings, as `difflib` measures it
+_SHOWN = 80  # characters of foreign words in an error
 _SEPARATORS = str.maketrans({"/": " ", "-": " ", "\\": " "})
 _DROPPED = re.compile(f"[^{string.ascii_letters} ()]")
 
@@ -46,6 +51,17 @@ def tokenize(caption: str) -> tuple[str, ...]:
     return tuple(_word_tokenizer().tokenize(clean(caption)))
 
 
+def loses_all_words(caption: str) -> bool:
+    """Tell whether cleaning leaves no word of a caption that is not blank; a bracket is none."""
+    return bool(caption.strip()) and not any(map(str.isalpha, tokenize(caption)))
+
+
+def _in_short(text: str) -> str:
+    """Return the beginning of a text that may be a whole file, with nothing unprintable."""
+    shown = text[:_SHOWN] if text[:_SHOWN].isprintable() else ascii(text[:_SHOWN])[1:-1][:_SHOWN]
+    return shown + "..." * (len(text) > _SHOWN)
+
+
 class Vocabulary:
     """The words that a model knows, in id order; the special tokens come first.
 
@@ -57,18 +73,24 @@ class Vocabulary:
         """Take the words in id order.
 
         Raises:
-            ValueError: a word occurs twice, or the first five are not the special tokens.
+            ValueError: a word occurs twice or could not stand on a line of its own, or the first
+                five are not the special tokens.
         """
         if tuple(words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
             raise ValueError(
                 f"a vocabulary begins with {' '.join(SPECIAL_TOKENS)}, not "
-                f"{' '.join(words[: len(SPECIAL_TOKENS)])!r}"
+                f"'{_in_short(' '.join(words[: len(SPECIAL_TOKENS)]))}'"
             )
         self.words = tuple(words)
+        for i, word in enumerate(self.words):
+            if word.splitlines() != [word]:
+                raise ValueError(f"word {i} is empty or of several lines: {_in_short(word)}")
         self._ids = {word: i for i, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             twice = [word for i, word in enumerate(self.words) if self._ids[word] != i]
-            raise ValueError(f"words that occur twice in the vocabulary: {', '.join(twice[:10])}")
+            raise ValueError(
+                f"words that occur twice in the vocabulary: {_in_short(', '.join(twice))}"
+            )
 
     @classmethod
     def build(cls, captions: Iterable[str], extra_special: Sequence[str] = ()) -> "Vocabulary":
@@ -88,14 +110,40 @@ class Vocabulary:
     def load(cls, path: str | os.PathLike) -> "Vocabulary":
         """Read a vocabulary file: one word a line in id order, ``<pad>`` first.
 
+        The words may also be given as JSON: a list in id order, or an object from word to id.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: not such a file; names it.
         """
+        text = read_text(path)
         try:
-            return cls(read_text(path).splitlines())
+            if text.lstrip()[:1] in ("[", "{"):
+                return cls.from_ids(parse_json(text, path))
+            return cls(text.splitlines())
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: not a vocabulary file: {error}") from error
+            reason = str(error).removeprefix(f"{os.fspath(path)}: ")
+            raise ValueError(f"{os.fspath(path)}: not a vocabulary file: {reason}") from error
+
+    @classmethod
+    def from_ids(cls, words: Any) -> "Vocabulary":
+        """Take words as files of other programs hold them.
+
+        Args:
+            words: a list of words in id order, or a dict from each word to its id.
+
+        Raises:
+            ValueError: something else, or ids that do not number the words from 0.
+        """
+        if isinstance(words, dict):
+            if not all(type(i) is int for i in words.values()) or sorted(words.values()) != list(
+                range(len(words))
+            ):
+                raise ValueError("an object must number its words: 0, 1, 2, ..., each once")
+            words = sorted(words, key=words.__getitem__)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError("a list must hold words in id order, and texts alone")
+        return cls(words)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the vocabulary, one word a line in id order."""
@@ -108,6 +156,20 @@ class Vocabulary:
     def __contains__(self, word: str) -> bool:
         """Tell whether a word has an id of its own."""
         return word in self._ids
+
+    def unknown_words(self, captions: Iterable[str]) -> collections.Counter[str]:
+        """Return how often each word of some captions occurs that has no id of its own."""
+        words = (word for caption in captions for word in tokenize(caption))
+        return collections.Counter(word for word in words if word not in self._ids)
+
+    def nearest(self, word: str) -> str | None:
+        """Return the word that is spelt most like one that has no id; None if none is near."""
+        known = (w for w in self.words[len(SPECIAL_TOKENS) :] if abs(len(w) - len(word)) <= 3)
+        return next(iter(difflib.get_close_matches(word, known, 1, _NEAR)), None)
+
+    def as_read(self, caption: str) -> str:
+        """Return what is left of a caption, with ``<unk>`` for each word without an id."""
+        return " ".join(word if word in self._ids else UNKNOWN for word in tokenize(caption))
 
     def encode(self, text: str | Sequence[str]) -> list[int]:
         """Return the ids of a text: one caption, or a sequence of one or two.

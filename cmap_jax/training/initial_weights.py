@@ -1,7 +1,8 @@
 """What a run starts from besides random values: another model, a ResNet, word vectors (SPEC 3).
 
-`read_initial_weights` reads and checks what the config names before any data are read;
-`apply_initial_weights` puts it, and the word vectors that need the vocabulary, into a new state.
+`read_initial_weights` reads and checks what the config names before any data are read,
+`fit_initial_weights` what needs the data's words, both before a run writes anything;
+`apply_initial_weights` puts it all into a new state.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.convert import load_reference_checkpoint, load_resnet, load_word_vectors
+from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
 
@@ -33,6 +35,7 @@ _TRAINING_FIELDS = (
     "text.word_vectors",
     "text.vocabulary_size",
 )
+_FREQUENT = 10  # unknown words that are named
 _WORD_STREAM = 3  # sets the words' random vectors apart from other draws from the same seed
 
 
@@ -44,11 +47,13 @@ class InitialWeights:
         variables: all variables of the model; or None.
         backbone: ``params`` and ``batch_stats`` of the ResNet; or None.
         vocabulary: the words that ``variables`` were trained with, where they are known.
+        word_vectors: by word, [word_dim]; None until the words of the data are known.
     """
 
     variables: Mapping[str, Any] | None = None
     backbone: Mapping[str, Any] | None = None
     vocabulary: Vocabulary | None = None
+    word_vectors: Mapping[str, np.ndarray] | None = None
 
 
 def read_initial_weights(config: ConfigDict) -> InitialWeights:
@@ -99,53 +104,90 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
     return InitialWeights()
 
 
-def apply_initial_weights(
-    config: ConfigDict,
-    initial: InitialWeights,
-    variables: Mapping[str, Any],
-    vocabulary: Vocabulary,
-    counts: Mapping[str, int],
-) -> dict[str, Any]:
-    """Return a new model's variables with the initial weights in their places.
+def fit_initial_weights(
+    config: ConfigDict, initial: InitialWeights | None, model: CMAP, datasets: Any
+) -> InitialWeights:
+    """Return the initial weights with the word vectors, once the words are known.
 
     Args:
         config: the whole config.
-        initial: what `read_initial_weights` returned.
-        variables: the model's random variables.
-        vocabulary: the words.
-        counts: how often each occurs in the training captions.
+        initial: what `read_initial_weights` returned; None: it is read here.
+        model: the model that they are for.
+        datasets: what `input_pipeline.create_datasets` returned: ``vocabulary``, and
+            ``word_counts`` in the training captions.
 
     Raises:
-        ValueError: the weights were trained with other words, or have another shape.
+        ValueError: the weights were trained with other words, or have another shape; word vectors
+            that cannot be read; says why.
     """
+    initial = initial or read_initial_weights(config)
+    vocabulary, counts = datasets.vocabulary, datasets.word_counts
     if initial.vocabulary is not None and initial.vocabulary.words != vocabulary.words:
         raise ValueError(
             f"{config.init_from} was trained with other words than the data sets' vocabulary has; "
             "pass its vocabulary to create_datasets"
         )
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), **CMAP.example_inputs(config.data.crop))
+    )
+    if initial.variables is not None:
+        _check_shapes(shapes, initial.variables, config.init_from)
+        _report_unknown_words(config.init_from, vocabulary, counts)
+    elif config.model.text.word_vectors and "text_encoder" in shapes["params"]:
+        vectors = load_word_vectors(
+            config.model.text.word_vectors, vocabulary, config.model.text.word_dim, counts
+        )
+        return dataclasses.replace(initial, word_vectors=vectors)
+    return initial
+
+
+def apply_initial_weights(
+    config: ConfigDict,
+    initial: InitialWeights,
+    variables: Mapping[str, Any],
+    vocabulary: Vocabulary,
+) -> dict[str, Any]:
+    """Return a new model's variables with the initial weights in their places.
+
+    Args:
+        config: the whole config.
+        initial: what `fit_initial_weights` returned.
+        variables: the model's random variables.
+        vocabulary: the words.
+    """
     variables = dict(variables)
     if initial.variables is not None:
-        _check_shapes(variables, initial.variables, config.init_from)
         return _placed_like(initial.variables, variables)
     if initial.backbone is not None:
         for collection, values in initial.backbone.items():
             variables[collection] = _replaced(
                 variables[collection], ("image_encoder", "backbone"), values
             )
-    if config.model.text.word_vectors and "text_encoder" in variables["params"]:
+    if initial.word_vectors is not None:
         table = variables["params"]["text_encoder"]["word_embedding"]
-        vectors = load_word_vectors(
-            config.model.text.word_vectors, vocabulary, table.shape[1], counts
-        )
         # Words without a vector: N(0, 1) (SPEC 1).
         rows = np.random.default_rng([config.seed, _WORD_STREAM]).normal(size=table.shape)
         for i, word in enumerate(vocabulary.words):
-            if word in vectors:
-                rows[i] = vectors[word]
+            if word in initial.word_vectors:
+                rows[i] = initial.word_vectors[word]
         variables["params"] = _replaced(
             variables["params"], ("text_encoder", "word_embedding"), rows
         )
     return variables
+
+
+def _report_unknown_words(source: str, vocabulary: Vocabulary, counts: Mapping[str, int]) -> None:
+    """Warn of the words of the training captions that a model to start from does not know."""
+    unknown = {word: n for word, n in counts.items() if word not in vocabulary}
+    if unknown:
+        frequent = sorted(unknown, key=lambda word: -unknown[word])[:_FREQUENT]
+        logging.warning(
+            "%s does not know %.2g%% of the words of the training captions, and reads each as "
+            "<unk>; most often %s",
+            source,
+            100 * sum(unknown.values()) / sum(counts.values()),
+            ", ".join(f"{word} ({unknown[word]:,})" for word in frequent),
+        )
 
 
 def _read_model(config: ConfigDict) -> InitialWeights:

@@ -38,6 +38,7 @@ class WorkdirLock:
         self._path = workdir_lib.absolute(workdir) / LOCK
         self._token = uuid.uuid4().hex
         self._started = time.time()
+        self._made_folder = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="workdir lock", daemon=True)
 
@@ -47,6 +48,7 @@ class WorkdirLock:
         Raises:
             WorkdirInUse: another run has it; says which.
         """
+        self._made_folder = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._create():
             owner = self._read()
@@ -60,11 +62,14 @@ class WorkdirLock:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Give the lock back."""
+        """Give the lock back; a folder that was made for it alone goes with it."""
         self._ended.set()
         self._thread.join()
         if self._is_ours():
             self._path.unlink(missing_ok=True)
+        if self._made_folder and "://" not in os.fspath(self._path):  # a bucket has no folders
+            with contextlib.suppress(OSError):  # the run has written there
+                os.rmdir(self._path.parent)
 
     def check(self) -> None:
         """Refuse to go on where another run has taken the lock over.

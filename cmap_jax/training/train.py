@@ -27,7 +27,7 @@ from cmap_jax.training.feed import DeviceFeed
 from cmap_jax.training.initial_weights import (
     InitialWeights,
     apply_initial_weights,
-    read_initial_weights,
+    fit_initial_weights,
 )
 from cmap_jax.training.lock import WorkdirLock
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
@@ -80,8 +80,9 @@ def _train(
     config = fit_vocabulary(config, datasets.vocabulary)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     model = CMAP.from_config(config)
-    if initial is None and not workdir_lib.has_checkpoint(workdir):
-        initial = read_initial_weights(config)
+    # Before the first write: what cannot be read must not leave a workdir of this config behind.
+    if not workdir_lib.has_checkpoint(workdir):
+        initial = fit_initial_weights(config, initial, model, datasets)
     steps_per_epoch = datasets.train.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
     checkpoints = Checkpoints(
@@ -103,10 +104,8 @@ def _train(
     start = int(state.step)
     if start == 0:
         if initial is None:  # what seemed to be a checkpoint was none
-            initial = read_initial_weights(config)
-        variables = apply_initial_weights(
-            config, initial, state.variables, datasets.vocabulary, datasets.word_counts
-        )
+            initial = fit_initial_weights(config, None, model, datasets)
+        variables = apply_initial_weights(config, initial, state.variables, datasets.vocabulary)
         state = state.replace(**variables)
         writer.write_hparams(_flat(config.to_dict()))
         if jax.process_index() == 0:
@@ -333,9 +332,15 @@ def evaluate_workdir(
                 should_stop=should_stop,
             )
         )
+<<<<<<< HEAD
     of = {k: config.data[k] for k in ("name", "directory", "image_directory", "resize", "crop")}
     stamps = {**datasets.facts, "data": of, "variables": digest(variables)}
     content = results_to_dict(step, merged, stamps)
+=======
+    of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
+    facts = {**datasets.facts, "unread_texts": datasets.unread_texts, "data": of}
+    content = results_to_dict(step, merged, facts)
+>>>>>>> files
     if jax.process_index() == 0:
         # Where there are none, or a broken file, there is nothing to keep.
         with contextlib.suppress(OSError, ValueError):

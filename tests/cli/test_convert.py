@@ -30,7 +30,13 @@ def _released(path, words: int, data_name: str | None = "fashionIQ"):
         depth=18, width=4, embed_dim=8, word_dim=6, vocabulary_size=words
     ).eval()
     arguments = argparse.Namespace(**({} if data_name is None else {"data_name": data_name}))
-    content = {"args": arguments, "epoch": 3, "best_score": 1.5, "model": model.state_dict()}
+    content = {
+        "args": arguments,
+        "epoch": 3,
+        "best_score": {"val": torch.tensor(42.68)},
+        "model": model.state_dict(),
+        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+    }
     torch.save(content, path)
     return model
 
@@ -39,14 +45,20 @@ def _vocabulary(data) -> Vocabulary:
     return Vocabulary.build(fashion_iq.read(str(data)).vocabulary_captions)
 
 
-@pytest.mark.parametrize("form", ["folder", "text", "pickle"])
+@pytest.mark.parametrize("form", ["folder", "text", "pickle", "list", "object"])
 def test_convert_evaluate_and_load(tmp_path, form, capsys):
     data = write_fashion_iq(tmp_path / "data")
     vocabulary = _vocabulary(data)
     theirs = _released(tmp_path / "model_best.pth", len(vocabulary))
-    words = {"folder": data, "text": tmp_path / "vocab.txt", "pickle": tmp_path / "vocab.pkl"}[form]
+    suffix = {"text": "txt", "pickle": "pkl"}.get(form, "json")
+    words = data if form == "folder" else tmp_path / f"vocab.{suffix}"
     if form == "text":
         vocabulary.save(words)
+    elif form == "list":
+        words.write_text(json.dumps(list(vocabulary.words)))
+    elif form == "object":
+        ids = {word: i for i, word in enumerate(vocabulary.words)}
+        words.write_text(json.dumps(dict(sorted(ids.items()))))
     elif form == "pickle":
         from convert.test_release_vocabulary import write_pickle
 
@@ -54,7 +66,11 @@ def test_convert_evaluate_and_load(tmp_path, form, capsys):
     workdir = tmp_path / "released"
     arguments = ["--vocab", str(words), "--out", str(workdir)]
     assert command.main(["convert", str(tmp_path / "model_best.pth"), *arguments]) == 0
-    assert "--mode=evaluate --workdir=" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model_best.pth (epoch 3, best score val 42.68).\n" in printed
+    assert "--mode=evaluate --workdir=" in printed
+    facts = json.loads((workdir / "model.json").read_text())["facts"]
+    assert facts["best_score"] == {"val": pytest.approx(42.68)}
 
     trained = cmap_jax.load(workdir)
     assert trained.vocabulary.words == vocabulary.words
@@ -136,6 +152,31 @@ def test_refusals(tmp_path, capsys):
     arguments = ["convert", str(path), "--vocab", str(data), "--out", str(tmp_path / "taken")]
     assert command.main(arguments) == 1
     assert "taken exists; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("words.json", json.dumps({"words": ["red"] * 5000})),
+        ("words.json", json.dumps([f"word{i}" for i in range(5000)])),
+        ("words.json", json.dumps({f"word{i}": i for i in range(5000)})),
+        ("words.json", json.dumps(["<pad>", "<start>", "<and>", "<end>", "<unk>", "a"] * 5000)),
+        ("words.json", '{"red": 0,' * 3000),
+        ("words.txt", "red " * 5000),
+        ("words.txt", "<html>" + "x" * 5000),
+        ("words.txt", "\x01" * 5000),
+        ("words.pkl", "c" + "x" * 5000 + "\ny\n."),
+    ],
+)
+def test_a_vocabulary_of_another_form_gets_a_short_error(tmp_path, capsys, name, content):
+    _released(tmp_path / "m.pth", 8)
+    (tmp_path / name).write_text(content)
+    arguments = ["--vocab", str(tmp_path / name), "--out", str(tmp_path / "out")]
+    assert command.main(["convert", str(tmp_path / "m.pth"), *arguments]) == 1
+    message = capsys.readouterr().err
+    assert name in message
+    assert len(message) < len(str(tmp_path / name)) + 300
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("data_name", ["fashionIQ", "shoes", "fashion200K"])

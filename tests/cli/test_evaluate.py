@@ -44,6 +44,14 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
     for text in ("R_subset@3", "95% interval", "text alone", "image alone"):
         assert text in printed
     assert found["shortcuts"]["cirr/val"].keys() == {"text", "image"}
+    # Its vocabulary has "is red longer has a no" of the 15 words.
+    unknown = ("v", "neck", "darker", "and", "shiny", "sleeves")
+    assert found["facts"]["unread_texts"]["cirr/val"] == {
+        "unknown_words_percent": pytest.approx(40),
+        "most_frequent_unknown": dict.fromkeys(unknown, 1),
+        "wordless_captions_percent": 0,
+    }
+    assert "cirr/val: the model does not know 40% of the words, such as v, neck, dark" in printed
     low, high = found["intervals"]["cirr/val"]["R@5"]
     assert low <= numbers["R@5"] <= high
 
@@ -121,9 +129,20 @@ def test_main_takes_the_data_set_of_a_config_beside_a_workdir(trained):
 def test_what_was_left_out_is_printed(trained):
     content = json.loads((trained / "evaluation.json").read_text())
     content["facts"] |= {"images_skipped": 3, "categories_missing": ["shirt"]}
+    content["facts"]["unread_texts"] = {
+        name: {
+            "unknown_words_percent": percent,
+            "most_frequent_unknown": {"navy": 2},
+            "wordless_captions_percent": lost,
+        }
+        for name, percent, lost in (("a/val", 0.0, 0.0), ("b/x", 1.01, 60.0), ("b/y", 1.01, 0.0))
+    }
     content["protocols"]["cirr/val"]["skipped"] = 2
     content["shortcuts"]["cirr/val"]["text"] = None
     printed = tables.results(content)
+    assert "b/x, b/y: the model does not know 1% of the words, such as navy: it" in printed
+    assert "b/x: no word is left of 60% of the captions" in printed
+    assert "a/val" not in printed
     assert "3 images were unusable and left out" in printed
     assert "cirr/val: 2 queries have no image to find" in printed
     assert "No shirt: means over the other categories" in printed

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from cmap_jax.convert import load_word_vectors
+from cmap_jax.convert import load_word_vectors, word_vectors
 from cmap_jax.processing.tokenizer import Vocabulary
 
 WORDS = ["red", "dress", "darker", "at", "sleeveless"]
@@ -65,6 +65,98 @@ def test_word2vec_header_and_windows_lines(tmp_path, vocabulary):
         ValueError, match=r"w2v\.txt, line 1: 4 numbers, where .*word_dim asks .* 5"
     ):
         load_word_vectors(path, vocabulary, 5)
+
+
+def _binary(vectors: dict, width: int = WIDTH, ends: bytes = b"\n") -> bytes:
+    """word2vec's binary form, as its own program (a line end a word) or gensim (none) writes it."""
+    rows = [word.encode() + b" " + np.float32(v).tobytes() + ends for word, v in vectors.items()]
+    return f"{len(vectors)} {width}\n".encode() + b"".join(rows)
+
+
+@pytest.mark.parametrize("ends", [b"\n", b""])
+@pytest.mark.parametrize("name", ["w2v.bin", "w2v.bin.gz", "w2v.zip"])
+def test_the_binary_form(tmp_path, vocabulary, name, ends, monkeypatch):
+    monkeypatch.setattr(word_vectors, "_START", 64)
+    monkeypatch.setattr(word_vectors, "_BLOCK", 64)  # words lie across the borders of blocks
+    rng = np.random.default_rng(0)
+    words = ["</s>", *(f"word{i}" for i in range(50)), "red", "größer", "dress", "red"]
+    vectors = {word: rng.normal(size=WIDTH) for word in words}
+    # Bytes of a number that read as a line end and a space.
+    vectors["dress"] = np.frombuffer(b"\n  \n" * WIDTH, "<f4")
+    content = _binary(vectors, ends=ends)
+    path = tmp_path / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(content))
+    elif name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w2v.bin", content)
+    else:
+        path.write_bytes(content)
+    found = load_word_vectors(path, vocabulary, WIDTH)
+    assert set(found) == {"red", "dress"}
+    for word, vector in found.items():
+        np.testing.assert_array_equal(vector, np.float32(vectors[word]))
+
+
+def test_damaged_binary_forms(tmp_path, vocabulary):
+    path = tmp_path / "w2v.bin"
+    content = _binary({f"w{i}": np.full(WIDTH, i) for i in range(9)} | {"red": [1, np.nan, 2, 3]})
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"w2v\.bin, word 10: a number is not finite"):
+        load_word_vectors(path, vocabulary, WIDTH)
+    path.write_bytes(content[:-9])
+    with pytest.raises(ValueError, match=r"damaged after word 9: it should have 10 words in word2"):
+        load_word_vectors(path, vocabulary, WIDTH)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"line 1: 4 numbers, where .*word_dim asks for 300"):
+        load_word_vectors(path, vocabulary, 300)
+    # fastText's model, NumPy's array: no word vectors as text.
+    for start in (b"\xba\x16\x4f\x2f\x0c\x00\x00\x00", b"\x93NUMPY\x01\x00v\x00{'descr'"):
+        path.write_bytes(start * 100)
+        with pytest.raises(ValueError, match=r"w2v\.bin: neither text nor word2vec's binary form"):
+            load_word_vectors(path, vocabulary, WIDTH)
+
+
+@pytest.mark.parametrize("others", [(), ("__MACOSX/._wiki.vec", "README", "notes/")])
+def test_a_zip_of_one_vec(tmp_path, vocabulary, others):
+    """As fastText publishes them: one `.vec` with a first line of counts."""
+    text, expected = lines()
+    path = tmp_path / "wiki.vec.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in others:
+            archive.writestr(name, b"\x00\x05")
+        archive.writestr("wiki-news-4d.vec", f"8 4\n{text}")
+    assert load_word_vectors(path, vocabulary, WIDTH).keys() == expected.keys()
+
+
+def test_a_zip_of_several_vec(tmp_path, vocabulary):
+    path = tmp_path / "wiki.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for width in (4, 8):
+            archive.writestr(f"wiki-{width}d.vec", f"8 {width}\n{lines(width)[0]}")
+    assert "red" in load_word_vectors(path, vocabulary, WIDTH)
+    with pytest.raises(ValueError, match="holds vectors of 4, 8 numbers"):
+        load_word_vectors(path, vocabulary, 3)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other-4d.vec", f"8 4\n{lines(4)[0]}")
+    with pytest.raises(ValueError, match=r"name one: wiki-4d\.vec, other-4d\.vec"):
+        load_word_vectors(path, vocabulary, WIDTH)
+
+
+def test_no_word_found_is_a_warning(tmp_path, vocabulary, caplog):
+    path = tmp_path / "up.txt"
+    path.write_text("<unk> 0 0 0 0\nRED 1 2 3 4\nDRESS 5 6 7 8\n")
+    with caplog.at_level(logging.WARNING):
+        found = load_word_vectors(path, vocabulary, WIDTH)
+    assert set(found) == {"<unk>"}  # which is no word
+    assert "none of the 3 words of" in caplog.text
+    assert "such as <unk>, RED, DRESS, is a word of the vocabulary, such as red," in caplog.text
+    assert "lower case" in caplog.text
+    caplog.clear()
+    path.write_text("RED 1 2 3 4\nat 5 6 7 8\n")
+    with caplog.at_level(logging.WARNING):
+        load_word_vectors(path, vocabulary, WIDTH)
+    assert not caplog.text
 
 
 def test_an_archive_of_several_widths(tmp_path, vocabulary):

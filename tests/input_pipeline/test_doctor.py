@@ -352,10 +352,145 @@ def test_words(tmp_path):
     vocabulary = Vocabulary.build(["is red zebra"])
     report = doctor.examine("shoes", str(root), vocabulary=vocabulary)
     train, val = [f for f in report.findings if f.kind == "unknown_word"]
-    assert train.severity == "warning"
+    assert train.severity == val.severity == "error"  # of more than half
     assert "shiny (1)" in train.items
     assert "okapi (1)" in val.items
     assert not any(item.startswith("zebra") for item in val.items)
+
+
+def _captioned(root: pathlib.Path, **captions: list[str]) -> pathlib.Path:
+    """Write an own folder with these captions, a row each, by split."""
+    fake_data.folder(root, gallery=False)
+    for split in ("train", "val", "test"):
+        path = root / f"{split}.csv"
+        if split not in captions:
+            path.unlink()
+            continue
+        rows = [
+            f"{split}/{i % 8}.jpg,{c},{split}/{(i + 1) % 8}.jpg"
+            for i, c in enumerate(captions[split])
+        ]
+        path.write_text("\n".join(["reference,text,target", *rows]) + "\n")
+    return root
+
+
+READABLE, LOST = "is red", "红色 长袖"
+
+
+@pytest.mark.parametrize(
+    ("lost", "severity"), [(0, None), (1, "note"), (2, "warning"), (10, "warning"), (11, "error")]
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_captions_that_lose_all_words(tmp_path, split, lost, severity):
+    """Of twenty captions: 5% is a note, more a warning, more than half an error."""
+    captions = {"train": [READABLE] * 20, "val": [READABLE] * 20}
+    captions[split] = [LOST] * lost + [READABLE] * (20 - lost)
+    report = doctor.examine("folder", str(_captioned(tmp_path, **captions)))
+    finding = _kinds(report).get("wordless_caption")
+    assert (finding and finding.severity) == severity
+    assert report.ready() == (severity != "error")
+    if severity in ("warning", "error"):
+        assert f"{lost * 5}% of {split}" in finding.title
+        assert "letters a to z" in finding.fix
+        assert "--config.data.unreadable_texts=allow" in finding.fix
+        assert repr(LOST) in finding.items[0]
+
+
+def test_a_bracket_is_no_word(tmp_path):
+    root = _captioned(tmp_path, train=["红色(长袖)"] * 4, val=[READABLE] * 4)
+    report = doctor.examine("folder", str(root))
+    assert _kinds(report, "error")["wordless_caption"].count == 4
+
+
+@pytest.mark.parametrize(
+    ("unknown", "severity"), [(0, None), (1, "note"), (4, "note"), (5, "warning"), (11, "error")]
+)
+def test_shares_of_unknown_words(tmp_path, unknown, severity):
+    """Of twenty words: up to 20% a note, more a warning, more than half an error."""
+    val = ["zebra"] * unknown + ["red"] * (20 - unknown)
+    root = _captioned(tmp_path, train=["red"] * 20, val=val)
+    finding = _kinds(doctor.examine("folder", str(root))).get("unknown_word")
+    assert (finding and finding.severity) == severity
+    if finding:
+        assert f"({5 * unknown:.1f}%)" in finding.title
+    given = Vocabulary.build(["red"])  # as that of another model
+    found = _kinds(doctor.examine("folder", str(root), vocabulary=given)).get("unknown_word")
+    assert (found and found.severity) == severity
+    if severity in ("warning", "error"):
+        assert "language and spelling" in finding.fix
+        assert "config.init_from" in found.fix
+
+
+def test_an_evaluation_alone_is_never_refused_for_its_texts(tmp_path):
+    root = fake_data.circo(tmp_path)
+    report = doctor.examine("circo", str(root), vocabulary=Vocabulary.build(["zebra"]))
+    assert _kinds(report)["unknown_word"].severity == "warning"
+    assert report.ready()
+
+
+@pytest.mark.parametrize(
+    ("captions", "vocabulary", "message"),
+    [
+        (
+            {"train": [LOST] * 3 + [READABLE], "val": [READABLE]},
+            None,
+            r"3 of 4 train captions lose all their words in cleaning: '红色 长袖' is read as ''\. "
+            r"Write them with the letters a to z.*--config\.data\.unreadable_texts=allow",
+        ),
+        (
+            {"train": [READABLE] * 4, "val": [READABLE] * 2, "test": [LOST]},
+            None,
+            "1 of 1 test captions lose all their words",
+        ),
+        (
+            {"train": [READABLE] * 4, "val": ["rot red lang"]},
+            None,
+            "2 of 3 words of the val captions are not in the vocabulary: 'rot red lang' is read as "
+            "'<unk> red <unk>'. Write these captions in the language",
+        ),
+        (
+            {"train": ["navy solid dress", READABLE], "val": [READABLE]},
+            ["is dress"],
+            "3 of 5 words of the train captions .*: 'navy solid dress' is read as '<unk> <unk> "
+            "dress'. Train a model without config.init_from",
+        ),
+    ],
+)
+def test_training_refuses_texts_that_it_cannot_read(tmp_path, captions, vocabulary, message):
+    """As the doctor does; "allow" trains, and an evaluation is made in any case."""
+    root = _captioned(tmp_path, **captions)
+    config = default.get_config()
+    config.data.name, config.data.directory = "folder", str(root)
+    config.train.batch_size = 1
+    known = vocabulary and Vocabulary.build(vocabulary)
+    assert not doctor.examine("folder", str(root), vocabulary=known).ready()
+    with pytest.raises(DataError, match=message):
+        create_datasets(config, known)
+    create_datasets(config, known, training=False)
+    config.data.unreadable_texts = "allow"
+    assert create_datasets(config, known).train.steps_per_epoch == len(captions["train"])
+    config.data.unreadable_texts = "warn"
+    with pytest.raises(
+        ValueError, match='unreadable_texts must be "fail" or "allow", not \'warn\''
+    ):
+        create_datasets(config, known)
+
+
+def test_the_doctor_and_training_agree_at_the_border(tmp_path):
+    config = default.get_config()
+    config.data.name, config.train.batch_size = "folder", 1
+    for lost in (2, 3):
+        root = _captioned(
+            tmp_path / str(lost), train=[LOST] * lost + [READABLE] * (4 - lost), val=[READABLE]
+        )
+        config.data.directory = str(root)
+        report = doctor.examine("folder", str(root))
+        if report.ready():
+            create_datasets(config)
+        else:
+            with pytest.raises(DataError, match="lose all their words"):
+                create_datasets(config)
+        assert report.ready() == (lost == 2)  # half is not more than half
 
 
 def test_words_without_training_captions(tmp_path):

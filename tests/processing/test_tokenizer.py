@@ -77,6 +77,29 @@ def test_files(tmp_path):
         Vocabulary.load(tmp_path / "none.txt")
 
 
+def test_words_as_json(tmp_path):
+    path = tmp_path / "words.json"
+    words = [*SPECIAL_TOKENS, "is", "größer"]
+    for content in (words, {word: i for i, word in reversed(list(enumerate(words)))}):
+        path.write_text("\n " + json.dumps(content))
+        assert Vocabulary.load(path).words == tuple(words)
+    for content, message in (
+        ({word: i + 1 for i, word in enumerate(words)}, "must number its words"),
+        ({**dict.fromkeys(words, 1)}, "must number its words"),
+        ({word: float(i) for i, word in enumerate(words)}, "must number its words"),
+        ([*words, 7], "a list must hold words in id order"),
+        ([*words, "red\ndress"], r"word 7 is empty or of several lines: red\\ndress"),
+        ([*words, ""], "word 7 is empty"),
+        ({}, "a vocabulary begins with <pad>"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"words\.json: not a vocabulary file: .*{message}"):
+            Vocabulary.load(path)
+    path.write_text("[1,")
+    with pytest.raises(ValueError, match="not a vocabulary file: not JSON at line 1"):
+        Vocabulary.load(path)
+
+
 @given(st.lists(st.text(max_size=30), max_size=5))
 def test_any_caption_can_be_encoded(captions):
     vocabulary = Vocabulary.build(captions)

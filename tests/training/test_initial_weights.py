@@ -1,6 +1,7 @@
 """What a run starts from: a ResNet, word vectors, another model; and what is refused before it."""
 
 import logging
+from types import SimpleNamespace
 
 import flax
 import jax
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from fake_data import fashion_iq as write_fashion_iq
+from optional import require
 from small import init, small_config
 
 from cmap_jax import workdir as workdir_lib
+from cmap_jax.cli import run
 from cmap_jax.convert.torchvision import resnet_name
+from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
-from cmap_jax.training.initial_weights import apply_initial_weights, read_initial_weights
+from cmap_jax.training.initial_weights import fit_initial_weights, read_initial_weights
 from cmap_jax.training.train import train
 from input_pipeline import create_datasets
 
@@ -110,8 +114,28 @@ def test_other_words_are_refused(config, first_stage):
     other = _copy(config, init_from=str(workdir))
     initial = read_initial_weights(other)
     words = Vocabulary.build(["something else"])
+    model = CMAP.from_config(load(workdir).config)
     with pytest.raises(ValueError, match="trained with other words"):
-        apply_initial_weights(other, initial, initial.variables, words, {})
+        fit_initial_weights(
+            other, initial, model, SimpleNamespace(vocabulary=words, word_counts={})
+        )
+
+
+def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage, caplog, absl_log):
+    _, workdir, _ = first_stage
+    other = _copy(config, init_from=str(workdir))
+    initial = read_initial_weights(other)
+    model = CMAP.from_config(load(workdir).config)
+    counts = {"is": 7, "red": 1, "crimson": 5, "zebra": 7}
+    data = SimpleNamespace(vocabulary=initial.vocabulary, word_counts=counts)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        fit_initial_weights(other, initial, model, data)
+    assert f"{workdir} does not know 60% of the words of the training captions" in caplog.text
+    assert "most often zebra (7), crimson (5)" in caplog.text
+    caplog.clear()
+    data.word_counts = {"is": 7}
+    fit_initial_weights(other, initial, model, data)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
@@ -147,3 +171,62 @@ def test_training_without_pretrained_weights_warns_loudly(config, caplog):
     unfrozen = {"model.image.frozen": False, "model.text.frozen": False}
     assert not warnings(**unfrozen)  # a small model that nothing is published for
     assert "trains from scratch" in warnings(**unfrozen, **{"model.image.width": 64})
+
+
+def _release_file(folder):
+    """One of the authors' files that fits the config, but for the number of its words."""
+    require("torch")
+    from convert.test_reference import release_file
+
+    path = folder / "model.pth"
+    release_file(path, depth=18)
+    return {"init_from": str(path), "model.text.lstm_hidden": 1024}
+
+
+def _vectors(folder, content="red 1 2 3 4 5 6 7\n"):
+    (folder / "wide.txt").write_text(content)
+    return {"model.text.word_vectors": str(folder / "wide.txt")}
+
+
+def _resnet(folder):
+    (folder / "resnet.safetensors").write_bytes(b"no weights")
+    return {"model.image.init_from": str(folder / "resnet.safetensors")}
+
+
+WRONG = {
+    "vectors of another width": (_vectors, "wide.txt, line 1: 7 numbers"),
+    "vectors broken far inside": (
+        lambda folder: _vectors(folder, "the 1 2 3 4 5 6\n" * 9 + "red 1 2 x 4 5 6\n"),
+        "wide.txt, line 10: not 6 numbers",
+    ),
+    "a release of other words": (_release_file, "model.pth does not fit"),
+    "a workdir that is none": (lambda f: {"init_from": str(f)}, "is not a workdir"),
+    "a resnet that is none": (_resnet, "not a safetensors file"),
+    "another number of words": (
+        lambda _: {"model.text.vocabulary_size": 7},
+        "config.model.text.vocabulary_size is 7",
+    ),
+    "no data": (lambda _: {"data.directory": "/nowhere"}, "/nowhere: no such folder"),
+    "no images": (lambda f: {"data.image_directory": str(f)}, "images cannot be used"),
+    "a batch of more than all": (lambda _: {"train.batch_size": 32}, "only 24 training items"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_nothing_is_written_before_all_is_read(config, tmp_path, kind):
+    """The corrected command must not find a workdir with the config of the wrong one."""
+    make, message = WRONG[kind]
+    wrong = _copy(config, **make(tmp_path))
+    workdir = tmp_path / "run"
+    with pytest.raises((ValueError, OSError), match=message.replace(".", r"\.")):
+        run.run(wrong, str(workdir), evaluate_only=False)
+    assert not workdir.exists()
+
+
+def test_a_folder_that_was_there_stays(config, tmp_path):
+    wrong = _copy(config, **_vectors(tmp_path))
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with pytest.raises(ValueError, match="7 numbers"):
+        run.run(wrong, str(workdir), evaluate_only=False)
+    assert list(workdir.iterdir()) == []

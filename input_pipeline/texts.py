@@ -1,0 +1,141 @@
+"""How much of a data set's texts a model can read, and what is too little to train on."""
+
+import collections
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words, tokenize
+from input_pipeline.records import DataError, Evaluation, Records
+
+# Shares above which a model hardly learns what the texts ask for, and above which it cannot.
+MANY_WORDLESS, MANY_UNKNOWN, TOO_MUCH = 0.05, 0.2, 0.5
+
+ALLOW = "--config.data.unreadable_texts=allow"
+WORDLESS_REMEDY = (
+    "write them with the letters a to z, translated or transliterated: all others are dropped"
+)
+_POLICIES = ("fail", "allow")
+_SHOWN = 80  # characters of a caption in an error
+_NAMED = 10  # frequent unknown words that results keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a vocabulary reads of some captions.
+
+    Attributes:
+        captions: those that are not blank.
+        wordless: how often each caption occurs that loses all words in cleaning.
+        words: number of words in all captions.
+        unknown: how often each word occurs that the vocabulary lacks.
+        example: a caption with the most unknown words.
+    """
+
+    captions: int
+    wordless: collections.Counter[str]
+    words: int
+    unknown: collections.Counter[str]
+    example: str
+
+    @property
+    def wordless_share(self) -> float:
+        """The share of captions that lose all words, 0 to 1."""
+        return self.wordless.total() / max(self.captions, 1)
+
+    @property
+    def unknown_share(self) -> float:
+        """The share of words that the vocabulary lacks, 0 to 1."""
+        return self.unknown.total() / max(self.words, 1)
+
+
+def read_captions(captions: Collection[str], vocabulary: Vocabulary) -> Reading:
+    """Return what a vocabulary reads of some captions."""
+    times = collections.Counter(captions)  # published captions repeat
+    wordless: collections.Counter[str] = collections.Counter()
+    unknown: collections.Counter[str] = collections.Counter()
+    words, worst, example = 0, 0, ""
+    for caption, count in times.items():
+        words += count * len(tokenize(caption))
+        if loses_all_words(caption):
+            wordless[caption] = count
+        lost = vocabulary.unknown_words([caption])
+        if lost.total() > worst:
+            worst, example = lost.total(), caption
+        for word in lost:
+            unknown[word] += count * lost[word]
+    not_blank = sum(count for caption, count in times.items() if caption.strip())
+    return Reading(not_blank, wordless, words, unknown, example)
+
+
+def trained_splits(records: Records) -> tuple[str, ...]:
+    """Return the splits whose texts a training run reads: to train on, and to evaluate on."""
+    return ("train", *records.evaluations) if len(records.train) else ()
+
+
+def words_remedy(vocabulary: Vocabulary | None) -> str:
+    """Return what to do against unknown words, given a model's vocabulary or the data's own."""
+    if vocabulary is None:
+        return "write these captions in the language and spelling of those of train"
+    return (
+        "train a model without config.init_from, which counts these words, or use one that was "
+        "trained on such captions"
+    )
+
+
+def check_policy(policy: str) -> None:
+    """Refuse a value of ``config.data.unreadable_texts`` that has no meaning."""
+    if policy not in _POLICIES:
+        raise ValueError(f'config.data.unreadable_texts must be "fail" or "allow", not {policy!r}')
+
+
+def check_readable(readings: Mapping[str, Reading], vocabulary: Vocabulary, remedy: str) -> None:
+    """Refuse to train on texts of which a model can read less than half.
+
+    Args:
+        readings: what the vocabulary reads of each split that training uses.
+        vocabulary: the model's.
+        remedy: against unknown words, see `words_remedy`.
+
+    Raises:
+        DataError: names the split, the share, a text, what is left of it, and the remedy.
+    """
+    for split, reading in readings.items():
+        if reading.wordless_share > TOO_MUCH:
+            example, cure = next(iter(reading.wordless)), WORDLESS_REMEDY
+            problem = (
+                f"{reading.wordless.total():,} of {reading.captions:,} {split} captions lose all "
+                "their words in cleaning"
+            )
+        elif reading.unknown_share > TOO_MUCH:
+            example, cure = reading.example, remedy
+            problem = (
+                f"{reading.unknown.total():,} of {reading.words:,} words of the {split} captions "
+                "are not in the vocabulary"
+            )
+        else:
+            continue
+        raise DataError(
+            f"{problem}: {example[:_SHOWN]!r} is read as {vocabulary.as_read(example)[:_SHOWN]!r}. "
+            f"{cure[0].upper()}{cure[1:]}; or train all the same with {ALLOW}"
+        )
+
+
+def unread_shares(
+    evaluations: Iterable[Evaluation], vocabulary: Vocabulary
+) -> dict[str, dict[str, Any]]:
+    """Return by protocol how much of its queries' texts a vocabulary cannot read.
+
+    Returns:
+        "unknown_words_percent"; "most_frequent_unknown": how often some of these words occur; and
+        "wordless_captions_percent", of captions that lose all words in cleaning.
+    """
+    shares = {}
+    for evaluation in evaluations:
+        reading = read_captions([c for q in evaluation.queries for c in q.captions], vocabulary)
+        shares[evaluation.protocol.name] = {
+            "unknown_words_percent": 100 * reading.unknown_share,
+            "most_frequent_unknown": dict(reading.unknown.most_common(_NAMED)),
+            "wordless_captions_percent": 100 * reading.wordless_share,
+        }
+    return shares
