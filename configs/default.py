@@ -102,6 +102,9 @@ def get_config() -> ConfigDict:
     config.data.directory = placeholder(str)  # the folder with the annotations
     config.data.image_directory = placeholder(str)  # with the images; None: inside directory
     config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
+    # "accept": a missing image may be a file whose name differs only in letter case, extension,
+    # leading zeros, Unicode form, percent-encoding or outer spaces; "fail": name it in the error.
+    config.data.near_names = "fail"
     # Decoded images are kept in memory if those of the run take at most so many GB: resize^2 x 3
     # bytes each. 0: never.
     config.data.cache_gb = 2.0

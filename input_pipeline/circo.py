@@ -22,6 +22,7 @@ from input_pipeline.annotations import (
 )
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
+TRAINING_FILES = ""  # there are none
 GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
 _LIST = "image_info_unlabeled2017.json"

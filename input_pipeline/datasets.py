@@ -11,7 +11,8 @@ from input_pipeline.batching import EvaluationData, TrainingData
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
 from input_pipeline.image_sources import open_images
-from input_pipeline.readers import read_records
+from input_pipeline.near_names import POLICIES as NEAR_NAMES
+from input_pipeline.readers import read_records, training_files
 from input_pipeline.records import DataError, Records
 
 
@@ -70,14 +71,18 @@ def create_datasets(
     """
     data = config.data
     preprocessing = ImagePreprocessing(resize=data.resize, crop=data.crop)
-    if data.missing_images not in ("fail", "skip"):
-        raise ValueError(
-            f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
-        )
+    for field, allowed in (("missing_images", ("fail", "skip")), ("near_names", NEAR_NAMES)):
+        if data[field] not in allowed:
+            first, second = allowed
+            raise ValueError(
+                f'config.data.{field} must be "{first}" or "{second}", not {data[field]!r}'
+            )
     records = read_records(config)
     if training and not len(records.train):
+        lacking = training_files(records.name)
         raise DataError(
-            f"{data.directory}: {records.name} has nothing to train on there. Evaluate a model "
+            f"{data.directory}: {records.name} has nothing to train on there"
+            f"{f', no {lacking}' if lacking else ''}. Evaluate a model "
             "that was trained on other data with --mode=evaluate --workdir=..."
         )
     if vocabulary is None:

@@ -13,6 +13,7 @@ from input_pipeline import (
     shoes,
     storage,
 )
+from input_pipeline import near_names as near_names_lib
 from input_pipeline.annotations import check_keys
 from input_pipeline.garments import STAMP, prepare
 from input_pipeline.garments import reader as garments_reader
@@ -42,10 +43,23 @@ def data_set_name(name: str) -> str:
     return name
 
 
-def read_folder(name: str, directory: str, image_directory: str | None = None) -> Records:
+def training_files(name: str) -> str:
+    """Return what a data set's training annotations are called, or nothing where it has none."""
+    return "" if name == "garments" else READERS[name].TRAINING_FILES
+
+
+def read_folder(
+    name: str, directory: str, image_directory: str | None = None, near_names: str = "fail"
+) -> Records:
     """Read the data set in a folder, raw or prepared, whatever its settings.
 
     Garments are not rendered.
+
+    Args:
+        name: the data set's.
+        directory: the folder of the annotations.
+        image_directory: the folder of the images; None: inside ``directory``.
+        near_names: "accept": take files with near names for missing images, see `near_names`.
 
     Raises:
         ValueError: a folder of images for data that keep theirs with them.
@@ -60,7 +74,8 @@ def read_folder(name: str, directory: str, image_directory: str | None = None) -
         raise ValueError("garments keep their images with them: no other folder can be given")
     try:
         if name != "garments":
-            return READERS[name].read(directory, image_directory)
+            records = READERS[name].read(directory, image_directory)
+            return near_names_lib.accept(records) if near_names == "accept" else records
         return garments_reader.read(directory, **garments_settings(directory))
     except FileNotFoundError:
         _refuse_folder_above(directory)
@@ -113,7 +128,7 @@ def read_records(config: Any) -> Records:
             "--config.data.directory=..."
         )
     if data.name != "garments" or prepared.is_prepared(data.directory):
-        return read_folder(data.name, data.directory, data.image_directory)
+        return read_folder(data.name, data.directory, data.image_directory, data.near_names)
     if data.image_directory:
         raise ValueError("config.data.image_directory: garments keep their images with them")
     if not storage.exists(storage.join(data.directory, STAMP)):  # rendering would refuse it too

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a model's vocabulary.txt: which words of the captions it lacks",
     )
+    parser.add_argument(
+        "--near-names", action="store_true", help="take files with near names for missing images"
+    )
     parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
 
 
@@ -34,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Examine, print, and return 1 where training would fail."""
     name = data_set_name(arguments.dataset)
     vocabulary = Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
-    report = doctor.examine(name, arguments.directory, arguments.images, vocabulary)
+    near_names = "accept" if arguments.near_names else "fail"
+    report = doctor.examine(name, arguments.directory, arguments.images, vocabulary, near_names)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
