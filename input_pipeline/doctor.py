@@ -122,9 +122,9 @@ class Report:
         """Return in one line whether training would start, and why not."""
         work = "evaluation" if self.name == "circo" else "training"
         if self.ready():
-            flags = [f.fix for f in self.findings if f.kind == "few_items"]
-            if any(f.kind == "near_names_accepted" for f in self.findings):
-                flags.append("--config.data.near_names=accept")
+            accepted = any(f.kind == "near_names_accepted" for f in self.findings)
+            flags = ["--config.data.near_names=accept"] if accepted else []
+            flags += [f.fix for f in self.findings if f.kind == "few_items"]
             return f"ready for {work}{' with ' if flags else ''}{' and '.join(flags)}"
         problems = [f.title for f in self.findings if f.severity == "error"]
         return f"{work} would fail: {'; '.join(problems)}"

@@ -20,7 +20,7 @@ _KINDS = {
     "missing: a link": ("broken_link", "that are links to nothing", "restore what they point to"),
     near_names.CERTAIN: (
         "near_name",
-        "missing, but for files with near names",
+        "missing, though files with near names are there",
         f"{_ACCEPT} takes these files for all of them",
     ),
     near_names.UNCERTAIN: (

@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
-from input_pipeline import storage
+from input_pipeline import near_names, storage
 from input_pipeline.image_check import in_parallel, link_checker
 from input_pipeline.records import Image, Records
 
@@ -64,9 +64,11 @@ def find(
     """
     if not missing:
         return Lost({}, frozenset(), "", records.images)
-    options = _find_files(records, missing, folders)
+    options, near = _find_files(records, missing, folders)
     places = {image.id: place for image in missing if (place := _choose(image, options[image.id]))}
-    best = _best_folder(_ancestors(itertools.chain(*options.values()), folders), read)
+    counts = _count_below(itertools.chain(near, *options.values()), folders)
+    most = {folder: count + len(usable) for folder, count in counts.items()}
+    best = _best_folder(most, read, near=bool(near))
     mended = {image.id: best.images[image.id].path for image in missing if image.id in best.found}
     # A folder that has other images than those found today may be worth it, if it has most.
     gain = len(best.found) - len(usable)
@@ -92,7 +94,7 @@ def mend_links(records: Records, images: Sequence[Image], usable: Set[str], read
         _bases(images[0], target)[0],
         os.path.dirname(target),
     )
-    best = _best_folder(dict.fromkeys(candidates), read)
+    best = _best_folder(dict.fromkeys(candidates, len(records.images)), read)
     if best.found >= usable | {image.id for image in images}:
         return best.flag()
     copy = shlex.quote(f"{root.rstrip('/')}-copied")
@@ -110,44 +112,63 @@ class _Trial:
         folder: that one.
         images: of the data set, by id, as read with it.
         found: ids of the images that are there.
+        near: whether some are only if near names are accepted.
     """
 
     folder: str = ""
     images: Mapping[str, Image] = dataclasses.field(default_factory=dict)
     found: Set[str] = frozenset()
+    near: bool = False
 
     def flag(self) -> str:
         value = shlex.quote(self.folder)
-        return (
-            f"--config.data.image_directory={value} (here: --images {value}) finds "
-            f"{len(self.found):,} of {len(self.images):,} images"
-        )
+        flags, here = f"--config.data.image_directory={value}", f"--images {value}"
+        if self.near:
+            flags, here = f"{flags} --config.data.near_names=accept", f"{here} --near-names"
+        counts = f"{len(self.found):,} of {len(self.images):,} images"
+        return f"{flags} (here: {here}) finds {counts}"
 
 
-def _best_folder(folders: Iterable[str], read: Reader) -> _Trial:
-    """Return the folder with which most images are found; of several the one furthest up."""
+def _best_folder(most: Mapping[str, int], read: Reader, near: bool = False) -> _Trial:
+    """Return the folder with which most images are found; of several the one furthest up.
+
+    Args:
+        most: folders to try, and how many images can be found with each at most.
+        read: reads the data set with its images in a folder.
+        near: try near names too, where not all are found without.
+    """
     best = _Trial()
-    for folder in sorted(folders, key=lambda folder: folder.count("/")):
+    order = sorted(most, key=lambda folder: (-most[folder], folder.count("/")))
+    for folder in order[:_TRIALS]:
+        if most[folder] <= len(best.found):
+            break
         try:
             records = read(folder)
         except (ValueError, OSError):
             continue
-        images = records.images
-        leads_out = link_checker(records.image_directory)
-        exist = in_parallel(
-            lambda place, out=leads_out: storage.exists(place) and not out(place),
-            [image.path for image in images.values()],
-            "looking",
-            "images",
-        )
-        found = {i for i, there in zip(images, exist, strict=True) if there}
+        found = _exist(records)
         if len(found) > len(best.found):
-            best = _Trial(folder, images, found)
+            best = _Trial(folder, records.images, found)
+        if near and len(found) < most[folder]:
+            records = near_names.accept(records)
+            found = _exist(records)
+            if len(found) > len(best.found):
+                best = _Trial(folder, records.images, found, near=True)
     return best
 
 
-def _ancestors(places: Iterable[str], roots: Sequence[str]) -> list[str]:
-    """Return the folders, at or below some roots and at any depth, that hold most of some files."""
+def _exist(records: Records) -> set[str]:
+    """Return the ids of the images that are there, and lie in the folder of the images."""
+    leads_out = link_checker(records.image_directory)
+    places = [image.path for image in records.images.values()]
+    exist = in_parallel(
+        lambda place: storage.exists(place) and not leads_out(place), places, "looking", "images"
+    )
+    return {i for i, there in zip(records.images, exist, strict=True) if there}
+
+
+def _count_below(places: Iterable[str], roots: Sequence[str]) -> dict[str, int]:
+    """Return the folders at or below some roots that hold files, and how many at any depth."""
     tops = tuple(root.rstrip("/") for root in roots)
     counts: collections.Counter[str] = collections.Counter()
     for place in places:
@@ -155,7 +176,7 @@ def _ancestors(places: Iterable[str], roots: Sequence[str]) -> list[str]:
         while folder and folder.startswith(tops):
             counts[folder] += 1
             folder = folder.rpartition("/")[0]
-    return [folder for folder, _ in counts.most_common(_TRIALS)]
+    return counts
 
 
 def _link_on_the_way(root: str, path: str) -> str:
@@ -170,10 +191,13 @@ def _link_on_the_way(root: str, path: str) -> str:
 
 def _find_files(
     records: Records, missing: Sequence[Image], folders: Sequence[str]
-) -> dict[str, list[str]]:
-    """Return files below some folders that have the names of missing images, by id.
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return files below some folders that may be missing images.
 
     Those that are another image's are left out.
+
+    Returns:
+        Those that have the names of missing images, by id; and others that have near ones.
     """
     # There ids have no suffix, and the one that a missing image was given is a guess.
     suffixes = _SUFFIXES if records.name == "fashion_iq" else ()
@@ -182,15 +206,20 @@ def _find_files(
         name = image.path.rpartition("/")[2]
         for key in {name, *(name.rpartition(".")[0] + suffix for suffix in suffixes)}:
             wanted[key].append(image)
+    shared_forms = set(map(near_names.shared_form, wanted))
     taken = {image.path for image in records.images.values()}
     found: dict[str, list[str]] = collections.defaultdict(list)
+    near = []
     for folder in folders:
         for path in storage.walk(folder):
-            place = storage.join(folder, path)
-            for image in wanted.get(path.rpartition("/")[2], ()):
-                if place not in taken:
-                    found[image.id].append(place)
-    return found
+            place, name = storage.join(folder, path), path.rpartition("/")[2]
+            if place in taken:
+                continue
+            for image in wanted.get(name, ()):
+                found[image.id].append(place)
+            if name not in wanted and near_names.shared_form(name) in shared_forms:
+                near.append(place)
+    return found, near
 
 
 def _choose(image: Image, places: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import logging
 import re
 import unicodedata
 import urllib.parse
@@ -99,8 +98,7 @@ def find(records: Records, missing: Iterable[str]) -> dict[str, Near]:
         image = records.images[i]
         found = set(listing.follow(records.image_directory, image.path))
         if "/" not in i:
-            name = image.path.rpartition("/")[2]
-            found |= {p for folder in records.searched for p in listing.near(folder, name)}
+            found |= set(listing.near_in_any(records.searched, image.path.rpartition("/")[2]))
         if places := sorted(place for place in found if not storage.is_folder(place)):
             candidates[i] = tuple(places)
     claims = collections.Counter(itertools.chain(*candidates.values()))
@@ -122,22 +120,19 @@ def accept(records: Records) -> Records:
     """Return the records with near names taken for missing images, where these are certain."""
     listing = _Listing()
     missing = [i for i, image in records.images.items() if not listing.holds(image.path)]
-    near = {i: n for i, n in find(records, missing).items() if n.certain}
-    if near:
-        logging.warning(
-            "%d of %d images are taken from files with near names, such as %s for %s",
-            len(near),
-            len(records.images),
-            next(iter(near.values())).places[0],
-            next(iter(near)),
-        )
-    found = {i: Image(i, n.places[0]) for i, n in near.items()}
+    near = find(records, missing)
+    found = {i: Image(i, n.places[0]) for i, n in near.items() if n.certain}
     return dataclasses.replace(
         records.with_images({**records.images, **found}), near_names=tuple(found)
     )
 
 
-def _undo(name: str, forms: Sequence[tuple[str, Callable[[str], str]]] = _FORMS) -> str:
+def shared_form(name: str) -> str:
+    """Return what a name and all that are near to it have in common."""
+    return _undo(name, _FORMS)
+
+
+def _undo(name: str, forms: Sequence[tuple[str, Callable[[str], str]]]) -> str:
     """Return a name with some kinds of difference taken out of it."""
     return functools.reduce(lambda text, form: form[1](text), forms, name)
 
@@ -172,12 +167,14 @@ class _Listing:
         folder, _, name = place.rpartition("/")
         return name in self._list(folder)
 
-    def near(self, folder: str, name: str) -> Iterator[str]:
-        """Yield what has a near name in a folder."""
-        self._list(folder)
-        for found in self._near[folder].get(_undo(name), ()):
-            if found != name:
-                yield storage.join(folder, found)
+    def near_in_any(self, folders: Iterable[str], name: str) -> Iterator[str]:
+        """Yield what has a near name in one of some folders."""
+        shared = shared_form(name)
+        for folder in folders:
+            self._list(folder)
+            for found in self._near[folder].get(shared, ()):
+                if found != name:
+                    yield storage.join(folder, found)
 
     def follow(self, root: str, path: str) -> Iterator[str]:
         """Yield what has a path's name or a near one, in folders with its names or near ones."""
@@ -191,19 +188,17 @@ class _Listing:
                 for below in (
                     [storage.join(place, part)]
                     if part in self._list(place)
-                    else self.near(place, part)
+                    else self.near_in_any([place], part)
                 )
             ]
-        for place in places:
-            yield from self.near(place, name)
-            if name in self._list(place):
-                yield storage.join(place, name)
+        yield from self.near_in_any(places, name)
+        yield from (storage.join(place, name) for place in places if name in self._list(place))
 
     def _list(self, folder: str) -> frozenset[str]:
         if folder not in self._names:
             self._names[folder] = frozenset(storage.names(folder))
             near: dict[str, list[str]] = collections.defaultdict(list)
             for name in self._names[folder]:
-                near[_undo(name)].append(name)
+                near[shared_form(name)].append(name)
             self._near[folder] = near
         return self._names[folder]

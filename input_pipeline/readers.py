@@ -1,6 +1,7 @@
 """The data sets by name: which reader reads which."""
 
 import inspect
+import logging
 from typing import Any
 
 from input_pipeline import (
@@ -75,11 +76,24 @@ def read_folder(
     try:
         if name != "garments":
             records = READERS[name].read(directory, image_directory)
-            return near_names_lib.accept(records) if near_names == "accept" else records
+            return _with_near_names(records) if near_names == "accept" else records
         return garments_reader.read(directory, **garments_settings(directory))
     except FileNotFoundError:
         _refuse_folder_above(directory)
         raise
+
+
+def _with_near_names(records: Records) -> Records:
+    records = near_names_lib.accept(records)
+    if found := records.near_names:
+        logging.warning(
+            "%d of %d images are taken from files with near names, such as %s for %s",
+            len(found),
+            len(records.images),
+            records.images[found[0]].path,
+            found[0],
+        )
+    return records
 
 
 def _refuse_folder_above(directory: str) -> None:

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 
+from cmap_jax.cli.arguments import path
 from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.compare import Difference, compare
 from cmap_jax.evaluation.results import read_results
@@ -14,14 +15,14 @@ from cmap_jax.evaluation.results import read_results
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("first", metavar="A.json", help="an evaluation.json")
-    parser.add_argument("second", metavar="B.json", help="the one to compare it with")
+    parser.add_argument("first", metavar="A.json", type=path, help="an evaluation.json")
+    parser.add_argument("second", metavar="B.json", type=path, help="the one to compare it with")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare and print; results that must not be compared are refused."""
-    first, second = (read_results(path) for path in (arguments.first, arguments.second))
+    first, second = (read_results(file) for file in (arguments.first, arguments.second))
     found = compare(first, second)
     if arguments.json:
         plain = {

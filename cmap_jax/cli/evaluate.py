@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmap_jax.cli import tables
+from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.visualization.grids import ResultRow, check_destination, results_grid, save
 
@@ -19,15 +20,22 @@ _ROWS = 8  # queries in a picture, by default
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("workdir", help="the folder of the model; evaluation.json is written there")
+    parser.add_argument(
+        "workdir", type=path, help="the folder of the model; evaluation.json is written there"
+    )
     parser.add_argument("--data", metavar="NAME", help="another data set than the model's own")
-    parser.add_argument("--dir", metavar="DIR", help="the folder with its annotations")
-    parser.add_argument("--images", metavar="DIR", help="the folder with its images, if elsewhere")
+    parser.add_argument("--dir", metavar="DIR", type=path, help="the folder with its annotations")
+    parser.add_argument(
+        "--images", metavar="DIR", type=path, help="the folder with its images, if elsewhere"
+    )
+    add_near_names(parser, default=None)
     parser.add_argument("--rankings", action="store_true", help="write each query's first images")
     parser.add_argument(
         "--shortcuts", action="store_true", help="also the text alone and the image alone"
     )
-    parser.add_argument("--grid", metavar="FILE", help="draw some queries and what they find")
+    parser.add_argument(
+        "--grid", metavar="FILE", type=path, help="draw some queries and what they find"
+    )
     parser.add_argument("--count", type=int, default=_ROWS, help="queries in the picture")
     parser.add_argument("--seed", type=int, default=0, help="which queries are drawn")
 
@@ -52,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         config.data.directory = arguments.dir
     if arguments.images:
         config.data.image_directory = arguments.images
+    if arguments.near_names:
+        config.data.near_names = arguments.near_names
     config.eval.rankings = arguments.rankings or bool(arguments.grid)
     config.eval.shortcuts = arguments.shortcuts
     use_compilation_cache(None)

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cmap_jax import workdir as workdir_lib
+from cmap_jax.cli.arguments import expand_fields, expand_flags
 
 MODES = ("train", "evaluate", "describe")
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.(?P<path>[\w.]+)")
@@ -66,6 +67,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     """
     argv = list(argv)
     try:
+        argv = expand_flags(argv)
         if _value(argv, "mode") == "evaluate":
             argv = _with_workdir_config(argv)
         if config_file := _value(argv, "config"):
@@ -75,6 +77,7 @@ def parse(argv: Sequence[str]) -> list[str]:
             raise UsageError(f"unexpected argument {rest[1]!r}; flags begin with --")
         if CONFIG.value is None:
             raise UsageError("which config? For example --config=configs/garments.py")
+        expand_fields(CONFIG.value)
     except Exception as error:  # ml_collections raises whatever the config file raises
         end_with(_explain(error, argv))
     return rest

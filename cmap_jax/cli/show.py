@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.processing.images import ImageReadError
 from cmap_jax.visualization.grids import (
     Drawable,
@@ -30,11 +31,17 @@ _TARGETS = 3  # images a query shows of those that are right
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
     parser.add_argument("dataset", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("directory", help="the folder that holds the annotations")
-    parser.add_argument("--out", required=True, help="the picture to write, .png or .jpg")
+    parser.add_argument("directory", type=path, help="the folder that holds the annotations")
     parser.add_argument(
-        "--images", metavar="DIR", help="the folder with the images; default: found in the other"
+        "--out", required=True, type=path, help="the picture to write, .png or .jpg"
     )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        type=path,
+        help="the folder with the images; default: found in the other",
+    )
+    add_near_names(parser)
     parser.add_argument(
         "--split",
         help="train, val, test, or an unlabelled one such as CIRR's test1; default: train, or val "
@@ -48,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw the picture and say what it shows."""
     name = data_set_name(arguments.dataset)
     _check(arguments)
-    records = read_folder(name, arguments.directory, arguments.images)
+    records = read_folder(name, arguments.directory, arguments.images, arguments.near_names)
     split = arguments.split or ("train" if len(records.train) else "val")
     if arguments.split is None and split == "val":
         print(f"{name} has nothing to train on there: these are queries of val.")
