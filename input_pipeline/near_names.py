@@ -28,8 +28,9 @@ _SHOWN = 3  # near names in a reason
 
 
 def _without_suffix(name: str) -> str:
+    """Return a name without its suffix, or both where a program added one: ``1.jpg.jpg``."""
     stem, dot, suffix = name.rpartition(".")
-    return stem if stem and dot + suffix.lower() in _SUFFIXES else name
+    return _without_suffix(stem) if stem and dot + suffix.lower() in _SUFFIXES else name
 
 
 def _without_outer_spaces(name: str) -> str:
