@@ -28,7 +28,7 @@ _SHOWN = 3  # near names in a reason
 
 
 def _without_suffix(name: str) -> str:
-    """Return a name without its suffix, or both where a program added one: ``1.jpg.jpg``."""
+    """Return a name without its suffix, or both where a program added one: ``1.png.jpg``."""
     stem, dot, suffix = name.rpartition(".")
     return _without_suffix(stem) if stem and dot + suffix.lower() in _SUFFIXES else name
 

@@ -20,7 +20,7 @@ PAIRS = {
     "upper name": ("dress a.jpg", "Dress A.jpg", "letter case"),
     "extension": ("001.jpg", "001.png", "extension"),
     "phone": ("IMG_001.jpg", "IMG_001.HEIC", "extension"),
-    "extension twice": ("001.jpg", "001.jpg.jpg", "extension"),
+    "extension twice": ("001.jpg", "001.png.jpg", "extension"),
     "no extension there": ("001.jpg", "001", "extension"),
     "spreadsheet": ("3", "003.jpg", "leading zeros"),
     "inner number": ("img_03_7.jpg", "img_3_07.jpg", "leading zeros"),
