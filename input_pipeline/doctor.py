@@ -25,6 +25,7 @@ from input_pipeline.findings import (
     leak_findings,
     list_annotations,
     number,
+    repeated_row_findings,
     same_image_findings,
     word_findings,
 )
@@ -190,6 +191,7 @@ def examine(
         ),
         *near_name_findings(records),
         *published.count_findings(name, counts),
+        *repeated_row_findings(records, annotations),
         *gallery_findings(records),
         *duplicate_findings(records, usable, annotations),
         *same_image_findings(annotations),

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
@@ -143,6 +143,23 @@ def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
             tuple(map(str, found)),
             "remove them from your own annotations; published ones stay as they are: such a query "
             "cannot be answered where the reference is excluded",
+        )
+
+
+def repeated_row_findings(records: Records, annotations: Sequence[Annotation]) -> Iterator[Finding]:
+    """Yield rows of own tables that are there more than once; what was published stays as it is."""
+    repeated: Mapping[str, int] = records.facts.get("repeated_rows", {})
+    if repeated:
+        count = sum(repeated.values())
+        splits = ", ".join(f"{n:,} {split}" for split, n in repeated.items())
+        times = collections.Counter(annotations)
+        yield Finding(
+            "repeated_row",
+            "warning",
+            f"{number(count, 'repeated row')} ({splits})",
+            count,
+            tuple(f"{a}: {n} times" for a, n in times.items() if n > 1),
+            "take the copies out of the tables: each is trained on, or asked, once more",
         )
 
 

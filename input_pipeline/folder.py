@@ -96,7 +96,8 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     ]
     repeated = {split: n for split, rows in tables.items() if (n := len(rows) - len(set(rows)))}
     for split, count in repeated.items():
-        logging.warning("%s: %d rows repeat others; each counts again", files[split], count)
+        which = f"{count} rows repeat others; each" if count > 1 else "1 row repeats another; it"
+        logging.warning("%s: %s counts again", files[split], which)
     images, folders = _locate(image_root, named)
     return Records(
         name="folder",
