@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
 from cmap_jax.processing.tokenizer import Vocabulary
+from input_pipeline import near_names as near_names_lib
 from input_pipeline import prepared, published, storage
 from input_pipeline.findings import (
     Annotation,
@@ -124,7 +125,7 @@ class Report:
         work = "evaluation" if self.name == "circo" else "training"
         if self.ready():
             accepted = any(f.kind == "near_names_accepted" for f in self.findings)
-            flags = ["--config.data.near_names=accept"] if accepted else []
+            flags = [near_names_lib.FLAG] if accepted else []
             flags += [f.fix for f in self.findings if f.kind == "few_items"]
             return f"ready for {work}{' with ' if flags else ''}{' and '.join(flags)}"
         problems = [f.title for f in self.findings if f.severity == "error"]

@@ -158,7 +158,8 @@ class Layout:
         records = Records(
             name=name,
             layout=f"captions and image_splits of {', '.join(self.categories)}"
-            + (f", to evaluate on alone: {', '.join(evaluated)}" if evaluated else ""),
+            + (", to evaluate on alone" if evaluated else "")
+            + (f": {', '.join(evaluated)}" if evaluated and train else ""),
             image_directory=self._image_directory,
             train=triplets,
             evaluations=evaluations,

@@ -78,11 +78,6 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
         remedy = "Restore them, set --config.data.image_directory to the folder with the images"
         if policy == "fail":
             remedy += ", or leave these out with --config.data.missing_images=skip"
-        if near := sum(reason.startswith(near_names.CERTAIN) for reason in reasons.values()):
-            remedy = (
-                f"For {near} of them there is a file with a near name: take these with "
-                f"--config.data.near_names=accept. For others: {remedy[0].lower()}{remedy[1:]}"
-            )
         raise DataError(
             f"{summary}\n{remedy}. All that is wrong: cmap doctor {records.name} DIRECTORY"
         )
@@ -90,12 +85,27 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
     return records.without(set(reasons)), tuple(sorted(reasons))
 
 
-def describe_unusable(records: Records, reasons: Mapping[str, str]) -> str:
-    """Return how many of the images cannot be used, and some of them with their reasons."""
+def describe_unusable(
+    records: Records, reasons: Mapping[str, str], near_flag: str = near_names.FLAG
+) -> str:
+    """Return how many of the images cannot be used, and some of them with their reasons.
+
+    Args:
+        records: the data set.
+        reasons: by image id, from `check_images`.
+        near_flag: how the command at hand is told to accept near names.
+    """
+    near = [i for i, reason in reasons.items() if reason.startswith(near_names.CERTAIN)]
+    # Those with near names come first: they are the easiest to mend.
+    examples = list(dict.fromkeys([*near, *reasons]))[:_SHOWN]
     lines = [
         f"{len(reasons)} of {len(records.images)} images cannot be used, such as",
-        *(f"  {records.images[i].path}: {reasons[i]}" for i in list(reasons)[:_SHOWN]),
+        *(f"  {records.images[i].path}: {reasons[i]}" for i in examples),
     ]
+    if near:
+        lines.append(
+            f"For {len(near)} of them there is a file with a near name, which {near_flag} takes"
+        )
     return "\n".join(lines)
 
 

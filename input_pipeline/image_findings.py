@@ -13,7 +13,7 @@ from input_pipeline.records import Image, Records
 
 _AGAIN = "download these files again or leave them out: no other setting mends them"
 _AGAIN_OWN = "copy these files again from where they come from, or leave them out"
-_ACCEPT = "--config.data.near_names=accept (here: --near-names)"
+_ACCEPT = f"{near_names.FLAG} (here: --near-names)"
 
 # How a reason of `image_check.check_images` begins -> kind, words of the title, remedy.
 _KINDS = {
@@ -104,7 +104,7 @@ def near_name_findings(records: Records) -> Iterator[Finding]:
             f"{number(len(images), 'image')} taken from files with near names",
             len(images),
             tuple(f"{image.id}: {image.path}" for image in images),
-            f"give training {_ACCEPT.partition(' ')[0]} too",
+            f"give training {near_names.FLAG} too",
         )
 
 

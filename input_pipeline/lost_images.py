@@ -124,7 +124,7 @@ class _Trial:
         value = shlex.quote(self.folder)
         flags, here = f"--config.data.image_directory={value}", f"--images {value}"
         if self.near:
-            flags, here = f"{flags} --config.data.near_names=accept", f"{here} --near-names"
+            flags, here = f"{flags} {near_names.FLAG}", f"{here} --near-names"
         counts = f"{len(self.found):,} of {len(self.images):,} images"
         return f"{flags} (here: {here}) finds {counts}"
 

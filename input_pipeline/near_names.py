@@ -21,6 +21,7 @@ from input_pipeline.annotations import IMAGE_SUFFIXES
 from input_pipeline.records import Image, Records
 
 CERTAIN, UNCERTAIN = "missing, but there is", "missing; uncertain near names"  # begin a reason
+FLAG = "--config.data.near_names=accept"
 POLICIES = ("fail", "accept")  # of config.data.near_names
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".heic", ".heif", ".avif")

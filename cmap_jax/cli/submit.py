@@ -163,7 +163,8 @@ def _check_images(records: Any) -> None:
 
     reasons = check_images(records)
     if reasons:
+        summary = describe_unusable(records, reasons, "--near-names")
         raise ValueError(
-            f"{describe_unusable(records, reasons)}\nA submission needs all of them: restore them, "
-            "name their folder with --images, or take files with near names with --near-names"
+            f"{summary}\nA submission needs all of them: restore them, or name their folder with "
+            "--images"
         )

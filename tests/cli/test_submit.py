@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_data import circo as write_circo
 from fake_data import cirr as write_cirr
+from fake_data import image as write_image
 from small import write_workdir
 
 import cmap_jax
@@ -142,6 +143,15 @@ def test_nothing_is_left_behind(trained, tmp_path, capsys, monkeypatch):
     assert "1 of 12 images cannot be used" in message
     assert "test1-3-img0.png: missing" in message
     assert "--images" in message
+    assert "--near-names" not in message
+    fake = data / "test1" / "TEST1-3-img0.jpg"
+    write_image(fake, 3)
+    message = refused()
+    assert (
+        "missing, but there is 'TEST1-3-img0.jpg', which differs in letter case and ext" in message
+    )
+    assert "For 1 of them there is a file with a near name, which --near-names takes" in message
+    fake.unlink()
     assert "--out names the folder" in refused("--workdir", str(trained))
     assert "--out names the folder" in refused("--check", "a.json", "--out", "out")
     assert "a.json" in refused("--check", str(tmp_path / "a.json"))

@@ -81,8 +81,8 @@ def test_training_shows_both_names_and_the_flag(tmp_path):
         create_datasets(config)
     message = str(raised.value)
     assert "001.jpg: missing, but there is '001.JPG', which differs in letter case" in message
-    assert "For 1 of them there is a file with a near name" in message
-    assert "--config.data.near_names=accept" in message
+    flag = "which --config.data.near_names=accept takes"
+    assert f"For 1 of them there is a file with a near name, {flag}" in message
     config.data.near_names = "accept"
     datasets = create_datasets(config)
     assert datasets.facts["images_skipped"] == 0
