@@ -11,7 +11,7 @@ from cmap_jax.cli import arguments, command, flags
 from configs import default
 
 # Texts of subcommands and main.py that are no paths.
-NO_PATHS = {"dataset", "data", "split", "cluster", "coordinator", "mode"}
+NO_PATHS = {"dataset", "data", "split", "protocol", "coordinator"}
 
 
 def _actions():
