@@ -150,7 +150,7 @@ def _best_folder(most: Mapping[str, int], read: Reader, near: bool = False) -> _
         if len(found) > len(best.found):
             best = _Trial(folder, records.images, found)
         if near and len(found) < most[folder]:
-            records = near_names.accept(records)
+            records = near_names.accept(records, [i for i in records.images if i not in found])
             found = _exist(records)
             if len(found) > len(best.found):
                 best = _Trial(folder, records.images, found, near=True)

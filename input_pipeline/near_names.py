@@ -3,8 +3,8 @@
 Folders pass through file systems, archives and spreadsheets, and each may rewrite a name: its
 Unicode form, letter case, extension, leading zeros, percent-encoding, or spaces around it.
 
-    near = find(records, missing)   # which files these are, for messages
-    records = accept(records)       # and with these files in the place of the missing ones
+    near = find(records, missing)         # which files these are, for messages
+    records = accept(records, missing)    # and with these files in the place of the missing ones
 """
 
 import collections
@@ -101,8 +101,10 @@ def find(records: Records, missing: Iterable[str]) -> dict[str, Near]:
         found = set(listing.follow(records.image_directory, image.path))
         if "/" not in i:
             found |= set(listing.near_in_any(records.searched, image.path.rpartition("/")[2]))
-        if places := sorted(place for place in found if not storage.is_folder(place)):
+        if places := sorted(place for place in found if not _is_folder(place)):
             candidates[i] = tuple(places)
+    if not candidates:
+        return {}
     claims = collections.Counter(itertools.chain(*candidates.values()))
     claims.update(image.path for image in records.images.values())
     return {
@@ -118,10 +120,13 @@ def find(records: Records, missing: Iterable[str]) -> dict[str, Near]:
     }
 
 
-def accept(records: Records) -> Records:
-    """Return the records with near names taken for missing images, where these are certain."""
-    listing = _Listing()
-    missing = [i for i, image in records.images.items() if not listing.holds(image.path)]
+def accept(records: Records, missing: Iterable[str]) -> Records:
+    """Return the records with near names taken for missing images, where these are certain.
+
+    Args:
+        records: the data set.
+        missing: image ids.
+    """
     near = find(records, missing)
     found = {i: Image(i, n.places[0]) for i, n in near.items() if n.certain}
     return dataclasses.replace(
@@ -137,6 +142,12 @@ def shared_form(name: str) -> str:
 def _undo(name: str, forms: Sequence[tuple[str, Callable[[str], str]]]) -> str:
     """Return a name with some kinds of difference taken out of it."""
     return functools.reduce(lambda text, form: form[1](text), forms, name)
+
+
+def _is_folder(place: str) -> bool:
+    """Tell whether there is a folder; one that is called like an image is not expected."""
+    name = place.rpartition("/")[2]
+    return name == _without_suffix(name) and storage.is_folder(place)
 
 
 def _shown(place: str, expected: str, root: str) -> str:
@@ -163,11 +174,6 @@ class _Listing:
     def __init__(self):
         self._names: dict[str, frozenset[str]] = {}
         self._near: dict[str, dict[str, list[str]]] = {}
-
-    def holds(self, place: str) -> bool:
-        """Tell whether there is a file or folder."""
-        folder, _, name = place.rpartition("/")
-        return name in self._list(folder)
 
     def near_in_any(self, folders: Iterable[str], name: str) -> Iterator[str]:
         """Yield what has a near name in one of some folders."""

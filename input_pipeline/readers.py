@@ -18,6 +18,7 @@ from input_pipeline import near_names as near_names_lib
 from input_pipeline.annotations import check_keys
 from input_pipeline.garments import STAMP, prepare
 from input_pipeline.garments import reader as garments_reader
+from input_pipeline.image_check import in_parallel
 from input_pipeline.records import DataError, Records
 
 READERS = {
@@ -84,7 +85,10 @@ def read_folder(
 
 
 def _with_near_names(records: Records) -> Records:
-    records = near_names_lib.accept(records)
+    places = [image.path for image in records.images.values()]
+    there = in_parallel(storage.exists, places, "looking", "images")
+    missing = [i for i, exists in zip(records.images, there, strict=True) if not exists]
+    records = near_names_lib.accept(records, missing)
     if found := records.near_names:
         logging.warning(
             "%d of %d images are taken from files with near names, such as %s for %s",
