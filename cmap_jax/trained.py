@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.files import complete_folder
+from cmap_jax.processing.files import complete_folder, expand
 from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
 from cmap_jax.variables import read_variables, variables_to_save
 from cmap_jax.workdir import Description
@@ -119,10 +119,14 @@ def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str
 def load(workdir: str | os.PathLike) -> Trained:
     """Load the best variables of a workdir. Needs neither the data nor TensorFlow.
 
+    Args:
+        workdir: its folder; ``~`` and ``$NAME`` are expanded.
+
     Raises:
         FileNotFoundError: not a workdir, or one without a checkpoint yet.
         ValueError: files that are broken or do not fit one another; says which.
     """
+    workdir = expand(os.fspath(workdir))
     description = workdir_lib.read_description(workdir)
     model = CMAP.from_config(description.config)
     step, variables = read_variables(workdir, model, description.preprocessing.crop)

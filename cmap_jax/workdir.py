@@ -50,6 +50,7 @@ _MAY_CHANGE = (
     "config.data.cache_gb",
     "config.data.directory",
     "config.data.image_directory",
+    "config.data.near_names",
     "config.data.unreadable_texts",
     "config.distributed.heartbeat_timeout_seconds",
     "config.mesh.data",

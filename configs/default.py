@@ -105,6 +105,9 @@ def get_config() -> ConfigDict:
     # Where over half of a split's captions lose all words in cleaning, or over half of its words
     # are not in the vocabulary: "fail", or "allow" to train all the same.
     config.data.unreadable_texts = "fail"
+    # "accept": a missing image may be a file whose name differs only in letter case, extension,
+    # leading zeros, Unicode form, percent-encoding or outer spaces; "fail": name it in the error.
+    config.data.near_names = "fail"
     # Decoded images are kept in memory if those of the run take at most so many GB: resize^2 x 3
     # bytes each. 0: never.
     config.data.cache_gb = 2.0

@@ -22,10 +22,15 @@ from input_pipeline.annotations import (
 )
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
+TRAINING_FILES = ""  # there are none
 GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
-_LIST = "image_info_unlabeled2017.json"
-_LISTS = (f"COCO2017_unlabeled/annotations/{_LIST}", f"annotations/{_LIST}", _LIST)
+GALLERY_LIST = "image_info_unlabeled2017.json"
+_LISTS = (
+    f"COCO2017_unlabeled/annotations/{GALLERY_LIST}",
+    f"annotations/{GALLERY_LIST}",
+    GALLERY_LIST,
+)
 _FILE = re.compile(r"([0-9]{12})\.jpg")
 _MOST = 10**12  # ids have 12 digits
 
@@ -111,10 +116,16 @@ def _image_id(number: Any, where: str) -> str:
     return f"{number:012d}"
 
 
+def find_gallery_list(directory: str, image_directory: str | None = None) -> str | None:
+    """Return COCO's list of the gallery, in the folder of the annotations or images, or None."""
+    roots = (image_directory or directory, directory)
+    places = (storage.join(root, name) for name in _LISTS for root in roots)
+    return next((place for place in places if storage.exists(place)), None)
+
+
 def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], str]:
     """Return the gallery's ids, and what told them."""
-    places = (storage.join(r, name) for name in _LISTS for r in (image_root, root))
-    source = next((place for place in places if storage.exists(place)), None)
+    source = find_gallery_list(root, image_root)
     if source is not None:
         content = storage.read_json(source)
         check_keys(content, {"images": list}, source)

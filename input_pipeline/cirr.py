@@ -2,10 +2,11 @@
 
 ``captions/cap.rc2.{train,val,test1}.json`` and ``image_splits/split.rc2.{train,val,test1}.json``,
 in the folder itself or, as the authors' repository has it, in ``cirr/``. A split file names each
-image's path, which starts from the image folder, from ``images/`` or from ``img_raw/`` in it.
+image's path, which starts from the image folder, from ``images/`` or from ``img_raw/`` in it; the
+image may also lie there without its numbered folder (``train/34/``), or by its bare name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
@@ -16,6 +17,7 @@ from input_pipeline.annotations import (
     check_path,
     check_unique,
     find_base,
+    find_images,
     read_entries,
     shown,
 )
@@ -29,6 +31,7 @@ from input_pipeline.records import (
     Triplet,
 )
 
+TRAINING_FILES = "captions/cap.rc2.train.json and image_splits/split.rc2.train.json"
 _SPLITS = ("train", "val", "test1")
 
 
@@ -73,6 +76,8 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         )
     bases = (image_root, *(storage.join(image_root, name) for name in ("images", "img_raw")))
     base = find_base(bases, paths["val"].values())
+    places = {i: path for split in paths.values() for i, path in split.items()}
+    tops = dict.fromkeys(path.partition("/")[0] for path in places.values() if "/" in path)
     train = tuple(Triplet(q.reference, q.targets[0], q.captions) for q in entries.get("train", ()))
     records = Records(
         name="cirr",
@@ -82,10 +87,25 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         evaluations={"val": (val,)},
         unlabelled=unlabelled,
         vocabulary_captions=tuple(t.captions[0] for t in train),
+        searched=(*(storage.join(b, top) for b in bases for top in tops), *bases),
     )
-    places = {i: path for split in paths.values() for i, path in split.items()}
-    images = {i: Image(i, storage.join(base, places[i])) for i in records.all_image_ids()}
+    expected = {i: places[i] for i in records.all_image_ids()}
+    found = _find_images(expected, bases)
+    images = {i: Image(i, found.get(i) or storage.join(base, p)) for i, p in expected.items()}
     return records.with_images(images)
+
+
+def _find_images(paths: Mapping[str, str], bases: Sequence[str]) -> dict[str, str]:
+    """Return the images that are found: by path, without the inner folders, or by bare name."""
+    found: dict[str, str] = {}
+    for kept in (None, 1, 0):  # folders of the path
+        lost = {}
+        for i, path in paths.items():
+            if i not in found:
+                *folders, name = path.split("/")
+                lost["/".join((*folders[:kept], name))] = i
+        found |= {lost[path]: place for path, place in find_images(lost, bases).items()}
+    return found
 
 
 def _read_captions(root: str, split: str) -> tuple[Query, ...]:

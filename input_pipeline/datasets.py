@@ -12,15 +12,23 @@ from input_pipeline.findings import list_annotations, read_splits
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
 from input_pipeline.image_sources import open_images
-from input_pipeline.readers import check_name, read_records
+from input_pipeline.near_names import POLICIES as NEAR_NAMES
+from input_pipeline.readers import check_name, read_records, training_files
 from input_pipeline.records import DataError, Records
+from input_pipeline.texts import POLICIES as UNREADABLE_TEXTS
 from input_pipeline.texts import (
-    check_policy,
     check_readable,
     trained_splits,
     unread_shares,
     words_remedy,
 )
+
+# Fields of config.data that say what to do with data that cannot be used as they are.
+_POLICIES = {
+    "missing_images": ("fail", "skip"),
+    "near_names": NEAR_NAMES,
+    "unreadable_texts": UNREADABLE_TEXTS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +94,12 @@ def create_datasets(
     check_fields(config)
     data = config.data
     preprocessing = ImagePreprocessing(resize=data.resize, crop=data.crop)
-<<<<<<< HEAD
-=======
-    if data.missing_images not in ("fail", "skip"):
-        raise ValueError(
-            f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
-        )
-    check_policy(data.unreadable_texts)
->>>>>>> files
     records = read_records(config)
     if training and not len(records.train):
+        lacking = training_files(records.name)
         raise DataError(
-            f"{data.directory}: {records.name} has nothing to train on there. Evaluate a model "
+            f"{data.directory}: {records.name} has nothing to train on there"
+            f"{f', no {lacking}' if lacking else ''}. Evaluate a model "
             "that was trained on other data with --mode=evaluate --workdir=..."
         )
     remedy = words_remedy(vocabulary)
@@ -152,10 +154,12 @@ def check_fields(config: Any) -> None:
     """
     data = config.data
     check_name(data.name)
-    if data.missing_images not in ("fail", "skip"):
-        raise ValueError(
-            f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
-        )
+    for field, allowed in _POLICIES.items():
+        if data[field] not in allowed:
+            first, second = allowed
+            raise ValueError(
+                f'config.data.{field} must be "{first}" or "{second}", not {data[field]!r}'
+            )
 
 
 def _check_batch(config: Any, records: Records, process_count: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
 from cmap_jax.processing.tokenizer import Vocabulary
+from input_pipeline import near_names as near_names_lib
 from input_pipeline import prepared, published, storage
 from input_pipeline.findings import (
     Annotation,
@@ -26,14 +27,19 @@ from input_pipeline.findings import (
     list_annotations,
     number,
     read_splits,
+    repeated_row_findings,
     same_image_findings,
     word_findings,
 )
 from input_pipeline.garments import reader as garments_reader
 from input_pipeline.image_check import check_images
-from input_pipeline.image_findings import duplicate_findings, image_findings
+from input_pipeline.image_findings import (
+    duplicate_findings,
+    image_findings,
+    near_name_findings,
+)
 from input_pipeline.published import Count
-from input_pipeline.readers import data_set_name, garments_settings, read_folder
+from input_pipeline.readers import data_set_name, garments_settings, read_folder, training_files
 from input_pipeline.records import DataError, Evaluation, Records
 
 BATCH_SIZE = 128  # of the configs
@@ -42,9 +48,9 @@ _SEVERITIES = ("error", "warning", "note")
 # The file by which each layout is known.
 _MARKS = {
     "cirr": r"captions/cap\.rc2\.val\.json",
-    "fashion_iq": r"captions/cap\.(?!rc2)[^./]+\.train\.json",
-    "shoes": r"relative_captions_shoes\.json|triplet\.train\.json",
-    "fashion200k": r"labels/[^/]+_train_detect_all\.txt",
+    "fashion_iq": r"captions/cap\.(?!rc2\.)[^./]+\.(?:train|val)\.json",
+    "shoes": r"relative_captions_shoes\.json|triplet\.(?:train|val)\.json",
+    "fashion200k": r"labels/[^/]+_test_detect_all\.txt",
     "circo": r"annotations/val\.json",
     "folder": r"val\.(?:csv|jsonl)",
 }
@@ -119,8 +125,10 @@ class Report:
         """Return in one line whether training would start, and why not."""
         work = "evaluation" if self.name == "circo" else "training"
         if self.ready():
-            flags = "".join(f" with {f.fix}" for f in self.findings if f.kind == "few_items")
-            return f"ready for {work}{flags}"
+            accepted = any(f.kind == "near_names_accepted" for f in self.findings)
+            flags = [near_names_lib.FLAG] if accepted else []
+            flags += [f.fix for f in self.findings if f.kind == "few_items"]
+            return f"ready for {work}{' with ' if flags else ''}{' and '.join(flags)}"
         problems = [f.title for f in self.findings if f.severity == "error"]
         return f"{work} would fail: {'; '.join(problems)}"
 
@@ -143,6 +151,7 @@ def examine(
     directory: str,
     image_directory: str | None = None,
     vocabulary: Vocabulary | None = None,
+    near_names: str = "fail",
 ) -> Report:
     """Look at a data set: annotations, every image file, and what follows for training.
 
@@ -153,6 +162,7 @@ def examine(
         directory: the folder of the annotations.
         image_directory: the folder of the images; None: inside ``directory``.
         vocabulary: a model's words, to compare the captions with; None: the training captions'.
+        near_names: as ``config.data.near_names``.
 
     Raises:
         ValueError: no such data set, or one that is prepared.
@@ -165,7 +175,7 @@ def examine(
         )
     started = time.perf_counter()
     try:
-        records = _read(name, directory, image_directory)
+        records = _read(name, directory, image_directory, near_names)
     except (ValueError, OSError) as error:
         return Report(name, directory, findings=(_reading_finding(error, name, directory),))
     reasons = check_images(records)
@@ -180,9 +190,11 @@ def examine(
             records,
             reasons,
             _folders(directory, records.image_directory),
-            lambda folder: _read(name, directory, folder),
+            lambda folder: _read(name, directory, folder, near_names),
         ),
+        *near_name_findings(records),
         *published.count_findings(name, counts),
+        *repeated_row_findings(records, annotations),
         *gallery_findings(records),
         *duplicate_findings(records, usable, annotations),
         *same_image_findings(annotations),
@@ -211,11 +223,13 @@ def examine(
     )
 
 
-def _read(name: str, directory: str, image_directory: str | None) -> Records:
+def _read(
+    name: str, directory: str, image_directory: str | None, near_names: str = "fail"
+) -> Records:
     if name == "garments" and not image_directory:
         # As training asks for them, which can set a few fields only.
         return garments_reader.read(directory, **_garments_fields(directory))
-    return read_folder(name, directory, image_directory)
+    return read_folder(name, directory, image_directory, near_names)
 
 
 def _garments_fields(directory: str) -> dict[str, int | float]:
@@ -231,7 +245,9 @@ def _reading_finding(error: Exception, name: str, directory: str) -> Finding:
     else:
         title = str(error)
     if not isinstance(error, FileNotFoundError):
-        fix = "mend that place, or take the file from its publisher again"
+        fix = "mend that place"
+        if name not in ("folder", "garments"):
+            fix += ", or take the file from its publisher again"
     elif name == "garments":
         fix = (
             "training renders them into a folder that is empty or not there: python main.py "
@@ -315,17 +331,13 @@ def _training_findings(name: str, items: int) -> Iterator[Finding]:
         fix = f"--config.train.batch_size={items} or less"
         yield Finding("few_items", "warning", title, items, (), fix)
         return
-    files = {
-        "cirr": "captions/cap.rc2.train.json and image_splits/split.rc2.train.json",
-        "folder": "train.csv or train.jsonl",
-    }
     yield Finding(
         "nothing_to_train_on",
         "error",
         "nothing to train on",
         0,
         (),
-        f"put {files.get(name, 'training annotations')} there, or only evaluate a model: "
+        f"put {training_files(name) or 'training annotations'} there, or only evaluate a model: "
         "python main.py --mode=evaluate --workdir=...",
     )
 

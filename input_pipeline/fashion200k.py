@@ -13,8 +13,17 @@ import numpy as np
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
 from input_pipeline.annotations import check_caption, check_folders, check_path, find_base, shown
-from input_pipeline.records import DataError, Evaluation, Image, Query, Records, Triplet
+from input_pipeline.records import (
+    DataError,
+    Evaluation,
+    FixedTriplets,
+    Image,
+    Query,
+    Records,
+    Triplet,
+)
 
+TRAINING_FILES = "labels/<category>_train_detect_all.txt"
 PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
 _SUFFIX = "_{split}_detect_all.txt"
 _PREFIX = "women/"
@@ -24,6 +33,8 @@ _SAMPLING = 0x200  # sets this stream of random numbers apart from others with t
 
 def read(directory: str, image_directory: str | None = None) -> Records:
     """Read Fashion200k: pairs are sampled online from train, and queries searched in test.
+
+    The label files of train may be absent: such a folder can still be evaluated on.
 
     Args:
         directory: the folder that holds ``labels``.
@@ -42,15 +53,12 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     evaluation = Evaluation(
         PROTOCOLS["fashion200k"], {"all": gallery}, _read_queries(queries_file, test)
     )
-    try:
-        pairs = SampledPairs({i: replace_marks(caption) for i, caption in train.items()})
-    except DataError as error:
-        raise DataError(f"{storage.join(root, 'labels')}: {error}") from error
+    labels = "labels" if train else "labels to evaluate on alone"
     return Records(
         name="fashion200k",
-        layout=f"labels, {queries_file}, images below {base}",
+        layout=f"{labels}, {queries_file}, images below {base}",
         image_directory=image_root,
-        train=pairs,
+        train=_training_pairs(root, train) if train else FixedTriplets(()),
         evaluations={"val": (evaluation,)},
         # The raw captions: "dotmark" and the like are unknown words in the published vocabulary.
         vocabulary_captions=tuple(train.values()),
@@ -153,6 +161,13 @@ class SampledPairs:
         return SampledPairs({i: c for i, c in self._captions.items() if i not in missing})
 
 
+def _training_pairs(root: str, captions: dict[str, str]) -> SampledPairs:
+    try:
+        return SampledPairs({i: replace_marks(caption) for i, caption in captions.items()})
+    except DataError as error:
+        raise DataError(f"{storage.join(root, 'labels')}: {error}") from error
+
+
 def _lines(file: str) -> list[str]:
     """Return a file's lines; str.splitlines would also split at exotic marks in a caption."""
     return storage.read_text(file).replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -164,11 +179,14 @@ def _normalize_path(path: str, where: str) -> str:
 
 
 def _read_labels(root: str, split: str) -> dict[str, str]:
-    """Return the caption of each image, label files in the published order (SPEC 5)."""
+    """Return the caption of each image, label files in the published order (SPEC 5).
+
+    There are none of train where only evaluation is possible.
+    """
     suffix = _SUFFIX.format(split=split)
     folder = storage.join(root, "labels")
     found = {n.removesuffix(suffix) for n in storage.names(folder) if n.endswith(suffix)}
-    if not found:
+    if not found and split == "test":
         raise FileNotFoundError(
             f"{folder}: no <category>{suffix}; this is not Fashion200k's layout. Set "
             "--config.data.directory to the folder that holds labels"

@@ -6,6 +6,7 @@ Annotations: ``captions/cap.<category>.<split>.json`` and
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from cmap_jax.protocols import PROTOCOLS
@@ -28,12 +29,17 @@ from input_pipeline.records import (
     Triplet,
 )
 
+TRAINING_FILES = "captions/cap.<category>.train.json"
 PUBLISHED_ORDER = ("dress", "shirt", "toptee")
+# CIRR's files have such names too, with its release in the category's place.
+_CAPTIONS = re.compile(r"cap\.(?P<category>(?!rc2\.)[^.]+)\.(?P<split>train|val)\.json")
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
     """Read FashionIQ: all categories found, trained together, evaluated on val (SPEC 3, 6).
+
+    The training files may be absent: such a folder can still be evaluated on.
 
     Args:
         directory: the folder that holds ``captions`` and ``image_splits``.
@@ -83,28 +89,27 @@ class Layout:
     Attributes:
         directory: the folder of the annotations.
         categories: those with captions, the published ones first and in their order.
+        trained: the ones among them that have captions to train on.
     """
 
     def __init__(self, directory: str, image_directory: str | None = None):
         """Find the categories; raises FileNotFoundError where there are none."""
         self.directory, self._image_directory = check_folders(directory, image_directory)
         captions = storage.join(self.directory, "captions")
-        found = {
-            parts[1]
-            for name in storage.names(captions)
-            if len(parts := name.split(".")) == 4
-            and parts[1]
-            and (parts[0], *parts[2:]) == ("cap", "train", "json")
-        }
+        files = [match for n in storage.names(captions) if (match := _CAPTIONS.fullmatch(n))]
+        found = {match["category"] for match in files}
         if not found:
             raise FileNotFoundError(
-                f"{captions}: no cap.<category>.train.json; this is not FashionIQ's layout. Set "
-                "--config.data.directory to the folder that holds captions and image_splits"
+                f"{captions}: neither cap.<category>.train.json nor cap.<category>.val.json; this "
+                "is not FashionIQ's layout. Set --config.data.directory to the folder that holds "
+                "captions and image_splits"
             )
         for category in found:  # a file's name may be anything, and stands in messages
             check_path(category, captions)
         published = [c for c in PUBLISHED_ORDER if c in found]
         self.categories = (*published, *sorted(found - set(published)))
+        trained = {match["category"] for match in files if match["split"] == "train"}
+        self.trained = tuple(c for c in self.categories if c in trained)
 
     def annotations(self, category: str, split: str) -> list[Annotation]:
         """Return the entries of a caption file."""
@@ -140,7 +145,7 @@ class Layout:
         facts: Mapping[str, object],
     ) -> Records:
         """Assemble the records from the training files and some evaluations."""
-        train = {category: self.annotations(category, "train") for category in self.categories}
+        train = {category: self.annotations(category, "train") for category in self.trained}
         triplets = FixedTriplets(
             tuple(
                 Triplet(a.reference, a.target, captions, category)
@@ -149,9 +154,12 @@ class Layout:
                 for captions in (a.captions, a.captions[::-1])
             )
         )
+        evaluated = [c for c in self.categories if c not in self.trained]
         records = Records(
             name=name,
-            layout=f"captions and image_splits of {', '.join(self.categories)}",
+            layout=f"captions and image_splits of {', '.join(self.categories)}"
+            + (", to evaluate on alone" if evaluated else "")
+            + (f": {', '.join(evaluated)}" if evaluated and train else ""),
             image_directory=self._image_directory,
             train=triplets,
             evaluations=evaluations,
@@ -162,20 +170,24 @@ class Layout:
                 for position in (0, 1)
                 for a in annotations
             ),
-            facts=facts,
+            # Where some categories are trained on and others are not, the model is another one.
+            facts={**facts, "categories_not_trained": evaluated} if evaluated and train else facts,
+            searched=self._image_folders(),
         )
-        return records.with_images(self._find_images(records.image_ids()))
+        return records.with_images(self._find_images(records.image_ids(), records.searched))
 
-    def _find_images(self, ids: Mapping[str, None]) -> dict[str, Image]:
-        """Return the images; one that is not found gets the place where it is looked for first."""
+    def _image_folders(self) -> tuple[str, ...]:
         root = self._image_directory
-        folders = [
+        return (
             storage.join(root, "images"),
             *(storage.join(root, "resized_image", c) for c in self.categories),
             *(storage.join(root, "images", c) for c in self.categories),
             *(storage.join(root, c) for c in self.categories),
             root,
-        ]
+        )
+
+    def _find_images(self, ids: Mapping[str, None], folders: Sequence[str]) -> dict[str, Image]:
+        """Return the images; one that is not found gets the place where it is looked for first."""
         places = find_images(ids, folders, _SUFFIXES)
         return {i: Image(i, places.get(i) or storage.join(folders[0], f"{i}.jpg")) for i in ids}
 

@@ -195,6 +195,23 @@ def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
         )
 
 
+def repeated_row_findings(records: Records, annotations: Sequence[Annotation]) -> Iterator[Finding]:
+    """Yield rows of own tables that are there more than once; what was published stays as it is."""
+    repeated: Mapping[str, int] = records.facts.get("repeated_rows", {})
+    if repeated:
+        count = sum(repeated.values())
+        splits = ", ".join(f"{n:,} {split}" for split, n in repeated.items())
+        times = collections.Counter(annotations)
+        yield Finding(
+            "repeated_row",
+            "warning",
+            f"{number(count, 'repeated row')} ({splits})",
+            count,
+            tuple(f"{a}: {n} times" for a, n in times.items() if n > 1),
+            "take the copies out of the tables: each is trained on, or asked, once more",
+        )
+
+
 def gallery_findings(records: Records) -> Iterator[Finding]:
     """Yield queries that no image of the gallery answers, even where none is missing."""
     for evaluations in records.evaluations.values():

@@ -18,6 +18,7 @@ import collections
 import csv
 import io
 import json
+import logging
 import posixpath
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
@@ -43,6 +44,7 @@ from input_pipeline.records import (
     Triplet,
 )
 
+TRAINING_FILES = "train.csv or train.jsonl"
 _SPLITS = ("train", "val", "test")
 _COLUMNS = ("reference", "text", "target")
 _GALLERY = "gallery.txt"
@@ -92,7 +94,12 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         for target in targets
         for order in dict.fromkeys((captions, captions[::-1]))
     ]
-    records = Records(
+    repeated = {split: n for split, rows in tables.items() if (n := len(rows) - len(set(rows)))}
+    for split, count in repeated.items():
+        which = f"{count} rows repeat others; each" if count > 1 else "1 row repeats another; it"
+        logging.warning("%s: %s counts again", files[split], which)
+    images, folders = _locate(image_root, named)
+    return Records(
         name="folder",
         layout=", ".join([*files.values(), *([gallery_file] if listed else [])]),
         image_directory=image_root,
@@ -101,8 +108,10 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         vocabulary_captions=tuple(
             c for _, captions, _ in tables.get("train", ()) for c in captions
         ),
+        images=images,
+        facts={"repeated_rows": repeated} if repeated else {},
+        searched=folders,
     )
-    return records.with_images(_locate(image_root, named))
 
 
 def _find_table(root: str, here: Set[str], split: str) -> str | None:
@@ -133,10 +142,11 @@ def _read_table(
 
 
 def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(storage.read_text(file), newline=""), strict=True)
+    text = io.StringIO(storage.read_text(file), newline="")
+    reader = csv.reader(text, strict=True, skipinitialspace=True)  # people type "a.jpg, is red"
     line = 1  # where a row begins; it may go on over several lines
     try:
-        header = next(reader, [])
+        header = [column.strip() for column in next(reader, [])]
         for column in _COLUMNS:
             if header.count(column) != 1:
                 raise DataError(
@@ -147,7 +157,7 @@ def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for fields in reader:
             where = f"{file}, line {line}"
             line = reader.line_num + 1
-            if not fields:  # an empty line
+            if not any(fields) and len(fields) < 2:  # an empty line
                 continue
             if len(fields) != len(header):
                 raise DataError(f"{where}: {len(fields)} fields; the header has {len(header)}")
@@ -191,20 +201,32 @@ def _queries(rows: _Rows) -> Iterator[Query]:
             yield Query(f"{number}/{order}", reference, text, targets, "all", f"{number}")
 
 
-def _locate(root: str, ids: Mapping[str, str]) -> dict[str, Image]:
+def _locate(root: str, ids: Mapping[str, str]) -> tuple[dict[str, Image], tuple[str, ...]]:
     """Return the images: by path, by path without suffix, or by a bare name that is unique.
+
+    Where all paths begin with the same folder, this may be the folder of the images itself.
 
     Args:
         root: the folder of the images.
         ids: the names of the images, and where each is written.
+
+    Returns:
+        The images, and the folders in which bare names were looked for.
     """
     upper = [suffix.upper() for suffix in IMAGE_SUFFIXES]
-    places = find_images(ids, [root], ["", *IMAGE_SUFFIXES, *upper])
+    suffixes = ("", *IMAGE_SUFFIXES, *upper)
+    places = find_images(ids, [root], suffixes)
+    tops = {i.partition("/")[0] for i in ids}
+    if not places and len(tops) == 1 and all("/" in i for i in ids):
+        below = {i.partition("/")[2]: i for i in ids}
+        places = {below[name]: p for name, p in find_images(below, [root], suffixes).items()}
     lost = [i for i in ids if i not in places and "/" not in i]
+    searched = {}
     if lost:
         paths: dict[str, list[str]] = collections.defaultdict(list)
         for path in storage.walk(root):
-            name = path.rpartition("/")[2]
+            inside, _, name = path.rpartition("/")
+            searched[storage.join(root, inside) if inside else root] = None
             stem, dot, suffix = name.rpartition(".")
             if dot + suffix.lower() in IMAGE_SUFFIXES:
                 for key in (name, stem):
@@ -223,4 +245,5 @@ def _locate(root: str, ids: Mapping[str, str]) -> dict[str, Image]:
                 f"{ids[i]}: {shown(i)} is the image that is called {shown(other)} in "
                 f"{ids[other].rpartition('/')[2]}; use one name"
             )
-    return {i: Image(i, places.get(i) or storage.join(root, i)) for i in ids}
+    images = {i: Image(i, places.get(i) or storage.join(root, i)) for i in ids}
+    return images, tuple(searched)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cmap_jax.processing.progress import track
-from input_pipeline import storage
+from input_pipeline import near_names, storage
 from input_pipeline.records import DataError, Records
 
 # Threads. In a bucket a look is mostly waiting; at home more threads only wait for one another's
@@ -22,8 +22,9 @@ _SHOWN = 5  # examples in a message
 def check_images(records: Records, ids: Iterable[str] | None = None) -> dict[str, str]:
     """Look at image files; return the reason of each that cannot be used, by image id.
 
-    A link that leads out of the image folder is refused. The images of a prepared data set were
-    looked at when it was prepared.
+    A link that leads out of the image folder is refused. For a missing image the reason shows a
+    file with a near name, where there is one. The images of a prepared data set were looked at when
+    it was prepared.
 
     Args:
         records: the data set.
@@ -34,7 +35,9 @@ def check_images(records: Records, ids: Iterable[str] | None = None) -> dict[str
     ids = tuple(records.images if ids is None else ids)
     check = _checker(records.image_directory)
     found = in_parallel(check, [records.images[i].path for i in ids], "checking", "images")
-    return {i: reason for i, reason in zip(ids, found, strict=True) if reason is not None}
+    reasons = {i: reason for i, reason in zip(ids, found, strict=True) if reason is not None}
+    near = near_names.find(records, (i for i, reason in reasons.items() if reason == "missing"))
+    return reasons | {i: n.reason() for i, n in near.items()}
 
 
 def in_parallel(
@@ -82,33 +85,56 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
     return records.without(set(reasons)), tuple(sorted(reasons))
 
 
-def describe_unusable(records: Records, reasons: Mapping[str, str]) -> str:
-    """Return how many of the images cannot be used, and some of them with their reasons."""
+def describe_unusable(
+    records: Records, reasons: Mapping[str, str], near_flag: str = near_names.FLAG
+) -> str:
+    """Return how many of the images cannot be used, and some of them with their reasons.
+
+    Args:
+        records: the data set.
+        reasons: by image id, from `check_images`.
+        near_flag: how the command at hand is told to accept near names.
+    """
+    near = [i for i, reason in reasons.items() if reason.startswith(near_names.CERTAIN)]
+    # Those with near names come first: they are the easiest to mend.
+    examples = list(dict.fromkeys([*near, *reasons]))[:_SHOWN]
     lines = [
         f"{len(reasons)} of {len(records.images)} images cannot be used, such as",
-        *(f"  {records.images[i].path}: {reasons[i]}" for i in list(reasons)[:_SHOWN]),
+        *(f"  {records.images[i].path}: {reasons[i]}" for i in examples),
     ]
+    if near:
+        lines.append(
+            f"For {len(near)} of them there is a file with a near name, which {near_flag} takes"
+        )
     return "\n".join(lines)
 
 
 def _checker(image_directory: str) -> Callable[[str], str | None]:
     """Return a function from an image's place to the reason why it cannot be used, or None."""
-    remote = storage.is_remote(image_directory)
-    root = image_directory if remote else os.path.realpath(image_directory)
+    leads_out = link_checker(image_directory)
+
+    def check(place: str) -> str | None:
+        # Before the file is opened.
+        if leads_out(place):
+            return f"a link that leads out of {image_directory}"
+        return storage.check_image(place)
+
+    return check
+
+
+def link_checker(image_directory: str) -> Callable[[str], bool]:
+    """Return a function that tells whether a place in a folder is a link that leads out of it."""
+    if storage.is_remote(image_directory):
+        return lambda _: False
+    root = os.path.realpath(image_directory)
     # The links on the way to a folder are followed once, not once an image.
     real_folder = functools.lru_cache(maxsize=1 << 16)(os.path.realpath)
 
-    def leaves(place: str) -> bool:
+    def leads_out(place: str) -> bool:
         folder, name = os.path.split(place)
         real = os.path.join(real_folder(folder), name)
         if os.path.islink(real):
             real = os.path.realpath(real)
         return os.path.commonpath([root, real]) != root
 
-    def check(place: str) -> str | None:
-        # Before the file is opened.
-        if not remote and leaves(place):
-            return f"a link that leads out of {image_directory}"
-        return storage.check_image(place)
-
-    return check
+    return leads_out

@@ -1,22 +1,33 @@
-"""What is wrong with the image files of a data set, where lost ones lie, and which are the same."""
+"""What is wrong with the image files of a data set, and which are the same."""
 
 import collections
 import hashlib
-import itertools
 import os
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from input_pipeline import storage
+from input_pipeline import lost_images, near_names, storage
 from input_pipeline.findings import Annotation, Finding, by_split, number
 from input_pipeline.image_check import in_parallel
+from input_pipeline.lost_images import Reader
 from input_pipeline.records import Image, Records
 
 _AGAIN = "download these files again or leave them out: no other setting mends them"
+_AGAIN_OWN = "copy these files again from where they come from, or leave them out"
+_ACCEPT = f"{near_names.FLAG} (here: --near-names)"
 
 # How a reason of `image_check.check_images` begins -> kind, words of the title, remedy.
 _KINDS = {
     "missing: a link": ("broken_link", "that are links to nothing", "restore what they point to"),
+    near_names.CERTAIN: (
+        "near_name",
+        "missing, though files with near names are there",
+        f"{_ACCEPT} takes these files for all of them",
+    ),
+    near_names.UNCERTAIN: (
+        "uncertain_name",
+        "missing, with near names that are uncertain",
+        "name the right file in the annotations, or give it the name that they have",
+    ),
     "missing": (
         "missing",
         "missing",
@@ -29,11 +40,7 @@ _KINDS = {
     "truncated": ("truncated", "truncated", _AGAIN),
     "not an image": ("not_an_image", "that are no image files", _AGAIN),
     "too large": ("too_large", "too large", "shrink these files or leave them out"),
-    "a link that leads out": (
-        "link_out",
-        "that are links leading out of the image folder",
-        "put the files in the place of the links: cp --remove-destination FILE LINK",
-    ),
+    "a link that leads out": ("link_out", "that are links leading out of the image folder", ""),
     "not a file": (
         "not_a_file",
         "that are no files",
@@ -41,15 +48,10 @@ _KINDS = {
     ),
     "unreadable": ("unreadable", "not readable", "make them readable: chmod u+r FILE"),
 }
-_MOVES = 3  # commands that a remedy spells out
-_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")  # that FashionIQ's reader takes
-
-_Reader = Callable[[str], Records]  # reads the data set with its images in another folder
-_Pairs = Sequence[tuple[Image, str]]  # images not in their place, and where they are
 
 
 def image_findings(
-    records: Records, reasons: Mapping[str, str], folders: Iterable[str], read: _Reader
+    records: Records, reasons: Mapping[str, str], folders: Sequence[str], read: Reader
 ) -> Iterator[Finding]:
     """Yield the unusable images by kind: those that training and evaluation need, then the others.
 
@@ -60,27 +62,28 @@ def image_findings(
         read: reads the data set with its images in another folder.
     """
     missing = [records.images[i] for i, reason in reasons.items() if reason == "missing"]
-    elsewhere = _find_elsewhere(records, missing, folders) if missing else {}
-    present = len(records.images) - len(missing)
+    usable = records.images.keys() - reasons.keys()
+    lost = lost_images.find(records, missing, usable, folders, read)
     needed = records.image_ids()
-    groups: dict[tuple[bool, str], list[str]] = collections.defaultdict(list)
+    groups: dict[tuple[bool, str, bool], list[str]] = collections.defaultdict(list)
     for i, reason in reasons.items():
         start = next(start for start in _KINDS if reason.startswith(start))
-        groups[i not in needed, "elsewhere" if i in elsewhere else start].append(i)
-    for (spare, start), ids in sorted(groups.items()):
-        images = [records.images[i] for i in ids]
+        start = "elsewhere" if i in lost.places else start
+        groups[i not in needed, start, i not in lost.mended].append(i)
+    for (spare, start, _), ids in sorted(groups.items()):
         kind, what, fix = _KINDS[start]
+        images = [records.images[i] for i in ids]
         items = [f"{i.path}{_detail(reasons[i.id])}" for i in images]
         if kind == "misplaced":
-            pairs = [(image, elsewhere[image.id]) for image in images]
-            items = [f"{image.path} is at {place}" for image, place in pairs]
-            fix = _image_directory(pairs, present + len(pairs), read) or _put(pairs)
+            items = [f"{i.path} is at {lost.places[i.id]}" for i in images]
+            fix = lost.remedy(ids)
         elif kind == "link_out":
-            pairs = [(image, os.path.realpath(image.path)) for image in images]
-            items = [f"{image.path} -> {place}" for image, place in pairs]
-            fix = _image_directory(pairs, present, read) or fix
+            items = [f"{i.path} -> {os.path.realpath(i.path)}" for i in images]
+            fix = lost_images.mend_links(records, images, usable, read)
         elif records.name == "garments":
             fix = f"delete {records.image_directory}: training renders it again"
+        elif records.name == "folder" and fix is _AGAIN:
+            fix = _AGAIN_OWN
         yield Finding(
             kind,
             "warning" if spare else "error",
@@ -91,88 +94,26 @@ def image_findings(
         )
 
 
+def near_name_findings(records: Records) -> Iterator[Finding]:
+    """Yield the images whose files have near names, where these were accepted."""
+    images = [records.images[i] for i in records.near_names]
+    if images:
+        yield Finding(
+            "near_names_accepted",
+            "note",
+            f"{number(len(images), 'image')} taken from files with near names",
+            len(images),
+            tuple(f"{image.id}: {image.path}" for image in images),
+            f"give training {near_names.FLAG} too",
+        )
+
+
 def _detail(reason: str) -> str:
     """Return what a reason says beyond its kind, such as ": Permission denied"."""
+    if reason.startswith((near_names.CERTAIN, near_names.UNCERTAIN)):
+        return f": {reason}"
     kind, colon, detail = reason.partition(": ")
     return colon + detail if kind != "missing" else ""
-
-
-def _find_elsewhere(
-    records: Records, missing: Sequence[Image], folders: Iterable[str]
-) -> dict[str, str]:
-    """Return files below some folders that have the names of missing images, by id.
-
-    Of several the one is taken whose folders are named most alike; none where that leaves a choice,
-    and none that is another image's.
-    """
-    # There ids have no suffix, and the one that a missing image was given is a guess.
-    suffixes = _SUFFIXES if records.name == "fashion_iq" else ()
-    wanted: dict[str, list[Image]] = collections.defaultdict(list)
-    for image in missing:
-        name = image.path.rpartition("/")[2]
-        for key in {name, *(name.rpartition(".")[0] + suffix for suffix in suffixes)}:
-            wanted[key].append(image)
-    taken = {image.path for image in records.images.values()}
-    found: dict[str, list[str]] = collections.defaultdict(list)
-    for folder in folders:
-        for path in storage.walk(folder):
-            place = storage.join(folder, path)
-            for image in wanted.get(path.rpartition("/")[2], ()):
-                if place not in taken:
-                    found[image.id].append(place)
-    places = {}
-    for image in missing:
-        scored = sorted((_alike(place, image.path), place) for place in found[image.id])[-2:]
-        if len(scored) == 1 or (scored and scored[0][0] < scored[1][0]):
-            places[image.id] = scored[-1][1]
-    return places
-
-
-def _alike(place: str, expected: str) -> int:
-    """Return how many names at the end two places share, the file's own among them."""
-    pairs = zip(place.split("/")[-2::-1], expected.split("/")[-2::-1], strict=False)
-    # Shoes' reader expects a lost image in womens_*/*.
-    same = (a == b or ("*" in b and a.startswith(b.rstrip("*"))) for a, b in pairs)
-    return 1 + sum(itertools.takewhile(bool, same))
-
-
-def _bases(image: Image, place: str) -> tuple[str, str]:
-    """Return the folders below which a place and the expected one are the same."""
-    count = _alike(place, image.path)
-    return tuple("/".join(path.split("/")[:-count]) or "/" for path in (place, image.path))
-
-
-def _image_directory(pairs: _Pairs, least: int, read: _Reader) -> str:
-    """Return the flag with which at least so many images are found where some lie, or nothing."""
-    image, place = pairs[0]
-    for folder in dict.fromkeys((_bases(image, place)[0], place.rpartition("/")[0])):
-        try:
-            places = [image.path for image in read(folder).images.values()]
-        except (ValueError, OSError):
-            continue
-        there = sum(in_parallel(storage.exists, places, "looking", "images"))
-        if there >= least:
-            value = shlex.quote(folder)
-            return (
-                f"--config.data.image_directory={value} (here: --images {value}) finds {there:,} "
-                f"of {len(places):,} images"
-            )
-    return ""
-
-
-def _put(pairs: _Pairs) -> str:
-    """Return commands that put misplaced images in their place."""
-    bases = {_bases(image, place) for image, place in pairs}
-    source, target = next(iter(bases))
-    if len(bases) == 1 and "*" not in target and not f"{target}/".startswith(f"{source}/"):
-        source, target = shlex.quote(source), shlex.quote(target)
-        return f"mkdir -p {target} && cp -rn {source}/. {target}"  # writes over nothing
-    commands = []
-    for image, place in pairs[:_MOVES]:
-        folder = shlex.quote(image.path.partition("*")[0].rpartition("/")[0])
-        commands.append(f"mkdir -p {folder} && mv -n {shlex.quote(place)} {folder}/")
-    more = f"; and so on for {len(pairs):,} files, see --json" if len(pairs) > _MOVES else ""
-    return "; ".join(commands) + more
 
 
 def duplicate_findings(

@@ -1,6 +1,7 @@
 """The data sets by name: which reader reads which."""
 
 import inspect
+import logging
 from typing import Any
 
 from input_pipeline import (
@@ -13,9 +14,11 @@ from input_pipeline import (
     shoes,
     storage,
 )
+from input_pipeline import near_names as near_names_lib
 from input_pipeline.annotations import check_keys
 from input_pipeline.garments import STAMP, prepare
 from input_pipeline.garments import reader as garments_reader
+from input_pipeline.image_check import in_parallel
 from input_pipeline.records import DataError, Records
 
 READERS = {
@@ -42,10 +45,23 @@ def data_set_name(name: str) -> str:
     return name
 
 
-def read_folder(name: str, directory: str, image_directory: str | None = None) -> Records:
+def training_files(name: str) -> str:
+    """Return what a data set's training annotations are called, or nothing where it has none."""
+    return "" if name == "garments" else READERS[name].TRAINING_FILES
+
+
+def read_folder(
+    name: str, directory: str, image_directory: str | None = None, near_names: str = "fail"
+) -> Records:
     """Read the data set in a folder, raw or prepared, whatever its settings.
 
     Garments are not rendered.
+
+    Args:
+        name: the data set's.
+        directory: the folder of the annotations.
+        image_directory: the folder of the images; None: inside ``directory``.
+        near_names: "accept": take files with near names for missing images, see `near_names`.
 
     Raises:
         ValueError: a folder of images for data that keep theirs with them.
@@ -60,11 +76,28 @@ def read_folder(name: str, directory: str, image_directory: str | None = None) -
         raise ValueError("garments keep their images with them: no other folder can be given")
     try:
         if name != "garments":
-            return READERS[name].read(directory, image_directory)
+            records = READERS[name].read(directory, image_directory)
+            return _with_near_names(records) if near_names == "accept" else records
         return garments_reader.read(directory, **garments_settings(directory))
     except FileNotFoundError:
         _refuse_folder_above(directory)
         raise
+
+
+def _with_near_names(records: Records) -> Records:
+    places = [image.path for image in records.images.values()]
+    there = in_parallel(storage.exists, places, "looking", "images")
+    missing = [i for i, exists in zip(records.images, there, strict=True) if not exists]
+    records = near_names_lib.accept(records, missing)
+    if found := records.near_names:
+        logging.warning(
+            "%d of %d images are taken from files with near names, such as %s for %s",
+            len(found),
+            len(records.images),
+            records.images[found[0]].path,
+            found[0],
+        )
+    return records
 
 
 def _refuse_folder_above(directory: str) -> None:
@@ -118,7 +151,7 @@ def read_records(config: Any) -> Records:
             "--config.data.directory=..."
         )
     if data.name != "garments" or prepared.is_prepared(data.directory):
-        return read_folder(data.name, data.directory, data.image_directory)
+        return read_folder(data.name, data.directory, data.image_directory, data.near_names)
     if data.image_directory:
         raise ValueError("config.data.image_directory: garments keep their images with them")
     if not storage.exists(storage.join(data.directory, STAMP)):  # rendering would refuse it too

@@ -185,6 +185,8 @@ class Records:
         skipped_images: ids of images that were unusable and left out when the data were prepared.
         prepared: the images where they are no files of their own but records of a prepared data
             set, an `image_sources.ImageSource`.
+        searched: folders in which an image that is named without one was looked for.
+        near_names: ids of images whose files have not their names but near ones, see `near_names`.
     """
 
     name: str
@@ -199,6 +201,8 @@ class Records:
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     skipped_images: tuple[str, ...] = ()
     prepared: Any = None
+    searched: tuple[str, ...] = ()
+    near_names: tuple[str, ...] = ()
 
     def image_ids(self) -> dict[str, None]:
         """Return the ids of all images that training and evaluation need, each once."""

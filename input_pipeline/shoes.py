@@ -6,7 +6,7 @@ relative to the image folder. Images: ``womens_*/<number>/img_*.jpg``, at the to
 folder or under ``womens/``. An image's id is its bare file name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Set
 
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
@@ -28,6 +28,7 @@ from input_pipeline.records import (
     Triplet,
 )
 
+TRAINING_FILES = "train_im_names.txt, or triplet.train.json and split.train.json"
 _RAW = "relative_captions_shoes.json"
 _NAME_LISTS = {"train": "train_im_names.txt", "val": "eval_im_names.txt"}
 
@@ -37,6 +38,8 @@ _Triplets = dict[str, tuple[Triplet, ...]]
 
 def read(directory: str, image_directory: str | None = None) -> Records:
     """Read Shoes, from the raw lists or the prepared files.
+
+    The training files may be absent: such a folder can still be evaluated on.
 
     Args:
         directory: the folder that holds the annotations.
@@ -49,12 +52,12 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     root, image_root = check_folders(directory, image_directory)
     here = set(storage.names(root))
     if _RAW in here:
-        layout, (splits, triplets) = "raw lists", _read_raw(root)
-    elif "triplet.train.json" in here:
-        layout, (splits, triplets) = "prepared triplets and splits", _read_prepared(root)
+        layout, (splits, triplets) = "raw lists", _read_raw(root, here)
+    elif "triplet.val.json" in here or "triplet.train.json" in here:
+        layout, (splits, triplets) = "prepared triplets and splits", _read_prepared(root, here)
     else:
         raise FileNotFoundError(
-            f"{root}: neither {_RAW} nor triplet.train.json; this is not the layout of Shoes. Set "
+            f"{root}: neither {_RAW} nor triplet.val.json; this is not the layout of Shoes. Set "
             "--config.data.directory to the folder that holds the annotations"
         )
     queries = tuple(
@@ -62,20 +65,32 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         for number, t in enumerate(triplets["val"])
     )
     evaluation = Evaluation(PROTOCOLS["shoes"], {"all": splits["val"]}, queries)
+    train = triplets.get("train", ())
+    base, folders = _image_folders(image_root)
     records = Records(
         name="shoes",
-        layout=layout,
+        layout=layout if "train" in triplets else f"{layout}, to evaluate on alone",
         image_directory=image_root,
-        train=FixedTriplets(triplets["train"]),
+        train=FixedTriplets(train),
         evaluations={"val": (evaluation,)},
-        vocabulary_captions=tuple(t.captions[0] for t in triplets["train"]),
+        vocabulary_captions=tuple(t.captions[0] for t in train),
+        searched=folders,
     )
-    return records.with_images(_locate(image_root, records.image_ids()))
+    ids = records.image_ids()
+    places = find_images(ids, folders)
+    # One that is not found gets the place where the others are.
+    expected = storage.join(base, "womens_*", "*")
+    images = {i: Image(i, places.get(i) or storage.join(expected, i)) for i in ids}
+    return records.with_images(images)
 
 
-def _read_raw(root: str) -> tuple[_Splits, _Triplets]:
+def _read_raw(root: str, here: Set[str]) -> tuple[_Splits, _Triplets]:
     """Return ids and triplets by split; a pair belongs to a split that holds both its names."""
-    splits = {split: _read_names(storage.join(root, name)) for split, name in _NAME_LISTS.items()}
+    splits = {
+        split: _read_names(storage.join(root, name))
+        for split, name in _NAME_LISTS.items()
+        if split == "val" or name in here
+    }
     entries = _read_triplets(storage.join(root, _RAW))
     triplets = {}
     for split, names in splits.items():
@@ -84,10 +99,12 @@ def _read_raw(root: str) -> tuple[_Splits, _Triplets]:
     return splits, triplets
 
 
-def _read_prepared(root: str) -> tuple[_Splits, _Triplets]:
+def _read_prepared(root: str, here: Set[str]) -> tuple[_Splits, _Triplets]:
     """Return ids and triplets by split from files that are split already."""
     splits, triplets = {}, {}
     for split in _NAME_LISTS:
+        if split == "train" and f"triplet.{split}.json" not in here:
+            continue
         names = read_image_list(storage.join(root, f"split.{split}.json"))
         splits[split] = tuple(dict.fromkeys(map(_bare, names)))
         triplets[split] = _read_triplets(storage.join(root, f"triplet.{split}.json"))
@@ -120,10 +137,9 @@ def _bare(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _locate(root: str, ids: Iterable[str]) -> dict[str, Image]:
-    """Return the images; one that is not found gets the place where the others are."""
+def _image_folders(root: str) -> tuple[str, tuple[str, ...]]:
+    """Return the folder that holds ``womens_*``, and all in which images are looked for."""
     base = storage.join(root, "womens") if "womens" in storage.names(root) else root
     kinds = [storage.join(base, n) for n in storage.names(base) if n.startswith("womens_")]
     folders = [storage.join(kind, n) for kind in kinds for n in storage.names(kind) if "." not in n]
-    places = find_images(ids, [*folders, *kinds, base])
-    return {i: Image(i, places.get(i) or storage.join(base, "womens_*", "*", i)) for i in ids}
+    return base, (*folders, *kinds, base)

@@ -15,7 +15,7 @@ ALLOW = "--config.data.unreadable_texts=allow"
 WORDLESS_REMEDY = (
     "write them with the letters a to z, translated or transliterated: all others are dropped"
 )
-_POLICIES = ("fail", "allow")
+POLICIES = ("fail", "allow")  # of config.data.unreadable_texts
 _SHOWN = 80  # characters of a caption in an error
 _NAMED = 10  # frequent unknown words that results keep
 
@@ -81,12 +81,6 @@ def words_remedy(vocabulary: Vocabulary | None) -> str:
         "train a model without config.init_from, which counts these words, or use one that was "
         "trained on such captions"
     )
-
-
-def check_policy(policy: str) -> None:
-    """Refuse a value of ``config.data.unreadable_texts`` that has no meaning."""
-    if policy not in _POLICIES:
-        raise ValueError(f'config.data.unreadable_texts must be "fail" or "allow", not {policy!r}')
 
 
 def check_readable(readings: Mapping[str, Reading], vocabulary: Vocabulary, remedy: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from cmap_jax.cli.arguments import path
 from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.compare import Difference, compare
 from cmap_jax.evaluation.results import StoredResult, read_results
@@ -23,8 +24,10 @@ _Differences = dict[str, dict[str, Difference]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("first", metavar="A", help="a workdir, or a file of results")
-    parser.add_argument("others", metavar="B", nargs="+", help="what to compare with it, likewise")
+    parser.add_argument("first", metavar="A", type=path, help="a workdir, or a file of results")
+    parser.add_argument(
+        "others", metavar="B", nargs="+", type=path, help="one or more to compare with it"
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -62,17 +65,17 @@ def _files(paths: Sequence[str]) -> list[str]:
         FileNotFoundError: some are missing, a line for each.
     """
     files, problems = [], []
-    for path in map(epath.Path, paths):
-        file = path / EVALUATION if path.is_dir() else path
+    for place in map(epath.Path, paths):
+        file = place / EVALUATION if place.is_dir() else place
         files.append(str(file))
         if file.exists():
             continue
-        if not path.is_dir():
-            problems.append(f"{path}: no such workdir or file of results")
-        elif (path / CONFIG).exists():
-            problems.append(f"{path} was not evaluated yet: cmap evaluate {path}")
+        if not place.is_dir():
+            problems.append(f"{place}: no such workdir or file of results")
+        elif (place / CONFIG).exists():
+            problems.append(f"{place} was not evaluated yet: cmap evaluate {place}")
         else:
-            problems.append(f"{path} is not a workdir: it has no {CONFIG} and no {EVALUATION}")
+            problems.append(f"{place} is not a workdir: it has no {CONFIG} and no {EVALUATION}")
     if problems:
         raise FileNotFoundError("\n".join(problems))
     return files
@@ -84,15 +87,15 @@ def _names(files: Sequence[str]) -> list[str]:
     A workdir's own results are called as the workdir is.
     """
     whole = (file if "://" in file else os.path.abspath(file) for file in files)
-    parts = [path.removesuffix(f"/{EVALUATION}").split("/") for path in whole]
+    parts = [file.removesuffix(f"/{EVALUATION}").split("/") for file in whole]
     names = []
-    for i, path in enumerate(parts):
-        others = [p for j, p in enumerate(parts) if j != i and p != path]
-        least = 2 if path[-1].startswith("evaluation-") else 1  # which workdir's?
-        lengths = range(least, len(path) + 1)
-        length = next(n for n in lengths if all(p[-n:] != path[-n:] for p in others))
-        again = parts[:i].count(path)  # the same file once more
-        names.append("/".join(path[-length:]) + (f" ({again + 1})" if again else ""))
+    for i, own in enumerate(parts):
+        others = [p for j, p in enumerate(parts) if j != i and p != own]
+        least = 2 if own[-1].startswith("evaluation-") else 1  # which workdir's?
+        lengths = range(least, len(own) + 1)
+        length = next(n for n in lengths if all(p[-n:] != own[-n:] for p in others))
+        again = parts[:i].count(own)  # the same file once more
+        names.append("/".join(own[-length:]) + (f" ({again + 1})" if again else ""))
     return names
 
 

@@ -12,6 +12,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from cmap_jax import workdir as workdir_lib
+from cmap_jax.cli.arguments import path
 from cmap_jax.convert.reference import ReferenceCheckpoint, read_reference_checkpoint
 from cmap_jax.convert.release_vocabulary import load_release_vocabulary
 from cmap_jax.models.cmap import CMAP
@@ -30,15 +31,18 @@ _DATA_SETS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("checkpoint", help="the authors' file, such as model_best.pth")
+    parser.add_argument("checkpoint", type=path, help="the authors' file, such as model_best.pth")
     parser.add_argument(
         "--vocab",
         required=True,
+        type=path,
         metavar="FILE|DATASET_DIR",
         help="its words: vocab.txt (a word a line), a list or an object of JSON, the release's "
         "vocab.pkl, or the data set's folder, from whose captions they are counted again",
     )
-    parser.add_argument("--out", required=True, metavar="WORKDIR", help="a folder to be made")
+    parser.add_argument(
+        "--out", required=True, metavar="WORKDIR", type=path, help="a folder to be made"
+    )
     parser.add_argument(
         "--data-name",
         choices=sorted(_DATA_SETS),
@@ -116,6 +120,8 @@ def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
         config = config.copy_and_resolve_references()
         config.data.directory = source
         records = read_records(config)
+        if not records.vocabulary_captions:
+            raise ValueError(f"{source}: no training captions there, whose words could be counted")
         return Vocabulary.build(records.vocabulary_captions, records.extra_special)
     if pathlib.Path(source).suffix in (".pkl", ".pickle"):
         return load_release_vocabulary(source)

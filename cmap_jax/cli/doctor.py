@@ -9,25 +9,36 @@ The exit status is 1 where training would fail as things are.
 import argparse
 import json
 
+from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.tables import table
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import doctor
 from input_pipeline.readers import NAMES, data_set_name
 
-SPELLING = {"data.directory": "the argument DIR", "data.image_directory": "--images"}
+SPELLING = {
+    "data.directory": "the argument DIR",
+    "data.image_directory": "--images",
+    "data.near_names=accept": "--near-names",
+}
 _SHOWN = 3  # examples of a finding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
     parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("directory", metavar="DIR", help="the folder with the annotations")
-    parser.add_argument("--images", metavar="DIR", help="with the images, where not inside DIR")
+    parser.add_argument(
+        "directory", metavar="DIR", type=path, help="the folder with the annotations"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", type=path, help="with the images, where not inside DIR"
+    )
     parser.add_argument(
         "--vocabulary",
+        type=path,
         metavar="FILE",
         help="a model's vocabulary.txt: which words of the captions it lacks",
     )
+    add_near_names(parser)
     parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
 
 
@@ -35,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Examine, print, and return 1 where training would fail."""
     name = data_set_name(arguments.dataset)
     vocabulary = Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
-    report = doctor.examine(name, arguments.directory, arguments.images, vocabulary)
+    report = doctor.examine(
+        name, arguments.directory, arguments.images, vocabulary, arguments.near_names
+    )
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

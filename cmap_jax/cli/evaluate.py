@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.processing.remedies import OTHERS
@@ -27,6 +28,7 @@ SPELLING = {
     "data.directory": "--dir",
     "data.image_directory": "--images",
     "data.missing_images=skip": "--skip-unusable",
+    "data.near_names=accept": "--near-names",
     OTHERS: "python main.py --mode=evaluate --workdir=...",
 }
 _COLUMNS = 8  # results a query in a picture
@@ -35,10 +37,15 @@ _ROWS = 8  # queries in a picture, by default
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("workdir", help="the folder of the model; evaluation.json is written there")
+    parser.add_argument(
+        "workdir", type=path, help="the folder of the model; evaluation.json is written there"
+    )
     parser.add_argument("--data", metavar="NAME", help="another data set than the model's own")
-    parser.add_argument("--dir", metavar="DIR", help="the folder with its annotations")
-    parser.add_argument("--images", metavar="DIR", help="the folder with its images, if elsewhere")
+    parser.add_argument("--dir", metavar="DIR", type=path, help="the folder with its annotations")
+    parser.add_argument(
+        "--images", metavar="DIR", type=path, help="the folder with its images, if elsewhere"
+    )
+    add_near_names(parser, default=None)
     parser.add_argument(
         "--skip-unusable",
         action="store_true",
@@ -50,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also the text alone and the image alone; once computed they are kept",
     )
-    parser.add_argument("--grid", metavar="FILE", help="draw some queries and what they find")
+    parser.add_argument(
+        "--grid", metavar="FILE", type=path, help="draw some queries and what they find"
+    )
     parser.add_argument(
         "--protocol", metavar="NAME", help="whose queries are drawn; default: the first"
     )
@@ -79,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         config.data.image_directory = arguments.images
     if arguments.skip_unusable:
         config.data.missing_images = "skip"
+    if arguments.near_names:
+        config.data.near_names = arguments.near_names
     config.eval.rankings = arguments.rankings or bool(arguments.grid)
     config.eval.shortcuts = arguments.shortcuts
     # This machine may have other devices than the run had; neither changes any number.

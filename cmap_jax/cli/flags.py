@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cmap_jax.cli import config_files
+from cmap_jax.cli.arguments import expand_fields, expand_flags
 from cmap_jax.cli.errors import UsageError, expected_errors
 
 MODES = ("train", "evaluate", "describe")
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         if any(_HELP.fullmatch(argument) for argument in argv[1:]):
             print(usage(program, _value(argv, "config")))
             sys.exit(0)
-        argv = _with_config(argv)
+        argv = _with_config(expand_flags(argv))
         config = config_files.read(_value(argv, "config"))  # ml_collections puts its errors off
         try:
             rest = flags.FLAGS(argv)
@@ -82,6 +83,7 @@ def parse(argv: Sequence[str]) -> list[str]:
             raise UsageError(_explain(error, argv, config)) from error
         if rest[1:]:
             raise UsageError(f"unexpected argument {rest[1]!r}; flags begin with --")
+        expand_fields(CONFIG.value)
     return rest
 
 

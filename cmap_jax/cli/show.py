@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.processing.images import ImageReadError
 from cmap_jax.visualization.grids import (
     Drawable,
@@ -24,7 +25,11 @@ from input_pipeline.image_sources import open_images
 from input_pipeline.readers import NAMES, data_set_name, read_folder
 from input_pipeline.records import DataError, Query, Records, Triplet, TripletSource
 
-SPELLING = {"data.directory": "the argument directory", "data.image_directory": "--images"}
+SPELLING = {
+    "data.directory": "the argument directory",
+    "data.image_directory": "--images",
+    "data.near_names=accept": "--near-names",
+}
 _MOST = 100  # rows; more make no picture that anyone looks at
 _TARGETS = 3  # images a query shows of those that are right
 
@@ -32,11 +37,17 @@ _TARGETS = 3  # images a query shows of those that are right
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
     parser.add_argument("dataset", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument("directory", help="the folder that holds the annotations")
-    parser.add_argument("--out", required=True, help="the picture to write, .png or .jpg")
+    parser.add_argument("directory", type=path, help="the folder that holds the annotations")
     parser.add_argument(
-        "--images", metavar="DIR", help="the folder with the images; default: found in the other"
+        "--out", required=True, type=path, help="the picture to write, .png or .jpg"
     )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        type=path,
+        help="the folder with the images; default: found in the other",
+    )
+    add_near_names(parser)
     parser.add_argument(
         "--split",
         help="train, val, test, or an unlabelled one such as CIRR's test1; default: train, or val "
@@ -55,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw the picture and say what it shows."""
     name = data_set_name(arguments.dataset)
     _check(arguments)
-    records = read_folder(name, arguments.directory, arguments.images)
+    records = read_folder(name, arguments.directory, arguments.images, arguments.near_names)
     if arguments.protocol:
         split, source = arguments.protocol, _queries_of(records, arguments.protocol)
     else:

@@ -15,9 +15,14 @@ from typing import Any
 
 from etils import epath
 
+from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.evaluation import submission
 
-SPELLING = {"data.directory": "the argument directory", "data.image_directory": "--images"}
+SPELLING = {
+    "data.directory": "the argument directory",
+    "data.image_directory": "--images",
+    "data.near_names=accept": "--near-names",
+}
 _SPLITS = {"cirr": "test1", "circo": "test"}
 _MAKE = {"cirr": submission.cirr_submissions, "circo": submission.circo_submissions}
 _CHECK = {"cirr": submission.check_cirr, "circo": submission.check_circo}
@@ -27,12 +32,15 @@ _SERVERS = {"cirr": "https://cirr.cecs.anu.edu.au", "circo": "https://circo.micc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
     parser.add_argument("data_set", choices=tuple(_SPLITS))
-    parser.add_argument("directory", help="the data set's folder, with its annotations")
+    parser.add_argument("directory", type=path, help="the data set's folder, with its annotations")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--workdir", help="the model that answers; needs --out")
-    what.add_argument("--check", nargs="+", metavar="FILE", help="files to be checked")
-    parser.add_argument("--out", metavar="FOLDER", help="a folder to be made")
-    parser.add_argument("--images", metavar="FOLDER", help="the images, if not in the directory")
+    what.add_argument("--workdir", type=path, help="the model that answers; needs --out")
+    what.add_argument("--check", nargs="+", metavar="FILE", type=path, help="files to be checked")
+    parser.add_argument("--out", metavar="FOLDER", type=path, help="a folder to be made")
+    parser.add_argument(
+        "--images", metavar="FOLDER", type=path, help="the images, if not in the directory"
+    )
+    add_near_names(parser)
     parser.add_argument(
         "--split",
         choices=("test1", "test", "val"),
@@ -52,15 +60,44 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    contents = {path: submission.read_submission(path) for path in arguments.check}
+    contents = {file: submission.read_submission(file) for file in arguments.check}
     records = _read(arguments)
     ((split, (evaluation,)),) = records.evaluations.items()
-    for path, content in contents.items():
+    known = _gallery_is_known(arguments, evaluation)
+    judged = all(known.values())
+    for file, content in contents.items():
         try:
-            _CHECK[arguments.data_set](content, evaluation)
+            remarks = _CHECK[arguments.data_set](content, evaluation, **known)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        print(f"{path} answers all {len(evaluation.queries)} queries of {split}, by the rules")
+            raise ValueError(f"{file}: {error}") from error
+        rules = "by the rules" if judged else "by the rules that can be checked here"
+        print(f"{file} answers all {len(evaluation.queries)} queries of {split}, {rules}")
+        for remark in remarks:
+            print(f"  {remark}")
+    if not judged:
+        print(_unknown_gallery(arguments.directory))
+
+
+def _gallery_is_known(arguments: argparse.Namespace, evaluation: Any) -> dict[str, bool]:
+    """Return what CIRCO's check must be told; CIRR's split files name the whole gallery."""
+    if arguments.data_set != "circo":
+        return {}
+    from input_pipeline import circo
+
+    listed = circo.find_gallery_list(arguments.directory, arguments.images) is not None
+    complete = len(evaluation.galleries["all"]) >= circo.GALLERY_IMAGES
+    return {"gallery_is_known": listed or complete}
+
+
+def _unknown_gallery(directory: str) -> str:
+    from input_pipeline import circo
+
+    place = epath.Path(directory) / "annotations" / circo.GALLERY_LIST
+    return (
+        "Whether the ids are of CIRCO's gallery cannot be judged here: that needs COCO's list of "
+        f"it, {place}, which is in "
+        "http://images.cocodataset.org/annotations/image_info_unlabeled2017.zip"
+    )
 
 
 def _write(arguments: argparse.Namespace) -> None:
@@ -116,7 +153,9 @@ def _read(arguments: argparse.Namespace) -> Any:
     """Return the data set's records with the one split as their only evaluation."""
     from input_pipeline.readers import read_folder
 
-    records = read_folder(arguments.data_set, arguments.directory, arguments.images)
+    records = read_folder(
+        arguments.data_set, arguments.directory, arguments.images, arguments.near_names
+    )
     split = arguments.split or _SPLITS[arguments.data_set]
     if split in records.evaluations:
         only = {split: records.evaluations[split]}
@@ -130,7 +169,8 @@ def _check_images(records: Any) -> None:
 
     reasons = check_images(records)
     if reasons:
+        summary = describe_unusable(records, reasons, "--near-names")
         raise ValueError(
-            f"{describe_unusable(records, reasons)}\nA submission needs all of them: restore them, "
-            "or name their folder with --images"
+            f"{summary}\nA submission needs all of them: restore them, or name their folder with "
+            "--images"
         )

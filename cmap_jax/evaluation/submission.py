@@ -11,6 +11,7 @@ CIRCO  one file, {"0": [the 50 best ids], ...}, ids as whole numbers; it may hol
 import collections
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ _VERSION = "rc2"
 _RECALL, _SUBSET = "recall", "recall_subset"
 _HEADER = ("version", "metric")
 _SHOWN = 5  # problems in a message
+_ID = re.compile("[0-9]{1,12}")  # an id of CIRCO's as a text, perhaps padded as in file names
 _TYPES = {str: "a name", int: "a whole number"}
 
 
@@ -60,12 +62,15 @@ def circo_submissions(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[st
     return {"submission.json": answers}
 
 
-def check_cirr(content: Any, evaluation: Any) -> None:
+def check_cirr(content: Any, evaluation: Any) -> tuple[str, ...]:
     """Refuse what CIRR's server would not take, or would take and misjudge.
 
     Args:
         content: one of the two files; its ``metric`` tells which.
         evaluation: the split, an `input_pipeline.records.Evaluation`.
+
+    Returns:
+        Remarks for people about what is odd and right all the same; here none.
 
     Raises:
         ValueError: lists the first problems, each with its pair and the rule that it breaks.
@@ -90,14 +95,20 @@ def check_cirr(content: Any, evaluation: Any) -> None:
     answers = {key: answer for key, answer in content.items() if key not in _HEADER}
     problems += _problems(answers, "pair", evaluation, check)
     _finish(content, problems)
+    return ()
 
 
-def check_circo(content: Any, evaluation: Any) -> None:
+def check_circo(content: Any, evaluation: Any, gallery_is_known: bool = True) -> tuple[str, ...]:
     """Refuse what CIRCO's server would not take, or would take and misjudge.
 
     Args:
-        content: the file.
+        content: the file. Ids may be texts: the server's script makes numbers of them.
         evaluation: the split, an `input_pipeline.records.Evaluation`.
+        gallery_is_known: whether its gallery is all of CIRCO's; where it is not, an id cannot be
+            told to be outside.
+
+    Returns:
+        Remarks for people about what is odd and right all the same.
 
     Raises:
         ValueError: lists the first problems, each with its query and the rule that it breaks.
@@ -106,10 +117,13 @@ def check_circo(content: Any, evaluation: Any) -> None:
     galleries = {name: frozenset(map(int, ids)) for name, ids in evaluation.galleries.items()}
 
     def check(answer: Any, query: Any) -> Iterator[str]:
-        images = galleries[query.category]
+        images = galleries[query.category] if gallery_is_known else None
         yield from _list_problems(answer, int, TOP, images, "images of the gallery")
 
-    _finish(content, list(_problems(content, "query", evaluation, check)))
+    numbers = {query: _to_numbers(answer) for query, answer in content.items()}
+    _finish(content, list(_problems(numbers, "query", evaluation, check)))
+    texts = numbers != content
+    return ("its ids are texts, of which the server's script makes numbers",) if texts else ()
 
 
 def read_submission(path: str | os.PathLike) -> Any:
@@ -144,6 +158,13 @@ def write_submissions(folder: str | os.PathLike, submissions: Mapping[str, Any])
             files.write_text(scratch / name, _encode(content))
 
 
+def _to_numbers(answer: Any) -> Any:
+    """Return a list of ids with those that are texts as whole numbers; anything else as it is."""
+    if not isinstance(answer, list):
+        return answer
+    return [int(i) if isinstance(i, str) and _ID.fullmatch(i) else i for i in answer]
+
+
 def _encode(content: Any) -> str:
     # Indented, CIRR's file would be larger than its server allows.
     return json.dumps(content)
@@ -172,7 +193,7 @@ def _list_problems(
     answer: Any,
     kind: type,
     count: int,
-    images: Collection[Any],
+    images: Collection[Any] | None,
     whose: str,
     excluded: str | None = None,
 ) -> Iterator[str]:
@@ -182,7 +203,7 @@ def _list_problems(
         answer: the list.
         kind: type of an image's name.
         count: images wanted; fewer where there are not so many.
-        images: those that may be named.
+        images: those that may be named; None where they are not known.
         whose: what these are, for people.
         excluded: the reference, where the rules forbid it.
     """
@@ -193,7 +214,8 @@ def _list_problems(
         if type(image) is not kind:  # True is an int too
             yield f"{_shown(image)} is not {_TYPES[kind]}"
             return
-    count = min(count, len(images) - (excluded in images))
+    if images is not None:
+        count = min(count, len(images) - (excluded in images))
     if len(answer) != count:
         yield f"must have {count} images, not {len(answer)}"
     for image, times in collections.Counter(answer).items():
@@ -203,7 +225,7 @@ def _list_problems(
     if excluded in answer:
         yield f"has its own reference {_shown(excluded)}"
     for image in answer:
-        if image not in images and image != excluded:
+        if images is not None and image not in images and image != excluded:
             yield f"has {_shown(image)}, which is not among the {len(images)} {whose}"
             break
 

@@ -10,6 +10,30 @@ from typing import Any
 
 from etils import epath
 
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
+
+
+def expand(path: str) -> str:
+    """Return a path with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced, as a shell does it.
+
+    A shell leaves them alone in ``--flag=~/x``, and nobody replaces them in a config file. A path
+    with such a mark that exists as it is, and means nothing else, stays.
+
+    Raises:
+        ValueError: no such user or variable; names it.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    unset = [
+        name for found in _VARIABLE.findall(path) if (name := "".join(found)) not in os.environ
+    ]
+    if (unset or expanded.startswith("~")) and os.path.exists(path):
+        return path
+    if unset:
+        raise ValueError(f"{path}: the variable {unset[0]} is not set")
+    if expanded.startswith("~"):
+        raise ValueError(f"{path}: there is no user {expanded.partition('/')[0]}")
+    return expanded
+
 
 def read_text(path: str | os.PathLike) -> str:
     """Return a UTF-8 file's text.

@@ -332,15 +332,14 @@ def evaluate_workdir(
                 should_stop=should_stop,
             )
         )
-<<<<<<< HEAD
     of = {k: config.data[k] for k in ("name", "directory", "image_directory", "resize", "crop")}
-    stamps = {**datasets.facts, "data": of, "variables": digest(variables)}
+    stamps = {
+        **datasets.facts,
+        "unread_texts": datasets.unread_texts,
+        "data": of,
+        "variables": digest(variables),
+    }
     content = results_to_dict(step, merged, stamps)
-=======
-    of = {k: config.data[k] for k in ("name", "directory", "resize", "crop")}
-    facts = {**datasets.facts, "unread_texts": datasets.unread_texts, "data": of}
-    content = results_to_dict(step, merged, facts)
->>>>>>> files
     if jax.process_index() == 0:
         # Where there are none, or a broken file, there is nothing to keep.
         with contextlib.suppress(OSError, ValueError):

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from cmap_jax.processing.files import expand
 from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing
 from cmap_jax.processing.progress import track
 from cmap_jax.processing.remedies import spelled
@@ -16,6 +17,7 @@ from input_pipeline import preprocess
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, pass_over
 from input_pipeline.image_sources import open_images
+from input_pipeline.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.prepared import (
     BYTES,
     FIELDS,
@@ -71,6 +73,7 @@ class ImageConfig(tfds.core.BuilderConfig):
         quality: of JPEG, 1 to 100.
         image_directory: the folder with the images; None: inside the annotations' folder.
         missing_images: "fail"; or "skip": leave out what cannot be used and all that needs it.
+        near_names: "fail"; or "accept": take files with near names for missing images.
     """
 
     resize: int = 256
@@ -78,6 +81,7 @@ class ImageConfig(tfds.core.BuilderConfig):
     quality: int = 95
     image_directory: str | None = None
     missing_images: str = "fail"
+    near_names: str = "fail"
 
     def __post_init__(self):
         """Refuse impossible settings before any work.
@@ -85,7 +89,13 @@ class ImageConfig(tfds.core.BuilderConfig):
         Raises:
             ValueError: names the field and what it may be.
         """
-        allowed = {"encoding": ("jpeg", "png"), "missing_images": ("fail", "skip")}
+        if self.image_directory:
+            self.image_directory = expand(self.image_directory)
+        allowed = {
+            "encoding": ("jpeg", "png"),
+            "missing_images": ("fail", "skip"),
+            "near_names": NEAR_NAMES,
+        }
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise ValueError(
@@ -154,7 +164,8 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         directory = str(dl_manager.manual_dir)
         if is_prepared(directory):
             raise DataError(f"{directory} is prepared already; name the raw folder")
-        return read_folder(self.name, directory, self.builder_config.image_directory)
+        config = self.builder_config
+        return read_folder(self.name, directory, config.image_directory, config.near_names)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager

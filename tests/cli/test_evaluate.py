@@ -111,6 +111,19 @@ def test_refusals(trained, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_near_names_are_as_in_the_config_or_accepted(trained, monkeypatch):
+    asked = []
+
+    def evaluate(config, workdir):
+        asked.append(config.data.near_names)
+        raise ValueError("stop here")
+
+    monkeypatch.setattr("cmap_jax.cli.run.evaluate", evaluate)
+    for flags_ in ([], ["--near-names"]):
+        assert command.main(["evaluate", str(trained), *flags_]) == 1
+    assert asked == ["fail", "accept"]
+
+
 def test_main_takes_the_data_set_of_a_config_beside_a_workdir(trained):
     from command_line import ROOT
 

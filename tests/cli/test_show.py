@@ -204,6 +204,18 @@ def test_images_elsewhere(tmp_path, rows):
     assert all(isinstance(row.reference, bytes) for row in rows)
 
 
+def test_near_names(tmp_path, rows, capsys):
+    root = fake_data.folder(tmp_path / "data")
+    for image in (root / "train").iterdir():
+        image.rename(image.with_suffix(".JPEG"))
+    assert _show("folder", root, tmp_path / "grid.png") == 0
+    assert "missing, but there is '" in capsys.readouterr().out
+    rows.clear()
+    assert _show("folder", root, tmp_path / "grid.png", "--near-names") == 0
+    assert "cannot be used" not in capsys.readouterr().out
+    assert all(isinstance(row.reference, bytes) for row in rows)
+
+
 def test_images_that_cannot_be_used_are_told(tmp_path, rows, capsys):
     root = fake_data.shoes(tmp_path / "data")
     train = sorted(p for p in root.rglob("*.jpg") if int(p.stem.split("_")[-1]) < 50)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_data import circo as write_circo
 from fake_data import cirr as write_cirr
+from fake_data import image as write_image
 from small import write_workdir
 
 import cmap_jax
@@ -142,6 +143,15 @@ def test_nothing_is_left_behind(trained, tmp_path, capsys, monkeypatch):
     assert "1 of 12 images cannot be used" in message
     assert "test1-3-img0.png: missing" in message
     assert "--images" in message
+    assert "--near-names" not in message
+    fake = data / "test1" / "TEST1-3-img0.jpg"
+    write_image(fake, 3)
+    message = refused()
+    assert (
+        "missing, but there is 'TEST1-3-img0.jpg', which differs in letter case and ext" in message
+    )
+    assert "For 1 of them there is a file with a near name, which --near-names takes" in message
+    fake.unlink()
     assert "--out names the folder" in refused("--workdir", str(trained))
     assert "--out names the folder" in refused("--check", "a.json", "--out", "out")
     assert "a.json" in refused("--check", str(tmp_path / "a.json"))
@@ -154,3 +164,44 @@ def test_nothing_is_left_behind(trained, tmp_path, capsys, monkeypatch):
     # Before anything is read.
     taken = ["--workdir", "nowhere", "--out", str(data)]
     assert "data exists; name a new folder with --out" in refused(*taken)
+
+
+def test_circo_without_the_list_of_its_gallery(tmp_path, capsys):
+    """Nobody has COCO's images at hand to look at a file: the list is asked for, by name."""
+    data = write_circo(tmp_path / "data", listed=False)
+    for image in (data / "COCO2017_unlabeled").rglob("*.jpg"):
+        image.unlink()
+    answers = {str(i): [str(1000 * i + k) for k in range(50)] for i in range(6)}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(answers))
+    arguments = ["submit", "circo", str(data), "--check", str(file)]
+    assert command.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"{file} answers all 6 queries of test, by the rules that can be checked here" in out
+    assert "its ids are texts" in out
+    assert f"{data}/annotations/image_info_unlabeled2017.json" in out
+    # What needs no list is checked all the same.
+    file.write_text(json.dumps({**answers, "3": answers["3"][:7]}))
+    assert command.main(arguments) == 1
+    assert "query 3: must have 50 images, not 7" in capsys.readouterr().err
+    # With the list, ids are judged.
+    file.write_text(json.dumps(answers))
+    listed = data / "annotations" / "image_info_unlabeled2017.json"
+    listed.write_text(json.dumps({"images": [{"id": i} for i in range(1, 3000)]}))
+    assert command.main(arguments) == 1
+    assert "4 problems" in capsys.readouterr().err  # 0 is none of them, nor those from 3000
+
+
+@pytest.mark.real_data
+def test_the_published_examples_of_circo(real_data, tmp_path, capsys):
+    data = real_data / "circo"
+    for split, queries in (("val", 220), ("test", 800)):
+        example = data / "submission_examples" / f"submission_{split}.json"
+        as_texts = tmp_path / f"{split}.json"
+        content = json.loads(example.read_text())
+        as_texts.write_text(json.dumps({q: list(map(str, ids)) for q, ids in content.items()}))
+        checked = ["--split", split, "--check", str(example), str(as_texts)]
+        assert command.main(["submit", "circo", str(data), *checked]) == 0
+        out = capsys.readouterr().out
+        assert out.count(f"answers all {queries} queries of {split}") == 2
+        assert out.count("image_info_unlabeled2017.json") == 1

@@ -87,10 +87,13 @@ def _single_faults(content: dict, evaluation: Evaluation, rng: random.Random):
     yield with_item(answer[place - 1]), f"{what} {key}: has {answer[place - 1]!r} 2 times"
     yield with_item(stranger), f"{what} {key}: has {stranger!r}, which is not among"
     kind = "a whole number" if is_circo else "a name"
-    for wrong in (None, True, 1.0, [answer[place]], "1" if is_circo else 1):
+    for wrong in (None, True, 1.0, [answer[place]], "1x" if is_circo else 1):
         yield with_item(wrong), f"{what} {key}: {wrong!r} is not {kind}"
     if is_circo:
-        yield with_list([f"{i:012d}" for i in answer]), f"query {key}: '{answer[0]:012d}' is not"
+        for text in ("-1", "1.0", "1e3", "", " 1", "\u0661", "1" * 13):
+            yield with_item(text), f"query {key}: {text!a} is not a whole number"
+        twice = [f"{answer[0]:012d}", *answer[:-1]]
+        yield with_list(twice), f"query {key}: has {answer[0]} 2 times"
         yield with_list(list(map(float, answer))), f"query {key}: {answer[0]}.0 is not"
         yield {"version": "rc2", **content}, "query 'version': not one of the split's"
         return
@@ -151,8 +154,38 @@ def test_circo(seed, images):
     # With at most 50 images every list has the reference, which the rules allow.
     assert images > 50 or all(int(r["reference"]) in content[r["query"]] for r in records)
     submission.check_circo(content, evaluation)
-    submission.check_circo(_through_json(content), evaluation)
+    assert submission.check_circo(_through_json(content), evaluation) == ()
     _check_faults(submission.check_circo, content, evaluation, seed)
+
+
+def test_circo_takes_ids_that_are_texts():
+    """The server's script makes whole numbers of them, padded or not."""
+    evaluation = _circo_evaluation(images=60)
+    (content,) = submission.circo_submissions(_records(evaluation, 0)).values()
+    for as_text in (str, "{:012d}".format):
+        texts = {query: list(map(as_text, answer)) for query, answer in content.items()}
+        (remark,) = submission.check_circo(texts, evaluation)
+        assert "texts" in remark
+    (query, answer), *_ = content.items()
+    mixed = {**content, query: [str(answer[0]), *answer[1:]]}
+    assert len(submission.check_circo(mixed, evaluation)) == 1
+    with pytest.raises(ValueError, match="which is not among the 60 images of the gallery"):
+        submission.check_circo({**content, query: ["61", *answer[1:]]}, evaluation)
+
+
+def test_circo_without_the_gallery_judges_all_but_the_ids():
+    evaluation = _circo_evaluation(images=60)
+    (content,) = submission.circo_submissions(_records(evaluation, 0)).values()
+    (query, answer), *_ = content.items()
+    stranger = {**content, query: [999_999, *answer[1:]]}
+    submission.check_circo(stranger, evaluation, gallery_is_known=False)
+    for wrong, message in (
+        (answer[:49], f"query {query}: must have 50 images, not 49"),
+        ([answer[1], *answer[1:]], f"query {query}: has {answer[1]} 2 times"),
+        ([None, *answer[1:]], f"query {query}: None is not a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            submission.check_circo({**content, query: wrong}, evaluation, gallery_is_known=False)
 
 
 def test_longer_rankings_are_cut():

@@ -176,6 +176,7 @@ def test_a_config_of_ones_own(tmp_path):
         ({"quality": 95.5}, r"^quality must be 1 to 100, not 95\.5"),
         ({"quality": "95"}, r"^quality must be 1 to 100, not '95'"),
         ({"missing_images": "ignore"}, r"^missing_images must be fail or skip, not 'ignore'"),
+        ({"near_names": "skip"}, r"^near_names must be fail or accept, not 'skip'"),
         ({"resize": 31}, r"^resize .*31"),
         ({"resize": 0}, r"^resize .*0"),
         ({"resize": -64}, r"^resize .*-64"),
@@ -289,6 +290,19 @@ def test_unusable_images_are_left_out(tmp_path, in_many_batches, name):
     assert found.skipped_images == tuple(sorted(lost))
     assert _content(found) == _content(expected)
     _same_images(folder, expected)
+
+
+def test_near_names_are_taken(tmp_path):
+    raw = fake_data.circo(tmp_path / "raw")
+    whole = READERS["circo"].read(str(raw))
+    for image in whole.images.values():
+        path = pathlib.Path(image.path)
+        path.rename(path.with_name(path.stem.lstrip("0") + ".JPG"))
+    with pytest.raises(DataError, match=r"missing, but there is '1\.JPG', which differs in letter"):
+        _build(tmp_path / "out", raw, builders.Circo)
+    folder = _build(tmp_path / "out", raw, builders.Circo, _small(near_names="accept"))
+    found = prepared.read(str(folder), "circo")
+    assert _content(found) == _content(whole)
 
 
 def test_a_query_whose_targets_are_lost_in_different_ways(tmp_path):

@@ -36,6 +36,20 @@ def test_cirr_images_elsewhere(tmp_path):
     )
 
 
+@pytest.mark.parametrize("folder", ["images", "images/train"])
+def test_cirr_images_without_their_numbered_folders(tmp_path, folder):
+    root = write_cirr(tmp_path, folder="images")
+    for image in (root / "images" / "train" / "7").iterdir():
+        image.rename(root / folder / image.name)
+    images = cirr.read(str(root)).images
+    assert images["train-3-img0"].path == f"{root}/{folder}/train-3-img0.png"
+    assert images["val-3-img0"].path == f"{root}/images/dev/val-3-img0.png"
+    # One that is nowhere is expected where the authors have it.
+    (root / folder / "train-3-img0.png").unlink()
+    images = cirr.read(str(root)).images
+    assert images["train-3-img0"].path == f"{root}/images/train/7/train-3-img0.png"
+
+
 def test_cirr_records(tmp_path):
     records = cirr.read(str(write_cirr(tmp_path)))
     assert len(records.train) == 6

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 
 import fake_data
 import pytest
@@ -145,6 +144,53 @@ def test_images_for_submissions_only_are_a_warning(tmp_path):
     assert report.needed == doctor.Share(24 - 5, 24 - 5)  # cap.rc2.train names 7 of 12 images
 
 
+@pytest.mark.parametrize("name", ["fashion_iq", "shoes", "fashion200k", "cirr", "folder"])
+def test_a_folder_to_evaluate_on_alone(tmp_path, name):
+    """Without its training files a data set is evaluated on as with them, and not trained on."""
+    root = LAYOUTS[name](tmp_path / name)
+    config = default.get_config()
+    config.data.name, config.data.directory, config.train.batch_size = name, str(root), 2
+    vocabulary = Vocabulary.build(["is red"])
+    before = create_datasets(config, vocabulary, training=False).evaluations
+    for path in list(root.rglob("*train*")):
+        if path.is_file() and path.suffix in (".json", ".txt", ".csv"):
+            path.unlink()
+    after = create_datasets(config, vocabulary, training=False).evaluations
+    assert after.keys() == before.keys()
+    for split, data in before.items():
+        assert after[split].evaluations == data.evaluations
+    with pytest.raises(DataError, match=r"has nothing to train on there, no .*train"):
+        create_datasets(config)
+    report = doctor.examine(name, str(root))
+    error = _kinds(report, "error")["nothing_to_train_on"]
+    assert "train" in error.fix
+    assert "--mode=evaluate" in error.fix
+    assert [p.queries.usable for p in report.protocols if p.best] == [
+        len(e.queries) for data in before.values() for e in data.evaluations
+    ]
+
+
+def test_shoes_prepared_to_evaluate_on_alone(tmp_path):
+    root = fake_data.shoes(tmp_path, prepared=True)
+    for kind in ("triplet", "split"):
+        (root / f"{kind}.train.json").unlink()
+    report = doctor.examine("shoes", str(root))
+    assert set(_kinds(report, "error")) == {"nothing_to_train_on"}
+    assert report.protocols[0].queries == doctor.Share(6, 6)
+
+
+def test_a_category_to_evaluate_on_alone(tmp_path):
+    root = fake_data.fashion_iq(tmp_path)
+    (root / "captions" / "cap.toptee.train.json").unlink()
+    report = doctor.examine("fashion_iq", str(root))
+    assert report.ready()
+    assert report.layout.endswith("to evaluate on alone: toptee")
+    assert report.triplets.total == 6
+    records = doctor._read("fashion_iq", str(root), None)
+    assert set(records.evaluations["val"][0].galleries) == {"dress", "toptee"}
+    assert records.facts["categories_not_trained"] == ["toptee"]
+
+
 def test_nothing_to_train_on(tmp_path):
     root = fake_data.cirr(tmp_path / "cirr")
     (root / "captions" / "cap.rc2.train.json").unlink()
@@ -155,71 +201,18 @@ def test_nothing_to_train_on(tmp_path):
     )
 
 
-def _follow(report: doctor.Report, name: str, root: pathlib.Path) -> doctor.Report:
-    """Do what the remedy of misplaced images says, and look again."""
-    (finding,) = _kinds(report, "error").values()
-    assert finding.kind in ("misplaced", "link_out")
-    if finding.fix.startswith("--config.data.image_directory="):
-        folder = finding.fix.partition("=")[2].partition(" ")[0]
-        return doctor.examine(name, str(root), folder)
-    subprocess.run(["bash", "-ec", finding.fix], check=True)
-    return doctor.examine(name, str(root))
-
-
-@pytest.mark.parametrize(
-    ("name", "what", "to", "flag"),
-    [
-        ("fashion_iq", "images", "elsewhere/pictures", "elsewhere/pictures"),
-        ("fashion_iq", "images", "elsewhere/images", "elsewhere"),
-        ("fashion200k", "women", "photos", "photos"),
-        ("shoes", "womens_clogs", "backup/womens_clogs", None),
-        ("cirr", "dev", "nlvr2/dev", None),
-        ("circo", "COCO2017_unlabeled/unlabeled2017", "pictures", "pictures"),
-        ("folder", "train", "old/train", None),
-    ],
-)
-def test_moved_images_are_found(tmp_path, name, what, to, flag):
-    root = LAYOUTS[name](tmp_path / "data set")
-    (root / to).parent.mkdir(parents=True, exist_ok=True)
-    (root / what).rename(root / to)
-    report = doctor.examine(name, str(root))
-    (finding,) = _kinds(report, "error").values()
-    assert finding.kind == "misplaced"
-    lost = finding.count
-    assert report.images.total - report.images.usable == lost > 1
-    if flag is None:
-        assert not finding.fix.startswith("--config")
-        subprocess.run(["bash", "-ec", finding.fix.partition("; and so on")[0]], check=True)
-        after = doctor.examine(name, str(root))
-        done = 3 if "and so on" in finding.fix else lost
-        assert after.images.total - after.images.usable == lost - done
-    else:
-        assert f"--config.data.image_directory='{root / flag}' " in finding.fix
-        assert doctor.examine(name, str(root), str(root / flag)).ready()
-
-
-def test_another_suffix_elsewhere(tmp_path):
-    root = fake_data.fashion_iq(tmp_path)
-    (root / "new").mkdir()
-    (root / "images" / "dval1.jpg").rename(root / "new" / "dval1.png")
-    report = doctor.examine("fashion_iq", str(root))
-    assert _kinds(report, "error")["misplaced"].count == 1
-    assert _follow(report, "fashion_iq", root).ready()
-
-
-def test_another_images_file_is_not_taken_for_a_lost_one(tmp_path):
-    root = fake_data.fashion200k(tmp_path)
-    (root / "women" / "dress" / "train" / "0" / "0_0.jpeg").unlink()  # top has such a name too
-    assert set(_kinds(doctor.examine("fashion200k", str(root)), "error")) == {"missing"}
-
-
-def test_links_that_lead_out(tmp_path):
-    root = fake_data.fashion_iq(tmp_path / "data")
-    (root / "images").rename(tmp_path / "pictures")
-    (root / "images").symlink_to(tmp_path / "pictures")
-    report = doctor.examine("fashion_iq", str(root))
-    assert _kinds(report, "error")["link_out"].count == 30
-    assert _follow(report, "fashion_iq", root).ready()
+def test_a_remedy_for_own_tables_names_no_publisher(tmp_path):
+    root = fake_data.folder(tmp_path / "own")
+    (root / "train" / "1.jpg").write_bytes(b"")
+    fix = _kinds(doctor.examine("folder", str(root)), "error")["zero_bytes"].fix
+    assert "download" not in fix
+    (root / "val.csv").write_text("reference,text,target\na,b\n")
+    fix = _kinds(doctor.examine("folder", str(root)), "error")["annotations"].fix
+    assert fix == "mend that place"
+    published_set = fake_data.shoes(tmp_path / "shoes")
+    (published_set / "relative_captions_shoes.json").write_text("[")
+    fix = _kinds(doctor.examine("shoes", str(published_set)), "error")["annotations"].fix
+    assert "publisher" in fix
 
 
 def test_duplicates(tmp_path):

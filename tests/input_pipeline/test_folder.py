@@ -7,7 +7,7 @@ import pytest
 from fake_data import folder as write
 from fake_data import image as write_image
 
-from input_pipeline import folder
+from input_pipeline import doctor, folder
 from input_pipeline.records import DataError, Triplet
 
 
@@ -105,6 +105,61 @@ def test_text2_and_training_items(pictures):
         Triplet("b/3.jpg", "a/1.jpg", ("is blue",)),
     ]
     assert records.vocabulary_captions == (long, "has dots", "is blue")
+
+
+def test_blanks_after_the_comma(pictures):
+    (pictures / "val.csv").write_text(
+        "reference, text, text2 , target\n"
+        "a/1.jpg, is red,  has dots, b/1.png\n"
+        '  a/1.jpg, "is red, and ""long""", , b/3.jpg\n'
+        "   \n"
+        "4, is blue,is blue, b/3.jpg\n"
+    )
+    (evaluation,) = folder.read(str(pictures)).evaluations["val"]
+    first, _, long, blue = evaluation.queries
+    assert (first.reference, first.captions) == ("a/1.jpg", ("is red", "has dots"))
+    assert first.targets == ("b/1.png",)
+    assert (long.reference, long.captions) == ("a/1.jpg", ('is red, and "long"',))
+    assert (blue.captions, blue.targets) == (("is blue", "is blue"), ("b/3.jpg",))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_rows_that_repeat_are_counted_and_said(tmp_path, suffix, caplog):
+    root = write(tmp_path, suffix)
+    assert "repeated_rows" not in folder.read(str(root)).facts
+    assert not caplog.records
+    for split, copies in (("train", (1, 1, 4)), ("val", (3,))):
+        path = root / f"{split}.{suffix}"
+        rows = path.read_text().splitlines()
+        header = suffix == "csv"
+        path.write_text("\n".join([*rows, *(rows[i + header] for i in copies)]) + "\n")
+    records = folder.read(str(root))
+    assert records.facts == {"repeated_rows": {"train": 3, "val": 1}}
+    assert len(records.train) == 9  # each counts, as the table says
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{root}/train.{suffix}: 3 rows repeat others; each counts again",
+        f"{root}/val.{suffix}: 1 row repeats another; it counts again",
+    ]
+    found = {f.kind: f for f in doctor.examine("folder", str(root)).findings}["repeated_row"]
+    assert found.title == "4 repeated rows (3 train, 1 val)"
+    assert "train: train/1.jpg -> train/2.jpg: 3 times" in found.items
+    assert len(found.items) == 3
+
+
+def test_all_names_in_the_folder_that_is_given(pictures):
+    """Where tables name ``a/1.jpg``, the folder of the images may be ``a`` itself."""
+    (pictures / "val.csv").write_text("reference,text,target\na/1.jpg,is red,a/2\n")
+    images = folder.read(str(pictures), str(pictures / "a")).images
+    assert images["a/1.jpg"].path == f"{pictures}/a/1.jpg"
+    assert images["a/2"].path == f"{pictures}/a/2.JPG"
+    # Not where there is a folder of that name, nor for names that begin differently.
+    (pictures / "a" / "a").mkdir()
+    (pictures / "a" / "1.jpg").rename(pictures / "a" / "a" / "1.jpg")
+    images = folder.read(str(pictures), str(pictures / "a")).images
+    assert images["a/1.jpg"].path == f"{pictures}/a/a/1.jpg"
+    (pictures / "val.csv").write_text("reference,text,target\na/2.JPG,is red,b/2\n")
+    images = folder.read(str(pictures), str(pictures / "a")).images
+    assert images["a/2.JPG"].path == f"{pictures}/a/a/2.JPG"
 
 
 def test_names_of_images(pictures):
