@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, TrainingData
 from input_pipeline.image_check import leave_out_unusable
@@ -69,12 +69,16 @@ def create_datasets(
         ValueError: an impossible config field.
     """
     data = config.data
-    preprocessing = ImagePreprocessing(resize=data.resize, crop=data.crop)
+    preprocessing = ImagePreprocessing(
+        resize=data.resize, crop=data.crop, read_as=data.read_as or RELEASED
+    )
     if data.missing_images not in ("fail", "skip"):
         raise ValueError(
             f'config.data.missing_images must be "fail" or "skip", not {data.missing_images!r}'
         )
     records = read_records(config)
+    if data.read_as is None:
+        preprocessing = dataclasses.replace(preprocessing, read_as=records.read_as)
     if training and not len(records.train):
         raise DataError(
             f"{data.directory}: {records.name} has nothing to train on there. Evaluate a model "

@@ -29,8 +29,8 @@ from input_pipeline.findings import (
     word_findings,
 )
 from input_pipeline.garments import reader as garments_reader
-from input_pipeline.image_check import check_images
-from input_pipeline.image_findings import duplicate_findings, image_findings
+from input_pipeline.image_check import check_images, find_traits
+from input_pipeline.image_findings import duplicate_findings, image_findings, trait_findings
 from input_pipeline.published import Count
 from input_pipeline.readers import data_set_name, garments_settings, read_folder
 from input_pipeline.records import DataError, Evaluation, Records
@@ -180,6 +180,7 @@ def examine(
             _folders(directory, records.image_directory),
             lambda folder: _read(name, directory, folder),
         ),
+        *trait_findings(records, find_traits(records, [i.id for i in usable])),
         *published.count_findings(name, counts),
         *gallery_findings(records),
         *duplicate_findings(records, usable, annotations),

@@ -22,6 +22,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+from cmap_jax.processing.images import UPRIGHT
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
 from input_pipeline.annotations import (
@@ -101,6 +102,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         vocabulary_captions=tuple(
             c for _, captions, _ in tables.get("train", ()) for c in captions
         ),
+        read_as=UPRIGHT,  # people's own pictures: from phones, or cut out
     )
     return records.with_images(_locate(image_root, named))
 

@@ -66,6 +66,7 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
     """
     check_config(config)
     description = workdir_lib.read_description(workdir)
+    config = _read_as_trained(config, description, workdir)
     # What the weights were made with; all else may differ.
     old, new = (
         {"model": c.model.to_dict(), "data": {k: c.data[k] for k in ("resize", "crop")}}
@@ -90,6 +91,25 @@ def evaluate(config: ConfigDict, workdir: str) -> tuple[Result, input_pipeline.D
     except Interrupted:
         raise KeyboardInterrupt from None
     return result, datasets
+
+
+def _read_as_trained(
+    config: ConfigDict, description: workdir_lib.Description, workdir: str
+) -> ConfigDict:
+    """Return the config with pictures read as the model's were, whatever data set it is now.
+
+    Raises:
+        ValueError: the config asks for another way.
+    """
+    read_as = description.preprocessing.read_as
+    if config.data.read_as not in (None, read_as):
+        raise ValueError(
+            f"{workdir}: the model was trained on pictures read as {read_as}, and the config reads "
+            f"them as {config.data.read_as}; leave --config.data.read_as out"
+        )
+    config = config.copy_and_resolve_references()
+    config.data.read_as = read_as
+    return config
 
 
 def _check_prepared_alike(theirs: Mapping, ours: Mapping, workdir: str, directory: str) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing
+from cmap_jax.processing.image_files import MAX_SIDE
+from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.progress import track
 from input_pipeline import preprocess
 from input_pipeline.image_check import leave_out_unusable
@@ -50,6 +51,7 @@ class ImageConfig(tfds.core.BuilderConfig):
         resize: side in pixels after padding to a square, as ``config.data.resize``.
         encoding: "jpeg", or "png", which loses nothing.
         quality: of JPEG, 1 to 100.
+        read_as: "released" or "upright", as ``config.data.read_as``; None: by the data set.
         image_directory: the folder with the images; None: inside the annotations' folder.
         missing_images: "fail"; or "skip": leave out what cannot be used and all that needs it.
     """
@@ -57,6 +59,7 @@ class ImageConfig(tfds.core.BuilderConfig):
     resize: int = 256
     encoding: str = "jpeg"
     quality: int = 95
+    read_as: str | None = None
     image_directory: str | None = None
     missing_images: str = "fail"
 
@@ -66,11 +69,15 @@ class ImageConfig(tfds.core.BuilderConfig):
         Raises:
             ValueError: names the field and what it may be.
         """
-        allowed = {"encoding": ("jpeg", "png"), "missing_images": ("fail", "skip")}
+        allowed = {
+            "encoding": ("jpeg", "png"),
+            "missing_images": ("fail", "skip"),
+            "read_as": (*READINGS, None),
+        }
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise ValueError(
-                    f"{field} must be {' or '.join(values)}, not {getattr(self, field)!r}"
+                    f"{field} must be {' or '.join(map(str, values))}, not {getattr(self, field)!r}"
                 )
         limits = {"quality": (1, 100), "resize": (_LEAST_SIDE, MAX_SIDE)}
         for field, (least, most) in limits.items():
@@ -78,10 +85,10 @@ class ImageConfig(tfds.core.BuilderConfig):
             if not isinstance(value, int) or not least <= value <= most:
                 raise ValueError(f"{field} must be {least} to {most}, not {value!r}")
 
-    @property
-    def preprocessing(self) -> ImagePreprocessing:
-        """The sizes; the crop is none of the stored image."""
-        return ImagePreprocessing(resize=self.resize, crop=_LEAST_SIDE)
+    def preprocessing(self, records: Records) -> ImagePreprocessing:
+        """Return what is done to a data set's images; the crop is none of the stored ones."""
+        read_as = self.read_as or records.read_as
+        return ImagePreprocessing(resize=self.resize, crop=_LEAST_SIDE, read_as=read_as)
 
     @property
     def encoding_in_words(self) -> str:
@@ -165,12 +172,13 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Yield the examples of the images; then fill in the dataset-wide facts."""
         config = self.builder_config
         ids = tuple(records.images)
-        decoding = DecodingLoader(open_images(records), config.preprocessing, failed)
+        preprocessing = config.preprocessing(records)
+        decoding = DecodingLoader(open_images(records), preprocessing, failed)
 
         def encode(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            image = preprocess.decode_image(decoding.source.load(item["image"][0]))
-            square = preprocess.resize_and_pad(image, config.preprocessing)
-            height, width = tf.unstack(tf.shape(image)[:2])
+            encoded = decoding.source.load(item["image"][0])
+            square, size = preprocess.load_sized_square(encoded, preprocessing)
+            height, width = tf.unstack(size)
             return {"image": config.encode(square), "height": height, "width": width}
 
         def stage(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
@@ -189,7 +197,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.info.metadata.update(
             describe(
                 usable(),
-                preprocessing=config.preprocessing,
+                preprocessing=preprocessing,
                 encoding=config.encoding_in_words,
                 skipped=sorted({*skipped, *failed}),
             )

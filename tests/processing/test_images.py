@@ -53,7 +53,8 @@ class TestImagePreprocessing:
     def test_survives_json(self):
         preprocessing = ImagePreprocessing(resize=70, crop=64, pad_value=0)
         stored = json.loads(json.dumps(preprocessing.to_dict()))
-        assert stored == {"resize": 70, "crop": 64, "pad_value": 0}
+        sizes = {"resize": 70, "crop": 64, "pad_value": 0}
+        assert stored == {**sizes, "read_as": "released"}
         assert ImagePreprocessing.from_dict(stored) == preprocessing
 
     def test_an_absent_field_takes_its_default(self):
@@ -71,6 +72,8 @@ class TestImagePreprocessing:
             ({"pad_value": -1}, "pad_value must be in"),
             ({"resize": 256.0}, "resize must be an integer"),
             ({"pad_value": True}, "pad_value must be an integer"),
+            ({"read_as": "sideways"}, "read_as must be released or upright, got 'sideways'"),
+            ({"read_as": None}, "read_as must be released or upright"),
             ({"size": 3}, "unknown image preprocessing fields: size"),
         ],
     )
