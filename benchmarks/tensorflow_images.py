@@ -1,17 +1,15 @@
-"""Photographs to pixels in TensorFlow, for tf.data (SPEC 4): `cmap_jax.processing.images`' twin.
+"""Photographs to pixels in TensorFlow's operations: the rival of PIL inside tf.data.
 
-    items = items.map(lambda encoded: load_square(encoded, preprocessing), tf.data.AUTOTUNE)
-
-Decoding gives PIL's pixels exactly; resizing differs from PIL's by one grey level at most, since
-PIL rounds between its two passes. Everything works eagerly and inside `map`. A damaged image raises
-`tf.errors.InvalidArgumentError` inside tf.data (eagerly, it may be `ImageReadError`).
+`input_pipeline.py` measures what training from photographs would gain by it. Decoding gives PIL's
+pixels exactly; the resize, in PIL's precision but not its order, differs by up to 2 grey levels.
 """
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
-from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing, read_image
+from cmap_jax.processing.image_files import MAX_SIDE
+from cmap_jax.processing.images import ImagePreprocessing, read_image
 
 # A PNG begins with a signature (8 bytes) and the IHDR chunk (length 4, name 4, width 4, height 4,
 # bit depth 1, colour type 1, ...), and ends with an empty IEND chunk.
@@ -87,7 +85,7 @@ def resize_and_pad(
 def load_square(
     encoded: tf.Tensor | bytes, preprocessing: ImagePreprocessing
 ) -> UInt8[tf.Tensor, "R R 3"]:
-    """Decode, pad and resize: what training and evaluation cut their crops from (SPEC 4).
+    """Decode, pad and resize, as `input_pipeline.preprocess.load_square` does with PIL.
 
     Args:
         encoded: scalar string, a whole file.
@@ -100,26 +98,6 @@ def load_square(
         tf.errors.InvalidArgumentError: as `decode_image`.
     """
     return resize_and_pad(decode_image(encoded), preprocessing)
-
-
-def cut(
-    square: UInt8[tf.Tensor, "R R 3"],
-    crop: Int32[tf.Tensor, "3"],
-    preprocessing: ImagePreprocessing,
-) -> UInt8[tf.Tensor, "S S 3"]:
-    """Flip and crop one image, as `augmentation.cut` does many.
-
-    Args:
-        square: what `load_square` gives.
-        crop: first row of the crop; first column, counted *after* the flip; 1 to flip, else 0.
-        preprocessing: the sizes; S = `preprocessing.crop`, a static shape.
-    """
-    size = preprocessing.crop
-    top, left, flip = tf.unstack(crop)
-    # Of the same columns before the flip: less is turned round.
-    left = tf.where(flip == 1, preprocessing.resize - size - left, left)
-    pixels = tf.ensure_shape(square[top : top + size, left : left + size], [size, size, 3])
-    return tf.cond(flip == 1, lambda: tf.reverse(pixels, [1]), lambda: pixels)
 
 
 def _decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:

@@ -40,6 +40,7 @@ def load_sized_square(
 ) -> tuple[UInt8[tf.Tensor, "R R 3"], Int32[tf.Tensor, "2"]]:
     """Return what `load_square` does, and height and width of the picture before it was padded."""
     side = preprocessing.resize
+    encoded = tf.convert_to_tensor(encoded, tf.string)  # NumPy would cut zeros off the end
 
     def load(data: bytes | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Eagerly the string comes as an array of one object.
