@@ -115,13 +115,16 @@ def _take_rival(side: str) -> None:
     if side == "raw tensorflow":
         import tensorflow_images
 
-        FolderImages.square = lambda images, key, preprocessing: tensorflow_images.load_square(
-            images.load(key), preprocessing
-        )
+        def square(self, key, preprocessing):
+            return tensorflow_images.load_square(self.load(key), preprocessing)
+
+        FolderImages.square = square
     if side == "prepared jpeg pil":
-        PreparedImages.square = lambda images, key, preprocessing: preprocess.load_square(
-            images.load(key), preprocessing
-        )
+
+        def square(self, key, preprocessing):
+            return preprocess.load_square(self.load(key), preprocessing)
+
+        PreparedImages.square = square
 
 
 def _rate(batches, seconds: float = SECONDS) -> dict:

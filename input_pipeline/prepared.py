@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
@@ -353,6 +353,8 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
         "encoding": about["encoding"],
         **{field: about["preprocessing"][field] for field in _FIXED},
     }
+    if (read_as := about["preprocessing"]["read_as"]) not in READINGS:
+        raise TypeError(f"preprocessing: read_as {read_as!r}")
     images = PreparedImages(stored, about["image_ids"], facts)
     splits = (*about["evaluations"], *about["unlabelled"])
     asked = {s: list(map(_query, stored.examples(s))) for s in splits if s in stored.splits}
@@ -396,7 +398,7 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
         extra_special=tuple(about["extra_special"]),
         facts={**about["facts"], "prepared": facts},
         skipped_images=tuple(about["skipped_images"]),
-        read_as=about["preprocessing"]["read_as"],
+        read_as=read_as,
         prepared=images,
     )
 

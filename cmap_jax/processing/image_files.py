@@ -138,9 +138,10 @@ def why_refused(image: Image.Image) -> str | None:
 
 def explain_failure(error: Exception, image: Image.Image) -> str:
     """Return why an image that was opened cannot be decoded."""
-    if isinstance(error, OSError) and str(error).startswith(_NO_DECODER):
-        return f"unsupported format: {image.format} ({error}); {_CONVERT}"
-    return f"truncated or corrupt: {error}"
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and message.startswith(_NO_DECODER):
+        return f"unsupported format: {image.format} ({message}); {_CONVERT}"
+    return f"truncated or corrupt: {message}"
 
 
 def is_sixteen_bit_grey(image: Image.Image) -> bool:
