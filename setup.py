@@ -1,4 +1,4 @@
-"""Installation: pip install -e . (or -e '.[test]', '.[cuda]', '.[tpu]', '.[torch]')."""
+"""Installation: pip install -e . (or -e '.[test]', '.[cuda]', '.[tpu]', '.[torch]', '.[heif]')."""
 
 import pathlib
 import re
@@ -15,6 +15,7 @@ _CPU_BUILD = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 _NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 # The command `tfds` imports both, whatever it is asked to do.
 PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
+HEIF = ["pillow-heif>=0.20"]  # pictures in HEIC, as phones store them
 
 setup(
     name="cmap_jax",
@@ -54,8 +55,10 @@ setup(
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],
         "prepare": PREPARE,
+        "heif": HEIF,
         "test": [
             *PREPARE,
+            *HEIF,
             "beartype>=0.20",
             "hypothesis>=6.100",
             "pytest>=8",

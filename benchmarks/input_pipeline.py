@@ -3,11 +3,14 @@
 python benchmarks/input_pipeline.py --photos=DIR --out=benchmarks/results/input_pipeline.json
 
 The photographs in a folder are enlarged (by default twice) and saved as JPEG; triplets join them at
-random. Both sides do the same work for each: read, decode, pad, resize to 256 pixels, flip, crop
+random. All sides do the same work for each: read, decode, pad, resize to 256 pixels, flip, crop
 224, uint8 batches of 128 references and 128 targets, texts as ids. PyTorch's side is a Dataset with
-PIL behind a DataLoader, at the best of several numbers of workers; ours is what training reads.
-Then the same from images of 256 pixels: JPEG files for PyTorch, prepared records for us; and from
-memory. Nothing computes beside it, and files are in the system's memory.
+PIL behind a DataLoader, at the best of several numbers of workers; "raw" is what training reads,
+and "raw tensorflow" the same with TensorFlow's operations in the place of PIL's. Then from images
+of 256 pixels: JPEG files for PyTorch, prepared records for us, which TensorFlow decodes, or PIL
+("prepared jpeg pil"); and from memory. Nothing computes beside it, and files are in the system's
+memory. Processor time an image (of the process and, with PyTorch, its workers) hardly depends on
+what else the machine does; the rates do.
 """
 
 import csv
@@ -28,7 +31,17 @@ import numpy as np
 from PIL import Image
 
 RESIZE, CROP, BATCH = 256, 224, 128
-SIDES = ("pytorch raw", "raw", "pytorch 256", "prepared jpeg", "prepared png", "memory")
+SIDES = (
+    "pytorch raw",
+    "raw",
+    "raw tensorflow",
+    "pytorch 256",
+    "prepared jpeg",
+    "prepared jpeg pil",
+    "prepared png",
+    "memory",
+)
+COMPARED = ("pytorch raw", "raw tensorflow", "pytorch 256", "prepared jpeg")
 SECONDS = 8.0  # that a side is watched, after a warm-up
 PROBED = 3.0  # seconds for each number of workers
 WARM_UP = 4  # batches
@@ -36,7 +49,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def make(photos: pathlib.Path, root: pathlib.Path, enlarge: float, limit: int) -> None:
-    """Write the enlarged photographs, tables that join them, the 256-pixel files and records."""
+    """Write the enlarged photographs, tables that join them, and the 256-pixel files."""
     from cmap_jax.processing.images import pad_to_square, resize_square
 
     files = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -58,6 +71,10 @@ def make(photos: pathlib.Path, root: pathlib.Path, enlarge: float, limit: int) -
             writer.writerow(("reference", "text", "target"))
             for reference, target in rng.integers(0, len(files), (count, 2)):
                 writer.writerow((f"{reference}.jpg", "is red and longer", f"{target}.jpg"))
+
+
+def prepare(root: pathlib.Path) -> None:
+    """Write prepared records of the photographs."""
     import tensorflow_datasets as tfds
 
     from input_pipeline.builders import Folder
@@ -76,27 +93,66 @@ def measure(side: str, root: pathlib.Path) -> dict:
     from configs import folder
     from input_pipeline import create_datasets
 
+    _take_rival(side)
     config = folder.get_config()
     config.data.directory = str(root / "raw")
     if side.startswith("prepared"):
-        config.data.directory = str(root / "prepared" / "folder" / side.split()[1] / "1.0.0")
+        from input_pipeline.prepared import VERSION
+
+        config.data.directory = str(root / "prepared" / "folder" / side.split()[1] / VERSION)
     config.data.cache_gb = 64.0 if side == "memory" else 0.0
     config.train.batch_size = BATCH
     train = create_datasets(config).train
-    rate, bytes_ = _rate(train.batches(0, 1_000_000))
-    return {"images_per_second": rate, "bytes_per_batch": bytes_}
+    return _rate(train.batches(0, 1_000_000))
 
 
-def _rate(batches, seconds: float = SECONDS) -> tuple[float, int]:
-    """Return images a second of an iterator of batches, and the bytes of a batch's images."""
+def _take_rival(side: str) -> None:
+    """Let the other library make the pixels where the side says so."""
+    from input_pipeline import preprocess
+    from input_pipeline.image_sources import FolderImages
+    from input_pipeline.prepared import PreparedImages
+
+    if side == "raw tensorflow":
+        import tensorflow_images
+
+        def square(self, key, preprocessing):
+            return tensorflow_images.load_square(self.load(key), preprocessing)
+
+        FolderImages.square = square
+    if side == "prepared jpeg pil":
+
+        def square(self, key, preprocessing):
+            return preprocess.load_square(self.load(key), preprocessing)
+
+        PreparedImages.square = square
+
+
+def _rate(batches, seconds: float = SECONDS) -> dict:
+    """Return the images a second of an iterator of batches, what one costs, a batch's bytes."""
     for _ in range(WARM_UP):
         batch = next(batches)
     images = [value for key, value in batch.items() if key.endswith("image")]
-    count, started = 0, time.perf_counter()
+    count, started, worked = 0, time.perf_counter(), _processor_seconds()
     while (taken := time.perf_counter() - started) < seconds:
         next(batches)
         count += sum(len(image) for image in images)
-    return count / taken, sum(int(np.prod(image.shape)) for image in images)
+    return {
+        "images_per_second": count / taken,
+        "processor_us": (_processor_seconds() - worked) / count * 1e6,
+        "bytes_per_batch": sum(int(np.prod(image.shape)) for image in images),
+    }
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and its living children so far (Linux)."""
+    own = pathlib.Path("/proc/self")
+    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    ticks = 0
+    for process in (own, *(pathlib.Path("/proc") / child for child in children)):
+        # Behind the name, which may hold blanks: the 12th and 13th field are user and system time.
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _measure_pytorch(root: pathlib.Path, folder: str) -> dict:
@@ -146,9 +202,8 @@ def _measure_pytorch(root: pathlib.Path, folder: str) -> dict:
 
     numbers = (0, *range(max(1, CORES // 2), CORES + 3))
     # The best of several looks would be flattered by the machine's moods: it is measured anew.
-    best = max(numbers, key=lambda workers: _rate(batches(workers), PROBED)[0])
-    rate, bytes_ = _rate(batches(best))
-    return {"images_per_second": rate, "bytes_per_batch": bytes_, "workers": best}
+    best = max(numbers, key=lambda w: _rate(batches(w), PROBED)["images_per_second"])
+    return {**_rate(batches(best)), "workers": best}
 
 
 def main() -> None:
@@ -164,44 +219,61 @@ def main() -> None:
         help="images a second that an accelerator trains on; default: an estimate for one H200, "
         "a ResNet-50 in bfloat16, forward and backward",
     )
+    parser.add_argument(
+        "--sides", default=",".join(SIDES), help="those to measure, with commas between them"
+    )
     arguments = parser.parse_args()
+    sides = arguments.sides.split(",")
+    if unknown := set(sides) - set(SIDES):
+        parser.error(f"--sides: {', '.join(sorted(unknown))}: none of {', '.join(SIDES)}")
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.folder)))
         return
     with tempfile.TemporaryDirectory() as folder:
         make(arguments.photos, pathlib.Path(folder), arguments.enlarge, arguments.limit)
+        if any(side.startswith("prepared") for side in sides):
+            prepare(pathlib.Path(folder))
         raw = list((pathlib.Path(folder) / "raw").glob("*.jpg"))
         mean = np.mean([file.stat().st_size for file in raw])
         sys.stderr.write(f"{len(raw)} photographs of {mean / 1024:.0f} KB on average\n")
-        found = harness.take_turns(SIDES, arguments.turns, f"--folder={folder}")
+        found = harness.take_turns(sides, arguments.turns, f"--folder={folder}")
     assert len({turn["bytes_per_batch"] for turns in found.values() for turn in turns}) == 1
     rates = {side: [t["images_per_second"] for t in turns] for side, turns in found.items()}
+    costs = {side: [t["processor_us"] for t in turns] for side, turns in found.items()}
     middle = {side: float(np.median(values)) for side, values in rates.items()}
     rows = []
-    for side in SIDES:
+    for side in sides:
         workers = {turn.get("workers") for turn in found[side]} - {None}
         rows.append(
             [
                 side + (f", {'/'.join(map(str, sorted(workers)))} workers" if workers else ""),
                 harness.spread(rates[side], digits=0),
-                f"{middle[side] / CORES:,.0f}",
-                f"{middle[side] / middle['pytorch raw']:.2f}",
-                f"{middle[side] / middle['pytorch 256']:.2f}",
+                harness.spread(costs[side], digits=0),
+                *(_ratio(middle, side, other) for other in COMPARED),
                 f"{arguments.accelerator * CORES / middle[side]:.1f}",
             ]
         )
     head = [
         "side",
         "images/s",
-        "a core",
-        "/ pytorch raw",
-        "/ pytorch 256",
+        "processor us an image",
+        *(f"/ {other}" for other in COMPARED),
         f"cores for {arguments.accelerator:,.0f} images/s",
     ]
     print(harness.table(head, rows))
     harness.write(
-        arguments.out, {"photographs": len(raw), "mean_bytes": mean, "images_per_second": rates}
+        arguments.out,
+        {
+            "photographs": len(raw),
+            "mean_bytes": mean,
+            "images_per_second": rates,
+            "processor_us_an_image": costs,
+        },
     )
+
+
+def _ratio(rates: dict[str, float], side: str, other: str) -> str:
+    return f"{rates[side] / rates[other]:.2f}" if other in rates else "-"
 
 
 if __name__ == "__main__":

@@ -45,12 +45,13 @@ CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
 # In the middle of a run: what says how and where it is computed, and not what. That data in another
-# place are the same is checked by their words and facts.
+# place are the same, and read in the same way, is checked by their words, facts and preprocessing.
 _MAY_CHANGE = (
     "config.data.cache_gb",
     "config.data.directory",
     "config.data.image_directory",
     "config.data.near_names",
+    "config.data.read_as",
     "config.data.unreadable_texts",
     "config.distributed.heartbeat_timeout_seconds",
     "config.mesh.data",
@@ -66,7 +67,7 @@ class Description:
     Attributes:
         config: the whole config.
         vocabulary: the words.
-        preprocessing: what is done to an image.
+        preprocessing: how a picture is read, and what is done to it.
         protocols: what chose the best checkpoint comes first.
         facts: of the training data, such as the number of skipped images.
     """

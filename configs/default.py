@@ -111,6 +111,9 @@ def get_config() -> ConfigDict:
     # Decoded images are kept in memory if those of the run take at most so many GB: resize^2 x 3
     # bytes each. 0: never.
     config.data.cache_gb = 2.0
+    # "released": EXIF orientation ignored, alpha dropped, as in the published protocols; "upright":
+    # what a person sees. None: "upright" for own folders ("folder"), "released" for the others.
+    config.data.read_as = placeholder(str)
     config.data.resize = 256  # side in pixels after padding to a square
     config.data.crop = 224  # side of the crop that the model sees, a multiple of 32
     config.data.garments = ConfigDict()  # how "garments" are rendered; others ignore it

@@ -20,7 +20,10 @@ _SAMPLE = 50  # images looked for to find the folder layout
 _SHOWN = 80  # characters of a value in an error
 _LONGEST_TEXT = 2_000  # characters; the longest caption of any data set here has a few hundred
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".heic", ".heif", ".avif"),
+)
 
 
 def check_folders(directory: str, image_directory: str | None) -> tuple[str, str]:

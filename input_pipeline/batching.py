@@ -223,10 +223,10 @@ class EvaluationData:
             yield pad_batch(batch, self.batch_size)
 
     def read_image(self, image_id: str) -> Image.Image | ImageReadError:
-        """Return an image as it is, or the error in its place: for pictures of results."""
+        """Return an image as the model reads it, or the error in its place: for pictures."""
         source = self._loader.source
         try:
-            return read_image(source.read(image_id))
+            return read_image(source.read(image_id), self._preprocessing)
         except (OSError, DataError, ImageReadError) as error:
             return ImageReadError(f"{source.where(image_id)}: {error}")
 

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, TrainingData
 from input_pipeline.findings import list_annotations, read_splits
@@ -93,8 +93,12 @@ def create_datasets(
     """
     check_fields(config)
     data = config.data
-    preprocessing = ImagePreprocessing(resize=data.resize, crop=data.crop)
+    preprocessing = ImagePreprocessing(
+        resize=data.resize, crop=data.crop, read_as=data.read_as or RELEASED
+    )
     records = read_records(config)
+    if data.read_as is None:
+        preprocessing = dataclasses.replace(preprocessing, read_as=records.read_as)
     if training and not len(records.train):
         lacking = training_files(records.name)
         raise DataError(

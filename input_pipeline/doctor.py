@@ -32,11 +32,12 @@ from input_pipeline.findings import (
     word_findings,
 )
 from input_pipeline.garments import reader as garments_reader
-from input_pipeline.image_check import check_images
+from input_pipeline.image_check import check_images, find_traits
 from input_pipeline.image_findings import (
     duplicate_findings,
     image_findings,
     near_name_findings,
+    trait_findings,
 )
 from input_pipeline.published import Count
 from input_pipeline.readers import data_set_name, garments_settings, read_folder, training_files
@@ -193,6 +194,7 @@ def examine(
             lambda folder: _read(name, directory, folder, near_names),
         ),
         *near_name_findings(records),
+        *trait_findings(records, find_traits(records, [i.id for i in usable])),
         *published.count_findings(name, counts),
         *repeated_row_findings(records, annotations),
         *gallery_findings(records),

@@ -23,6 +23,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+from cmap_jax.processing.images import UPRIGHT
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
 from input_pipeline.annotations import (
@@ -111,6 +112,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         images=images,
         facts={"repeated_rows": repeated} if repeated else {},
         searched=folders,
+        read_as=UPRIGHT,  # people's own pictures: from phones, or cut out
     )
 
 

@@ -1,5 +1,6 @@
 """A look at every image file before long work starts: for training, and for `cmap doctor`."""
 
+import collections
 import concurrent.futures
 import functools
 import itertools
@@ -38,6 +39,23 @@ def check_images(records: Records, ids: Iterable[str] | None = None) -> dict[str
     reasons = {i: reason for i, reason in zip(ids, found, strict=True) if reason is not None}
     near = near_names.find(records, (i for i, reason in reasons.items() if reason == "missing"))
     return reasons | {i: n.reason() for i, n in near.items()}
+
+
+def find_traits(records: Records, ids: Iterable[str]) -> dict[str, list[str]]:
+    """Return which image files have each trait of `image_files.TRAITS`, by trait; none: left out.
+
+    Args:
+        records: the data set.
+        ids: images that can be used.
+    """
+    ids = tuple(ids)
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    places = [records.images[i].path for i in ids]
+    looks = in_parallel(storage.image_traits, places, "describing", "images")
+    for i, traits in zip(ids, looks, strict=True):
+        for trait in traits:
+            found[trait].append(i)
+    return found
 
 
 def in_parallel(

@@ -5,6 +5,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from cmap_jax.processing.image_files import CMYK, FRAMES, SIXTEEN_BIT, TRANSPARENT, TURNED
+from cmap_jax.processing.images import RELEASED, UPRIGHT
 from input_pipeline import lost_images, near_names, storage
 from input_pipeline.findings import Annotation, Finding, by_split, number
 from input_pipeline.image_check import in_parallel
@@ -40,6 +42,13 @@ _KINDS = {
     "truncated": ("truncated", "truncated", _AGAIN),
     "not an image": ("not_an_image", "that are no image files", _AGAIN),
     "too large": ("too_large", "too large", "shrink these files or leave them out"),
+    # The reasons name the packages that read these formats.
+    "unsupported format": ("unsupported_format", "in a format that cannot be read here", ""),
+    "unsupported pixels": (
+        "unsupported_pixels",
+        "of pixels that cannot be read",
+        "save them with 8 or 16 bits a channel, scaled to what they should look like",
+    ),
     "a link that leads out": ("link_out", "that are links leading out of the image folder", ""),
     "not a file": (
         "not_a_file",
@@ -80,6 +89,8 @@ def image_findings(
         elif kind == "link_out":
             items = [f"{i.path} -> {os.path.realpath(i.path)}" for i in images]
             fix = lost_images.mend_links(records, images, usable, read)
+        elif kind == "unsupported_format":
+            fix = "; ".join(sorted({reasons[i].rpartition("; ")[2] for i in ids}))
         elif records.name == "garments":
             fix = f"delete {records.image_directory}: training renders it again"
         elif records.name == "folder" and fix is _AGAIN:
@@ -106,6 +117,48 @@ def near_name_findings(records: Records) -> Iterator[Finding]:
             tuple(f"{image.id}: {image.path}" for image in images),
             f"give training {near_names.FLAG} too",
         )
+
+
+# A trait of `image_files.TRAITS` -> what such images are, and what is done with them by the way
+# they are read, or in both.
+_BY_UPRIGHT, _BY_RELEASED = (f"config.data.read_as is {way}" for way in (UPRIGHT, RELEASED))
+_LIKE_A_PERSON = f"--config.data.read_as={UPRIGHT} reads them as a person sees them"
+_TRAITS = {
+    TURNED: (
+        "that EXIF says to turn",
+        {
+            UPRIGHT: f"they are turned upright ({_BY_UPRIGHT})",
+            RELEASED: f"they are left lying, as in published protocols ({_BY_RELEASED}); "
+            + _LIKE_A_PERSON,
+        },
+    ),
+    TRANSPARENT: (
+        "with transparent parts",
+        {
+            UPRIGHT: f"they are laid on white, the colour of the padding ({_BY_UPRIGHT})",
+            RELEASED: "alpha is dropped, as in published protocols, and what it hides is seen, "
+            f"often black ({_BY_RELEASED}); {_LIKE_A_PERSON}",
+        },
+    ),
+    SIXTEEN_BIT: ("of 16 bits a channel", "they are scaled to 8 bits"),
+    CMYK: ("in CMYK", "they are converted to RGB by PIL's formula, without a colour profile"),
+    FRAMES: ("animated or of several pages", "the first frame or page is read"),
+}
+
+
+def trait_findings(records: Records, traits: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """Yield the images that are no plain pictures of 8 bits, and what is done with them.
+
+    Args:
+        records: the data set.
+        traits: the ids of the images with each trait, from `image_check.find_traits`.
+    """
+    for trait, (what, done) in _TRAITS.items():
+        if ids := traits.get(trait):
+            done = done if isinstance(done, str) else done[records.read_as]
+            title = f"{number(len(ids), 'image')} {what}"
+            places = tuple(records.images[i].path for i in ids)
+            yield Finding(trait, "note", title, len(ids), places, f"nothing to do: {done}")
 
 
 def _detail(reason: str) -> str:

@@ -62,11 +62,13 @@ class ImageLoader(Interface):
 
     Attributes:
         source: the encoded images under it.
+        preprocessing: how they are read, and the sizes.
         failed: the images that turned out to be unusable.
         key_dtype: of the keys.
     """
 
     source: ImageSource
+    preprocessing: ImagePreprocessing
     failed: FailedImages
     key_dtype: tf.DType
 
@@ -124,7 +126,7 @@ class DecodingLoader:
 
     def square(self, key: tf.Tensor) -> tf.Tensor:
         """Return an image before any crop, uint8 [R, R, 3]."""
-        return preprocess.load_square(self.source.load(key), self.preprocessing)
+        return self.source.square(key, self.preprocessing)
 
     def map_items(
         self, plan: tf.data.Dataset, size: int, function: Callable[[Any], Any]
@@ -146,6 +148,7 @@ class MemoryLoader:
     def __init__(self, decoding: DecodingLoader, images: Sequence[str]):
         """Remember what to decode when the first batch is asked for."""
         self.source, self.failed = decoding.source, decoding.failed
+        self.preprocessing = decoding.preprocessing
         self._decoding = decoding
         self._images = tuple(images)
         self._rows = {image: row for row, image in enumerate(self._images)}
@@ -165,7 +168,7 @@ class MemoryLoader:
         with self._filling:
             if self._squares is None:
                 self._squares = self._decode_all()
-        squares, side = self._squares, self._decoding.preprocessing.crop
+        squares, side = self._squares, self.preprocessing.crop
 
         def cut(rows: np.ndarray, crops: np.ndarray) -> np.ndarray:
             return augmentation.cut(squares, rows, crops, side)
@@ -183,7 +186,7 @@ class MemoryLoader:
         return plan.map(fill, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
     def _decode_all(self) -> np.ndarray:
-        side, count = self._decoding.preprocessing.resize, len(self._images)
+        side, count = self.preprocessing.resize, len(self._images)
         squares = np.empty((count, side, side, 3), np.uint8)
 
         def decode(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
@@ -297,7 +300,7 @@ def iterate(
             except tf.errors.OpError as error:
                 # TensorFlow names neither the file nor the item.
                 asked = [i for i in dict.fromkeys(images(step)) if i not in loader.failed]
-                found = {i: why_unusable(i, loader.source) for i in asked}
+                found = {i: why_unusable(i, loader) for i in asked}
                 found = {i: reason for i, reason in found.items() if reason is not None}
                 # Another pass may have met the image first, and this one only has to plan anew.
                 if not found and len(loader.failed) == known:
@@ -308,20 +311,19 @@ def iterate(
             step += 1
 
 
-def why_unusable(image: str, source: ImageSource) -> str | None:
+def why_unusable(image: str, loader: ImageLoader) -> str | None:
     """Return why an image cannot be decoded, or None."""
+    source = loader.source
     try:
         encoded = source.read(image)
+        (key,) = source.keys([image])
     except (OSError, DataError) as error:
         return f"unreadable: {error}"
     try:
-        preprocess.decode_image(encoded)
+        read_image(encoded, loader.preprocessing)
+        source.square(tf.constant(key), loader.preprocessing)
     except ImageReadError as error:
         return str(error)
     except tf.errors.OpError as error:
-        try:
-            read_image(encoded)  # says it better
-        except ImageReadError as reason:
-            return str(reason)
         return error.message
     return None

@@ -36,6 +36,9 @@ class ImageSource(Interface):
     def load(self, key: "tf.Tensor") -> "tf.Tensor":
         """Return the bytes, scalar string, of a key, scalar string: in tf.data, for one image."""
 
+    def square(self, key: "tf.Tensor", preprocessing: ImagePreprocessing) -> "tf.Tensor":
+        """Return a key's image before any crop, uint8 [R, R, 3]: in tf.data, for one image."""
+
     def check(self, preprocessing: ImagePreprocessing) -> None:
         """Refuse preprocessing that the images do not allow.
 
@@ -68,6 +71,12 @@ class FolderImages:
         import tensorflow as tf
 
         return tf.io.read_file(key)
+
+    def square(self, key: "tf.Tensor", preprocessing: ImagePreprocessing) -> "tf.Tensor":
+        """Decode, pad and resize as PIL does."""
+        from input_pipeline import preprocess
+
+        return preprocess.load_square(self.load(key), preprocessing)
 
     def check(self, preprocessing: ImagePreprocessing) -> None:
         """Allow any: the files are as they were found."""

@@ -3,7 +3,7 @@
     tfds build fashion_iq/jpeg --imports=input_pipeline.builders --manual_dir=fashion-iq \
         --data_dir=prepared
 
-writes ArrayRecord files below ``prepared/fashion_iq/jpeg/1.0.0``, a folder that
+writes ArrayRecord files below ``prepared/fashion_iq/jpeg/2.0.0``, a folder that
 ``config.data.directory`` may name in place of the raw one. It has the splits ``images``, ``train``
 and those of the queries; galleries and dataset-wide facts are in ``metadata.json``. The order is
 the reader's (nothing is shuffled), so an image's position is known from the list of ids there, and
@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
@@ -37,8 +37,11 @@ if TYPE_CHECKING:  # seconds to load
     import tensorflow as tf
 
 # Raised with the form: the first number when a reader of the old one would misread the new one.
-VERSION = "1.0.0"
-RELEASE_NOTES = {VERSION: "The first form."}
+VERSION = "2.0.0"
+RELEASE_NOTES = {
+    "1.0.0": "The first form.",
+    VERSION: "The pixels are PIL's, no longer TensorFlow's; how pictures were read is recorded.",
+}
 IMAGES, TRAIN = "images", "train"
 INFO, METADATA = "dataset_info.json", "metadata.json"
 
@@ -83,6 +86,7 @@ _METADATA = {
 }
 _EVALUATION = {"protocol": str, "version": int, "skipped": int, "galleries": dict}
 _LISTS_OF_TEXTS = ("image_ids", "captions", "extra_special", "skipped_images", "vocabulary")
+_FIXED = ("resize", "pad_value", "read_as")  # of the preprocessing, by preparing
 _PROBES = 8  # records whose ids are compared with the list
 _AT_ONCE = 1024  # records read in one go
 
@@ -94,7 +98,7 @@ def describe(
 
     Args:
         records: as read, without unusable images.
-        preprocessing: the sizes; the crop is not fixed by preparing.
+        preprocessing: how pictures were read, and the sizes; the crop is not fixed by preparing.
         encoding: such as "jpeg 95" or "png", for people.
         skipped: ids of the unusable images.
     """
@@ -114,7 +118,7 @@ def describe(
 
     return {
         "data_set": records.name,
-        "preprocessing": {k: getattr(preprocessing, k) for k in ("resize", "pad_value")},
+        "preprocessing": {k: getattr(preprocessing, k) for k in _FIXED},
         "encoding": encoding,
         "layout": records.layout,
         "training": "captions" if isinstance(records.train, SampledPairs) else "triplets",
@@ -190,7 +194,8 @@ def read(directory: str, name: str) -> Records:
     if stored.version.partition(".")[0] != VERSION.partition(".")[0]:
         raise DataError(
             f"{directory}: prepared in version {stored.version}, and this version of cmap_jax "
-            f"reads version {VERSION}; build it again"
+            f"reads version {VERSION}; build it again with tfds build. Version {VERSION}: "
+            f"{RELEASE_NOTES.get(VERSION, '')}"
         )
     check_keys(about, _METADATA, file)
     try:
@@ -264,13 +269,19 @@ class PreparedImages:
             "image"
         ]
 
+    def square(self, key: "tf.Tensor", preprocessing: ImagePreprocessing) -> "tf.Tensor":
+        """Decode: the rest is done already."""
+        from input_pipeline import preprocess
+
+        return preprocess.decode_square(self.load(key), preprocessing)
+
     def check(self, preprocessing: ImagePreprocessing) -> None:
         """Refuse other preprocessing than the images have had.
 
         Raises:
             DataError: names both.
         """
-        for field in ("resize", "pad_value"):
+        for field in _FIXED:
             ours, wanted = self.facts[field], getattr(preprocessing, field)
             if ours != wanted:
                 raise DataError(
@@ -340,9 +351,10 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
     facts = {
         "version": stored.version,
         "encoding": about["encoding"],
-        "resize": about["preprocessing"]["resize"],
-        "pad_value": about["preprocessing"]["pad_value"],
+        **{field: about["preprocessing"][field] for field in _FIXED},
     }
+    if (read_as := about["preprocessing"]["read_as"]) not in READINGS:
+        raise TypeError(f"preprocessing: read_as {read_as!r}")
     images = PreparedImages(stored, about["image_ids"], facts)
     splits = (*about["evaluations"], *about["unlabelled"])
     asked = {s: list(map(_query, stored.examples(s))) for s in splits if s in stored.splits}
@@ -386,6 +398,7 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
         extra_special=tuple(about["extra_special"]),
         facts={**about["facts"], "prepared": facts},
         skipped_images=tuple(about["skipped_images"]),
+        read_as=read_as,
         prepared=images,
     )
 

@@ -1,87 +1,20 @@
-"""Photographs to pixels in TensorFlow, for tf.data (SPEC 4): `cmap_jax.processing.images`' twin.
+"""Photographs to pixels in tf.data: PIL's pixels, from files as from prepared data (SPEC 4).
 
     items = items.map(lambda encoded: load_square(encoded, preprocessing), tf.data.AUTOTUNE)
 
-Decoding gives PIL's pixels exactly; resizing differs from PIL's by one grey level at most, since
-PIL rounds between its two passes. Everything works eagerly and inside `map`. A damaged image raises
-`tf.errors.InvalidArgumentError` inside tf.data (eagerly, it may be `ImageReadError`).
+Files go through PIL, whose resize no other is equal to. While it decodes and resizes it lets the
+interpreter go, so that the threads of `map` work at the same time. Prepared images need no resize,
+and TensorFlow decodes what the builders write to PIL's pixels in two thirds of the time. Everything
+works eagerly and inside `map`. A damaged image raises `tf.errors.InvalidArgumentError` inside
+tf.data (eagerly, it may be `ImageReadError`).
 """
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int32, UInt8
 
-from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing, read_image
-
-# A PNG begins with a signature (8 bytes) and the IHDR chunk (length 4, name 4, width 4, height 4,
-# bit depth 1, colour type 1, ...), and ends with an empty IEND chunk.
-_HEADER_BYTES = 26
-_JPEG_START = tuple(b"\xff\xd8\xff")
-_PNG_START = tuple(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-
-
-def decode_image(encoded: tf.Tensor | bytes) -> UInt8[tf.Tensor, "H W 3"]:
-    """Decode a file's bytes to the pixels of PIL's `convert("RGB")`.
-
-    TensorFlow decodes JPEG and PNG. The rest goes through PIL: other formats; JPEG of four channels
-    (CMYK: a grey level apart); PNG of 16 bits (grey: PIL clips, TensorFlow keeps the high byte);
-    PNG without its end chunk (PIL accepts it where the pixels are there); and sizes above
-    `MAX_SIDE`, to be refused.
-
-    Args:
-        encoded: scalar string, a whole file.
-
-    Raises:
-        tf.errors.InvalidArgumentError: the image cannot be decoded, or a side exceeds `MAX_SIDE`.
-            Eagerly, what goes through PIL raises `ImageReadError`.
-    """
-    encoded = tf.convert_to_tensor(encoded, tf.string)
-    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_HEADER_BYTES)
-    image = tf.cond(
-        tf.reduce_all(header[: len(_JPEG_START)] == tf.constant(_JPEG_START, tf.uint8)),
-        lambda: _decode_jpeg(encoded),
-        lambda: tf.cond(
-            _is_plain_png(encoded, header),
-            lambda: tf.io.decode_png(encoded, channels=3),
-            lambda: _decode_with_pil(encoded),
-        ),
-    )
-    return tf.ensure_shape(image, [None, None, 3])
-
-
-def resize_and_pad(
-    image: UInt8[tf.Tensor, "H W 3"], preprocessing: ImagePreprocessing
-) -> UInt8[tf.Tensor, "R R 3"]:
-    """Pad to a square, then resize it, antialiased bilinear, rounded to uint8 (SPEC 4).
-
-    The shorter side gets `delta // 2` pixels before the image and the rest after.
-
-    Returns:
-        Pixels 0..255 within one grey level of PIL's; R = `preprocessing.resize`, a static shape.
-    """
-    resize, white = preprocessing.resize, preprocessing.pad_value
-    if image.shape.as_list() == [resize, resize, 3]:
-        return image
-    height, width = tf.unstack(tf.shape(image)[:2])
-    side = tf.maximum(height, width)
-
-    def pad_only() -> tf.Tensor:
-        tall = _pad_rows(image, side, white)
-        return tf.cond(
-            width == side,
-            lambda: tall,
-            lambda: tf.transpose(_pad_rows(tf.transpose(tall, [1, 0, 2]), side, white), [1, 0, 2]),
-        )
-
-    def pad_and_resize() -> tf.Tensor:
-        # Rows, then columns as the rows of the transposed image: TensorFlow's kernel takes four
-        # times as long for columns of three channels. Rounded in between, as in PIL.
-        tall = _resize_rows(_pad_rows(image, side, white), resize)  # [R, W, 3]
-        wide = _pad_rows(tf.transpose(tall, [1, 0, 2]), side, white)
-        return tf.transpose(_resize_rows(wide, resize), [1, 0, 2])
-
-    return tf.ensure_shape(tf.cond(side == resize, pad_only, pad_and_resize), [resize, resize, 3])
+from cmap_jax.processing import images
+from cmap_jax.processing.images import ImagePreprocessing
 
 
 def load_square(
@@ -91,15 +24,46 @@ def load_square(
 
     Args:
         encoded: scalar string, a whole file.
-        preprocessing: the sizes.
+        preprocessing: how pictures are read, and the sizes.
 
     Returns:
-        Pixels 0..255, R = `preprocessing.resize`, a static shape.
+        The pixels of `images.load_square`, 0..255; R = `preprocessing.resize`, a static shape.
 
     Raises:
-        tf.errors.InvalidArgumentError: as `decode_image`.
+        tf.errors.InvalidArgumentError: the image cannot be used.
     """
-    return resize_and_pad(decode_image(encoded), preprocessing)
+    return load_sized_square(encoded, preprocessing)[0]
+
+
+def load_sized_square(
+    encoded: tf.Tensor | bytes, preprocessing: ImagePreprocessing
+) -> tuple[UInt8[tf.Tensor, "R R 3"], Int32[tf.Tensor, "2"]]:
+    """Return what `load_square` does, and height and width of the picture before it was padded."""
+    side = preprocessing.resize
+    encoded = tf.convert_to_tensor(encoded, tf.string)  # NumPy would cut zeros off the end
+
+    def load(data: bytes | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Eagerly the string comes as an array of one object.
+        data = data if isinstance(data, bytes) else data.item()
+        image = images.read_image(data, preprocessing)
+        size = np.array([image.height, image.width], np.int32)
+        return np.asarray(images.to_square(image, preprocessing)), size
+
+    square, size = tf.numpy_function(load, [encoded], (tf.uint8, tf.int32), stateful=False)
+    return tf.ensure_shape(square, [side, side, 3]), tf.ensure_shape(size, [2])
+
+
+def decode_square(
+    encoded: tf.Tensor | bytes, preprocessing: ImagePreprocessing
+) -> UInt8[tf.Tensor, "R R 3"]:
+    """Decode a prepared image, JPEG or PNG, which has been padded and resized already.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the image is damaged, or has another size.
+    """
+    # The default, a faster transform, is up to 9 grey levels away from PIL's.
+    image = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.ensure_shape(image, [preprocessing.resize, preprocessing.resize, 3])
 
 
 def cut(
@@ -116,69 +80,7 @@ def cut(
     """
     size = preprocessing.crop
     top, left, flip = tf.unstack(crop)
-    # Of the same columns before the flip: less is turned round.
+    # The same columns before the flip: less is mirrored.
     left = tf.where(flip == 1, preprocessing.resize - size - left, left)
     pixels = tf.ensure_shape(square[top : top + size, left : left + size], [size, size, 3])
     return tf.cond(flip == 1, lambda: tf.reverse(pixels, [1]), lambda: pixels)
-
-
-def _decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(encoded), num=3)
-    return tf.cond(
-        (channels <= 3) & (tf.maximum(height, width) <= MAX_SIDE),
-        # The default, a faster transform, is up to 9 grey levels away from PIL's.
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: _decode_with_pil(encoded),
-    )
-
-
-def _is_plain_png(encoded: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
-    """Whether this is a PNG that TensorFlow decodes just as PIL does."""
-    tail_start = tf.maximum(tf.strings.length(encoded) - len(_PNG_END), 0)
-    sides = tf.reshape(tf.cast(header[16:24], tf.int64), [2, 4])
-    sides = tf.linalg.matvec(sides, tf.constant([2**24, 2**16, 2**8, 1], tf.int64))
-    return (
-        tf.reduce_all(header[: len(_PNG_START)] == tf.constant(_PNG_START, tf.uint8))
-        & (tf.reduce_max(sides) <= MAX_SIDE)
-        & (header[24] <= 8)
-        & (tf.strings.substr(encoded, tail_start, len(_PNG_END)) == _PNG_END)
-    )
-
-
-def _decode_with_pil(encoded: tf.Tensor) -> tf.Tensor:
-    def decode(data: bytes | np.ndarray) -> np.ndarray:
-        # Eagerly the string comes as an array of one object.
-        return np.asarray(read_image(data if isinstance(data, bytes) else data.item()))
-
-    image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
-    return tf.ensure_shape(image, [None, None, 3])
-
-
-def _pad_rows(image: tf.Tensor, side: tf.Tensor, value: int) -> tf.Tensor:
-    """Pad the first axis to ``side``: `delta // 2` rows before and the rest after."""
-    rows, others = tf.shape(image)[0], tf.shape(image)[1:]
-    before = (side - rows) // 2
-
-    def fill(count: tf.Tensor) -> tf.Tensor:
-        return tf.fill(tf.concat([[count], others], 0), tf.constant(value, tf.uint8))
-
-    return tf.cond(
-        rows == side,
-        lambda: image,
-        lambda: tf.concat([fill(before), image, fill(side - rows - before)], 0),
-    )
-
-
-def _resize_rows(image: tf.Tensor, size: int) -> UInt8[tf.Tensor, "R W 3"]:
-    """Resize along the first axis alone, antialiased bilinear, rounded."""
-    rows, columns = tf.unstack(tf.shape(image)[:2])
-    resized = tf.raw_ops.ScaleAndTranslate(
-        images=tf.reshape(image, [1, rows, 1, 3 * columns]),
-        size=[size, 1],
-        scale=tf.stack([size / tf.cast(rows, tf.float32), 1.0]),
-        translation=[0.0, 0.0],
-        kernel_type="triangle",
-        antialias=True,
-    )
-    # Halves go up, as in PIL; the cast truncates.
-    return tf.cast(tf.reshape(resized, [size, columns, 3]) + 0.5, tf.uint8)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 from typing import Protocol as Interface
 
+from cmap_jax.processing.images import RELEASED
 from cmap_jax.protocols import Protocol
 
 
@@ -183,6 +184,8 @@ class Records:
         extra_special: words that follow the special tokens in the vocabulary.
         facts: what else is worth printing and storing, such as oracle ceilings.
         skipped_images: ids of images that were unusable and left out when the data were prepared.
+        read_as: how its pictures are read unless the config says otherwise; see
+            `ImagePreprocessing`.
         prepared: the images where they are no files of their own but records of a prepared data
             set, an `image_sources.ImageSource`.
         searched: folders in which an image that is named without one was looked for.
@@ -200,6 +203,7 @@ class Records:
     extra_special: tuple[str, ...] = ()
     facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     skipped_images: tuple[str, ...] = ()
+    read_as: str = RELEASED
     prepared: Any = None
     searched: tuple[str, ...] = ()
     near_names: tuple[str, ...] = ()

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from cmap_jax.processing import files
-from cmap_jax.processing.images import check_image_stream, explain_os_error
+from cmap_jax.processing.image_files import check_image_stream, find_traits
+from cmap_jax.processing.images import explain_os_error
 
 # Bytes. The largest image as raw RGB; the longest published annotations are a tenth of it.
 _LARGEST = 1 << 28
@@ -135,6 +136,15 @@ def check_image(place: str) -> str | None:
     except OSError as error:
         reason = explain_os_error(error)
         return reason if reason == _NOT_A_FILE else f"unreadable: {reason}"
+
+
+def image_traits(place: str) -> frozenset[str]:
+    """Return what is special about an image file; see `find_traits`."""
+    try:
+        with open_file(place) as file:
+            return find_traits(file)
+    except OSError:
+        return frozenset()
 
 
 @contextlib.contextmanager

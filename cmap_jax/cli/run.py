@@ -96,6 +96,7 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
     """
     check_config(config, training=False)
     description = workdir_lib.read_description(workdir)
+    config = _read_as_trained(config, description, workdir)
     # What the weights were made with; all else may differ.
     old, new = (
         {"model": c.model.to_dict(), "data": {k: c.data[k] for k in ("resize", "crop")}}
@@ -137,6 +138,25 @@ def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets
             raise Stopped(
                 f"stopped in the evaluation; nothing was written to {workdir}", stop.status
             ) from None
+
+
+def _read_as_trained(
+    config: ConfigDict, description: workdir_lib.Description, workdir: str
+) -> ConfigDict:
+    """Return the config with pictures read as the model's were, whatever data set it is now.
+
+    Raises:
+        ValueError: the config asks for another way.
+    """
+    read_as = description.preprocessing.read_as
+    if config.data.read_as not in (None, read_as):
+        raise ValueError(
+            f"{workdir}: the model was trained on pictures read as {read_as}, and the config reads "
+            f"them as {config.data.read_as}; leave --config.data.read_as out"
+        )
+    config = config.copy_and_resolve_references()
+    config.data.read_as = read_as
+    return config
 
 
 def _check_prepared_alike(theirs: Mapping, ours: Mapping, workdir: str, directory: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cmap_jax.cli.arguments import add_near_names, path
-from cmap_jax.processing.images import ImageReadError
+from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
 from cmap_jax.visualization.grids import (
     Drawable,
     TripletRow,
@@ -157,8 +157,14 @@ def _load(records: Records, items: Sequence[Triplet | Query]) -> dict[str, Drawa
     reasons = check_images(records, known)
     source = open_images(records)
     images: dict[str, Drawable] = {i: ImageReadError("in no gallery") for i in ids}
+    reading = ImagePreprocessing(read_as=records.read_as)
     for i in known:
-        images[i] = ImageReadError(reasons[i]) if i in reasons else source.read(i)
+        try:
+            if i in reasons:
+                raise ImageReadError(f"{i}: {reasons[i]}")
+            images[i] = read_image(source.read(i), reading)
+        except ImageReadError as error:
+            images[i] = ImageReadError(str(error).partition(": ")[2])
     return images
 
 

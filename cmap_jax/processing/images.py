@@ -1,70 +1,83 @@
 """Photographs to pixels in PIL and NumPy: what a model must know of an image (SPEC 4).
 
-`input_pipeline.preprocess` holds the same operations in TensorFlow, and tests hold the two equal:
-a model trained there can be served from here, without TensorFlow.
+Training, evaluation, preparation and use all see these pixels, bit for bit: `input_pipeline` calls
+these functions inside tf.data. TensorFlow is not needed here.
 
     preprocessing = ImagePreprocessing()
     pixels = preprocess_image("dress.jpg", preprocessing)       # uint8 [224, 224, 3]
-    reason = check_image_stream(open("dress.jpg", "rb"))        # None, or why it cannot be used
 """
 
 import dataclasses
 import io
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from cmap_jax.processing.image_files import (
+    MAX_SIDE,
+    ImageReadError,
+    explain_failure,
+    is_sixteen_bit_grey,
+    open_image,
+    orientation,
+    why_refused,
+)
+
 # Per channel (red, green, blue), for images scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The longest side that is read, in pixels. An image is padded to a square, so a 60000 x 1 file of a
-# few bytes would ask for gigabytes: the square is held to PIL's own limit (256 MiB as RGB).
-MAX_SIDE = math.isqrt(1024 * 1024 * 1024 // 4 // 3)
+RELEASED, UPRIGHT = READINGS = ("released", "upright")
 
 # The encoder halves the resolution five times.
 _CROP_MULTIPLE = 32
-
-_TAIL_BYTES = 4096
-_JPEG_START_OF_SCAN = b"\xff\xda"
-_JPEG_END = b"\xff\xd9"
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+# The highest value of 16 bits is the highest of 8 bits times this.
+_SIXTEEN_TO_EIGHT_BITS = 257
+# EXIF's orientation -> what turns the picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
-class ImageReadError(ValueError):
-    """An image that cannot be read; the message names the file and the reason."""
-
-
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocessing:
-    """The sizes of the image operations; stored with a model.
+    """How a picture is read, and the sizes of the image operations; stored with a model.
 
     Attributes:
         resize: side of the square an image is padded and resized to, pixels.
         crop: side of the square cut from it, pixels; a multiple of 32, at most `resize`.
         pad_value: grey level of the padding, 0..255; 255 is white.
+        read_as: "released": EXIF orientation is ignored and alpha dropped, as in the published
+            protocols; "upright": what a person sees, turned as EXIF says, with what is transparent
+            laid on the padding's grey level.
 
     Raises:
-        ValueError: a field is not an integer or is out of range.
+        ValueError: a size is not an integer or out of range, or there is no such way to read.
     """
 
     resize: int = 256
     crop: int = 224
     pad_value: int = 255
+    read_as: str = RELEASED
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for field in ("resize", "crop", "pad_value"):
+            value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"{field.name} must be an integer, got {value!r}")
+                raise ValueError(f"{field} must be an integer, got {value!r}")
         if self.crop <= 0 or self.crop % _CROP_MULTIPLE:
             raise ValueError(f"crop must be a positive multiple of 32, got {self.crop}")
         if self.crop > self.resize:
@@ -73,9 +86,11 @@ class ImagePreprocessing:
             raise ValueError(f"resize must not exceed {MAX_SIDE}, got {self.resize}")
         if not 0 <= self.pad_value <= 255:
             raise ValueError(f"pad_value must be in 0..255, got {self.pad_value}")
+        if self.read_as not in READINGS:
+            raise ValueError(f"read_as must be {' or '.join(READINGS)}, got {self.read_as!r}")
 
-    def to_dict(self) -> dict[str, int]:
-        """Return the fields as plain integers, ready for JSON."""
+    def to_dict(self) -> dict[str, int | str]:
+        """Return the fields, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -91,27 +106,32 @@ class ImagePreprocessing:
         return cls(**fields)
 
 
-def read_image(source: ImageSource) -> Image.Image:
-    """Read an image as PIL's `convert("RGB")` gives it.
+def read_image(
+    source: ImageSource, preprocessing: ImagePreprocessing = ImagePreprocessing()
+) -> Image.Image:
+    """Read an image in eight bits of red, green and blue, in the way that a model was trained with.
 
-    Alpha is dropped, not blended, and EXIF orientation is not applied (SPEC 4). Of several frames
-    the first is read.
+    Grey of 16 bits is scaled (its value // 257); the rest is as PIL's `convert("RGB")` gives it. Of
+    several frames the first is read.
 
     Args:
         source: a path (an object with `read_bytes` may be remote), an encoded file as bytes, a PIL
             image (left as it is), or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+        preprocessing: its ``read_as`` and ``pad_value``; the sizes do not matter.
 
     Returns:
         A new PIL image of mode "RGB".
 
     Raises:
-        ImageReadError: missing, empty, truncated, not an image, or a side above `MAX_SIDE`.
+        ImageReadError: missing, empty, truncated, not an image, in a format or with pixels that
+            cannot be read, or a side above `MAX_SIDE`.
         TypeError: `source` is none of these kinds.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, f"PIL image of size {source.width}x{source.height}")
+        name = f"PIL image of size {source.width}x{source.height}"
+        return _to_rgb(source, name, preprocessing)
     if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source), f"array of shape {source.shape}")
+        return _to_rgb(_from_array(source), f"array of shape {source.shape}", preprocessing)
     if isinstance(source, bytes | bytearray | memoryview):
         encoded, name = bytes(source), f"image given as {len(source)} bytes"
     elif isinstance(source, str | os.PathLike):
@@ -120,8 +140,12 @@ def read_image(source: ImageSource) -> Image.Image:
         raise TypeError(f"cannot read an image from {type(source).__name__}")
     if not encoded:
         raise ImageReadError(f"{name}: zero bytes")
-    with _open(io.BytesIO(encoded), name) as image:
-        return _to_rgb(image, name)
+    try:
+        opened = open_image(io.BytesIO(encoded))
+    except ImageReadError as error:
+        raise ImageReadError(f"{name}: {error}") from error
+    with opened as image:
+        return _to_rgb(image, name, preprocessing, own=True)
 
 
 def pad_to_square(image: Image.Image, pad_value: int = 255) -> Image.Image:
@@ -144,6 +168,20 @@ def resize_square(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
+    """Pad an image of mode "RGB" to a square and resize that (SPEC 4)."""
+    return resize_square(pad_to_square(image, preprocessing.pad_value), preprocessing.resize)
+
+
+def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image.Image:
+    """Read, pad and resize: the square that training and evaluation cut their crops from (SPEC 4).
+
+    Raises:
+        ImageReadError: as `read_image`.
+    """
+    return to_square(read_image(source, preprocessing), preprocessing)
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -186,9 +224,7 @@ def preprocess_image(
     Raises:
         ImageReadError: as `read_image`.
     """
-    image = pad_to_square(read_image(source), preprocessing.pad_value)
-    image = centre_crop(resize_square(image, preprocessing.resize), preprocessing.crop)
-    return np.array(image)
+    return np.array(centre_crop(load_square(source, preprocessing), preprocessing.crop))
 
 
 def normalise(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float32[np.ndarray, "*batch H W 3"]:
@@ -204,52 +240,9 @@ def normalise(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float32[np.ndarray, 
     return (images.astype(np.float32) / np.float32(255.0) - mean) / std
 
 
-def check_image_stream(file: BinaryIO) -> str | None:
-    """Check one open image file cheaply; safe to call from many threads.
-
-    The header is read. A JPEG or PNG whose last 4 KB hold the end marker is taken as complete; any
-    other file is decoded to decide. So damage inside a complete file is not found.
-
-    Returns:
-        None for a usable file, else the reason: "zero bytes", "not an image: ...", "too large: ..."
-        or "truncated: ...".
-    """
-    length = file.seek(0, io.SEEK_END)
-    if length == 0:
-        return "zero bytes"
-    file.seek(max(0, length - _TAIL_BYTES))
-    tail = file.read()
-    file.seek(0)
-    return _check_open_file(file, tail)
-
-
 def explain_os_error(error: OSError) -> str:
     """Return what the system says, without the number and the name of the file."""
     return error.strerror or str(error)
-
-
-def _check_open_file(file: BinaryIO, tail: bytes) -> str | None:
-    try:
-        image = Image.open(file)
-    except Exception as error:
-        return _open_failure(error)
-    with image:
-        if max(image.size) > MAX_SIDE:
-            return _too_large(image)
-        if _is_complete(image.format, tail):
-            return None
-        try:
-            image.load()
-        except Exception as error:
-            return f"truncated: {error}"
-    return None
-
-
-def _is_complete(image_format: str | None, tail: bytes) -> bool:
-    if image_format in ("JPEG", "MPO"):
-        # An embedded thumbnail has an end marker too, but the scan of the image comes after it.
-        return tail.rfind(_JPEG_END) > tail.rfind(_JPEG_START_OF_SCAN)
-    return image_format == "PNG" and _PNG_END in tail
 
 
 def _read_bytes(path: str | os.PathLike) -> bytes:
@@ -277,42 +270,52 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _open(file: io.BytesIO, name: str) -> Image.Image:
-    # PIL's plugins raise whatever a damaged file leads them to (struct.error, SyntaxError,
-    # zlib.error ...), and a bomb's warning is raised where warnings are errors: hence `Exception`.
-    try:
-        return Image.open(file)
-    except Exception as error:
-        raise ImageReadError(f"{name}: {_open_failure(error)}") from error
-
-
-def _open_failure(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"too large: {error}"
-    if isinstance(error, Image.UnidentifiedImageError):
-        # Its own message shows the address of a file object.
-        return "not an image: no known format"
-    return f"not an image: {error}"
-
-
-def _too_large(image: Image.Image) -> str:
-    return f"too large: {image.width}x{image.height}, the longest side allowed is {MAX_SIDE}"
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if max(image.size) > MAX_SIDE:
-        raise ImageReadError(f"{name}: {_too_large(image)}")
-    if min(image.size) == 0:
-        raise ImageReadError(f"{name}: no pixels")
+def _to_rgb(
+    image: Image.Image, name: str, preprocessing: ImagePreprocessing, own: bool = False
+) -> Image.Image:
+    """Return an image as "RGB": another one, unless it is nobody else's (``own``)."""
+    if reason := why_refused(image):
+        raise ImageReadError(f"{name}: {reason}")
+    upright = preprocessing.read_as == UPRIGHT
     try:
         image.load()
+        turn = _TURNS.get(orientation(image)) if upright else None
+        if is_sixteen_bit_grey(image):
+            image = _scale_grey(image)
+        if upright and image.has_transparency_data:
+            image = _lay_on_grey(image, preprocessing.pad_value)
         if "transparency" in image.info:
             # Alpha is dropped anyway, and for a palette's alpha PIL would warn about it.
             image = image.copy()
             del image.info["transparency"]
-        return image.convert("RGB")
+        if not own or image.mode != "RGB":
+            image = image.convert("RGB")
+        if turn is not None:
+            image = image.transpose(turn)
+            image.info = {}  # which would say that it has still to be turned
+        return image
     except Exception as error:
-        raise ImageReadError(f"{name}: truncated or corrupt: {error}") from error
+        raise ImageReadError(f"{name}: {explain_failure(error, image)}") from error
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Return grey of 16 bits in 8 bits, with an alpha channel where one level is transparent."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values // _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is None:
+        return grey
+    alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, alpha))
+
+
+def _lay_on_grey(image: Image.Image, level: int) -> Image.Image:
+    """Composite an image with transparency on a level of grey."""
+    if image.mode == "La":  # premultiplied, which PIL converts to nothing else
+        image = image.convert("LA")
+    colours = image.convert("RGBA")
+    ground = Image.new("RGB", image.size, (level, level, level))
+    ground.paste(colours, mask=colours.getchannel("A"))
+    return ground
 
 
 def _crop(image: Image.Image, top: int, left: int, size: int) -> Image.Image:

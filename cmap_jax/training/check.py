@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.image_encoder import LEVELS
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.training.optimizer import make_schedule
 
 _LARGEST = 3e38  # in single precision
@@ -97,9 +97,13 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
             f"{config.loss.preservation_reduction!r}"
         )
     try:
-        ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
+        ImagePreprocessing(
+            resize=config.data.resize,
+            crop=config.data.crop,
+            read_as=config.data.read_as or RELEASED,
+        )
     except ValueError as error:
-        raise ValueError(f"config.data.crop and config.data.resize: {error}") from error
+        raise ValueError(f"config.data.{error}") from error
     make_schedule(config, steps_per_epoch=1)
     known = config.copy_and_resolve_references()
     known.model.text.vocabulary_size = known.model.text.vocabulary_size or 1

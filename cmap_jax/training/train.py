@@ -236,6 +236,10 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
     problem = None
     if old.vocabulary.words != datasets.vocabulary.words:
         problem = "the captions give other words than its vocabulary.txt holds"
+    elif (ours := old.preprocessing.read_as) != (theirs := datasets.preprocessing.read_as):
+        problem = (
+            f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"
+        )
     elif dict(old.facts) != (facts := json.loads(json.dumps(dict(datasets.facts)))):
         differing = [k for k in {**old.facts, **facts} if old.facts.get(k) != facts.get(k)]
         problem = "; ".join(
@@ -333,6 +337,7 @@ def evaluate_workdir(
             )
         )
     of = {k: config.data[k] for k in ("name", "directory", "image_directory", "resize", "crop")}
+    of["read_as"] = datasets.preprocessing.read_as
     stamps = {
         **datasets.facts,
         "unread_texts": datasets.unread_texts,

@@ -10,7 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from cmap_jax.processing.files import expand
-from cmap_jax.processing.images import MAX_SIDE, ImagePreprocessing
+from cmap_jax.processing.image_files import MAX_SIDE
+from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.progress import track
 from cmap_jax.processing.remedies import spelled
 from input_pipeline import preprocess
@@ -71,6 +72,7 @@ class ImageConfig(tfds.core.BuilderConfig):
         resize: side in pixels after padding to a square, as ``config.data.resize``.
         encoding: "jpeg", or "png", which loses nothing.
         quality: of JPEG, 1 to 100.
+        read_as: "released" or "upright", as ``config.data.read_as``; None: by the data set.
         image_directory: the folder with the images; None: inside the annotations' folder.
         missing_images: "fail"; or "skip": leave out what cannot be used and all that needs it.
         near_names: "fail"; or "accept": take files with near names for missing images.
@@ -79,6 +81,7 @@ class ImageConfig(tfds.core.BuilderConfig):
     resize: int = 256
     encoding: str = "jpeg"
     quality: int = 95
+    read_as: str | None = None
     image_directory: str | None = None
     missing_images: str = "fail"
     near_names: str = "fail"
@@ -95,11 +98,12 @@ class ImageConfig(tfds.core.BuilderConfig):
             "encoding": ("jpeg", "png"),
             "missing_images": ("fail", "skip"),
             "near_names": NEAR_NAMES,
+            "read_as": (*READINGS, None),
         }
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise ValueError(
-                    f"{field} must be {' or '.join(values)}, not {getattr(self, field)!r}"
+                    f"{field} must be {' or '.join(map(str, values))}, not {getattr(self, field)!r}"
                 )
         limits = {"quality": (1, 100), "resize": (_LEAST_SIDE, MAX_SIDE)}
         for field, (least, most) in limits.items():
@@ -107,10 +111,10 @@ class ImageConfig(tfds.core.BuilderConfig):
             if not isinstance(value, int) or not least <= value <= most:
                 raise ValueError(f"{field} must be {least} to {most}, not {value!r}")
 
-    @property
-    def preprocessing(self) -> ImagePreprocessing:
-        """The sizes; the crop is none of the stored image."""
-        return ImagePreprocessing(resize=self.resize, crop=_LEAST_SIDE)
+    def preprocessing(self, records: Records) -> ImagePreprocessing:
+        """Return what is done to a data set's images; the crop is none of the stored ones."""
+        read_as = self.read_as or records.read_as
+        return ImagePreprocessing(resize=self.resize, crop=_LEAST_SIDE, read_as=read_as)
 
     @property
     def encoding_in_words(self) -> str:
@@ -196,12 +200,13 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Yield the examples of the images; then fill in the dataset-wide facts."""
         config = self.builder_config
         ids = tuple(records.images)
-        decoding = DecodingLoader(open_images(records), config.preprocessing, failed)
+        preprocessing = config.preprocessing(records)
+        decoding = DecodingLoader(open_images(records), preprocessing, failed)
 
         def encode(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            image = preprocess.decode_image(decoding.source.load(item["image"][0]))
-            square = preprocess.resize_and_pad(image, config.preprocessing)
-            height, width = tf.unstack(tf.shape(image)[:2])
+            encoded = decoding.source.load(item["image"][0])
+            square, size = preprocess.load_sized_square(encoded, preprocessing)
+            height, width = tf.unstack(size)
             return {"image": config.encode(square), "height": height, "width": width}
 
         def stage(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
@@ -221,7 +226,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.info.metadata.update(
             describe(
                 usable(),
-                preprocessing=config.preprocessing,
+                preprocessing=preprocessing,
                 encoding=config.encoding_in_words,
                 skipped=sorted({*skipped, *failed}),
             )

@@ -17,8 +17,14 @@ from optional import require
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
+from cmap_jax.processing.images import (
+    ImagePreprocessing,
+    ImageReadError,
+    load_square,
+    read_image,
+)
 from configs import garments
-from input_pipeline import builders, prepared, preprocess
+from input_pipeline import builders, prepared
 from input_pipeline.builders import base
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.builders.garments import GarmentsConfig
@@ -125,11 +131,11 @@ def _content(records):
 
 def _same_images(folder, expected):
     """The records at each position are those of the ids, and hold the ids' pixels."""
-    preprocessing = _small().preprocessing
+    preprocessing = _small().preprocessing(expected)
     found = _image_records(folder)
     assert [record["id"].decode() for record in found] == list(expected.images)
     for record, image in zip(found, expected.images.values(), strict=True):
-        square = preprocess.load_square(pathlib.Path(image.path).read_bytes(), preprocessing)
+        square = np.asarray(load_square(image.path, preprocessing))
         np.testing.assert_array_equal(tf.io.decode_png(record["image"]), square, image.id)
 
 
@@ -153,13 +159,13 @@ def test_a_config_of_ones_own(tmp_path):
     }
     config = builders.FashionIq.builder_config_cls(**json.loads(json.dumps(fields)))
     folder = _build(tmp_path / "out", raw, config=config)
-    assert folder == tmp_path / "out" / "fashion_iq" / "mine" / "1.0.0"
+    assert folder == tmp_path / "out" / "fashion_iq" / "mine" / "2.0.0"
     about = _metadata(folder)
     assert about["encoding"] == "jpeg 30"
-    assert about["preprocessing"] == {"resize": 48, "pad_value": 255}
+    assert about["preprocessing"] == {"resize": 48, "pad_value": 255, "read_as": "released"}
     for record in _image_records(folder):
         original = (tmp_path / "pictures" / f"{record['id'].decode()}.jpg").read_bytes()
-        square = preprocess.load_square(original, config.preprocessing)
+        square = np.asarray(load_square(original, ImagePreprocessing(48, 32)))
         assert record["image"] == tf.io.encode_jpeg(square, quality=30)
         with Image.open(io.BytesIO(record["image"])) as image:
             assert (image.format, image.size) == ("JPEG", (48, 48))
@@ -175,6 +181,7 @@ def test_a_config_of_ones_own(tmp_path):
         ({"quality": 101}, r"^quality must be 1 to 100, not 101"),
         ({"quality": 95.5}, r"^quality must be 1 to 100, not 95\.5"),
         ({"quality": "95"}, r"^quality must be 1 to 100, not '95'"),
+        ({"read_as": "sideways"}, r"^read_as must be released or upright or None, not 'sideways'"),
         ({"missing_images": "ignore"}, r"^missing_images must be fail or skip, not 'ignore'"),
         ({"near_names": "skip"}, r"^near_names must be fail or accept, not 'skip'"),
         ({"resize": 31}, r"^resize .*31"),
@@ -222,8 +229,8 @@ def _damage(path):
         middle = (scan + len(content)) // 2
         damaged = content[:middle] + b"\xff\xc0" + content[middle + 2 :]  # a second frame starts
     path.write_bytes(damaged)
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        preprocess.decode_image(damaged)
+    with pytest.raises(ImageReadError):
+        read_image(damaged)
 
 
 @pytest.mark.parametrize("most", [1 << 30, 20_000])
@@ -352,7 +359,7 @@ def test_tfds_build_renders_garments(tmp_path):
     fields = {"name": "tiny", "resize": 32, "image_size": 16, "train_triplets": 64, "seed": 3}
     _tfds_build(tmp_path, "garments", f"--config={json.dumps(fields)}")
     (folder,) = prepared.find_below(str(tmp_path / "prepared"))
-    assert folder == f"{tmp_path}/prepared/garments/tiny/1.0.0"
+    assert folder == f"{tmp_path}/prepared/garments/tiny/2.0.0"
     (raw,) = (tmp_path / "prepared" / "downloads").glob("garments*")
     settings = garments_settings(str(raw))
     assert {k: settings[k] for k in ("seed", "image_size", "train_triplets")} == {
@@ -366,7 +373,7 @@ def test_tfds_build_renders_garments(tmp_path):
 def test_tfds_build_of_manual_data(tmp_path):
     fake_data.folder(tmp_path / "raw")
     _tfds_build(tmp_path, "folder/png", "--manual_dir=raw")
-    folder = str(tmp_path / "prepared" / "folder" / "png" / "1.0.0")
+    folder = str(tmp_path / "prepared" / "folder" / "png" / "2.0.0")
     found = prepared.read(folder, "folder")
     assert _content(found) == _content(READERS["folder"].read(str(tmp_path / "raw")))
     assert found.facts["prepared"]["resize"] == 256
@@ -384,7 +391,7 @@ def test_tfds_build_of_manual_data(tmp_path):
 def test_tfds_build_of_photographs(tmp_path, real_data):
     raw = real_data / "garment_photos"
     _tfds_build(tmp_path, "fashion200k/jpeg", f"--manual_dir={raw}")
-    folder = tmp_path / "prepared" / "fashion200k" / "jpeg" / "1.0.0"
+    folder = tmp_path / "prepared" / "fashion200k" / "jpeg" / "2.0.0"
     found = prepared.read(str(folder), "fashion200k")
     assert len(found.images) == 3409
     assert _content(found) == _content(READERS["fashion200k"].read(str(raw)))

@@ -6,8 +6,11 @@ import pathlib
 import shutil
 
 import fake_data
+import numpy as np
 import pytest
+from PIL import Image
 
+from cmap_jax.processing.image_files import TRAITS
 from cmap_jax.processing.tokenizer import Vocabulary
 from configs import default
 from input_pipeline import create_datasets, doctor, published
@@ -123,6 +126,75 @@ def test_damage_is_named(tmp_path, kind):
     assert original.queries == doctor.Share(24, 20)
     assert original.gallery == doctor.Share(16, 15)
     assert original.best == pytest.approx(100 * (1 + 4 / 6) / 2)
+
+
+def _pictures_as_people_have_them(root: pathlib.Path):
+    """Replace images of a folder: two of phones, a cut-out, grey of 16 bits, CMYK, an animation."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 4), np.uint8))
+    colours = picture.convert("RGB")
+    for number in (1, 2):
+        colours.save(root / f"train/{number}.jpg", exif=exif, quality=90 + number)
+    picture.save(root / "train/3.jpg", "PNG")
+    deep = np.arange(600, dtype=np.uint16).reshape(30, 20) * 100
+    Image.fromarray(deep).save(root / "train/4.jpg", "PNG")
+    colours.convert("CMYK").save(root / "train/5.jpg")
+    colours.save(root / "val/1.jpg", "GIF", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+
+
+@pytest.mark.parametrize("name", ["folder", "fashion_iq"])
+def test_pictures_as_people_have_them(tmp_path, name):
+    root = LAYOUTS[name](tmp_path)
+    if name == "fashion_iq":
+        for split in ("train", "val"):
+            (root / split).mkdir()
+    _pictures_as_people_have_them(root)
+    if name == "fashion_iq":
+        for file in root.glob("[tv]*/*.jpg"):
+            file.rename(root / "images" / f"d{file.parent.name}{file.name}")
+    report = doctor.examine(name, str(root))
+    assert report.ready()
+    found = {k: f for k, f in _kinds(report).items() if k in TRAITS}
+    counts = {"turned": 2, "transparent": 1, "sixteen_bit": 1, "cmyk": 1, "frames": 1}
+    assert {kind: f.count for kind, f in found.items()} == counts
+    assert all(f.severity == "note" and len(f.items) == f.count for f in found.values())
+    assert found["turned"].title == "2 images that EXIF says to turn"
+    assert found["cmyk"].items[0].endswith("train/5.jpg" if name == "folder" else "dtrain5.jpg")
+    if name == "folder":
+        assert "are turned upright" in found["turned"].fix
+        assert "laid on white" in found["transparent"].fix
+    else:
+        for kind in ("turned", "transparent"):
+            assert "as in published protocols" in found[kind].fix
+            assert "--config.data.read_as=upright" in found[kind].fix
+    assert "scaled to 8 bits" in found["sixteen_bit"].fix
+    assert "converted to RGB" in found["cmyk"].fix
+    assert "first frame" in found["frames"].fix
+
+
+def test_formats_and_pixels_that_cannot_be_read(tmp_path):
+    root = fake_data.folder(tmp_path)
+    for number in (1, 2):
+        (root / f"train/{number}.jpg").write_bytes(b"\xff\x0a" + bytes(90))  # JPEG XL
+    Image.new("F", (4, 4)).save(root / "train/3.jpg", "TIFF")
+    Image.new("I", (4, 4)).save(root / "val/3.jpg", "TIFF")
+    report = doctor.examine("folder", str(root))
+    errors = _kinds(report, "error")
+    assert {kind: f.count for kind, f in errors.items()} == {
+        "unsupported_format": 2,
+        "unsupported_pixels": 2,
+    }
+    assert errors["unsupported_format"].fix == (
+        "pip install pillow-jxl-plugin, or convert it to JPEG or PNG"
+    )
+    assert "8 or 16 bits" in errors["unsupported_pixels"].fix
+    assert "download" not in json.dumps(report.to_dict())
+    assert "floating-point" in str(errors["unsupported_pixels"].items)
+    config = default.get_config()
+    config.data.name, config.data.directory = "folder", str(root)
+    with pytest.raises(DataError, match=r"(?s)4 of 23 images cannot be used.*pillow-jxl-plugin"):
+        create_datasets(config)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

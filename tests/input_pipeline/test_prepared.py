@@ -1,6 +1,7 @@
 """Prepared data sets: the same records, order and pixels as the raw ones; what is refused."""
 
 import functools
+import io
 import json
 import pathlib
 import re
@@ -17,10 +18,10 @@ from small import init, small_config
 from cmap_jax import workdir
 from cmap_jax.cli import command
 from cmap_jax.cli.run import evaluate
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import ImagePreprocessing, load_square
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.trained import write_model
-from input_pipeline import create_datasets, prepared, preprocess, storage
+from input_pipeline import create_datasets, prepared, storage
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.image_sources import open_images
 from input_pipeline.readers import READERS, read_folder
@@ -116,6 +117,8 @@ def test_the_same_records(raw, built, name):
     assert found.layout == f"prepared as png from {expected.layout}"
     assert found.image_directory == folder
     about = {"version": prepared.VERSION, "encoding": "png", "resize": 40, "pad_value": 255}
+    about["read_as"] = found.read_as
+    assert found.read_as == expected.read_as == ("upright" if data_set == "folder" else "released")
     assert found.facts["prepared"] == about
     assert open_images(found) is found.prepared
     for position, (image, place) in enumerate(found.images.items()):
@@ -193,7 +196,8 @@ def test_jpeg_gives_the_same_but_for_the_codec(raw, built):
     records = READERS[name].read(str(raw(name)))
     stored = prepared.read(str(folder), name).prepared
     for image, place in records.images.items():
-        square = preprocess.load_square(storage.read_bytes(place.path), ImagePreprocessing(40, 32))
+        encoded = storage.read_bytes(place.path)
+        square = np.asarray(load_square(encoded, ImagePreprocessing(40, 32)))
         assert stored.read(image) == tf.io.encode_jpeg(square, quality=95), image
 
 
@@ -201,6 +205,45 @@ def test_a_whole_image_for_pictures(built):
     data = create_datasets(_config("fashion_iq", built("fashion_iq"))).evaluations["val"]
     image = data.read_image("dval3")
     assert (image.mode, image.size) == ("RGB", (40, 40))
+
+
+def _with_pictures_of_all_kinds(root):
+    """Replace some pictures by one that lies on its side and one with a transparent ground."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(root / "train" / "1.jpg") as image:
+        image.convert("RGB").save(root / "train" / "1.jpg", exif=exif)
+    cut_out = np.zeros((50, 30, 4), np.uint8)
+    cut_out[10:40, 10:20] = (200, 30, 30, 255)
+    for split in ("train", "val"):
+        place = root / split / "2.jpg"  # PIL goes by the content
+        Image.fromarray(cut_out).save(place, "PNG")
+    return root
+
+
+@pytest.mark.parametrize("read_as", [None, "released", "upright"])
+def test_the_way_to_read_is_the_same_raw_and_prepared(raw, tmp_path, read_as):
+    root = _with_pictures_of_all_kinds(shutil.copytree(raw("folder"), tmp_path / "raw"))
+    folder = _build(tmp_path / "out", root, "folder", read_as=read_as)
+    expected = read_as or "upright"
+    found = prepared.read(str(folder), "folder")
+    assert found.facts["prepared"]["read_as"] == found.read_as == expected
+    for image, place in READERS["folder"].read(str(root)).images.items():
+        square = load_square(place.path, ImagePreprocessing(40, 32, read_as=expected))
+        with Image.open(io.BytesIO(found.prepared.read(image))) as stored:
+            np.testing.assert_array_equal(np.asarray(stored), np.asarray(square), image)
+    batches = list(_batches(_config("folder", root, read_as=read_as)))
+    # What was prepared says how it was read; nothing need be set.
+    _equal(_batches(_config("folder", folder, read_as=None)), batches)
+    other = "released" if expected == "upright" else "upright"
+    with pytest.raises(DataError, match=rf"with read_as {expected}, but .* with read_as {other}"):
+        create_datasets(_config("folder", folder, read_as=other))
+    differing = _batches(_config("folder", root, read_as=other))
+    assert any(
+        (a[key] != b[key]).any()
+        for (_, a), (_, b) in zip(batches, differing, strict=True)
+        for key in a
+    )
 
 
 # --- what is refused ---
@@ -220,26 +263,36 @@ def _edit(folder, file, change):
     path.write_text(json.dumps(content if changed is None else changed))
 
 
-@pytest.mark.parametrize("version", ["2.0.0", "0.9.0", "11.0.0"])
+@pytest.mark.parametrize("version", ["1.0.0", "0.9.0", "11.0.0"])
 def test_another_version(copy, monkeypatch, version):
     folder = copy("fashion_iq")
     message = (
-        "prepared in version {}, and this version of cmap_jax reads version {}; build it again"
+        "prepared in version {}, and this version of cmap_jax reads version {}; build it again "
+        "with tfds build"
     )
     with monkeypatch.context() as patch:
         patch.setattr(prepared, "VERSION", version)
-        with pytest.raises(DataError, match=re.escape(message.format("1.0.0", version))):
+        with pytest.raises(DataError, match=re.escape(message.format("2.0.0", version))):
             prepared.read(str(folder), "fashion_iq")
     _edit(folder, prepared.INFO, lambda info: info.update(version=version))
-    with pytest.raises(DataError, match=re.escape(message.format(version, "1.0.0"))):
+    with pytest.raises(DataError, match=re.escape(message.format(version, "2.0.0"))):
         prepared.read(str(folder), "fashion_iq")
+
+
+def test_pixels_of_the_first_version_are_refused_with_the_reason(copy):
+    folder = copy("fashion_iq")
+    _edit(folder, prepared.INFO, lambda info: info.update(version="1.0.0"))
+    sizes = {"resize": 40, "pad_value": 255}
+    _edit(folder, prepared.METADATA, lambda about: about.update(preprocessing=sizes))
+    with pytest.raises(DataError, match=r"build it again .*The pixels are PIL's, no longer Tensor"):
+        create_datasets(_config("fashion_iq", folder))
 
 
 def test_a_later_form_that_is_read_all_the_same(copy):
     folder = copy("fashion_iq")
-    _edit(folder, prepared.INFO, lambda info: info.update(version="1.4.2"))
+    _edit(folder, prepared.INFO, lambda info: info.update(version="2.4.2"))
     _edit(folder, prepared.METADATA, lambda about: about.update(something_new=[1]))
-    assert prepared.read(str(folder), "fashion_iq").facts["prepared"]["version"] == "1.4.2"
+    assert prepared.read(str(folder), "fashion_iq").facts["prepared"]["version"] == "2.4.2"
 
 
 def test_other_preprocessing(built):
@@ -252,6 +305,8 @@ def test_other_preprocessing(built):
         with pytest.raises(DataError, match=message.format("resize", 40, 48)) as raised:
             create_datasets(_config("fashion_iq", folder, resize=48, cache_gb=cache_gb))
         assert str(folder) in str(raised.value)
+    with pytest.raises(DataError, match=message.format("read_as", "released", "upright")):
+        create_datasets(_config("fashion_iq", folder, read_as="upright"))
     source = prepared.read(str(folder), "fashion_iq").prepared
     source.check(ImagePreprocessing(resize=40, crop=32))
     with pytest.raises(DataError, match=message.format("pad_value", 255, 0)):
@@ -313,6 +368,7 @@ GALLERY = ("evaluations", "val", 0, "galleries", "all")
         (("training",), []),
         (("preprocessing",), {"resize": 40}),
         (("preprocessing", "resize"), "40"),
+        (("preprocessing", "read_as"), "sideways"),
         (("image_ids", 3), 3),
         (("image_ids", 3), []),
         (("captions", 0), None),
@@ -470,8 +526,8 @@ def test_a_model_of_another_version_is_not_evaluated(built, tmp_path):
         data.vocabulary,
         data.preprocessing,
         (PROTOCOLS["fashioniq/original"],),
-        {**data.facts, "prepared": {**data.facts["prepared"], "version": "1.1.0"}},
+        {**data.facts, "prepared": {**data.facts["prepared"], "version": "2.1.0"}},
     )
     write_model(tmp_path / "run", description, *init(config))
-    with pytest.raises(ValueError, match=r"in version 1\.1\.0, but .* in version 1\.0\.0"):
+    with pytest.raises(ValueError, match=r"in version 2\.1\.0, but .* in version 2\.0\.0"):
         evaluate(config, str(tmp_path / "run"))

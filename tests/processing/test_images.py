@@ -3,22 +3,19 @@
 import io
 import json
 import pathlib
-import struct
 import subprocess
 import sys
 import warnings
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from beartype import beartype
+from encoded import bomb_png, encode
 from jaxtyping import jaxtyped
 from PIL import Image
 
-from cmap_jax.processing import images
+from cmap_jax.processing import image_files, images
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
-from input_pipeline import storage
 
 SIZES = [(90, 60), (61, 99), (64, 64), (2, 3), (1, 1), (80, 1), (1, 70), (300, 511)]
 
@@ -28,22 +25,13 @@ def noise(height, width, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def encode(image, image_format, **options):
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return file.getvalue()
+UPRIGHT = ImagePreprocessing(read_as="upright")
 
 
-def bomb_png(width, height):
-    """A PNG whose header alone is large."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    checksum = struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + encode_end()
-
-
-def encode_end():
-    pixel = encode(Image.new("RGB", (1, 1)), "PNG")
-    return pixel[33:]
+def orientation_tag(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
 
 
 class TestImagePreprocessing:
@@ -53,7 +41,8 @@ class TestImagePreprocessing:
     def test_survives_json(self):
         preprocessing = ImagePreprocessing(resize=70, crop=64, pad_value=0)
         stored = json.loads(json.dumps(preprocessing.to_dict()))
-        assert stored == {"resize": 70, "crop": 64, "pad_value": 0}
+        sizes = {"resize": 70, "crop": 64, "pad_value": 0}
+        assert stored == {**sizes, "read_as": "released"}
         assert ImagePreprocessing.from_dict(stored) == preprocessing
 
     def test_an_absent_field_takes_its_default(self):
@@ -71,6 +60,8 @@ class TestImagePreprocessing:
             ({"pad_value": -1}, "pad_value must be in"),
             ({"resize": 256.0}, "resize must be an integer"),
             ({"pad_value": True}, "pad_value must be an integer"),
+            ({"read_as": "sideways"}, "read_as must be released or upright, got 'sideways'"),
+            ({"read_as": None}, "read_as must be released or upright"),
             ({"size": 3}, "unknown image preprocessing fields: size"),
         ],
     )
@@ -116,6 +107,110 @@ class TestReadImage:
         exif[0x0112] = 6  # rotate by 90 degrees
         image = read_image(encode(Image.fromarray(noise(20, 30)), "JPEG", exif=exif))
         assert image.size == (30, 20)
+
+    @pytest.mark.parametrize("read_as", ["released", "upright"])
+    @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM", "TIFF >u2", "array"])
+    def test_grey_of_sixteen_bits_keeps_its_levels(self, image_format, read_as):
+        values = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+        values[-1, -1] = 65535
+        dtype = ">u2" if image_format.endswith(">u2") else "<u2"
+        image = Image.fromarray(values.astype(dtype))
+        source = image if image_format == "array" else encode(image, image_format.split()[0])
+        found = np.asarray(read_image(source, ImagePreprocessing(read_as=read_as)))
+        np.testing.assert_array_equal(found, np.stack([values // 257] * 3, axis=-1))
+        assert (found.min(), found.max(), len(np.unique(found))) == (0, 255, 256)
+
+    def test_grey_of_sixteen_bits_in_a_mode_of_thirty_two(self):
+        image = Image.fromarray(np.array([[0, 257, 65535]], np.int32))
+        image.format = "PNG"  # as some versions of PIL open it
+        assert np.asarray(read_image(image))[0, :, 0].tolist() == [0, 1, 255]
+
+    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("value", range(1, 9))
+    def test_upright_turns_as_exif_says(self, value, image_format):
+        upright = np.zeros((48, 32, 3), np.uint8)
+        upright[:16, :16], upright[:16, 16:], upright[32:, :16] = 255, (255, 0, 0), (0, 0, 255)
+        # How the stored rows and columns run, as the EXIF standard has it.
+        stored = {
+            1: upright,
+            2: upright[:, ::-1],
+            3: upright[::-1, ::-1],
+            4: upright[::-1],
+            5: upright.transpose(1, 0, 2),
+            6: np.rot90(upright),
+            7: upright[::-1, ::-1].transpose(1, 0, 2),
+            8: np.rot90(upright, -1),
+        }[value]
+        options = {"lossless": True} if image_format == "WEBP" else {}
+        options |= {"quality": 100, "subsampling": "4:4:4"} if image_format == "JPEG" else {}
+        image = Image.fromarray(np.ascontiguousarray(stored))
+        encoded = encode(image, image_format, exif=orientation_tag(value), **options)
+        for source in (encoded, Image.open(io.BytesIO(encoded))):
+            found = read_image(source, UPRIGHT)
+            assert found.size == (32, 48)
+            assert np.abs(np.asarray(found).astype(int) - upright).max() <= 2
+            # It is turned once, however often it is read.
+            np.testing.assert_array_equal(read_image(found, UPRIGHT), found)
+            released = np.asarray(read_image(source)).astype(int)
+            assert np.abs(released - stored).max() <= 2
+
+    @pytest.mark.parametrize("value", [0, 9, 77])
+    def test_an_orientation_that_there_is_not(self, value):
+        encoded = encode(Image.new("RGB", (30, 20)), "JPEG", exif=orientation_tag(value))
+        assert read_image(encoded, UPRIGHT).size == (30, 20)
+
+    @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0" + b"\xff" * 40, b"nonsense"])
+    def test_exif_that_is_damaged(self, exif):
+        encoded = encode(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
+        assert read_image(encoded, UPRIGHT).size == (30, 20)
+
+    @pytest.mark.parametrize("ground", [255, 128, 0])
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La", "PNG", "WEBP", "array"])
+    def test_upright_lays_what_is_transparent_on_the_padding(self, mode, ground):
+        pixels = noise(40, 30, 4)
+        pixels[:8, :, 3], pixels[8:16, :, 3] = 0, 255
+        image = Image.fromarray(pixels)
+        if mode in ("LA", "La"):
+            image = image.convert("LA").convert(mode)
+        elif mode == "RGBa":
+            image = image.convert(mode)
+        kept = image.convert({"RGBa": "RGBA", "La": "LA"}.get(mode, image.mode)).convert("RGBA")
+        colours = np.asarray(kept).astype(float)
+        alpha = colours[..., 3:] / 255
+        expected = alpha * colours[..., :3] + (1 - alpha) * ground
+        options = {"lossless": True, "exact": True} if mode == "WEBP" else {}
+        source = {"array": pixels}.get(mode, image)
+        if mode in ("PNG", "WEBP"):
+            source = encode(image, mode, **options)
+        reading = ImagePreprocessing(pad_value=ground, read_as="upright")
+        found = np.asarray(read_image(source, reading)).astype(float)
+        assert np.abs(found - expected).max() <= 0.51
+        assert (found[:8] == ground).all()
+
+    def test_upright_transparency_by_colour(self):
+        palette = Image.fromarray(noise(9, 9)).quantize(16)
+        grey = Image.fromarray(noise(9, 9, 1))
+        colour = Image.fromarray(noise(9, 9))
+        deep = Image.fromarray(noise(9, 9, 1).astype(np.uint16) * 256)
+        for image in (palette, grey, colour, deep):
+            hidden = image.getpixel((4, 4))
+            encoded = encode(image, "PNG", transparency=hidden)
+            found = np.asarray(read_image(encoded, UPRIGHT))
+            plain = np.asarray(read_image(encode(image, "PNG")))
+            is_hidden = (np.asarray(image).reshape(9, 9, -1) == hidden).all(axis=-1)
+            np.testing.assert_array_equal(found[is_hidden], 255)
+            np.testing.assert_array_equal(found[~is_hidden], plain[~is_hidden])
+            np.testing.assert_array_equal(np.asarray(read_image(encoded)), plain)
+
+    def test_reading_leaves_the_callers_image_alone(self):
+        encoded = encode(
+            Image.fromarray(noise(9, 12, 4)), "PNG", exif=orientation_tag(6), transparency=None
+        )
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+        before = (image.mode, image.size, dict(image.info), image.tobytes())
+        assert read_image(image, UPRIGHT).size == (9, 12)
+        assert (image.mode, image.size, dict(image.info), image.tobytes()) == before
 
     def test_the_first_frame_is_read(self):
         frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
@@ -177,7 +272,7 @@ class TestReadImage:
             (np.zeros((1, 4, 4, 3), np.uint8), "expected"),
             (np.zeros((0, 4, 3), np.uint8), "expected"),
             (Image.new("RGB", (0, 3)), "no pixels"),
-            (Image.new("RGB", (images.MAX_SIDE + 1, 1)), "too large"),
+            (Image.new("RGB", (image_files.MAX_SIDE + 1, 1)), "too large"),
         ],
     )
     def test_a_bad_array_or_image_is_refused(self, source, message):
@@ -266,81 +361,6 @@ def triangle_weights(size, new_size):
     new_centres = (np.arange(new_size)[:, None] + 0.5) * scale
     weights = np.maximum(0, 1 - np.abs(np.arange(size) + 0.5 - new_centres) / width)
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def check_image_file(path: pathlib.Path) -> str | None:
-    return storage.check_image(str(path))
-
-
-class TestCheckImage:
-    @staticmethod
-    def write(tmp_path, content):
-        path = tmp_path / "image"
-        path.write_bytes(content)
-        return path
-
-    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-    def test_a_good_file_has_no_reason(self, tmp_path, image_format):
-        path = self.write(tmp_path, encode(Image.fromarray(noise(90, 90)), image_format))
-        assert check_image_file(path) is None
-
-    @pytest.mark.parametrize(
-        ("content", "reason"),
-        [
-            (b"", "zero bytes"),
-            (b"<html>", "not an image: "),
-            (encode(Image.fromarray(noise(90, 90)), "JPEG")[:50], "not an image: "),
-            (encode(Image.fromarray(noise(90, 90)), "JPEG")[:-2], "truncated: "),
-            (encode(Image.fromarray(noise(90, 90)), "JPEG")[:3000], "truncated: "),
-            (encode(Image.fromarray(noise(90, 90)), "PNG")[:6000], "truncated: "),
-            (encode(Image.fromarray(noise(90, 90)), "BMP")[:6000], "truncated: "),
-            (bomb_png(12000, 12000), "too large: "),
-            (bomb_png(60000, 60000), "too large: "),
-            (bomb_png(20000, 1), "too large: 20000x1"),
-        ],
-    )
-    def test_the_reason(self, tmp_path, content, reason):
-        assert check_image_file(self.write(tmp_path, content)).startswith(reason)
-
-    def test_no_file(self, tmp_path):
-        assert check_image_file(tmp_path / "none.jpg") == "missing"
-        assert check_image_file(tmp_path) == "not a file"
-        (tmp_path / "link").symlink_to(tmp_path / "none.jpg")
-        assert check_image_file(tmp_path / "link") == "missing: a link to nothing"
-
-    @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-    def test_a_complete_file_is_not_decoded(self, tmp_path, image_format, monkeypatch):
-        path = self.write(tmp_path, encode(Image.fromarray(noise(90, 90)), image_format) + b"\0\0")
-
-        def load(image):
-            raise AssertionError("decoded")
-
-        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-        assert check_image_file(path) is None
-
-    def test_without_its_end_marker_a_file_is_decoded_to_decide(self, tmp_path):
-        no_end_chunk = encode(Image.fromarray(noise(9, 9)), "PNG")[:-12]
-        assert check_image_file(self.write(tmp_path, no_end_chunk)) is None
-        trailing_bytes = encode(Image.fromarray(noise(9, 9)), "JPEG") + bytes(5000)
-        assert check_image_file(self.write(tmp_path, trailing_bytes)) is None
-
-    def test_a_thumbnails_end_marker_does_not_count(self, tmp_path):
-        thumbnail = encode(Image.fromarray(noise(8, 8)), "JPEG")
-        exif = b"Exif\0\0" + thumbnail
-        content = encode(Image.fromarray(noise(40, 40)), "JPEG", exif=exif)
-        assert thumbnail in content
-        assert check_image_file(self.write(tmp_path, content)) is None
-        reason = check_image_file(self.write(tmp_path, content[:-600]))
-        assert reason.startswith("truncated: ")
-
-    def test_many_threads(self, tmp_path):
-        good = encode(Image.fromarray(noise(90, 90)), "JPEG")
-        for index in range(40):
-            (tmp_path / f"{index}.jpg").write_bytes(good if index % 2 else good[:3000])
-        paths = sorted(tmp_path.iterdir())
-        with ThreadPoolExecutor(8) as pool:
-            reasons = list(pool.map(check_image_file, paths))
-        assert [reason is None for reason in reasons] == [int(p.stem) % 2 == 1 for p in paths]
 
 
 def test_the_shapes_in_the_signatures_are_true():
