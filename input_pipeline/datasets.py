@@ -7,7 +7,7 @@ from typing import Any
 
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
-from input_pipeline.batching import EvaluationData, TrainingData
+from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
 from input_pipeline.image_sources import open_images
@@ -106,6 +106,9 @@ def create_datasets(
             seed=config.seed,
             **process,
         )
+    sizes = EvaluationSizes.of(
+        [e for evaluations in records.evaluations.values() for e in evaluations], vocabulary
+    )
     evaluations = {
         split: EvaluationData(
             evaluations,
@@ -113,6 +116,7 @@ def create_datasets(
             preprocessing,
             loader,
             batch_size=config.eval.batch_size,
+            sizes=sizes,
             **process,
         )
         for split, evaluations in records.evaluations.items()

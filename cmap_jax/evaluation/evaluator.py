@@ -16,7 +16,7 @@ from cmap_jax.evaluation.ranking import Ranking
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.progress import track
 from cmap_jax.protocols import Protocol
-from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.retrieval.exact import ExactIndex, Padding
 from cmap_jax.retrieval.placement import Placement
 
 # The halves of a query that a shortcut leaves: the other one is taken away.
@@ -133,8 +133,9 @@ class Evaluator:
         Args:
             variables: the model's.
             data: what `input_pipeline.batching.EvaluationData` offers: ``evaluations``,
-                ``image_ids``, ``positions``, ``image_batches()``, ``is_usable()`` and
-                ``query_batches(queries)``.
+                ``image_ids``, ``positions``, ``batch_size``, ``sizes``, ``image_batches()``,
+                ``is_usable()`` and ``query_batches(queries)``. Splits of the same ``sizes`` share
+                all compiled programs.
             rankings: also return the best images of every query.
             shortcuts: also evaluate with half of each query taken away: an empty text for the
                 image alone, a reference whose embeddings are zero for the text alone.
@@ -221,9 +222,12 @@ class Evaluator:
             groups.setdefault(tuple(evaluation.queries), []).append(number)
         for queries, numbers in groups.items():
             evaluations = [data.evaluations[number] for number in numbers]
+            padding = _padding(data)
             rankings = [
                 {
-                    category: Ranking(e.protocol, gallery, keep_records=keep_records)
+                    category: Ranking(
+                        e.protocol, gallery, keep_records=keep_records, padding=padding
+                    )
                     for category, gallery in e.galleries.items()
                 }
                 for e in evaluations
@@ -255,12 +259,13 @@ class Evaluator:
                 pyramid[:, [data.positions[i] for i in gallery]],
                 self._mesh,
                 chunk=self._gallery_chunk,
+                room=data.sizes.gallery,
             )
             for gallery in dict.fromkeys(gallery for _, gallery in rankings)
         }
         start = 0
         batches = self._compose_all(variables, data, pyramid, queries, half)
-        for block in _in_blocks(batches, _QUERIES_AT_ONCE):
+        for block in _in_blocks(batches, _batches_at_once(data.batch_size)):
             if half is not None and not any(np.any(b.numerator) for b in block.branches):
                 return  # all images score zero
             rows = queries[start : start + len(block)]  # what is padding comes last
@@ -330,22 +335,32 @@ def _warn_of_ties(protocol: str, numbers: Mapping[str, float | int]) -> None:
         )
 
 
-def _in_blocks(
-    batches: Iterator[scoring.ComposedQuery], size: int
-) -> Iterator[scoring.ComposedQuery]:
-    """Join batches to blocks of at most ``size`` queries, or of one batch, or of two odd ones.
+def _batches_at_once(batch_size: int) -> int:
+    """Return how many batches of queries are scored at once.
 
     The two orders of an annotation follow one another; blocks of even length never part them.
     """
+    most = max(_QUERIES_AT_ONCE // batch_size, 1)
+    return max(most // 2 * 2, 2) if batch_size % 2 else most
+
+
+def _padding(data: Any) -> Padding:
+    """Return the sizes that all searches in a split are filled up to: one program serves them."""
+    batches = -(-data.sizes.queries // data.batch_size)
+    at_once = min(batches, _batches_at_once(data.batch_size))
+    return Padding(queries=at_once * data.batch_size, positions=data.sizes.targets)
+
+
+def _in_blocks(
+    batches: Iterator[scoring.ComposedQuery], most: int
+) -> Iterator[scoring.ComposedQuery]:
+    """Join batches to blocks of ``most`` batches; the last one may have fewer."""
 
     def join(parts: list[scoring.ComposedQuery]) -> scoring.ComposedQuery:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
 
     block: list[scoring.ComposedQuery] = []
     for batch in batches:
-        most = max(size // len(batch), 1)
-        if len(batch) % 2:
-            most = max(most // 2 * 2, 2)
         block.append(batch)
         if len(block) == most:
             yield join(block)

@@ -44,6 +44,9 @@ class Padding:
     positions: int = 0
 
 
+NO_PADDING = Padding()
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """What a search found for B queries.
@@ -114,7 +117,7 @@ class ExactIndex:
         targets: Positions | None = None,
         exclude: Positions | None = None,
         every_target: bool = False,
-        padding: Padding = Padding(),
+        padding: Padding = NO_PADDING,
     ) -> Found:
         """Return the k best images of each query, and where its correct ones stand.
 
@@ -159,7 +162,7 @@ class ExactIndex:
         self,
         query: scoring.ComposedQuery,
         positions: np.ndarray,
-        padding: Padding = Padding(),
+        padding: Padding = NO_PADDING,
     ) -> np.ndarray:
         """Return the scores of a few images of each query, bit by bit those of a search.
 
