@@ -24,7 +24,7 @@ def _is_ours_or_serious(record: "logging.LogRecord") -> bool:
 
 def main(_: list[str]) -> None:
     """Do what --mode says."""
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.INFO if flags.VERBOSE.value else logging.WARNING)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     config, workdir = flags.CONFIG.value, flags.workdir()
     compilation_cache.use_compilation_cache(flags.COMPILATION_CACHE.value)

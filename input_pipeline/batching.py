@@ -27,6 +27,8 @@ class TrainingData:
     """Endless training batches, addressed by step.
 
     Attributes:
+        item_count: items of an epoch.
+        image_count: images that they are drawn from.
         steps_per_epoch: full batches in an epoch; the last partial one is dropped.
         text_width: tokens T of the widest text; every batch is padded to it, so that one compiled
             program serves them all.
@@ -52,6 +54,8 @@ class TrainingData:
         self._seed = seed
         self._batch_size = batch_size
         self._share = _share(batch_size, process_index, process_count)
+        self.item_count = len(source)
+        self.image_count = len(set(source.image_ids()))
         self.steps_per_epoch = len(source) // batch_size
         self.text_width = max(len(vocabulary.encode(t)) for t in source.longest_texts())
 

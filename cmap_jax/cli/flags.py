@@ -40,7 +40,9 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "Folder for compiled programs, so that the next start is quick; default in the user's cache "
     'folder; "off" for none.',
 )
-
+VERBOSE = flags.DEFINE_boolean(
+    "verbose", False, "Also log every parameter, all settings, each curve's values and speeds."
+)
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Of several processes that are one run: HOST:PORT of process 0."

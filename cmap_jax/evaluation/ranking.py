@@ -1,7 +1,7 @@
 """The queries of one evaluation and category are searched for and become outcomes and rankings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Ranking:
         gallery: Sequence[str],
         *,
         keep_records: bool,
+        examples: Set[str] = frozenset(),
         padding: Padding = NO_PADDING,
     ):
         """Start with no query.
@@ -42,13 +43,15 @@ class Ranking:
         Args:
             protocol: the rules.
             gallery: image ids, in the order of the index.
-            keep_records: whether to make `records`.
+            keep_records: whether to make `records` of all queries.
+            examples: ids of queries of which records are made in any case.
             padding: sizes that every search is filled up to, before orders are averaged.
         """
         self._protocol = protocol
         self._gallery = gallery
         self._place = {image: i for i, image in enumerate(gallery)}
         self._keep_records = keep_records
+        self._examples = examples
         if protocol.captions == "averaged":
             padding = dataclasses.replace(padding, queries=-(-padding.queries // 2))
         self._padding = padding
@@ -77,7 +80,8 @@ class Ranking:
         exclude = self._protocol.reference == "excluded"
         references = [place.get(q.reference, -1) if exclude else -1 for q in queries]
         cutoffs = self._protocol.cutoffs("mAP")
-        count = TOP if self._keep_records else 0
+        recorded = [self._keep_records or query.id in self._examples for query in queries]
+        count = TOP if any(recorded) else 0
         found = index.search(
             composed,
             count,
@@ -94,8 +98,10 @@ class Ranking:
         subsets = None
         if self._protocol.cutoffs("R_subset"):
             subsets = self._rank_subsets(queries, composed, index)
-        if self._keep_records:
-            self._record(queries, placement, found.positions[:, :TOP], references, subsets)
+        if count:
+            self._record(
+                queries, recorded, placement, found.positions[:, :TOP], references, subsets
+            )
 
     def placement(self) -> Placement:
         """Return where the best correct image of each query so far stands, [Q]."""
@@ -158,13 +164,15 @@ class Ranking:
     def _record(
         self,
         queries: Sequence,
+        recorded: Sequence[bool],
         placement: Placement,
         best: np.ndarray,
         references: list[int],
         subsets: list[list[str]] | None,
     ) -> None:
         ranks = placement.ranks()
-        for number, query in enumerate(queries):
+        for number in np.flatnonzero(recorded):
+            query = queries[number]
             rank = float(ranks[number])
             record = {
                 "query": query.id,

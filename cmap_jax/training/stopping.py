@@ -58,4 +58,4 @@ class StopRequest:
         elif self._asked:
             raise KeyboardInterrupt
         self._asked = self._asked or not self._several
-        logging.info("Stopping after what is under way; once more to stop at once")
+        logging.warning("Stopping after what is under way; once more to stop at once")
