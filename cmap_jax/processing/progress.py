@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 _Item = TypeVar("_Item")
 
 _QUIET = 2.0  # seconds that work may take without saying a word
+_REDRAW = 0.2  # seconds between two looks of a line
 _PLAIN = 30.0  # seconds between two lines where a line cannot be redrawn
 
 
@@ -35,8 +36,8 @@ def track(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[
             desc=what,
             total=total,
             unit=f" {unit}",
-            mininterval=0.2,
-            maxinterval=0.2,
+            mininterval=_REDRAW,
+            maxinterval=_REDRAW,
             delay=_QUIET,
             leave=False,
         )
@@ -57,6 +58,7 @@ class LiveLine:
         self._shown = shown
         self._bar: tqdm | None = None
         self._printed = time.monotonic()
+        self._drawn = 0.0
 
     def update(self, text: str, done: float = 0.0) -> None:
         """Show a text in place of the last one.
@@ -72,11 +74,11 @@ class LiveLine:
                 self._print(text)
             return
         if self._bar is None:
-            self._bar = tqdm(
-                total=1.0, bar_format="{desc}", leave=False, mininterval=0.2, file=sys.stderr
-            )
-        self._bar.set_description_str(text, refresh=False)
-        self._bar.update(done - self._bar.n)
+            self._bar = tqdm(total=1.0, bar_format="{desc}", leave=False, file=sys.stderr)
+        if time.monotonic() - self._drawn >= _REDRAW:
+            self._drawn = time.monotonic()
+            self._bar.n = done
+            self._bar.set_description_str(text)
 
     def say(self, text: str) -> None:
         """Print a text that stays."""

@@ -57,10 +57,10 @@ def tags(result: Result, prefix: str = "") -> dict[str, float]:
 
 def flat(config: dict, prefix: str = "") -> dict[str, Any]:
     """Return a nested config as one level with dots, values that hparams can hold."""
-    flat = {}
+    fields = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= flat(value, f"{prefix}{key}.")
+            fields |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
-    return flat
+            fields[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
+    return fields
