@@ -318,7 +318,7 @@ def build_state(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
     )
     if (restored := checkpoints.restore(like)) is None:
-        state = jax.jit(create, out_shardings=where)()
+        state = jax.jit(create, out_shardings=where, compiler_options=_for_one_run())()
         progress = {"best_recall": -1.0, "best_step": None, "evaluated_step": 0, "log": {}}
     else:
         state, progress = restored
@@ -329,6 +329,11 @@ def build_state(
         out_shardings=(where, sharding.replicated(mesh)),
     )
     return state, step, progress
+
+
+def _for_one_run() -> dict[str, Any] | None:
+    """Return options for a program that runs once: on CPU, optimising it takes longer than it."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def evaluate_workdir(
