@@ -8,13 +8,14 @@ text = trained.encode_text(["is red and longer"])
 import functools
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cmap_jax import scoring
 from cmap_jax import workdir as workdir_lib
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing import images as images_lib
@@ -23,9 +24,27 @@ from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
 from cmap_jax.variables import read_variables, variables_to_save
 from cmap_jax.workdir import Description
 
-_BATCH = 64  # images encoded at once
-_NAMED = 10  # unknown words in a warning
+# Programs are compiled for these shapes alone: compiling takes longer than encoding padding.
+_BATCH = 32  # images or texts encoded at once
+_ONE_BY_ONE = 4  # up to so many images are encoded one by one, faster than a batch of padding
+_TEXT_WIDTH = 32  # tokens; longer texts have twice as many, or four times
+_NAMED_IMAGES = 20  # unreadable images in an error
+_NAMED_WORDS = 10  # unknown words in a warning
 _SHOWN = 80  # characters of a text in a warning
+
+
+class EncodedImages(NamedTuple):
+    """Embeddings of those of a sequence of images that could be read.
+
+    Attributes:
+        pyramid: [L, K, D] float32; ``pyramid[:, i]`` is that of ``images[kept[i]]``.
+        kept: positions in the sequence of the images that could be read, [K] int64, ascending.
+        skipped: the positions of the others, each with the reason.
+    """
+
+    pyramid: np.ndarray
+    kept: np.ndarray
+    skipped: dict[int, str]
 
 
 class Trained:
@@ -51,7 +70,7 @@ class Trained:
         self.protocol = description.protocols[0]
         self.step = step
 
-    def encode_text(self, texts: Sequence[str | Sequence[str]]) -> jax.Array:
+    def encode_text(self, texts: Sequence[str | Sequence[str]]) -> np.ndarray:
         """Encode texts, each one caption or a sequence of one or two, to [B, D] float32.
 
         Words that the model does not know are all the same to it; a warning names them.
@@ -61,29 +80,92 @@ class Trained:
         if problem := _unread(texts, self.vocabulary):
             logging.warning("%s", problem)
         tokens, lengths = self.vocabulary.encode_batch(texts)
-        return self._encode_text(self.variables, tokens, lengths)
+        if self.config.model.text.lstm_pool_padding:
+            # An embedding depends on the width of its batch, and on nothing else to be padded.
+            return np.asarray(self._encode_text(self.variables, tokens, lengths))
+        width = _TEXT_WIDTH
+        while width < tokens.shape[1]:
+            width *= 2
+        tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+        parts = [np.zeros((0, self.config.model.embed_dim), np.float32)]
+        for start in range(0, len(tokens), _BATCH):
+            rows = slice(start, start + _BATCH)
+            batch = (_fill_up(x[rows], _BATCH) for x in (tokens, lengths))
+            encoded = np.asarray(self._encode_text(self.variables, *batch))
+            parts.append(encoded[: len(tokens[rows])])
+        return np.concatenate(parts)
 
-    def encode_images(self, images: Sequence[Any]) -> np.ndarray:
+    def encode_images(
+        self, images: Sequence[Any], on_error: Literal["raise", "skip"] = "raise"
+    ) -> np.ndarray | EncodedImages:
         """Encode images to their pyramid, [L, B, D] float32.
 
         Args:
             images: paths, PIL images, encoded bytes or uint8 arrays [H, W, 3], as
                 `cmap_jax.processing.images.read_image` takes them.
+            on_error: where images cannot be read, "raise" an error that lists all of them, or
+                "skip" them; the result is then an `EncodedImages`, whether any was skipped or not.
+
+        Raises:
+            ImageReadError: images that cannot be read, under "raise"; or none that can.
         """
         if isinstance(images, str | os.PathLike):
             raise TypeError("encode_images takes a sequence of images: [image]")
         if not len(images):
             raise ValueError("no images to encode")
-        pyramids = []
-        for start in range(0, len(images), _BATCH):
-            pixels = np.stack(
-                [
-                    images_lib.preprocess_image(image, self.preprocessing)
-                    for image in images[start : start + _BATCH]
-                ]
-            )
-            pyramids.append(np.asarray(self._encode_images(self.variables, pixels)))
-        return np.concatenate(pyramids, axis=1)
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
+        size = 1 if len(images) <= _ONE_BY_ONE else _BATCH
+        pyramids, skipped, batch = [], {}, []
+        for position, image in enumerate(images):
+            try:
+                batch.append(images_lib.preprocess_image(image, self.preprocessing))
+            except images_lib.ImageReadError as error:
+                skipped[position] = str(error)
+                if on_error == "raise":
+                    batch = []  # nothing will be returned; the rest is read for the list alone
+            if len(batch) == size or (batch and position == len(images) - 1):
+                if on_error == "skip" or not skipped:
+                    pyramids.append(self._encode_pixels(np.stack(batch), size))
+                batch = []
+        if skipped and (on_error == "raise" or not pyramids):
+            raise images_lib.ImageReadError(_unreadable(skipped, len(images)))
+        pyramid = np.concatenate(pyramids, axis=1)
+        if on_error == "raise":
+            return pyramid
+        kept = np.array([i for i in range(len(images)) if i not in skipped], np.int64)
+        return EncodedImages(pyramid, kept, skipped)
+
+    def compose(
+        self, images: Sequence[Any], texts: Sequence[str | Sequence[str]]
+    ) -> scoring.ComposedQuery:
+        """Compose queries of reference images and texts, one of each a query.
+
+        The result is scored against the pyramid of a gallery by `scoring.score`.
+
+        Args:
+            images: B reference images, as `encode_images` takes them.
+            texts: B texts, as `encode_text` takes them.
+
+        Raises:
+            ImageReadError: images that cannot be read; lists all of them.
+            ValueError: not as many texts as images, or none.
+        """
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} images, but {len(texts)} texts; give one of each")
+        pyramid, text = self.encode_images(images), self.encode_text(texts)
+        parts = []
+        for start in range(0, len(text), _BATCH):
+            rows = slice(start, start + _BATCH)
+            references = _fill_up(pyramid[:, rows], _BATCH, axis=1)
+            query = self._compose(self.variables, references, _fill_up(text[rows], _BATCH))
+            parts.append(scoring.take(jax.tree.map(np.asarray, query), slice(len(text[rows]))))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
+    def _encode_pixels(self, pixels: np.ndarray, size: int) -> np.ndarray:
+        """Encode at most ``size`` images, uint8 [B, S, S, 3], with the program for ``size``."""
+        encoded = self._encode_images(self.variables, _fill_up(pixels, size))
+        return np.asarray(encoded)[:, : len(pixels)]
 
     @functools.cached_property
     def _encode_text(self) -> Any:
@@ -93,6 +175,37 @@ class Trained:
     def _encode_images(self) -> Any:
         return jax.jit(lambda v, x: self.model.apply(v, x, method="encode_images"))
 
+    @functools.cached_property
+    def _compose(self) -> Any:
+        def compose(variables: Any, pyramid: jax.Array, text: jax.Array) -> scoring.ComposedQuery:
+            query = self.model.apply(variables, pyramid, text, method="compose")
+            return query.replace(preservation=None)
+
+        return jax.jit(compose)
+
+
+def _fill_up(rows: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
+    """Return an array with ``count`` rows; the new ones are zero."""
+    widths = [(0, 0)] * rows.ndim
+    widths[axis] = (0, count - rows.shape[axis])
+    return np.pad(rows, widths)
+
+
+def _unreadable(reasons: Mapping[int, str], total: int) -> str:
+    """Return a text about all images that cannot be read."""
+    lines = [f"image {position}: {reason}" for position, reason in reasons.items()]
+    if len(lines) == 1 and total == 1:
+        return reasons[0]
+    more = [f"and {len(lines) - _NAMED_IMAGES} more"] if len(lines) > _NAMED_IMAGES else []
+    return "\n  ".join(
+        [
+            f"{len(lines)} of {total} images cannot be read (left out with "
+            'encode_images(..., on_error="skip")):',
+            *lines[:_NAMED_IMAGES],
+            *more,
+        ]
+    )
+
 
 def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str:
     """Return what a model with this vocabulary cannot read of some texts; empty if nothing."""
@@ -101,9 +214,9 @@ def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str
     if unknown := vocabulary.unknown_words(captions):
         named = [
             f'"{word}": {near}' if (near := vocabulary.nearest(word)) else f'"{word}"'
-            for word, _ in unknown.most_common(_NAMED)
+            for word, _ in unknown.most_common(_NAMED_WORDS)
         ]
-        more = f", and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        more = f", and {len(unknown) - _NAMED_WORDS} more" if len(unknown) > _NAMED_WORDS else ""
         problems.append(
             "words that this model does not know, all read as <unk>, each with the nearest that it "
             f"knows, if any: {', '.join(named)}{more}"

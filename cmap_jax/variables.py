@@ -1,6 +1,7 @@
 """The variables in a workdir's ``best/``: written with a fingerprint, read back and verified."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ def read_variables(
     workdir: str | os.PathLike,
     model: CMAP,
     image_size: int,
-    sharding: jax.sharding.Sharding | None = None,
+    shard: Callable[[Any], Any] | None = None,
 ) -> tuple[int, Any]:
     """Return the step and the best variables of a workdir; the latest if none is best yet.
 
@@ -54,7 +55,7 @@ def read_variables(
         workdir: the workdir.
         model: what the variables belong to.
         image_size: side of its images.
-        sharding: where the variables are put; None: on one device of this process.
+        shard: from the variables' shapes to their shardings; None: on one device of this process.
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
@@ -63,10 +64,15 @@ def read_variables(
     expected = jax.eval_shape(
         lambda: model.init(jax.random.key(0), **CMAP.example_inputs(image_size))
     )
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if shard is None:
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one, expected)
+    else:
+        shardings = shard(expected)
     expected = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), expected
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        expected,
+        shardings,
     )
     for folder, item in ((BEST, "variables"), (CHECKPOINTS, "state")):
         path = absolute(workdir) / folder

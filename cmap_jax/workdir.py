@@ -2,6 +2,7 @@
 
 WORKDIR/config.json        the whole config
         vocabulary.txt     the words, one a line in id order
+        parameters.txt     name, shape and size of every parameter
         model.json         preprocessing, protocol, data facts, versions, commit
         checkpoints/       the latest states of the run, to continue from
         best/              the variables with the best recall, to use
@@ -40,6 +41,7 @@ CONFIG, VOCABULARY, MODEL, EVALUATION = (
     "model.json",
     "evaluation.json",
 )
+PARAMETERS = "parameters.txt"
 CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one

@@ -5,8 +5,10 @@ The order of an epoch is a pure function of (seed, epoch), an item's pair and au
 state to save, and no image is decoded to get there.
 """
 
+import collections
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +27,8 @@ class TrainingData:
     """Endless training batches, addressed by step.
 
     Attributes:
+        item_count: items of an epoch.
+        image_count: images that they are drawn from.
         steps_per_epoch: full batches in an epoch; the last partial one is dropped.
         text_width: tokens T of the widest text; every batch is padded to it, so that one compiled
             program serves them all.
@@ -50,6 +54,8 @@ class TrainingData:
         self._seed = seed
         self._batch_size = batch_size
         self._share = _share(batch_size, process_index, process_count)
+        self.item_count = len(source)
+        self.image_count = len(set(source.image_ids()))
         self.steps_per_epoch = len(source) // batch_size
         self.text_width = max(len(vocabulary.encode(t)) for t in source.longest_texts())
 
@@ -131,6 +137,39 @@ class TrainingData:
                 )
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationSizes:
+    """The largest sizes that occur in evaluations, for which programs are compiled once.
+
+    Attributes:
+        tokens: of a query's text.
+        targets: correct images of a query.
+        queries: of a category.
+        gallery: images of a category's gallery.
+    """
+
+    tokens: int = 1
+    targets: int = 0
+    queries: int = 0
+    gallery: int = 0
+
+    @classmethod
+    def of(cls, evaluations: Iterable[Evaluation], vocabulary: Vocabulary) -> "EvaluationSizes":
+        """Return the largest sizes of some evaluations."""
+        evaluations = tuple(evaluations)
+        queries = [query for e in evaluations for query in e.queries]
+        texts = dict.fromkeys(query.captions for query in queries)
+        categories = (
+            collections.Counter(query.category for query in e.queries) for e in evaluations
+        )
+        return cls(
+            max((len(vocabulary.encode(text)) for text in texts), default=1),
+            max((len(query.targets) for query in queries), default=0),
+            max((count for counts in categories for count in counts.values()), default=0),
+            max((len(g) for e in evaluations for g in e.galleries.values()), default=0),
+        )
+
+
 class EvaluationData:
     """The images and queries of a split's evaluations; every image is encoded once.
 
@@ -138,6 +177,7 @@ class EvaluationData:
         image_ids: the images needed, in the order of their ``index``.
         positions: the index of each image id.
         batch_size: images or queries of a batch, over all processes.
+        sizes: the largest sizes of this split, or of all splits that are evaluated in one run.
     """
 
     def __init__(
@@ -148,11 +188,13 @@ class EvaluationData:
         loader: ImageLoader,
         *,
         batch_size: int,
+        sizes: EvaluationSizes | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Collect the images of all evaluations of a split."""
+        """Collect the images of all evaluations of a split; ``sizes`` None: those of the split."""
         self._evaluations = tuple(evaluations)
+        self.sizes = sizes or EvaluationSizes.of(self._evaluations, vocabulary)
         ids: dict[str, None] = {}
         for evaluation in self._evaluations:
             ids |= evaluation.image_ids()
@@ -208,9 +250,10 @@ class EvaluationData:
     def query_batches(self, queries: Sequence[Query]) -> Iterator[Batch]:
         """Return an iterator over queries: the index of the reference, tokens, lengths and mask.
 
-        All texts are padded to the widest among ``queries``, the last batch to full size.
+        All texts are padded to the widest of ``sizes``, the last batch to full size.
         """
-        tokens, lengths = self._vocabulary.encode_batch([q.captions for q in queries])
+        texts = [query.captions for query in queries]
+        tokens, lengths = self._vocabulary.encode_batch(texts, self.sizes.tokens)
         references = np.array([self.positions[q.reference] for q in queries], np.int32)
         for start in range(0, len(queries), self.batch_size):
             rows = slice(start, start + self.batch_size)

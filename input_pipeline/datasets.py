@@ -7,7 +7,7 @@ from typing import Any
 
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
-from input_pipeline.batching import EvaluationData, TrainingData
+from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
 from input_pipeline.findings import list_annotations, read_splits
 from input_pipeline.image_check import leave_out_unusable
 from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
@@ -136,6 +136,9 @@ def create_datasets(
             seed=config.seed,
             **process,
         )
+    sizes = EvaluationSizes.of(
+        [e for evaluations in records.evaluations.values() for e in evaluations], vocabulary
+    )
     evaluations = {
         split: EvaluationData(
             evaluations,
@@ -143,6 +146,7 @@ def create_datasets(
             preprocessing,
             loader,
             batch_size=config.eval.batch_size,
+            sizes=sizes,
             **process,
         )
         for split, evaluations in records.evaluations.items()

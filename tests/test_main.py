@@ -20,8 +20,14 @@ def test_debug_run_and_evaluation(tmp_path):
     assert "(text oracle)" in done.stdout
     assert "runs/garments-debug" in done.stdout
     assert "--mode=evaluate" in done.stdout
-    assert "steps/s" in done.stderr
-    assert "ETA" in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) <= 20, done.stderr
+    for begin in ("data      garments: 1,280", "model     cmap, 1,299,793 parameters", "devices"):
+        assert any(line.startswith(begin) for line in lines), done.stderr
+    assert "compiled the training step in" in done.stderr
+    for step in (10, 20):
+        assert sum(line.startswith(f"step {step}, epoch") for line in lines) == 1, done.stderr
+    assert "composer/modification_attention" in (workdir / "parameters.txt").read_text()
     first = json.loads((workdir / "evaluation.json").read_text())
     assert set(first["protocols"]) == {"garments/val", "garments/test", "garments/all"}
 

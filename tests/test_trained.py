@@ -1,20 +1,114 @@
-"""A trained model in use: what it says of words that it does not know."""
+"""A loaded model in use: few programs, images that cannot be read, and unknown words."""
 
 import logging
 import time
 
+import compilations
 import numpy as np
 import pytest
-from small import write_workdir
+from PIL import Image
+from small import EMBED, write_workdir
 
 import cmap_jax
+from cmap_jax import scoring
+from cmap_jax.processing.images import ImageReadError, preprocess_image
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.trained import _BATCH, _ONE_BY_ONE
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Its vocabulary is "is red longer has a no"."""
-    return cmap_jax.load(write_workdir(tmp_path_factory.mktemp("run") / "w", "cirr", "cirr/val"))
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return cmap_jax.load(write_workdir(folder, "folder", "folder/val"))
+
+
+def _images(count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (count, 30, 40, 3)).astype(np.uint8))
+
+
+def _directly(trained, images) -> np.ndarray:
+    pixels = np.stack([preprocess_image(image, trained.preprocessing) for image in images])
+    return np.asarray(trained.model.apply(trained.variables, pixels, method="encode_images"))
+
+
+def test_two_programs_serve_all_numbers_of_images(trained):
+    images = _images(_BATCH + 7)
+    expected = _directly(trained, images)
+    with compilations.counted() as seconds:
+        for count in (1, 2, _ONE_BY_ONE, _ONE_BY_ONE + 1, _BATCH - 1, _BATCH, _BATCH + 7):
+            pyramid = trained.encode_images(images[:count])
+            np.testing.assert_allclose(pyramid, expected[:, :count], atol=1e-5)
+    assert len(seconds) <= 2
+
+
+def test_one_program_serves_all_numbers_of_texts(trained):
+    texts = ["is red", ("longer", "has a no"), "", "is " * 20] * 10
+    tokens, lengths = trained.vocabulary.encode_batch(texts)
+    expected = np.asarray(
+        trained.model.apply(trained.variables, tokens, lengths, method="encode_text")
+    )
+    with compilations.counted() as seconds:
+        for count in (1, 2, _BATCH, _BATCH + 3):
+            encoded = trained.encode_text(texts[:count])
+            np.testing.assert_allclose(encoded, expected[:count], atol=1e-5)
+    assert len(seconds) <= 1
+    assert trained.encode_text([]).shape == (0, EMBED)
+    assert trained.encode_text(["is " * 50]).shape == (1, EMBED)
+
+
+def test_composed_queries_are_the_models(trained):
+    images, texts = _images(_BATCH + 2), ["is red", "longer"] * (_BATCH // 2 + 1)
+    expected = trained.model.apply(
+        trained.variables, _directly(trained, images), trained.encode_text(texts), method="compose"
+    )
+    query = trained.compose(images, texts)
+    gallery = trained.encode_images(images)
+    np.testing.assert_allclose(
+        scoring.score(query, gallery), scoring.score(expected, gallery), atol=1e-4
+    )
+    with compilations.counted() as seconds:
+        trained.compose(images[:7], texts[:7])
+    assert not seconds
+    with pytest.raises(ValueError, match="7 images, but 6 texts"):
+        trained.compose(images[:7], texts[:6])
+
+
+def test_all_unreadable_images_are_listed_at_once(trained, tmp_path):
+    good = tmp_path / "good.png"
+    Image.fromarray(_images(1)[0]).save(good)
+    broken, gone = tmp_path / "broken.jpg", tmp_path / "gone.jpg"
+    broken.write_bytes(b"GIF")
+    images = [good, broken, *_images(_BATCH), gone, good]
+    with pytest.raises(ImageReadError) as caught:
+        trained.encode_images(images)
+    lines = str(caught.value).splitlines()
+    assert "2 of 36 images cannot be read" in lines[0]
+    assert 'on_error="skip"' in lines[0]
+    assert lines[1].strip().startswith(f"image 1: {broken}: not an image")
+    assert lines[2].strip() == f"image {_BATCH + 2}: {gone}: missing"
+    assert len(lines) == 3
+
+    found = trained.encode_images(images, on_error="skip")
+    readable = [image for i, image in enumerate(images) if i not in (1, _BATCH + 2)]
+    assert found.kept.tolist() == [0, *range(2, _BATCH + 2), _BATCH + 3]
+    assert list(found.skipped) == [1, _BATCH + 2]
+    assert found.skipped[_BATCH + 2] == f"{gone}: missing"
+    np.testing.assert_array_equal(found.pyramid, trained.encode_images(readable))
+
+    nothing_wrong = trained.encode_images([good], on_error="skip")
+    assert nothing_wrong.skipped == {}
+    assert nothing_wrong.kept.tolist() == [0]
+    with pytest.raises(ImageReadError, match=r"gone\.jpg: missing"):
+        trained.encode_images([gone], on_error="skip")
+    with pytest.raises(ValueError, match="not 'ignore'"):
+        trained.encode_images([good], on_error="ignore")
+
+
+def test_a_long_list_of_unreadable_images_is_cut(trained, tmp_path):
+    with pytest.raises(ImageReadError, match="and 5 more") as caught:
+        trained.encode_images([tmp_path / f"{i}.jpg" for i in range(25)])
+    assert len(str(caught.value).splitlines()) == 22
 
 
 def _warnings(caplog, trained, texts) -> list[str]:

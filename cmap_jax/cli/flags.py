@@ -17,7 +17,7 @@ from cmap_jax.cli.errors import UsageError, expected_errors
 MODES = ("train", "evaluate", "describe")
 # What --help lists, in this order: of the flags that other packages define, nobody needs one.
 _OWN = (
-    *("config", "workdir", "mode", "compilation_cache"),
+    *("config", "workdir", "mode", "compilation_cache", "verbose"),
     *("coordinator", "process_count", "process_index", "cluster"),
 )
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull|\?)")
@@ -49,6 +49,9 @@ COMPILATION_CACHE = flags.DEFINE_string(
     None,
     "Folder for compiled programs, so that the next start is quick; default in the user's cache "
     'folder; "off" for none.',
+)
+VERBOSE = flags.DEFINE_boolean(
+    "verbose", False, "Also log every parameter, all settings, each curve's values and speeds."
 )
 
 COORDINATOR = flags.DEFINE_string(

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.INFO if flags.VERBOSE.value else logging.WARNING)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     program = os.path.basename(argv[0])
     config, workdir = flags.CONFIG.value, flags.WORKDIR.value

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from cmap_jax.evaluation.ranking import Ranking
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.progress import track
 from cmap_jax.protocols import Protocol
-from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.retrieval.exact import ExactIndex, Padding
 from cmap_jax.retrieval.placement import Placement
 
 # The halves of a query that a shortcut leaves: the other one is taken away.
@@ -35,6 +35,7 @@ class Result:
         outcomes: what became of each query.
         conditions: what two results must share to be compared.
         rankings: a record a query, where they were asked for; see `Ranking`.
+        examples: records of a few queries of the first protocol, where they were asked for.
         shortcuts: where they were asked for, by half ("text" or "image") the numbers of the same
             model with the other half of each query taken away; None where it then tells no image
             from another.
@@ -45,6 +46,7 @@ class Result:
     outcomes: dict[str, Outcomes] = dataclasses.field(default_factory=dict)
     conditions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     rankings: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
+    examples: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
     shortcuts: dict[str, dict[str, dict[str, float | int] | None]] = dataclasses.field(
         default_factory=dict
     )
@@ -125,6 +127,7 @@ class Evaluator:
         data: Any,
         *,
         rankings: bool = False,
+        examples: int = 0,
         shortcuts: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Result:
@@ -133,9 +136,12 @@ class Evaluator:
         Args:
             variables: the model's.
             data: what `input_pipeline.batching.EvaluationData` offers: ``evaluations``,
-                ``image_ids``, ``positions``, ``image_batches()``, ``is_usable()`` and
-                ``query_batches(queries)``.
+                ``image_ids``, ``positions``, ``batch_size``, ``sizes``, ``image_batches()``,
+                ``is_usable()`` and ``query_batches(queries)``. Splits of the same ``sizes`` share
+                all compiled programs.
             rankings: also return the best images of every query.
+            examples: also return the best images of so many queries of the first protocol, spread
+                evenly.
             shortcuts: also evaluate with half of each query taken away: an empty text for the
                 image alone, a reference whose embeddings are zero for the text alone.
             should_stop: asked before every batch whether to give up.
@@ -148,7 +154,10 @@ class Evaluator:
         data = _Interruptible(data, should_stop)
         pyramid = self._encode_all(variables, data)
         result = Result()
-        for evaluation, found in self._rank_all(variables, data, pyramid, rankings):
+        chosen = _spread(data.evaluations[0], examples)
+        for evaluation, found in self._rank_all(
+            variables, data, pyramid, rankings, examples=chosen
+        ):
             name = evaluation.protocol.name
             if not found:
                 raise ValueError(
@@ -159,7 +168,10 @@ class Evaluator:
             result.outcomes[name] = outcomes
             result.protocols[name] = _numbers(evaluation, outcomes)
             result.conditions[name] = evaluation.conditions()
-            result.rankings[name] = [record for r in found.values() for record in r.records]
+            records = [record for r in found.values() for record in r.records]
+            result.rankings[name] = records if rankings else []
+            if len(result.definitions) == 1 and chosen:
+                result.examples[name] = [r for r in records if r["query"] in chosen]
             result.shortcuts[name] = {}
             _warn_of_ties(name, result.protocols[name])
         for half in HALVES if shortcuts else ():
@@ -210,33 +222,41 @@ class Evaluator:
         pyramid: np.ndarray,
         keep_records: bool,
         half: str | None = None,
+        examples: Set[str] = frozenset(),
     ) -> Iterator[tuple[Any, dict[str, Ranking]]]:
         """Yield each evaluation with its rankings by category, in the order of ``data``.
 
-        The rankings are empty where ``half`` alone tells no image from another.
+        ``examples`` are ids of queries of the first evaluation of which records are kept. The
+        rankings are empty where ``half`` alone tells no image from another.
         """
         found: dict[int, dict[str, Ranking]] = {}
         groups: dict[tuple, list[int]] = {}  # evaluations that share their queries
-        for number, evaluation in enumerate(data.evaluations):
+        every, padding = data.evaluations, _padding(data)
+        for number, evaluation in enumerate(every):
             groups.setdefault(tuple(evaluation.queries), []).append(number)
         for queries, numbers in groups.items():
-            evaluations = [data.evaluations[number] for number in numbers]
             rankings = [
                 {
-                    category: Ranking(e.protocol, gallery, keep_records=keep_records)
-                    for category, gallery in e.galleries.items()
+                    category: Ranking(
+                        every[number].protocol,
+                        gallery,
+                        keep_records=keep_records,
+                        examples=frozenset() if number else examples,
+                        padding=padding,
+                    )
+                    for category, gallery in every[number].galleries.items()
                 }
-                for e in evaluations
+                for number in numbers
             ]
             for category in dict.fromkeys(query.category for query in queries):
                 searched = [
-                    (ranking[category], e.galleries[category])
-                    for ranking, e in zip(rankings, evaluations, strict=True)
+                    (ranking[category], every[number].galleries[category])
+                    for ranking, number in zip(rankings, numbers, strict=True)
                 ]
                 mine = [query for query in queries if query.category == category]
                 self._rank_category(variables, data, pyramid, mine, searched, half)
             found.update(zip(numbers, rankings, strict=True))
-        for number, evaluation in enumerate(data.evaluations):
+        for number, evaluation in enumerate(every):
             scored = {c: r for c, r in found[number].items() if r.annotations}
             yield evaluation, scored
 
@@ -255,12 +275,13 @@ class Evaluator:
                 pyramid[:, [data.positions[i] for i in gallery]],
                 self._mesh,
                 chunk=self._gallery_chunk,
+                room=data.sizes.gallery,
             )
             for gallery in dict.fromkeys(gallery for _, gallery in rankings)
         }
         start = 0
         batches = self._compose_all(variables, data, pyramid, queries, half)
-        for block in _in_blocks(batches, _QUERIES_AT_ONCE):
+        for block in _in_blocks(batches, _batches_at_once(data.batch_size)):
             if half is not None and not any(np.any(b.numerator) for b in block.branches):
                 return  # all images score zero
             rows = queries[start : start + len(block)]  # what is padding comes last
@@ -288,6 +309,13 @@ class Evaluator:
                 sharding.place_same(batch["text_lengths"], self._mesh),
             )
             yield jax.tree.map(np.asarray, query)
+
+
+def _spread(evaluation: Any, count: int) -> frozenset[str]:
+    """Return the ids of some queries, from the first to the last at even distances."""
+    queries = evaluation.queries
+    numbers = np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int)
+    return frozenset(queries[number].id for number in numbers)
 
 
 def _collect(evaluation: Any, rankings: Mapping[str, Ranking]) -> Outcomes:
@@ -330,22 +358,32 @@ def _warn_of_ties(protocol: str, numbers: Mapping[str, float | int]) -> None:
         )
 
 
-def _in_blocks(
-    batches: Iterator[scoring.ComposedQuery], size: int
-) -> Iterator[scoring.ComposedQuery]:
-    """Join batches to blocks of at most ``size`` queries, or of one batch, or of two odd ones.
+def _batches_at_once(batch_size: int) -> int:
+    """Return how many batches of queries are scored at once.
 
     The two orders of an annotation follow one another; blocks of even length never part them.
     """
+    most = max(_QUERIES_AT_ONCE // batch_size, 1)
+    return max(most // 2 * 2, 2) if batch_size % 2 else most
+
+
+def _padding(data: Any) -> Padding:
+    """Return the sizes that all searches in a split are filled up to: one program serves them."""
+    batches = -(-data.sizes.queries // data.batch_size)
+    at_once = min(batches, _batches_at_once(data.batch_size))
+    return Padding(queries=at_once * data.batch_size, positions=data.sizes.targets)
+
+
+def _in_blocks(
+    batches: Iterator[scoring.ComposedQuery], most: int
+) -> Iterator[scoring.ComposedQuery]:
+    """Join batches to blocks of ``most`` batches; the last one may have fewer."""
 
     def join(parts: list[scoring.ComposedQuery]) -> scoring.ComposedQuery:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
 
     block: list[scoring.ComposedQuery] = []
     for batch in batches:
-        most = max(size // len(batch), 1)
-        if len(batch) % 2:
-            most = max(most // 2 * 2, 2)
         block.append(batch)
         if len(block) == most:
             yield join(block)

@@ -1,6 +1,7 @@
 """The queries of one evaluation and category are searched for and become outcomes and rankings."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from cmap_jax import scoring
 from cmap_jax.evaluation import metrics
 from cmap_jax.protocols import Protocol
-from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.retrieval.exact import NO_PADDING, ExactIndex, Padding
 from cmap_jax.retrieval.placement import Placement, place_among
 from cmap_jax.retrieval.positions import NO_TARGET
 from cmap_jax.scoring import ComposedQuery
@@ -28,18 +29,32 @@ class Ranking:
             subsets, "subset_top".
     """
 
-    def __init__(self, protocol: Protocol, gallery: Sequence[str], *, keep_records: bool):
+    def __init__(
+        self,
+        protocol: Protocol,
+        gallery: Sequence[str],
+        *,
+        keep_records: bool,
+        examples: Set[str] = frozenset(),
+        padding: Padding = NO_PADDING,
+    ):
         """Start with no query.
 
         Args:
             protocol: the rules.
             gallery: image ids, in the order of the index.
-            keep_records: whether to make `records`.
+            keep_records: whether to make `records` of all queries.
+            examples: ids of queries of which records are made in any case.
+            padding: sizes that every search is filled up to, before orders are averaged.
         """
         self._protocol = protocol
         self._gallery = gallery
         self._place = {image: i for i, image in enumerate(gallery)}
         self._keep_records = keep_records
+        self._examples = examples
+        if protocol.captions == "averaged":
+            padding = dataclasses.replace(padding, queries=-(-padding.queries // 2))
+        self._padding = padding
         self._placements: list[Placement] = []
         self._subset_ranks: list[np.ndarray] = []
         self._precisions: list[dict[int, np.ndarray]] = []
@@ -65,9 +80,15 @@ class Ranking:
         exclude = self._protocol.reference == "excluded"
         references = [place.get(q.reference, -1) if exclude else -1 for q in queries]
         cutoffs = self._protocol.cutoffs("mAP")
-        count = TOP if self._keep_records else 0
+        recorded = [self._keep_records or query.id in self._examples for query in queries]
+        count = TOP if any(recorded) else 0
         found = index.search(
-            composed, count, targets=targets, exclude=references, every_target=bool(cutoffs)
+            composed,
+            count,
+            targets=targets,
+            exclude=references,
+            every_target=bool(cutoffs),
+            padding=self._padding,
         )
         if cutoffs:
             self._precisions.append(metrics.average_precision(found.placements, cutoffs))
@@ -77,8 +98,10 @@ class Ranking:
         subsets = None
         if self._protocol.cutoffs("R_subset"):
             subsets = self._rank_subsets(queries, composed, index)
-        if self._keep_records:
-            self._record(queries, placement, found.positions[:, :TOP], references, subsets)
+        if count:
+            self._record(
+                queries, recorded, placement, found.positions[:, :TOP], references, subsets
+            )
 
     def placement(self) -> Placement:
         """Return where the best correct image of each query so far stands, [Q]."""
@@ -124,13 +147,15 @@ class Ranking:
         columns = np.full((len(queries), width), -1, np.int32)
         for row, images in zip(columns, members, strict=True):
             row[: len(images)] = [self._place[i] for i in images]
-        scores = index.scores_at(composed, columns)  # padding scores -inf and comes last
+        scores = index.scores_at(
+            composed, columns, self._padding
+        )  # padding scores -inf and comes last
         correct = np.zeros(columns.shape, bool)
         for row, images, query in zip(correct, members, queries, strict=True):
             row[: len(images)] = np.isin(images, query.targets)
         wrong = (columns >= 0) & ~correct
         self._subset_ranks.append(place_among(scores, correct, wrong).ranks())
-        order = metrics.top(scores, width)
+        order = np.argsort(-scores, axis=1, kind="stable")
         return [
             [images[i] for i in row[: len(images)]]
             for images, row in zip(members, order, strict=True)
@@ -139,13 +164,15 @@ class Ranking:
     def _record(
         self,
         queries: Sequence,
+        recorded: Sequence[bool],
         placement: Placement,
         best: np.ndarray,
         references: list[int],
         subsets: list[list[str]] | None,
     ) -> None:
         ranks = placement.ranks()
-        for number, query in enumerate(queries):
+        for number in np.flatnonzero(recorded):
+            query = queries[number]
             record = {
                 "query": query.id,
                 "reference": query.reference,

@@ -1,14 +1,22 @@
-"""Progress of long work, on standard error."""
+"""Progress of long work, on standard error: a line that is redrawn, or now and then a plain one."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 _Item = TypeVar("_Item")
 
 _QUIET = 2.0  # seconds that work may take without saying a word
+_REDRAW = 0.2  # seconds between two looks of a line
+_PLAIN = 30.0  # seconds between two lines where a line cannot be redrawn
+
+
+def can_redraw() -> bool:
+    """Tell whether standard error is a terminal or a notebook, and not a file or a pipe."""
+    return sys.stderr.isatty() or _in_notebook()
 
 
 def track(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[_Item]:
@@ -20,17 +28,97 @@ def track(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[
         what: the work, such as "checking".
         unit: an item's name, such as "images".
     """
-    # In a log file, a line a minute will do.
-    interval = 0.2 if sys.stderr.isatty() else 60.0
+    if not can_redraw():
+        return _track_plainly(items, total, what, unit)
     return iter(
         tqdm(
             items,
             desc=what,
             total=total,
             unit=f" {unit}",
-            mininterval=interval,
-            maxinterval=interval,
+            mininterval=_REDRAW,
+            maxinterval=_REDRAW,
             delay=_QUIET,
             leave=False,
         )
     )
+
+
+class LiveLine:
+    """A line that says how far long work is; redrawn in place, or printed every 30 seconds.
+
+    line = LiveLine(shown=jax.process_index() == 0)
+    line.update("step 3 of 10")
+    line.say("a line that stays")
+    line.close()
+    """
+
+    def __init__(self, *, shown: bool = True):
+        """Show nothing yet; where ``shown`` is false, never."""
+        self._shown = shown
+        self._bar: tqdm | None = None
+        self._printed = time.monotonic()
+        self._drawn = 0.0
+
+    def update(self, text: str, done: float = 0.0) -> None:
+        """Show a text in place of the last one.
+
+        Args:
+            text: one line.
+            done: share of the work that is done, 0 to 1: the length of a notebook's bar.
+        """
+        if not self._shown:
+            return
+        if not can_redraw():
+            if time.monotonic() - self._printed >= _PLAIN:
+                self._print(text)
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=1.0, bar_format="{desc}", leave=False, file=sys.stderr)
+        if time.monotonic() - self._drawn >= _REDRAW:
+            self._drawn = time.monotonic()
+            self._bar.n = done
+            self._bar.set_description_str(text)
+
+    def say(self, text: str) -> None:
+        """Print a text that stays."""
+        if self._shown:
+            self.clear()
+            self._print(text)
+
+    def clear(self) -> None:
+        """Take the line away until the next `update`, so that others can write."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _print(self, text: str) -> None:
+        self._printed = time.monotonic()
+        print(text, file=sys.stderr, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it, such as "45 s", "2 min 05 s" or "3 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _track_plainly(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[_Item]:
+    started = told = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - told >= _PLAIN:
+            told = now
+            left = format_seconds((now - started) * (total - done) / done)
+            print(f"{what}: {done:,} of {total:,} {unit}, {left} left", file=sys.stderr, flush=True)
+        yield item
+
+
+def _in_notebook() -> bool:
+    """Tell whether this runs in a Jupyter kernel, whose output cells redraw."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = get_ipython() if get_ipython else None
+    return shell is not None and getattr(shell, "kernel", None) is not None

@@ -1,8 +1,9 @@
 """A gallery cut into blocks, each split over all devices: one that stays there, or many in passing.
 
 Every block has the same number of rows, and so has every device's share of it; the last block
-overlaps the one before instead of being padded. Nothing is copied on the host unless the devices'
-share needs padding (several devices, or fewer images than a chunk) or another type. A CPU device
+overlaps the one before instead of being padded. A share may have more rows than the device has
+images, so that galleries of several sizes have blocks of one shape, which one compiled program
+serves. Nothing is copied on the host unless a share needs padding or another type. A CPU device
 works in the gallery's own memory, be it a memory-mapped file.
 """
 
@@ -29,6 +30,7 @@ class Blocks:
 
     Attributes:
         chunk: rows that a device scores at once, a multiple of 32; its share has at least as many.
+        used: rows of a device's share that hold images; those behind them are zero.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Blocks:
         dtype: np.typing.DTypeLike | None,
         chunk: int,
         device_gb: float,
+        room: int,
     ):
         """Cut a gallery; place it if it is one block. The arguments are `ExactIndex`'s."""
         self._pyramid = np.asarray(pyramid)
@@ -49,18 +52,21 @@ class Blocks:
                 f"{self._pyramid.shape} and {self._pyramid.dtype}, kept as {self._dtype}"
             )
         levels, total, width = self._pyramid.shape
-        share = max(-(-total // mesh.size), 1)
+        share = max(-(-max(total, room) // mesh.size), 1)
         most = int(device_gb * 1e9 / max(levels * width * self._dtype.itemsize, 1))
         if share > most:
             share = _even_part(share, max(most // 2, 1))  # two blocks at a time
         self.chunk = round_up(_even_part(share, chunk), _WHOLE_VECTORS)
         self._share = max(share, self.chunk)
-        rows = self._share * mesh.size
+        # All devices get a part of a small gallery, not the first one all of it.
+        self.used = min(self._share, max(-(-total // mesh.size), 1))
+        rows = self.used * mesh.size
         self._starts = [
             (max(min(seen, total - rows), 0), seen) for seen in range(0, max(total, 1), rows)
         ]
-        is_resident = len(self._starts) == 1
-        self._resident = self._place(self._pyramid, 0, self._share) if is_resident else None
+        self.resident: Levels = ()
+        if len(self._starts) == 1:
+            self.resident = self._place(self._pyramid, 0, self._share, self.used)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -73,24 +79,28 @@ class Blocks:
         before. Rows behind the gallery's end are zero.
         """
         for first, seen in self._starts:
-            yield self._resident or self._place(self._pyramid, first, self._share), first, seen
+            levels = self.resident or self._place(self._pyramid, first, self._share, self.used)
+            yield levels, first, seen
             self._forget_pages()
 
-    def gather(self, positions: np.ndarray) -> Levels:
-        """Return some images as a block, with a multiple of ``chunk`` rows on each device."""
-        share = round_up(-(-len(positions) // self._mesh.size), self.chunk)
-        return self._place(self._pyramid[:, positions], 0, share)
+    def gather(self, positions: np.ndarray) -> tuple[Levels, int]:
+        """Return some images, ``chunk`` rows a device, and how many of these rows hold images.
 
-    def _place(self, pyramid: np.ndarray, first: int, share: int) -> Levels:
-        """Put rows from ``first`` on the devices, ``share`` on each, and zeros behind the end."""
+        At most ``chunk`` times the number of devices fit in.
+        """
+        used = -(-len(positions) // self._mesh.size)
+        return self._place(self._pyramid[:, positions], 0, self.chunk, used), used
+
+    def _place(self, pyramid: np.ndarray, first: int, share: int, used: int) -> Levels:
+        """Put images from ``first`` on the devices, ``used`` on each, and zeros behind them."""
         rows = share * self._mesh.size
         split = sharding.split_over_devices(self._mesh)
 
         def place(level: np.ndarray) -> jax.Array:
             def part(index: tuple[slice, ...]) -> np.ndarray:
-                begin, end, _ = index[0].indices(rows)
-                values = level[first + begin : first + end].astype(self._dtype, copy=False)
-                missing = end - begin - len(values)
+                begin = first + index[0].indices(rows)[0] // share * used
+                values = level[begin : begin + used].astype(self._dtype, copy=False)
+                missing = share - len(values)
                 return np.pad(values, ((0, missing), (0, 0))) if missing else values
 
             return jax.make_array_from_callback((rows, level.shape[1]), split, part)
@@ -107,7 +117,7 @@ class Blocks:
             # Only where nothing can have been written: a private change would be lost.
             is_file = is_file or (isinstance(base, np.memmap) and base.mode == "r")
             base = base.base
-        if is_file and isinstance(base, mmap.mmap) and not self._resident:
+        if is_file and isinstance(base, mmap.mmap) and not self.resident:
             base.madvise(mmap.MADV_DONTNEED)
 
 

@@ -21,7 +21,30 @@ from cmap_jax import scoring, sharding
 from cmap_jax.retrieval import scan
 from cmap_jax.retrieval.blocks import Blocks, round_up
 from cmap_jax.retrieval.placement import BROKEN, Placement, Thresholds
-from cmap_jax.retrieval.positions import NO_TARGET, Positions, padded_positions
+from cmap_jax.retrieval.positions import (
+    NO_TARGET,
+    Positions,
+    padded_positions,
+    round_to_power,
+)
+
+_LEAST_LENGTH = 64  # of the lists of best images on the devices, for one program to make them all
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """Least sizes of what is searched for: searches filled up to one size share a program.
+
+    Attributes:
+        queries: number of queries.
+        positions: number of positions a query, correct or excluded.
+    """
+
+    queries: int = 0
+    positions: int = 0
+
+
+NO_PADDING = Padding()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +83,7 @@ class ExactIndex:
         dtype: np.typing.DTypeLike | None = None,
         chunk: int = 1024,
         device_gb: float = 4.0,
+        room: int = 0,
     ):
         """Place the gallery, if it fits.
 
@@ -71,12 +95,15 @@ class ExactIndex:
             chunk: images that a device scores at once, a few more where that is no multiple of 32.
             device_gb: most that the gallery takes of a device's memory, in 10^9 bytes. A larger
                 one passes through in blocks, of which two are there at a time.
+            room: images that there is room for at least. Indexes of the same room share their
+                compiled programs, however many images they hold.
 
         Raises:
             ValueError: a pyramid of another shape or type.
         """
         self._mesh = mesh
-        self._blocks = Blocks(pyramid, mesh, dtype, chunk, device_gb)
+        self._blocks = Blocks(pyramid, mesh, dtype, chunk, device_gb, room)
+        self._no_sample = self._blocks.gather(np.empty(0, np.int64))[0]
 
     def __len__(self) -> int:
         """Return the number of images, N."""
@@ -90,6 +117,7 @@ class ExactIndex:
         targets: Positions | None = None,
         exclude: Positions | None = None,
         every_target: bool = False,
+        padding: Padding = NO_PADDING,
     ) -> Found:
         """Return the k best images of each query, and where its correct ones stand.
 
@@ -100,34 +128,48 @@ class ExactIndex:
                 [B, M] padded with -1), or a bool mask [B, N].
             exclude: positions whose score counts as -inf, in the same forms; they come last.
             every_target: place every correct image, not only the best one of each query.
+            padding: sizes that the queries and their positions are filled up to.
 
         Raises:
             ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
         """
         shape, k = (len(query), len(self)), min(k, len(self))
-        correct, excluded = (padded_positions(p, shape) for p in (targets, exclude))
+        correct, excluded = (
+            padded_positions(p, shape, padding.positions) for p in (targets, exclude)
+        )
         is_excluded = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
         in_search = np.where(is_excluded, NO_TARGET, correct)
-        query = self._prepare(query)
-        picked = self._pick(query, in_search)
-        thresholds = Thresholds.build(picked, correct, excluded, every=every_target)
-        uncounted = np.concatenate([in_search, excluded], axis=1)
-        terms = scan.Terms(
-            *(_fill_up(x, len(query)) for x in (thresholds.scores, uncounted, excluded))
+        query = self._prepare(query, padding.queries)
+        like = _Request(
+            rows=np.full_like(correct, NO_TARGET),
+            thresholds=np.zeros_like(correct if every_target else correct[:, :1], np.float32),
+            uncounted=np.concatenate([in_search, excluded], axis=1),
+            excluded=excluded,
+            k=k,
         )
-        scores, positions, *counts, broken = (x[: shape[0]] for x in self._scan(query, terms, k))
-        if broken.any():
+        picked = self._pick(query, in_search, like)
+        thresholds = Thresholds.build(picked, correct, excluded, every=every_target)
+        request = dataclasses.replace(like, thresholds=thresholds.scores.astype(np.float32))
+        found = self._scan(query, request)
+        if found.broken.any():
             raise ValueError(BROKEN)
+        best = found.scores[:, :k], found.positions[:, :k]
         if targets is None:
-            return Found(scores, positions, None)
-        return Found(scores, positions, thresholds.place(*counts))
+            return Found(*best, None)
+        return Found(*best, thresholds.place(found.higher, found.tied))
 
-    def scores_at(self, query: scoring.ComposedQuery, positions: np.ndarray) -> np.ndarray:
+    def scores_at(
+        self,
+        query: scoring.ComposedQuery,
+        positions: np.ndarray,
+        padding: Padding = NO_PADDING,
+    ) -> np.ndarray:
         """Return the scores of a few images of each query, bit by bit those of a search.
 
         Args:
             query: B queries, as in `search`.
             positions: [B, M] int, -1 for none.
+            padding: as in `search`.
 
         Returns:
             [B, M] float32; -inf for none.
@@ -140,41 +182,85 @@ class ExactIndex:
             raise ValueError(f"{len(query)} queries, but positions {positions.shape}")
         if positions.max(initial=NO_TARGET) >= len(self):
             raise ValueError(f"position {positions.max()} in a gallery of {len(self)}")
-        return self._pick(self._prepare(query), positions)
+        query = self._prepare(query, padding.queries)
+        nothing = padded_positions(None, (len(positions), len(self)), padding.positions)
+        width = nothing.shape[1]
+        like = _Request(
+            rows=nothing,
+            thresholds=np.zeros((len(positions), 1), np.float32),
+            uncounted=np.concatenate([nothing, nothing], axis=1),
+            excluded=nothing,
+        )
+        parts = [
+            self._pick(query, positions[:, start : start + width], like)
+            for start in range(0, positions.shape[1], width)
+        ]
+        return np.concatenate([positions[:, :0].astype(np.float32), *parts], axis=1)
 
-    def _pick(self, query: scoring.ComposedQuery, positions: np.ndarray) -> np.ndarray:
+    def _pick(
+        self, query: scoring.ComposedQuery, positions: np.ndarray, like: "_Request"
+    ) -> np.ndarray:
+        """Return the scores of a few images of each query; the program is that of ``like``."""
+        picked = np.full(positions.shape, -np.inf, np.float32)
         wanted = np.unique(positions[positions >= 0])
-        if not wanted.size:
-            return np.full(positions.shape, -np.inf, np.float32)
-        rows = np.where(positions >= 0, np.searchsorted(wanted, positions), NO_TARGET)
-        picked = scan.pick(
-            self._blocks.gather(wanted),
-            query,
-            _fill_up(rows.astype(np.int32), len(query)),
-            mesh=self._mesh,
-            size=self._blocks.chunk,
-        )
-        return np.asarray(picked)[: len(positions)]
+        most = self._blocks.chunk * self._mesh.size
+        for start in range(0, len(wanted), most):
+            part = wanted[start : start + most]
+            row = np.searchsorted(part, positions)
+            is_here = np.isin(positions, part)
+            rows = np.full_like(like.rows, NO_TARGET)
+            rows[:, : positions.shape[1]] = np.where(is_here, row, NO_TARGET)
+            sample, used = self._blocks.gather(part)
+            request = dataclasses.replace(like, rows=rows)
+            bounds = scan.Bounds.build(sampled=used)
+            carry, terms = self._start(query, request)
+            _, found = scan.scan(
+                sample, self._blocks.resident, query, terms, carry, bounds, mesh=self._mesh
+            )
+            here = np.asarray(found.picked)[: len(positions), : positions.shape[1]]
+            picked = np.where(is_here, here, picked)
+        return picked
 
-    def _scan(self, query: scoring.ComposedQuery, terms: scan.Terms, k: int) -> list[np.ndarray]:
-        """Pass the whole gallery by the queries; return what `scan.merge` does."""
-        terms, total = self._replicate(terms), np.int32(len(self))
-        carry = scan.start(
-            mesh=self._mesh, queries=len(query), thresholds=terms.thresholds.shape[1], k=k
-        )
+    def _scan(self, query: scoring.ComposedQuery, request: "_Request") -> scan.Found:
+        """Pass the whole gallery by the queries; return what is found, on the host."""
+        carry, terms = self._start(query, request)
         for levels, first, seen in self._blocks:
-            before, bounds = carry, (np.int32(first), np.int32(seen), total)
-            carry = scan.scan(
-                levels, query, terms, carry, *bounds, mesh=self._mesh, size=self._blocks.chunk
+            before = carry
+            bounds = scan.Bounds.build(
+                first=first,
+                seen=seen,
+                total=len(self),
+                used=self._blocks.used,
+                lists=request.k > 0,
+            )
+            carry, found = scan.scan(
+                self._no_sample, levels, query, terms, carry, bounds, mesh=self._mesh
             )
             # While this block is scanned the next one is placed, and no third.
             jax.block_until_ready(before)
-        return [np.asarray(x) for x in scan.merge(carry, mesh=self._mesh)]
+        return jax.tree.map(lambda x: np.asarray(x)[: len(request.rows)], found)
 
-    def _prepare(self, query: scoring.ComposedQuery) -> scoring.ComposedQuery:
+    def _start(
+        self, query: scoring.ComposedQuery, request: "_Request"
+    ) -> tuple[scan.Carry, scan.Terms]:
+        """Return a search that has seen nothing."""
+        rows, thresholds, uncounted, excluded = (
+            _fill_up(x, len(query))
+            for x in (request.rows, request.thresholds, request.uncounted, request.excluded)
+        )
+        carry = scan.start(
+            mesh=self._mesh,
+            queries=len(query),
+            thresholds=thresholds.shape[1],
+            k=round_to_power(max(request.k, _LEAST_LENGTH)),
+        )
+        return carry, self._replicate(scan.Terms(rows, thresholds, uncounted, excluded))
+
+    def _prepare(self, query: scoring.ComposedQuery, least: int) -> scoring.ComposedQuery:
         """Put queries on every device, filled up with zeros so that few programs serve all B."""
-        step = 1 << max(len(query).bit_length() - 3, 0)
-        missing = round_up(len(query), step) - len(query)
+        count = max(len(query), least)
+        step = 1 << max(count.bit_length() - 3, 0)
+        missing = round_up(count, step) - len(query)
         widths = ((0, 0), (0, missing), (0, 0))
         query = query.replace(preservation=None)
         return self._replicate(jax.tree.map(lambda x: np.pad(np.asarray(x), widths), query))
@@ -184,6 +270,17 @@ class ExactIndex:
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What is asked of each of B queries, on the host; see `scan.Terms`, and k as in `search`."""
+
+    rows: np.ndarray
+    thresholds: np.ndarray
+    uncounted: np.ndarray
+    excluded: np.ndarray
+    k: int = 0
 
 
 def _fill_up(rows: np.ndarray, count: int) -> np.ndarray:

@@ -7,18 +7,22 @@ import numpy as np
 Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
 NO_TARGET = -1  # stands for no image, and is the rank of a query without a correct one
+_LEAST_WIDTH = 8  # most queries have no more positions: one compiled program serves them all
 
 
-def padded_positions(positions: Positions | None, shape: tuple[int, int]) -> np.ndarray:
+def padded_positions(
+    positions: Positions | None, shape: tuple[int, int], width: int = 0
+) -> np.ndarray:
     """Return each query's positions, sorted and each once, padded to a common width.
 
     Args:
         positions: one a query ([B]), several a query (a sequence of sequences or sets, or [B, M]
             padded with -1), a bool mask [B, N], or None for none at all.
         shape: queries and images, (B, N).
+        width: columns that there are at least.
 
     Returns:
-        [B, M] int32, padded with -1; M is a power of two.
+        [B, M] int32, padded with -1; M is a power of two, at least 8.
 
     Raises:
         ValueError: not a row for each query, a position outside the gallery, or rows of bools.
@@ -30,7 +34,7 @@ def padded_positions(positions: Positions | None, shape: tuple[int, int]) -> np.
             raise ValueError(f"a mask must be shaped like the scores {shape}: {positions.shape}")
         positions = [np.flatnonzero(row) for row in positions]
     if positions is None:
-        return np.full((shape[0], 1), NO_TARGET, np.int32)
+        positions = np.full(shape[0], NO_TARGET)
     if len(positions) != shape[0]:
         raise ValueError(f"{shape[0]} rows of scores, but positions for {len(positions)}")
     rows = []
@@ -46,8 +50,13 @@ def padded_positions(positions: Positions | None, shape: tuple[int, int]) -> np.
         # Each once: they are counted.
         rows.append(np.unique(places[places >= 0]))
     # A power of two, so that few programs serve all widths.
-    width = 1 << max(max(map(len, rows), default=1) - 1, 0).bit_length()
+    width = round_to_power(max(width, max(map(len, rows), default=0), _LEAST_WIDTH))
     found = np.full((shape[0], width), NO_TARGET, np.int32)
     for row, places in zip(found, rows, strict=True):
         row[: len(places)] = places
     return found
+
+
+def round_to_power(number: int) -> int:
+    """Return the least power of two that is not below ``number``, which is 1 or more."""
+    return 1 << (number - 1).bit_length()

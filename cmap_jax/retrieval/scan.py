@@ -2,7 +2,7 @@
 
 A chunk is scored and forgotten; what is carried on is small: the best images so far, and the
 numbers of images above the correct ones and level with them. Every shard of the gallery has a carry
-of its own, which goes from block to block; `merge` joins them.
+of its own, which goes from block to block, and what they have found together comes out beside it.
 """
 
 import functools
@@ -48,6 +48,7 @@ class Terms:
     """What a search asks of each query.
 
     Attributes:
+        rows: rows of the sample whose scores are wanted, [B, M] int32, padded with -1.
         thresholds: scores to count against, [B, T] float32: the best correct image's, or every
             correct one's.
         uncounted: positions that are not counted: the correct and the excluded ones, [B, U] int32,
@@ -55,140 +56,197 @@ class Terms:
         excluded: positions that come last, [B, E] int32, padded with -1.
     """
 
+    rows: jax.Array
     thresholds: jax.Array
     uncounted: jax.Array
     excluded: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "queries", "thresholds", "k"))
+@flax.struct.dataclass
+class Bounds:
+    """What is in a block and in a sample, scalars.
+
+    Attributes:
+        first: the position of the block's first row, int32.
+        seen: positions below belong to the blocks before, though their rows may be here too.
+        total: positions from here on are padding.
+        used: rows of each device's share of the block that hold images.
+        sampled: rows of each device's share of the sample that hold images.
+        lists: whether the best images are wanted, bool: finding them takes time.
+    """
+
+    first: jax.Array
+    seen: jax.Array
+    total: jax.Array
+    used: jax.Array
+    sampled: jax.Array
+    lists: jax.Array
+
+    @classmethod
+    def build(cls, *, lists: bool = False, **numbers: int) -> "Bounds":
+        """Return bounds; a number that is not given is 0."""
+        names = ("first", "seen", "total", "used", "sampled")
+        return cls(*(np.int32(numbers.get(name, 0)) for name in names), np.bool_(lists))
+
+
+@flax.struct.dataclass
+class Found:
+    """What all shards together have found; replicated.
+
+    Attributes:
+        picked: scores of the rows of the sample that were asked for, [B, M] float32; 0 for none.
+        scores: of the best images, [B, k], -inf where excluded or where there is no image.
+        positions: their positions, [B, k]; best first, and of equal scores the lower one first.
+        higher: images above each threshold, [B, T].
+        tied: images at each threshold, [B, T].
+        broken: whether a score was NaN, [B].
+    """
+
+    picked: jax.Array
+    scores: jax.Array
+    positions: jax.Array
+    higher: jax.Array
+    tied: jax.Array
+    broken: jax.Array
+
+
 def start(*, mesh: Mesh, queries: int, thresholds: int, k: int) -> Carry:
     """Return the carry of a search that has seen nothing."""
-    shards = mesh.size
+    count = np.zeros((mesh.size, queries, thresholds), np.int32)
     carry = Carry(
-        jnp.full((shards, queries, k), -jnp.inf),
-        jnp.zeros((shards, queries, k), jnp.int32),
-        jnp.zeros((shards, queries, thresholds), jnp.int32),
-        jnp.zeros((shards, queries, thresholds), jnp.int32),
-        jnp.zeros((shards, queries), bool),
+        np.full((mesh.size, queries, k), -np.inf, np.float32),
+        np.zeros((mesh.size, queries, k), np.int32),
+        count,
+        count,
+        np.zeros((mesh.size, queries), bool),
     )
-    return jax.lax.with_sharding_constraint(carry, sharding.split_over_devices(mesh))
+    return jax.tree.map(lambda x: sharding.place_same(x, mesh), carry)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "size"))
+@functools.partial(jax.jit, static_argnames="mesh")
 def scan(
+    sample: Levels,
     levels: Levels,
     query: scoring.ComposedQuery,
     terms: Terms,
     carry: Carry,
-    first: jax.Array,
-    seen: jax.Array,
-    total: jax.Array,
+    bounds: Bounds,
     *,
     mesh: Mesh,
-    size: int,
-) -> Carry:
-    """Score a block of the gallery and bring the carry up to date.
+) -> tuple[Carry, Found]:
+    """Score some images of a sample and a block of the gallery, and bring the carry up to date.
+
+    Both in one program, though a call needs one of the two: a program is compiled for seconds, and
+    passing by what ``bounds`` leaves empty takes no time.
 
     Args:
-        levels: the block, [R, D] each, split over the devices.
-        query: B queries, whole on every device.
+        sample: some images, [C, D] each on every device, at once scored.
+        levels: the block, [R, D] each, split over the devices, with at least C rows on each; C of
+            them are scored at once. Empty for none.
+        query: B queries, replicated.
         terms: what is asked.
         carry: of the blocks before.
-        first: the position of the block's first row.
-        seen: positions below belong to the blocks before, though their rows may be here too.
-        total: positions from here on are padding.
+        bounds: which rows count.
         mesh: the devices.
-        size: rows scored at once; a device has at least as many.
+
+    Returns:
+        The carry, and what is found up to here.
     """
 
-    def local(levels: Levels, query, terms: Terms, carry: Carry, first, seen, total) -> Carry:
-        rows = levels[0].shape[0]
-        first = first + jax.lax.axis_index(sharding.BATCH_AXES) * rows
-
-        def step(carry: Carry, number: jax.Array) -> tuple[Carry, None]:
-            # The last chunk overlaps the one before: all have one size, and nothing is padded.
-            begin = jnp.minimum(number * size, rows - size)
-            row = begin + jnp.arange(size)
-            position = first + row
-            is_new = (row >= number * size) & (position >= seen) & (position < total)
-            scores = _score_chunk(levels, query, begin, size, is_new.any())
-            return _update(carry, scores, is_new, terms, first + begin), None
-
+    def local(sample, levels, query, terms, carry, bounds) -> tuple[Carry, jax.Array]:
+        device = jax.lax.axis_index(sharding.BATCH_AXES)
+        picked = _pick(sample, query, terms.rows, device * bounds.sampled, bounds.sampled)
         carry = jax.tree.map(lambda x: x[0], carry)
-        carry, _ = jax.lax.scan(step, carry, jnp.arange(-(-rows // size)))
-        return jax.tree.map(lambda x: x[None], carry)
+        if levels:
+            first = bounds.first + device * bounds.used
+            carry = _scan_share(levels, query, terms, carry, bounds, first, sample[0].shape[0])
+        return jax.tree.map(lambda x: x[None], (carry, picked))
 
     split = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(_SPLIT, _WHOLE, _WHOLE, _SPLIT, _WHOLE, _WHOLE, _WHOLE),
+        in_specs=(_SPLIT, _SPLIT, _WHOLE, _WHOLE, _SPLIT, _WHOLE),
         out_specs=_SPLIT,
     )
-    return split(levels, query, terms, carry, first, seen, total)
+    carry, picked = split(sample, levels, query, terms, carry, bounds)
+    # A sum of one score and zeros: a maximum over devices may lose a NaN.
+    found = _merge(carry, picked.sum(axis=0))
+    return carry, jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def merge(carry: Carry, *, mesh: Mesh) -> tuple[jax.Array, ...]:
-    """Join the shards; the results are replicated.
+def _pick(
+    sample: Levels, query: scoring.ComposedQuery, rows: jax.Array, first: jax.Array, used: jax.Array
+) -> jax.Array:
+    """Return the scores of some rows of a sample, [B, M]; 0 where this device does not have them.
 
-    Returns:
-        Scores [B, k], -inf where excluded, and positions [B, k] of the best images, best first and
-        of equal scores the lower position first; images above and images at each threshold, [B, T]
-        each; whether a score was NaN [B].
+    Args:
+        sample: this device's share, [C, D] each.
+        query: B queries.
+        rows: which rows of the whole sample, [B, M], -1 for none.
+        first: number of the first row of the share.
+        used: number of its rows.
     """
-    _, queries, k = carry.scores.shape
-    scores, positions = (
-        x.swapaxes(0, 1).reshape(queries, -1) for x in (carry.scores, carry.positions)
-    )
-    scores, positions = jax.lax.sort((-scores, positions), num_keys=2)
-    scores = -scores[:, :k]
-    found = (
+    size = sample[0].shape[0]
+    column, is_here = _columns(rows, first, size)
+    is_here &= column < used
+    scores = _score_chunk(sample, query, jnp.int32(0), size, is_here.any())
+    return jnp.where(is_here, jnp.take_along_axis(scores, column, axis=1), 0.0)
+
+
+def _scan_share(
+    levels: Levels,
+    query: scoring.ComposedQuery,
+    terms: Terms,
+    carry: Carry,
+    bounds: Bounds,
+    first: jax.Array,
+    size: int,
+) -> Carry:
+    """Return the carry after this device's share of a block.
+
+    Args:
+        levels: the share, [R, D] each.
+        query: B queries.
+        terms: what is asked.
+        carry: this shard's.
+        bounds: which rows count.
+        first: position of the first row.
+        size: rows scored at once.
+    """
+    rows = levels[0].shape[0]
+    low = jnp.clip(bounds.seen - first, 0, bounds.used)
+    high = jnp.clip(bounds.total - first, low, bounds.used)
+
+    def step(number: jax.Array, carry: Carry) -> Carry:
+        # The last chunk overlaps the one before: all have one size, and nothing is padded.
+        wanted = low + number * size
+        begin = jnp.minimum(wanted, rows - size)
+        row = begin + jnp.arange(size)
+        is_new = (row >= wanted) & (row < high)
+        scores = _score_chunk(levels, query, begin, size, is_new.any())
+        return _update(carry, scores, is_new, terms, first + begin, bounds.lists)
+
+    return jax.lax.fori_loop(0, -(-(high - low) // size), step, carry)
+
+
+def _merge(carry: Carry, picked: jax.Array) -> Found:
+    """Join the shards."""
+    shards, queries, k = carry.scores.shape
+    scores, positions = carry.scores[0], carry.positions[0]
+    if shards > 1:
+        scores, positions = (
+            x.swapaxes(0, 1).reshape(queries, -1) for x in (carry.scores, carry.positions)
+        )
+        scores, positions = jax.lax.sort((-scores, positions), num_keys=2)
+        scores, positions = -scores[:, :k], positions[:, :k]
+    return Found(
+        picked,
         jnp.where(scores > LOWEST, scores, -jnp.inf),
-        positions[:, :k],
+        positions,
         carry.higher.sum(axis=0),
         carry.tied.sum(axis=0),
         carry.broken.any(axis=0),
     )
-    return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
-
-
-@functools.partial(jax.jit, static_argnames=("mesh", "size"))
-def pick(
-    levels: Levels, query: scoring.ComposedQuery, rows: jax.Array, *, mesh: Mesh, size: int
-) -> jax.Array:
-    """Return the scores of some rows, a few for each query, as `scan` computes them.
-
-    Args:
-        levels: a block, [R, D] each, split over the devices; each has a multiple of ``size``.
-        query: B queries.
-        rows: which rows of the block, [B, M], -1 for none.
-        mesh: the devices.
-        size: rows scored at once.
-
-    Returns:
-        [B, M] float32, -inf for none; whole on every device.
-    """
-
-    def local(levels: Levels, query, rows: jax.Array, picked: jax.Array) -> jax.Array:
-        count = levels[0].shape[0]
-        first = jax.lax.axis_index(sharding.BATCH_AXES) * count
-
-        def step(picked: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-            column, is_here = _columns(rows, first + number * size, size)
-            scores = _score_chunk(levels, query, number * size, size, is_here.any())
-            here = jnp.take_along_axis(scores, column, axis=1)
-            return picked + jnp.where(is_here, here, 0.0), None
-
-        picked, _ = jax.lax.scan(step, picked[0], jnp.arange(count // size))
-        return picked[None]
-
-    split = jax.shard_map(
-        local, mesh=mesh, in_specs=(_SPLIT, _WHOLE, _WHOLE, _SPLIT), out_specs=_SPLIT
-    )
-    # A sum of one score and zeros: a maximum over devices may lose a NaN.
-    picked = split(levels, query, rows, jnp.zeros((mesh.size, *rows.shape))).sum(axis=0)
-    picked = jnp.where(rows >= 0, picked, -jnp.inf)
-    return jax.lax.with_sharding_constraint(picked, sharding.replicated(mesh))
 
 
 def _score_chunk(
@@ -205,8 +263,8 @@ def _score_chunk(
         return jax.lax.pcast(zeros, sharding.BATCH_AXES, to="varying")
 
     # A fence too: without, the compiler mixes the score with all that is done with it, and computes
-    # it once for each use. `scan` and `pick` could then round it in different ways, and a correct
-    # image would not tie with itself and its duplicates.
+    # it once for each use. A sample and a block could then be rounded in different ways, and a
+    # correct image would not tie with itself and its duplicates.
     return jax.lax.cond(is_needed, score, nothing)
 
 
@@ -218,7 +276,12 @@ def _columns(places: jax.Array, begin: jax.Array, size: int) -> tuple[jax.Array,
 
 
 def _update(
-    carry: Carry, scores: jax.Array, is_new: jax.Array, terms: Terms, begin: jax.Array
+    carry: Carry,
+    scores: jax.Array,
+    is_new: jax.Array,
+    terms: Terms,
+    begin: jax.Array,
+    lists: jax.Array,
 ) -> Carry:
     """Return the carry after another chunk.
 
@@ -228,6 +291,7 @@ def _update(
         is_new: which of its images count, [C].
         terms: what is asked.
         begin: the position of the chunk's first image.
+        lists: whether the best images are wanted.
     """
     higher, tied, broken = _count(scores, is_new, terms.thresholds)
     column, is_here = _columns(terms.uncounted, begin, scores.shape[1])
@@ -245,10 +309,22 @@ def _update(
         tied=carry.tied + tied - level,
         broken=carry.broken | broken,
     )
+
+    def best_images() -> tuple[jax.Array, jax.Array]:
+        return _best(carry, scores, is_new, terms, begin)
+
+    best, positions = jax.lax.cond(lists, best_images, lambda: (carry.scores, carry.positions))
+    return carry.replace(scores=best, positions=positions)
+
+
+def _best(
+    carry: Carry, scores: jax.Array, is_new: jax.Array, terms: Terms, begin: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the scores and positions of the best images of the carry and a chunk, [B, k] each."""
     k = carry.scores.shape[1]
-    if not k:
-        return carry
-    ranked = jnp.where(is_new, jnp.maximum(scores, LOWEST), -jnp.inf)
+    # Both zeros are one score, but not to `top_k`.
+    ranked = jnp.where(scores == 0, 0.0, jnp.maximum(scores, LOWEST))
+    ranked = jnp.where(is_new, ranked, -jnp.inf)
     # What is carried has lower positions and stands in front: it stays where scores are equal.
     ranked = jnp.concatenate([carry.scores, ranked], axis=1)
     column, is_here = _columns(terms.excluded, begin, scores.shape[1])
@@ -256,7 +332,7 @@ def _update(
     row = jnp.arange(len(scores))[:, None]
     best, index = jax.lax.top_k(ranked.at[row, column].set(LOWEST, mode="drop"), k)
     carried = jnp.take_along_axis(carry.positions, jnp.minimum(index, k - 1), axis=1)
-    return carry.replace(scores=best, positions=jnp.where(index < k, carried, begin + index - k))
+    return best, jnp.where(index < k, carried, begin + index - k)
 
 
 def _count(

@@ -36,7 +36,7 @@ class DeviceFeed:
         self._queue: queue.Queue = queue.Queue(_AHEAD)
         self._closed = threading.Event()
         self._output: jax.Array | None = None
-        self._waited = 0.0
+        self._waited = self._taken = 0.0
         self._since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="device feed", daemon=True)
 
@@ -63,11 +63,16 @@ class DeviceFeed:
         """Say what the devices compute last: when it is there, they have nothing left to do."""
         self._output = output
 
+    @property
+    def waited(self) -> float:
+        """Seconds in which the devices have waited for data so far."""
+        return self._waited
+
     def take_waiting_share(self) -> float:
         """Return the share of the time since the last call in which the devices waited, 0 to 1."""
         now = time.monotonic()
-        share = self._waited / max(now - self._since, 1e-9)
-        self._waited, self._since = 0.0, now
+        share = (self._waited - self._taken) / max(now - self._since, 1e-9)
+        self._taken, self._since = self._waited, now
         return share
 
     def _next(self) -> dict[str, jax.Array] | None:

@@ -81,4 +81,4 @@ class StopRequest:
             sys.exit(128 + number)
         self._asked = self._asked or not self._several
         self._signal = number
-        logging.info("Stopping after what is under way; once more to stop at once")
+        logging.warning("Stopping after what is under way; once more to stop at once")

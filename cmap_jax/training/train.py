@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from clu import metric_writers, parameter_overview, periodic_actions
+from clu import metric_writers, periodic_actions
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,7 +22,9 @@ from cmap_jax.evaluation.results import keep_shortcuts, results_to_dict
 from cmap_jax.fingerprint import digest
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.protocols import Protocol
+from cmap_jax.training import curves
 from cmap_jax.training.checkpointing import Checkpoints
+from cmap_jax.training.display import Display, describe_run, evaluations_left
 from cmap_jax.training.feed import DeviceFeed
 from cmap_jax.training.initial_weights import (
     InitialWeights,
@@ -102,18 +104,24 @@ def _train(
         num_train_steps=total_steps, writer=writer, every_secs=10.0
     )
     start = int(state.step)
+    display = Display(
+        first_step=start,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        images_per_step=2 * config.train.batch_size,
+        evaluations_left=lambda step: evaluations_left(config, datasets, step),
+    )
     if start == 0:
         if initial is None:  # what seemed to be a checkpoint was none
             initial = fit_initial_weights(config, None, model, datasets)
         variables = apply_initial_weights(config, initial, state.variables, datasets.vocabulary)
         state = state.replace(**variables)
-        writer.write_hparams(_flat(config.to_dict()))
-        if jax.process_index() == 0:
-            # Without statistics: parameters that are split over processes cannot be fetched here.
-            parameter_overview.log_parameter_overview(
-                state.params, include_stats=False, msg="Parameters"
-            )
-    logging.info("Steps %d to %d in %s", start, total_steps, os.fspath(workdir))
+        writer.write_hparams(curves.flat(config.to_dict()))
+        curves.write_parameters(state.params, writer, workdir)
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    steps = f"steps {start + 1:,} to {total_steps:,}" if start else f"{total_steps:,} steps"
+    display.say(describe_run(config, datasets, os.fspath(workdir), count, steps))
+    train_step = display.compiled(train_step, "the training step")
 
     stop = StopRequest()
 
@@ -130,10 +138,16 @@ def _train(
     def evaluate(step: int) -> bool:
         """Evaluate on the val split; return whether the state must be saved, being the best."""
         check()
-        result = evaluator(state.variables, datasets.evaluations["val"], should_stop=stop)
-        writer.write_scalars(step, _tags(result))
+        data = datasets.evaluations["val"]
+        with display.evaluating():
+            result = evaluator(state.variables, data, examples=curves.EXAMPLES, should_stop=stop)
+        writer.write_scalars(step, curves.tags(result))
+        curves.write_examples(result, data, writer, step)
         progress["evaluated_step"] = step
-        if result.headline() <= progress["best_recall"]:
+        best = progress["best_step"], progress["best_recall"]
+        is_best = result.headline() > progress["best_recall"]
+        display.evaluated(step, result, None if is_best else best)
+        if not is_best:
             return False
         progress.update(best_recall=result.headline(), best_step=step)
         checkpoints.save_best(state)
@@ -143,7 +157,12 @@ def _train(
         check()
         # Before the checkpoint: what it has left behind is never logged again.
         writer.flush()
-        checkpoints.save(state, {**progress, "log": log.state()})
+        with display.saving(step):
+            checkpoints.save(state, {**progress, "log": log.state()})
+
+    def finished(step: int, loss: float) -> None:
+        display.finished(step, loss, feed.waited)
+        report(step)
 
     feed = DeviceFeed(datasets.train.batches(start, total_steps), mesh)
     log = TrainingLog(
@@ -152,11 +171,13 @@ def _train(
         checkpoints,
         feed,
         skips=config.train.non_finite == "skip",
+        finished=finished,
     )
     log.restore(progress.pop("log"))
     # The curves' file is written by TensorFlow, which has errors of its own for a full disk.
     explained = checkpoints.explained("the curves", (tf.errors.OpError,))
-    with checkpoints, explained, metric_writers.ensure_flushes(writer), stop, feed:
+    writing = metric_writers.ensure_flushes(writer)
+    with contextlib.closing(display), checkpoints, explained, writing, stop, feed:
         try:
             # Where the run was stopped in the middle of an evaluation.
             pending = start > 0 and progress["evaluated_step"] != start
@@ -167,7 +188,6 @@ def _train(
                     state, metrics = train_step(state, batch)
                 feed.working_on(metrics["loss/total"])
                 log(step, metrics)
-                report(step)
                 is_best = is_due(step, config.eval.every_epochs) and evaluate(step)
                 at_interval = is_due(step, config.train.checkpoint_every_epochs)
                 if is_best or at_interval or stop():
@@ -177,7 +197,8 @@ def _train(
             log.write(total_steps)
             checkpoints.wait()
             result = evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
-            writer.write_scalars(total_steps, _tags(result, prefix="best/"))
+            writer.write_scalars(total_steps, curves.tags(result, prefix="best/"))
+            display.ended(progress["best_step"] or total_steps, result)
         except Interrupted:
             step = int(state.step)
             save(step)
@@ -297,7 +318,7 @@ def build_state(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
     )
     if (restored := checkpoints.restore(like)) is None:
-        state = jax.jit(create, out_shardings=where)()
+        state = jax.jit(create, out_shardings=where, compiler_options=_for_one_run())()
         progress = {"best_recall": -1.0, "best_step": None, "evaluated_step": 0, "log": {}}
     else:
         state, progress = restored
@@ -308,6 +329,11 @@ def build_state(
         out_shardings=(where, sharding.replicated(mesh)),
     )
     return state, step, progress
+
+
+def _for_one_run() -> dict[str, Any] | None:
+    """Return options for a program that runs once: on CPU, optimising it takes longer than it."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def evaluate_workdir(
@@ -324,7 +350,10 @@ def evaluate_workdir(
         Interrupted: ``should_stop`` returned true between two batches.
     """
     model = CMAP.from_config(config)
-    step, variables = read_variables(workdir, model, config.data.crop, sharding.replicated(mesh))
+    # Split as the state is in training: the programs of the evaluations before serve here too.
+    step, variables = read_variables(
+        workdir, model, config.data.crop, lambda shapes: sharding.by_size(shapes, mesh)
+    )
     merged = Result()
     for data in datasets.evaluations.values():
         merged.merge(
@@ -351,29 +380,3 @@ def evaluate_workdir(
             keep_shortcuts(content, workdir_lib.read_results(workdir, config.data.name))
         workdir_lib.write_results(workdir, content, merged.rankings)
     return merged
-
-
-def _tags(result: Result, prefix: str = "") -> dict[str, float]:
-    """Return TensorBoard tags, each with its protocol's name."""
-    return {
-        f"{prefix}{protocol}/{name}": value
-        for protocol, numbers in result.protocols.items()
-        for name, value in numbers.items()
-    } | {
-        f"{prefix}shortcuts/{half}/{protocol}/{name}": value
-        for protocol, halves in result.shortcuts.items()
-        for half, numbers in halves.items()
-        if numbers is not None
-        for name, value in numbers.items()
-    }
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    """Return a nested config as one level with dots, values that hparams can hold."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
-    return flat

@@ -1,6 +1,7 @@
 """The curves of a training run, and a look at every step's loss."""
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,9 +33,20 @@ class TrainingLog:
         feed: DeviceFeed,
         *,
         skips: bool = False,
+        finished: Callable[[int, float], None] = lambda step, loss: None,
     ):
-        """Write every ``every_steps`` steps; ``skips``: steps that are not finite are skipped."""
+        """Write every ``every_steps`` steps.
+
+        Args:
+            writer: of the curves.
+            every_steps: steps between two writes.
+            checkpoints: waited for where the run is stopped.
+            feed: knows how long the devices waited.
+            skips: whether steps that are not finite are skipped.
+            finished: called with each step that the devices have finished, and its loss.
+        """
         self._skips = skips
+        self._finished = finished
         self._writer = writer
         self._every = every_steps
         self._checkpoints = checkpoints
@@ -102,6 +114,7 @@ class TrainingLog:
         else:
             self._stop(step, values)
         self._states = states
+        self._finished(step, values["loss/total"])
 
     def _stop(self, step: int, values: dict[str, float]) -> None:
         self._checkpoints.wait()

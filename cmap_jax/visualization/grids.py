@@ -13,7 +13,8 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from PIL import Image, ImageDraw
@@ -85,6 +86,27 @@ class ResultRow:
     names: Sequence[str] = ()
     note: str = ""
     tied: int = 0
+
+
+def result_row(
+    record: Mapping[str, Any], read: Callable[[str], Drawable], columns: int
+) -> ResultRow:
+    """Return the row of a query as rankings record it; see `evaluation.ranking.Ranking`.
+
+    Args:
+        record: the query's.
+        read: from an image's id to the image, or to the error in its place.
+        columns: number of the best images that are shown.
+    """
+    ids = record["top"][:columns]
+    return ResultRow(
+        read(record["reference"]),
+        record["text"],
+        [(read(i), i in record["targets"]) for i in ids],
+        record["rank"],
+        names=(record["reference"], *ids),
+        tied=record["tied"],
+    )
 
 
 def triplet_grid(rows: Sequence[TripletRow], title: str) -> Image.Image:
@@ -343,6 +365,7 @@ __all__ = [
     "ResultRow",
     "TripletRow",
     "check_destination",
+    "result_row",
     "results_grid",
     "results_title",
     "save",

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from cmap_jax.processing.progress import LiveLine, format_seconds
 from input_pipeline.garments import attributes, captions, oracles
 
 # Raise it when anything that is written changes for the same settings.
@@ -243,6 +244,7 @@ def _wait(children: list[subprocess.Popen[bytes]], directory: pathlib.Path, coun
         RuntimeError: one failed; with what it said last.
     """
     start = told = time.monotonic()
+    line = LiveLine()
     running = list(children)
     while running:
         for child in list(running):
@@ -258,9 +260,8 @@ def _wait(children: list[subprocess.Popen[bytes]], directory: pathlib.Path, coun
         if running and now - told >= _PROGRESS_SECONDS:
             told, done = now, len(os.listdir(directory))
             rate = done / (now - start)
-            left = f", {(count - done) / rate:.0f} s left" if rate else ""
-            print(
-                f"drawing garments: {done} of {count}, {rate:.0f} a second{left}",
-                file=sys.stderr,
-                flush=True,
+            left = f", {format_seconds((count - done) / rate)} left" if rate else ""
+            line.update(
+                f"drawing garments: {done:,} of {count:,}, {rate:.0f} a second{left}", done / count
             )
+    line.clear()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cmap_jax.evaluation.evaluator import _in_blocks
+from cmap_jax.evaluation.evaluator import _batches_at_once, _in_blocks
 from cmap_jax.scoring import Branch, ComposedQuery
 
 
@@ -13,7 +13,7 @@ def _batches(count: int, size: int) -> list[ComposedQuery]:
 
 
 def test_blocks_hold_whole_batches_in_order():
-    for at_once, lengths in ((1, [4] * 5), (8, [8, 8, 4]), (11, [8, 8, 4]), (100, [20])):
+    for at_once, lengths in ((1, [4] * 5), (2, [8, 8, 4]), (25, [20])):
         blocks = list(_in_blocks(iter(_batches(5, 4)), at_once))
         assert [len(block) for block in blocks] == lengths
         joined = np.concatenate([block.branches[0].numerator[0, :, 0] for block in blocks])
@@ -26,6 +26,6 @@ def test_blocks_hold_whole_batches_in_order():
 
 
 def test_blocks_do_not_part_pairs():
-    for at_once, lengths in ((1, [6, 6, 3]), (10, [6, 6, 3]), (12, [12, 3])):
-        blocks = list(_in_blocks(iter(_batches(5, 3)), at_once))
-        assert [len(block) for block in blocks] == lengths
+    for batch_size, batches in ((128, 8), (1, 1024), (2000, 1), (3, 340), (1001, 2)):
+        assert _batches_at_once(batch_size) == batches
+        assert batches * batch_size % 2 == 0

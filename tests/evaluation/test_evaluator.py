@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import compilations
 import fake_data
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from cmap_jax import scoring, sharding
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.retrieval import scan
 from input_pipeline import circo, cirr, fashion_iq, folder
-from input_pipeline.batching import EvaluationData
+from input_pipeline.batching import EvaluationData, EvaluationSizes
 from input_pipeline.image_loading import DecodingLoader, FailedImages
 from input_pipeline.image_sources import open_images
 
@@ -31,10 +33,12 @@ class _Everything:
         self.model, self.variables = init(config)
         self.evaluator = Evaluator(self.model, sharding.make_mesh(), gallery_chunk=5)
 
-    def data(self, records, evaluations) -> EvaluationData:
+    def data(self, records, evaluations, sizes=None) -> EvaluationData:
         preprocessing = ImagePreprocessing(resize=72, crop=64)
         loader = DecodingLoader(open_images(records), preprocessing, FailedImages("fail"))
-        return EvaluationData(evaluations, self.vocabulary, preprocessing, loader, batch_size=8)
+        return EvaluationData(
+            evaluations, self.vocabulary, preprocessing, loader, batch_size=8, sizes=sizes
+        )
 
     def dense(self, data, queries, gallery, blind=()) -> np.ndarray:
         """Scores of queries against a gallery, computed in one piece."""
@@ -120,6 +124,61 @@ def test_cirr_and_circo(everything, tmp_path):
         if exclude:
             best.remove(query.reference)
         assert found[1]["top"] == best[:50]
+
+
+def test_four_programs_serve_all_splits_and_protocols(everything, tmp_path):
+    """Encode, compose, search, and search with two captions' scores averaged."""
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path, images=40, annotations=30)))
+    val = records.evaluations["val"]
+    assert "averaged" in {e.protocol.captions for e in val}
+
+    def shrink(evaluation, images: int):
+        """Another split: smaller galleries, fewer queries, shorter texts."""
+        galleries = {c: ids[:images] for c, ids in evaluation.galleries.items()}
+        kept = {image for ids in galleries.values() for image in ids}
+        queries = [q for q in evaluation.queries if {q.reference, *q.targets} <= kept]
+        queries = tuple(dataclasses.replace(q, captions=("red",)) for q in queries)
+        return dataclasses.replace(evaluation, galleries=galleries, queries=queries)
+
+    splits = [[shrink(val[0], 9)], list(val), [shrink(val[1], 23)]]
+    sizes = EvaluationSizes.of([e for split in splits for e in split], everything.vocabulary)
+    evaluator = Evaluator(everything.model, sharding.make_mesh(), gallery_chunk=5)
+    scan.scan.clear_cache()
+    with compilations.counted() as seconds:
+        for split in splits:
+            data = everything.data(records, split, sizes)
+            evaluator(everything.variables, data, examples=2)
+            evaluator(everything.variables, data, rankings=True, shortcuts=True)
+    assert len(seconds) <= 4
+
+
+def test_three_programs_serve_a_protocol_with_subsets(everything, tmp_path):
+    records = cirr.read(str(fake_data.cirr(tmp_path)))
+    data = everything.data(records, records.evaluations["val"])
+    evaluator = Evaluator(everything.model, sharding.make_mesh(), gallery_chunk=5)
+    scan.scan.clear_cache()
+    with compilations.counted() as seconds:
+        evaluator(everything.variables, data, rankings=True)
+        evaluator(everything.variables, data)
+    assert len(seconds) <= 3
+
+
+def test_examples_are_spread_over_the_queries(everything, tmp_path):
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path)))
+    data = everything.data(records, records.evaluations["val"])
+    every = everything.evaluator(everything.variables, data, rankings=True, examples=3)
+    some = everything.evaluator(everything.variables, data, examples=3)
+    (name,) = some.examples
+    queries = records.evaluations["val"][0].queries
+    assert [r["query"] for r in some.examples[name]] == [
+        queries[0].id,
+        queries[len(queries) // 2].id,
+        queries[-1].id,
+    ]
+    assert some.examples == every.examples
+    assert not any(some.rankings.values())
+    assert len(every.rankings[name]) == len(queries)
+    assert some.protocols == every.protocols
 
 
 def test_a_half_that_tells_nothing_is_not_a_result(tmp_path):

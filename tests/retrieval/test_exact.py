@@ -260,11 +260,14 @@ def test_no_row_of_all_scores():
     mesh, queries, rows, chunk = _mesh(8), 16, 2**14, 32
     split = sharding.split_over_devices(mesh)
     level = jax.ShapeDtypeStruct((mesh.size * rows, WIDTH), jnp.float32, sharding=split)
-    terms = scan.Terms(np.zeros((queries, 1), np.float32), *2 * [np.zeros((queries, 1), np.int32)])
+    sample = jax.ShapeDtypeStruct((mesh.size * chunk, WIDTH), jnp.float32, sharding=split)
+    places = np.zeros((queries, 1), np.int32)
+    terms = scan.Terms(places, np.zeros((queries, 1), np.float32), places, places)
     carry = scan.start(mesh=mesh, queries=queries, thresholds=1, k=8)
-    bounds = 3 * [np.int32(0)]
     compiled = scan.scan.lower(
-        LEVELS * (level,), _query(queries), terms, carry, *bounds, mesh=mesh, size=chunk
+        *(LEVELS * (sample,), LEVELS * (level,), _query(queries)),
+        *(terms, carry, scan.Bounds.build(lists=True)),
+        mesh=mesh,
     ).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * queries * rows / 4
 

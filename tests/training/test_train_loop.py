@@ -1,5 +1,7 @@
 """The whole loop on a tiny data set: resume after any interruption, refusals, non-finite losses."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from fake_data import fashion_iq as write_fashion_iq
+from PIL import Image
 from small import small_config
 from stored_runs import curves
 
@@ -43,7 +46,10 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    return workdir, train(config, create_datasets(config), workdir)
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        result = train(config, create_datasets(config), workdir)
+    workdir.with_suffix(".shown").write_text(shown.getvalue())
+    return workdir, result
 
 
 class Disturbed:
@@ -219,9 +225,63 @@ def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, ca
     assert {protocol["version"] for protocol in about["protocols"]} == {2}
 
 
-def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path):
+def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path, monkeypatch):
+    evaluators = []
+
+    class Watched(train_lib.Evaluator):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            evaluators.append(self)
+
+    monkeypatch.setattr(train_lib, "Evaluator", Watched)
     train(config, create_datasets(config), tmp_path)
     _assert_same_end(undisturbed[0], tmp_path)
+    # In training and at the end, the state's variables and those read back.
+    (evaluator,) = evaluators
+    assert evaluator._encode._cache_size() == evaluator._compose._cache_size() == 1
+
+
+def test_a_person_sees_a_few_lines(config, undisturbed):
+    """From the library too, as in a notebook: nobody has set up a log."""
+    lines = undisturbed[0].with_suffix(".shown").read_text().splitlines()
+    start = [
+        f"data      fashion_iq: 24 training items on 16 images; val 24 queries and 16 images; "
+        f"from {config.data.directory}",
+        "model     cmap, ",
+        "devices   8 x ",
+        "training  6 steps, 2 epochs of 3 steps, 8 items a step",
+        f"workdir   {undisturbed[0]}",
+        "compiling the training step ...",
+        "compiled the training step in ",
+        "step 3, epoch 1: fashioniq/original R@10 ",
+        "step 6, epoch 2: fashioniq/original R@10 ",
+        "the best variables, of step ",
+        "  fashioniq/original ",
+        "  fashioniq/val ",
+        "  fashioniq/original-joined ",
+        "  fashioniq/original-averaged ",
+    ]
+    # Live lines come every 30 seconds, if the machine is slow.
+    lines = [line for line in lines if "images/s" not in line]
+    assert [line[: len(begin)] for line, begin in zip(lines, start, strict=True)] == start
+    assert lines[7].endswith("; the best so far")
+
+
+def test_tensorboard_gets_the_parameters_and_what_queries_find(undisturbed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    workdir, _ = undisturbed
+    overview = (workdir / "parameters.txt").read_text()
+    assert "| text_encoder/word_embedding " in overview
+    accumulator = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    (text,) = accumulator.Tensors("parameters")
+    assert b"text_encoder/word_embedding" in text.tensor_proto.string_val[0]
+    pictures = accumulator.Tensors("fashioniq/original/examples")
+    assert [picture.step for picture in pictures] == [3, 6]
+    width, height, picture, *others = pictures[0].tensor_proto.string_val
+    assert not others
+    assert Image.open(io.BytesIO(picture)).size == (int(width), int(height))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):

@@ -1,0 +1,66 @@
+"""What TensorBoard and the workdir keep of a run: numbers, parameters, and a picture of results."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+
+from cmap_jax import workdir as workdir_lib
+from cmap_jax.evaluation.evaluator import Result
+from cmap_jax.processing.files import write_text
+from cmap_jax.visualization.grids import result_row, results_grid
+
+EXAMPLES = 4  # queries of the picture that each evaluation makes
+_COLUMNS = 6  # images that it shows of each
+
+
+def write_parameters(params: Any, writer: Any, workdir: str | os.PathLike) -> None:
+    """Write the overview of the parameters into the workdir and for TensorBoard."""
+    if jax.process_index() > 0:
+        return
+    # Without statistics: parameters that are split over processes cannot be fetched here.
+    overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+    logging.info("Parameters\n%s", overview)
+    write_text(workdir_lib.absolute(workdir) / workdir_lib.PARAMETERS, overview + "\n")
+    # Indented: code, in Markdown.
+    writer.write_texts(0, {"parameters": "    " + overview.replace("\n", "\n    ")})
+
+
+def write_examples(result: Result, data: Any, writer: Any, step: int) -> None:
+    """Show TensorBoard what a few queries find."""
+    if jax.process_index() > 0:
+        return
+    for protocol, records in result.examples.items():
+        rows = [result_row(record, data.read_image, _COLUMNS) for record in records]
+        if rows:
+            sheet = np.asarray(results_grid(rows, f"{protocol}, step {step:,}"))
+            writer.write_images(step, {f"{protocol}/examples": sheet[None]})
+
+
+def tags(result: Result, prefix: str = "") -> dict[str, float]:
+    """Return TensorBoard tags, each with its protocol's name."""
+    return {
+        f"{prefix}{protocol}/{name}": value
+        for protocol, numbers in result.protocols.items()
+        for name, value in numbers.items()
+    } | {
+        f"{prefix}shortcuts/{half}/{protocol}/{name}": value
+        for protocol, halves in result.shortcuts.items()
+        for half, numbers in halves.items()
+        if numbers is not None
+        for name, value in numbers.items()
+    }
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Return a nested config as one level with dots, values that hparams can hold."""
+    fields = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{key}.")
+        else:
+            fields[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
+    return fields
