@@ -13,7 +13,7 @@ from small import small_config
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import annotations, create_datasets, fashion_iq, folder
 from input_pipeline.image_check import check_images
-from input_pipeline.readers import READERS
+from input_pipeline.readers import READERS, read_folder
 from input_pipeline.records import DataError, Records
 
 every_set = pytest.mark.parametrize("name", fake_data.DATA_SETS)
@@ -75,6 +75,22 @@ def test_a_bucket_gives_the_same_records(tmp_path, bucket, name):
     # However the folder is written, and with the images in the bucket alone.
     assert _plain(_read(name, f"{remote}/"), remote)["images"] == expected["images"]
     assert _plain(_read(name, local, remote), remote)["images"] == expected["images"]
+
+
+@every_set
+def test_near_names_in_a_bucket(tmp_path, bucket, name):
+    root = fake_data.DATA_SETS[name](tmp_path / "data")
+    images = _read(name, str(root)).images
+    for image in list(images.values())[:3]:
+        path = pathlib.Path(image.path)
+        path.rename(path.with_name(f"{path.stem}.JFIF"))
+    remote = _upload(root, bucket)
+    reasons = check_images(_read(name, remote))
+    assert len(reasons) == 3
+    assert all(reason.startswith("missing, but there is '") for reason in reasons.values())
+    accepted = read_folder(name.split()[0], remote, None, "accept")
+    assert accepted.near_names == tuple(list(images)[:3])
+    assert check_images(accepted) == {}
 
 
 @every_set
