@@ -93,6 +93,10 @@ def test_what_does_not_fit_is_listed(tmp_path, backbone):
     safetensors.numpy.save_file({**tensors, "head.bias": np.zeros(3, np.float32)}, path)
     with pytest.raises(WeightsError, match=r"unexpected: 1 \(head\.bias\)"):
         load_resnet(path, depth=18, width=4)
+    broken = {**tensors, "bn1.bias": np.array([0, np.nan, 0, np.inf], np.float32)}
+    safetensors.numpy.save_file(broken, path)
+    with pytest.raises(WeightsError, match=r"NaN or infinite: 1 \(bn1\.bias \(2 of 4\)\)"):
+        load_resnet(path, depth=18, width=4)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="not a safetensors file, or truncated"):
         load_resnet(path, depth=18, width=4)
