@@ -27,6 +27,7 @@ SPELLING = {
     "data.directory": "--dir",
     "data.image_directory": "--images",
     "data.missing_images=skip": "--skip-unusable",
+    "data.near_names=accept": "--near-names",
     OTHERS: "python main.py --mode=evaluate --workdir=...",
 }
 _COLUMNS = 8  # results a query in a picture

@@ -24,7 +24,11 @@ from input_pipeline.image_sources import open_images
 from input_pipeline.readers import NAMES, data_set_name, read_folder
 from input_pipeline.records import DataError, Query, Records, Triplet, TripletSource
 
-SPELLING = {"data.directory": "the argument directory", "data.image_directory": "--images"}
+SPELLING = {
+    "data.directory": "the argument directory",
+    "data.image_directory": "--images",
+    "data.near_names=accept": "--near-names",
+}
 _MOST = 100  # rows; more make no picture that anyone looks at
 _TARGETS = 3  # images a query shows of those that are right
 

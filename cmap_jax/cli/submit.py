@@ -17,7 +17,11 @@ from etils import epath
 
 from cmap_jax.evaluation import submission
 
-SPELLING = {"data.directory": "the argument directory", "data.image_directory": "--images"}
+SPELLING = {
+    "data.directory": "the argument directory",
+    "data.image_directory": "--images",
+    "data.near_names=accept": "--near-names",
+}
 _SPLITS = {"cirr": "test1", "circo": "test"}
 _MAKE = {"cirr": submission.cirr_submissions, "circo": submission.circo_submissions}
 _CHECK = {"cirr": submission.check_cirr, "circo": submission.check_circo}

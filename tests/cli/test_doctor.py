@@ -84,3 +84,10 @@ def test_wrong_arguments(tmp_path, capsys):
     words.write_text("red\n")
     assert command.main(["doctor", "shoes", str(root), "--vocabulary", str(words)]) == 1
     assert f"{words}: not a vocabulary file" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_an_argument(capsys):
+    assert command.main(["doctor", "shoes", "/nowhere"]) == 1
+    printed = capsys.readouterr().out
+    assert "error    /nowhere: no such folder; set the argument DIR\n" in printed
+    assert "--config" not in printed
