@@ -68,7 +68,7 @@ def test_images_elsewhere(tmp_path, capsys):
 def test_unreadable_annotations(tmp_path, capsys):
     assert command.main(["doctor", "cirr", str(tmp_path / "none"), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert report["findings"][0]["title"].endswith("no such folder; set --config.data.directory")
+    assert report["findings"][0]["title"].endswith("no such folder; set the argument DIR")
     assert command.main(["doctor", "cirr", str(tmp_path)]) == 1
     page = capsys.readouterr().out.splitlines()
     assert page[0] == f"cirr in {tmp_path}"
