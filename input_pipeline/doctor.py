@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
+from cmap_jax.processing.remedies import spelled
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import near_names as near_names_lib
 from input_pipeline import prepared, published, storage
@@ -43,6 +44,12 @@ from input_pipeline.published import Count
 from input_pipeline.readers import data_set_name, garments_settings, read_folder, training_files
 from input_pipeline.records import DataError, Evaluation, Records
 
+# What `cmap doctor` takes in place of the config's fields.
+SPELLING = {
+    "data.directory": "the argument DIR",
+    "data.image_directory": "--images",
+    "data.near_names=accept": "--near-names",
+}
 BATCH_SIZE = 128  # of the configs
 
 _SEVERITIES = ("error", "warning", "note")
@@ -245,7 +252,7 @@ def _reading_finding(error: Exception, name: str, directory: str) -> Finding:
     if isinstance(error, OSError) and error.filename:
         title = f"{error.filename}: {error.strerror}"
     else:
-        title = str(error)
+        title = spelled(str(error), SPELLING)
     if not isinstance(error, FileNotFoundError):
         fix = "mend that place"
         if name not in ("folder", "garments"):

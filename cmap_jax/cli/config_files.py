@@ -31,6 +31,8 @@ def find(config_file: str) -> str:
         UsageError: there is no such file; names those that come near.
     """
     path, colon, argument = config_file.partition(":")
+    if is_json(path) and colon:
+        raise UsageError(f"{path} is a stored config, which takes no argument after a colon")
     if pathlib.Path(path).is_file():
         return config_file
     if path in names():

@@ -15,11 +15,7 @@ from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import doctor
 from input_pipeline.readers import NAMES, data_set_name
 
-SPELLING = {
-    "data.directory": "the argument DIR",
-    "data.image_directory": "--images",
-    "data.near_names=accept": "--near-names",
-}
+SPELLING = doctor.SPELLING
 _SHOWN = 3  # examples of a finding
 
 

@@ -60,7 +60,8 @@ def status_of(error: BaseException, otherwise: int = 1) -> int:
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    return getattr(error, "status", 130 if isinstance(error, KeyboardInterrupt) else otherwise)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    return getattr(error, "exit_status", 130 if interrupted else otherwise)  # `Stopped` has one
 
 
 def explain(error: BaseException) -> str | None:

@@ -15,11 +15,6 @@ from cmap_jax.cli.arguments import expand_fields, expand_flags
 from cmap_jax.cli.errors import UsageError, expected_errors
 
 MODES = ("train", "evaluate", "describe")
-# What --help lists, in this order: of the flags that other packages define, nobody needs one.
-_OWN = (
-    *("config", "workdir", "mode", "compilation_cache", "verbose"),
-    *("coordinator", "process_count", "process_index", "cluster"),
-)
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull|\?)")
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.(?P<path>[\w.]+)")
 
@@ -101,10 +96,12 @@ def usage(program: str, config_file: str | None = None) -> str:
         "--mode=evaluate --workdir=runs/garments",
         "--mode=describe --config=configs/fashioniq.py",
     )
+    # Those of this file: of the flags that other packages define, nobody needs one.
+    own = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[__name__]]
     parts = [
         "Train, evaluate or describe a model.",
         "\n".join(f"  {command(program)} {example}" for example in examples),
-        *map(_flag_help, _OWN),
+        *map(_flag_help, own),
     ]
     if config_file is None:
         more = f"{command(program)} --config=configs/garments.py --help"
@@ -227,6 +224,8 @@ def _replaced(argv: Sequence[str], config_file: str, folder: str) -> list[str]:
 
 def _explain(error: Exception, argv: Sequence[str], config: ConfigDict) -> str:
     """Return one line that says what is wrong with the command line, and the remedy."""
+    if "before a value for --config" in str(error):
+        return "--config must come before the overrides of its fields: put it first"
     for path in (match["path"] for a in argv if (match := _OVERRIDE.match(a))):
         if problem := config_files.unknown_field(config, path):
             return problem

@@ -136,7 +136,7 @@ def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets
             return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
         except Interrupted:
             raise Stopped(
-                f"stopped in the evaluation; nothing was written to {workdir}", stop.status
+                f"stopped in the evaluation; nothing was written to {workdir}", stop.exit_status
             ) from None
 
 

@@ -15,13 +15,13 @@ class Stopped(Exception):  # noqa: N818
     """The work was asked to stop, and did so in order.
 
     Attributes:
-        status: what the program is to exit with, `StopRequest.status`.
+        exit_status: of the program, `StopRequest.exit_status`.
     """
 
-    def __init__(self, message: str, status: int):
+    def __init__(self, message: str, exit_status: int):
         """Take a line for people, and the exit status."""
         super().__init__(message)
-        self.status = status
+        self.exit_status = exit_status
 
 
 class StopRequest:
@@ -47,7 +47,7 @@ class StopRequest:
         self._several = jax.process_count() > 1
 
     @property
-    def status(self) -> int:
+    def exit_status(self) -> int:
         """The exit status of a program that this stops: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self._signal
 

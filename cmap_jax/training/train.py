@@ -204,7 +204,8 @@ def _train(
             save(step)
             checkpoints.wait()
             raise Stopped(
-                f"stopped at step {step} of {total_steps}; run again to continue", stop.status
+                f"stopped at step {step} of {total_steps}; run again to continue",
+                stop.exit_status,
             ) from None
     return result
 

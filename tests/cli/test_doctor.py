@@ -68,7 +68,7 @@ def test_images_elsewhere(tmp_path, capsys):
 def test_unreadable_annotations(tmp_path, capsys):
     assert command.main(["doctor", "cirr", str(tmp_path / "none"), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert report["findings"][0]["title"].endswith("no such folder; set --config.data.directory")
+    assert report["findings"][0]["title"].endswith("no such folder; set the argument DIR")
     assert command.main(["doctor", "cirr", str(tmp_path)]) == 1
     page = capsys.readouterr().out.splitlines()
     assert page[0] == f"cirr in {tmp_path}"
@@ -84,3 +84,10 @@ def test_wrong_arguments(tmp_path, capsys):
     words.write_text("red\n")
     assert command.main(["doctor", "shoes", str(root), "--vocabulary", str(words)]) == 1
     assert f"{words}: not a vocabulary file" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_an_argument(capsys):
+    assert command.main(["doctor", "shoes", "/nowhere"]) == 1
+    printed = capsys.readouterr().out
+    assert "error    /nowhere: no such folder; set the argument DIR\n" in printed
+    assert "--config" not in printed

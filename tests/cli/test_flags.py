@@ -1,14 +1,16 @@
 """The command line as it is read: help, the config that is meant, and one line for each mistake."""
 
-import json
 import subprocess
 import sys
+import types
+from unittest import mock
 
 import pytest
 from command_line import ROOT
 from small import write_workdir
 
 from cmap_jax.cli import command, config_files, flags
+from cmap_jax.training.stopping import Stopped
 from configs import default
 
 GARMENTS = str(ROOT / "configs" / "garments.py")
@@ -191,6 +193,7 @@ def test_config_files_that_are_not_there(trained, capsys):
     assert "did you mean configs/cirr.py?" in line("cirr")
     assert "there are configs/circo.py, configs/cirr.py" in line("x/nothing.json")
     assert f"its config is --config={trained}/config.json" in line(trained)
+    assert "takes no argument after a colon" in line(f"{trained}/config.json:debug")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +212,7 @@ def test_mistyped_words_of_cmap(arguments, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
-def test_cmap_train_is_main(monkeypatch, capsys):
+def test_cmap_train_is_main(capsys):
     assert "cmap train: which config?" in _ended(capsys, "train")
     assert "cmap train: no config file x.py" in _ended(capsys, "train", "--config=x.py")
     # As far as main.py comes with it.
@@ -224,6 +227,27 @@ def _ended(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_stored_configs_are_json_as_written(trained):
-    """What the tests above rest on."""
-    assert json.loads((trained / "config.json").read_text())["model"]["embed_dim"] == 8
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_stopped_run_ends_the_program_with_its_status(mode, status, monkeypatch, capsys):
+    """So that the next command of a shell's `&&` does not start."""
+    from cmap_jax.cli import compilation_cache, run, train
+
+    def stop(config, workdir, *, evaluate_only, command):
+        assert (config, workdir, evaluate_only) == ("config", "w", mode == "evaluate")
+        assert command == "cmap train"
+        raise Stopped("stopped at step 3 of 6; run again to continue", status)
+
+    values = dict.fromkeys(("COORDINATOR", "PROCESS_COUNT", "PROCESS_INDEX", "COMPILATION_CACHE"))
+    values |= {"CONFIG": "config", "WORKDIR": "w", "MODE": mode, "CLUSTER": False}
+    for name, value in values.items():
+        monkeypatch.setattr(flags, name, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(train, "logging", mock.MagicMock())  # the test run's own settings stay
+    monkeypatch.setattr(compilation_cache, "use_compilation_cache", lambda _: None)
+    monkeypatch.setattr(run, "run", stop)
+    with pytest.raises(SystemExit) as ended:
+        train._main(["cmap train"])
+    assert ended.value.code == status
+    assert capsys.readouterr().err == (
+        "cmap train: stopped at step 3 of 6; run again to continue\n"
+    )

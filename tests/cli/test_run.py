@@ -79,7 +79,7 @@ def test_an_evaluation_that_is_stopped(trained, tmp_path, monkeypatch, number, s
     config.data.directory = str(write_cirr(tmp_path / "data"))
     with pytest.raises(Stopped, match=f"nothing was written to {trained}") as stopped:
         run.run(config, str(trained), evaluate_only=True)
-    assert stopped.value.status == status
+    assert stopped.value.exit_status == status
     assert not (trained / "evaluation.json").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

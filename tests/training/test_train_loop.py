@@ -121,7 +121,7 @@ def test_a_stopped_run_saves_and_ends_with_the_same_bits(
         patch.setattr(TrainingLog, "__call__", stop)
         with pytest.raises(Stopped, match="stopped at step 5 of 6") as stopped:
             train(config, create_datasets(config), tmp_path)
-    assert stopped.value.status == 128 + number
+    assert stopped.value.exit_status == 128 + number
     assert (tmp_path / "checkpoints" / "5").is_dir()
     assert cmap_jax.load(tmp_path).step == 3
     train(config, create_datasets(config), tmp_path)
