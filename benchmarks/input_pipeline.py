@@ -50,7 +50,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def make(photos: pathlib.Path, root: pathlib.Path, enlarge: float, limit: int) -> None:
     """Write the enlarged photographs, tables that join them, and the 256-pixel files."""
-    from cmap_jax.processing.images import pad_to_square, resize_square
+    from cmap_jax.processing.padded_resize import pad_to_square, resize_square
 
     files = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     files = random.Random(0).sample(files, min(limit, len(files)))

@@ -56,7 +56,7 @@ def resize_and_pad(
     The shorter side gets `delta // 2` pixels before the image and the rest after.
 
     Returns:
-        Pixels 0..255 within one grey level of PIL's; R = `preprocessing.resize`, a static shape.
+        Pixels 0..255 within two grey levels of PIL's; R = `preprocessing.resize`, a static shape.
     """
     resize, white = preprocessing.resize, preprocessing.pad_value
     if image.shape.as_list() == [resize, resize, 3]:

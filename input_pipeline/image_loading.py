@@ -23,8 +23,9 @@ from input_pipeline.records import DataError
 
 Batch = dict[str, np.ndarray]
 
-# Images decoded at once; what TensorFlow does for one of them is single-threaded.
-PARALLEL_CALLS = (
+# Images decoded at once; what is done for one of them is single-threaded. There are two a core, as
+# one may wait for the interpreter while the other is in PIL's code, which needs none.
+PARALLEL_CALLS = 2 * (
     len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 )
 _AHEAD = 2  # batches made while one is used

@@ -27,6 +27,7 @@ from cmap_jax.processing.image_files import (
     orientation,
     why_refused,
 )
+from cmap_jax.processing.padded_resize import pad_and_resize
 
 # Per channel (red, green, blue), for images scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -148,31 +149,9 @@ def read_image(
         return _to_rgb(image, name, preprocessing, own=True)
 
 
-def pad_to_square(image: Image.Image, pad_value: int = 255) -> Image.Image:
-    """Pad the shorter side: `delta // 2` pixels before the image and the rest after (SPEC 4).
-
-    Args:
-        image: mode "RGB", any size.
-        pad_value: grey level of the padding, 0..255.
-    """
-    side = max(image.size)
-    if image.size == (side, side):
-        return image
-    square = Image.new("RGB", (side, side), (pad_value, pad_value, pad_value))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def resize_square(image: Image.Image, size: int) -> Image.Image:
-    """Resize to `size` x `size` pixels, antialiased bilinear, rounded to uint8 (SPEC 4)."""
-    if image.size == (size, size):
-        return image
-    return image.resize((size, size), Image.Resampling.BILINEAR)
-
-
 def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
     """Pad an image of mode "RGB" to a square and resize that (SPEC 4)."""
-    return resize_square(pad_to_square(image, preprocessing.pad_value), preprocessing.resize)
+    return pad_and_resize(image, preprocessing.resize, preprocessing.pad_value)
 
 
 def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image.Image:

@@ -20,7 +20,8 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from cmap_jax.processing.files import check_can_write, write_bytes
-from cmap_jax.processing.images import ImageReadError, ImageSource, pad_to_square, read_image
+from cmap_jax.processing.images import ImageReadError, ImageSource, read_image
+from cmap_jax.processing.padded_resize import pad_to_square
 from cmap_jax.protocols import Protocol
 from cmap_jax.visualization.lettering import leading, wrap, write
 

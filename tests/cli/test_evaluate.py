@@ -118,7 +118,7 @@ def test_near_names_are_as_in_the_config_or_accepted(trained, monkeypatch):
         asked.append(config.data.near_names)
         raise ValueError("stop here")
 
-    monkeypatch.setattr("cmap_jax.cli.run.evaluate", evaluate)
+    monkeypatch.setattr("cmap_jax.cli.run.read_for_evaluation", evaluate)
     for flags_ in ([], ["--near-names"]):
         assert command.main(["evaluate", str(trained), *flags_]) == 1
     assert asked == ["fail", "accept"]

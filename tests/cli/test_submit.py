@@ -14,7 +14,7 @@ from cmap_jax import scoring
 from cmap_jax.cli import command
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.processing import files
-from input_pipeline import cirr, preprocess, storage
+from input_pipeline import cirr
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,7 @@ def _check_order(trained, data, recall: dict, subset: dict) -> None:
     records = cirr.read(str(data))
     evaluation = records.unlabelled["test1"]
     (gallery,) = evaluation.galleries.values()
-    # As the pipeline decodes them: PIL's pixels may be a grey level apart.
-    squares = [
-        preprocess.load_square(storage.read_bytes(records.images[i].path), model.preprocessing)
-        for i in gallery
-    ]
-    pyramid = model.encode_images([square.numpy() for square in squares])
+    pyramid = model.encode_images([records.images[i].path for i in gallery])
     place = {image: i for i, image in enumerate(gallery)}
     references = [place[query.reference] for query in evaluation.queries]
     text = model.encode_text([query.captions for query in evaluation.queries])

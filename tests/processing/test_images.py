@@ -14,7 +14,7 @@ from encoded import bomb_png, encode
 from jaxtyping import jaxtyped
 from PIL import Image
 
-from cmap_jax.processing import image_files, images
+from cmap_jax.processing import image_files, images, padded_resize
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
 
 SIZES = [(90, 60), (61, 99), (64, 64), (2, 3), (1, 1), (80, 1), (1, 70), (300, 511)]
@@ -293,11 +293,11 @@ class TestOperations:
         after = [side - length - first for length, first in zip(size, before, strict=True)]
         widths = [*zip(before, after, strict=True), (0, 0)]
         expected = np.pad(pixels, widths, constant_values=255)
-        padded = images.pad_to_square(Image.fromarray(pixels))
+        padded = padded_resize.pad_to_square(Image.fromarray(pixels))
         np.testing.assert_array_equal(np.asarray(padded), expected)
 
     def test_pad_value(self):
-        padded = np.asarray(images.pad_to_square(Image.new("RGB", (1, 3), "white"), 7))
+        padded = np.asarray(padded_resize.pad_to_square(Image.new("RGB", (1, 3), "white"), 7))
         assert padded[:, 0].tolist() == [[7, 7, 7]] * 3
 
     @pytest.mark.parametrize("side", [1, 2, 50, 63, 64, 65, 200, 511])
@@ -305,13 +305,28 @@ class TestOperations:
         pixels = noise(side, side)
         weights = triangle_weights(side, 64)
         expected = np.einsum("ih,hwc,jw->ijc", weights, pixels, weights, optimize=True)
-        resized = np.asarray(images.resize_square(Image.fromarray(pixels), 64)).astype(float)
+        resized = np.asarray(padded_resize.resize_square(Image.fromarray(pixels), 64)).astype(float)
         # Half a grey level of rounding in each of PIL's two passes.
         assert np.abs(resized - expected).max() <= 1.01
 
+    @pytest.mark.parametrize("size", [64, 256, 72, 100])
+    def test_padding_and_resizing_in_one_is_the_same_to_the_bit(self, size):
+        rng = np.random.default_rng(size)
+        sizes = [*SIZES, (1, 2), (2, 1), (1, 900), (900, 1), (size, 9), (9, size), (size + 1, size)]
+        sizes += [tuple(rng.integers(1, 700, 2)) for _ in range(40)]
+        for number, shape in enumerate(sizes):
+            image = Image.fromarray(noise(*shape, seed=number) // (1 + 100 * (number % 3)))
+            level = (255, 0, 131)[number % 3]
+            side = max(shape)
+            square = Image.new("RGB", (side, side), (level, level, level))
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            expected = square.resize((size, size), Image.Resampling.BILINEAR)
+            found = padded_resize.pad_and_resize(image, size, level)
+            np.testing.assert_array_equal(found, expected, f"{shape}")
+
     def test_a_resize_to_the_same_size_is_skipped(self):
         image = Image.new("RGB", (64, 64))
-        assert images.resize_square(image, 64) is image
+        assert padded_resize.resize_square(image, 64) is image
 
     def test_centre_crop(self):
         pixels = noise(256, 256)
@@ -340,7 +355,7 @@ class TestOperations:
         assert pixels.shape == (64, 64, 3)
         assert pixels.dtype == np.uint8
         assert pixels.flags.writeable
-        square = images.pad_to_square(Image.fromarray(noise(*size)))
+        square = padded_resize.pad_to_square(Image.fromarray(noise(*size)))
         expected = np.asarray(square.resize((70, 70), Image.Resampling.BILINEAR))[3:67, 3:67]
         np.testing.assert_array_equal(pixels, expected)
 
