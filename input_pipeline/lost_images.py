@@ -192,12 +192,10 @@ def _link_on_the_way(root: str, path: str) -> str:
 def _find_files(
     records: Records, missing: Sequence[Image], folders: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Return files below some folders that may be missing images.
-
-    Those that are another image's are left out.
+    """Return files below some folders that may be missing images, and are no other's.
 
     Returns:
-        Those that have the names of missing images, by id; and others that have near ones.
+        Files with the names of missing images, by id; and other files with near names.
     """
     # There ids have no suffix, and the one that a missing image was given is a guess.
     suffixes = _SUFFIXES if records.name == "fashion_iq" else ()

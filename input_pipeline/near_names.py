@@ -20,9 +20,10 @@ from input_pipeline import storage
 from input_pipeline.annotations import IMAGE_SUFFIXES
 from input_pipeline.records import Image, Records
 
-CERTAIN, UNCERTAIN = "missing, but there is", "missing; uncertain near names"  # begin a reason
+# How the reasons of such images begin.
+CERTAIN, UNCERTAIN = "missing, but there is", "missing; uncertain near names"
 FLAG = "--config.data.near_names=accept"
-POLICIES = ("fail", "accept")  # of config.data.near_names
+POLICIES = ("fail", "accept")  # the values of config.data.near_names
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".heic", ".heif", ".avif")
 _SHOWN = 3  # near names in a reason

@@ -85,6 +85,7 @@ def read_folder(
 
 
 def _with_near_names(records: Records) -> Records:
+    """Return the records with near names taken for missing images, and say so."""
     places = [image.path for image in records.images.values()]
     there = in_parallel(storage.exists, places, "looking", "images")
     missing = [i for i, exists in zip(records.images, there, strict=True) if not exists]

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax.processing.files import expand
 
-PATH_FLAGS = ("config", "workdir", "compilation_cache")  # of main.py
+PATH_FLAGS = ("config", "workdir", "compilation_cache")  # main.py's
 PATH_FIELDS = (
     "init_from",
     "model.image.init_from",
@@ -30,7 +30,7 @@ def expand_flags(argv: Sequence[str]) -> list[str]:
         ValueError: no such user or variable; names the flag.
     """
     flag = re.compile(rf"--?({'|'.join(PATH_FLAGS)})(=.*)?", re.DOTALL)
-    expanded, name = [], ""  # of the flag before, whose value comes next
+    expanded, name = [], ""  # the name of a flag whose value is the next argument
     for argument in argv:
         match = flag.fullmatch(argument)
         if name:

@@ -6,7 +6,8 @@ cmap submit circo CIRCO_FOLDER --workdir runs/cirr --out circo-test
 cmap submit circo CIRCO_FOLDER --check circo-test/submission.json
 
 Nothing is written unless it is right. A check needs no model, and of the images only the list:
-CIRR's own, for CIRCO `annotations/image_info_unlabeled2017.json` of COCO.
+CIRR's own, for CIRCO `annotations/image_info_unlabeled2017.json` of COCO (without it, all but the
+ids is checked).
 """
 
 import argparse

@@ -148,6 +148,11 @@ def test_refusals(tmp_path, capsys):
     _released(path, words, data_name="fashion200K")
     message = refused("--vocab", str(write_fashion200k(tmp_path / "f200k")))
     assert "they do not belong together" in message
+    alone = write_fashion_iq(tmp_path / "alone")  # to evaluate on
+    for captions in (alone / "captions").glob("*.train.json"):
+        captions.unlink()
+    _released(path, words)
+    assert f"{alone}: no training captions there" in refused("--vocab", str(alone))
     (tmp_path / "taken").mkdir()
     arguments = ["convert", str(path), "--vocab", str(data), "--out", str(tmp_path / "taken")]
     assert command.main(arguments) == 1
