@@ -116,18 +116,12 @@ class Trained:
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
         size = 1 if len(images) <= _ONE_BY_ONE else _BATCH
-        pyramids, skipped, batch = [], {}, []
-        for position, image in enumerate(images):
-            try:
-                batch.append(images_lib.preprocess_image(image, self.preprocessing))
-            except images_lib.ImageReadError as error:
-                skipped[position] = str(error)
-                if on_error == "raise":
-                    batch = []  # nothing will be returned; the rest is read for the list alone
-            if len(batch) == size or (batch and position == len(images) - 1):
-                if on_error == "skip" or not skipped:
-                    pyramids.append(self._encode_pixels(np.stack(batch), size))
-                batch = []
+        pyramids, skipped = [], {}
+        for start in range(0, len(images), size):
+            pixels = self._read(images, range(start, min(start + size, len(images))), skipped)
+            # After an error that will be raised, the rest is read for its list alone.
+            if pixels and (on_error == "skip" or not skipped):
+                pyramids.append(self._encode_pixels(np.stack(pixels), size))
         if skipped and (on_error == "raise" or not pyramids):
             raise images_lib.ImageReadError(_unreadable(skipped, len(images)))
         pyramid = np.concatenate(pyramids, axis=1)
@@ -161,6 +155,18 @@ class Trained:
             query = self._compose(self.variables, references, _fill_up(text[rows], _BATCH))
             parts.append(scoring.take(jax.tree.map(np.asarray, query), slice(len(text[rows]))))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
+    def _read(
+        self, images: Sequence[Any], positions: range, skipped: dict[int, str]
+    ) -> list[np.ndarray]:
+        """Return the pixels of those images that can be read; of the others, note the reason."""
+        pixels = []
+        for position in positions:
+            try:
+                pixels.append(images_lib.preprocess_image(images[position], self.preprocessing))
+            except images_lib.ImageReadError as error:
+                skipped[position] = str(error)
+        return pixels
 
     def _encode_pixels(self, pixels: np.ndarray, size: int) -> np.ndarray:
         """Encode at most ``size`` images, uint8 [B, S, S, 3], with the program for ``size``."""

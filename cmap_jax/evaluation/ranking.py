@@ -147,9 +147,8 @@ class Ranking:
         columns = np.full((len(queries), width), -1, np.int32)
         for row, images in zip(columns, members, strict=True):
             row[: len(images)] = [self._place[i] for i in images]
-        scores = index.scores_at(
-            composed, columns, self._padding
-        )  # padding scores -inf and comes last
+        # Padding scores -inf and comes last.
+        scores = index.scores_at(composed, columns, self._padding)
         correct = np.zeros(columns.shape, bool)
         for row, images, query in zip(correct, members, queries, strict=True):
             row[: len(images)] = np.isin(images, query.targets)

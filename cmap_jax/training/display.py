@@ -146,7 +146,7 @@ class Display:
             self.say(f"  {name:{width}}  {_recalls(result.protocols[name], protocol)}")
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Take the live line away; another call of a method brings it back."""
         self._line.clear()
 
     @contextlib.contextmanager

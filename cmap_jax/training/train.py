@@ -196,6 +196,7 @@ def _train(
                     raise Interrupted
             log.write(total_steps)
             checkpoints.wait()
+            display.close()  # the evaluation shows its own progress
             result = evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
             writer.write_scalars(total_steps, curves.tags(result, prefix="best/"))
             display.ended(progress["best_step"] or total_steps, result)

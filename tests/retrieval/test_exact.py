@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cmap_jax import scoring, sharding
 from cmap_jax.evaluation import metrics
 from cmap_jax.retrieval import scan
-from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.retrieval.exact import ExactIndex, Padding
 
 LEVELS, WIDTH, KINDS = 2, 16, 7
 ROW_BYTES = LEVELS * WIDTH * 4
@@ -290,3 +290,37 @@ def test_a_mapped_file_is_not_kept_in_memory(tmp_path):
     before = mapped()
     index.search(query, 1)
     assert mapped() < before + gallery.nbytes / 4
+
+
+def test_zeros_of_both_signs_are_one_score():
+    """Which of them are listed is a matter of their positions."""
+    gallery = np.float32([-1e-30, 1e-30] * 20)[None, :, None]
+    query = scoring.ComposedQuery(
+        (scoring.Branch(np.full((1, 1, 1), 1e-30, np.float32)),), None, ("own",), ("high",)
+    )
+    found = ExactIndex(gallery, _mesh(1)).search(query, 5)
+    assert found.positions.tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_room_and_padding_make_one_program_serve_all_sizes(devices):
+    """Galleries, numbers of queries and of correct images, lists, and scores of a few images."""
+    padding = Padding(queries=12, positions=16)
+    cases = []
+    for images, queries, k, correct in ((200, 12, 0, 1), (9, 3, 50, 2), (70, 1, 7, 12)):
+        places = np.arange(queries * correct).reshape(queries, correct) % images
+        cases.append((_query(queries), _gallery(images), k, places))
+    plain = [
+        ExactIndex(gallery, _mesh(1)).search(query, k, targets=places, exclude=places[:, 0])
+        for query, gallery, k, places in cases
+    ]
+    scan.scan.clear_cache()
+    for (query, gallery, k, places), expected in zip(cases, plain, strict=True):
+        index = ExactIndex(gallery, _mesh(devices), room=200, chunk=16)
+        found = index.search(query, k, targets=places, exclude=places[:, 0], padding=padding)
+        np.testing.assert_array_equal(found.positions, expected.positions)
+        np.testing.assert_array_equal(found.ranks, expected.ranks)
+        picked = index.scores_at(query, found.positions, padding)
+        is_listed = found.scores > -np.inf  # but not the excluded ones
+        np.testing.assert_array_equal(picked[is_listed], found.scores[is_listed])
+    assert scan.scan._cache_size() == 1

@@ -245,7 +245,7 @@ def test_a_person_sees_a_few_lines(config, undisturbed):
     """From the library too, as in a notebook: nobody has set up a log."""
     lines = undisturbed[0].with_suffix(".shown").read_text().splitlines()
     start = [
-        f"data      fashion_iq: 24 training items on 16 images; val 24 queries and 16 images; "
+        f"data      fashion_iq: 24 training items on 14 images; val 24 queries and 16 images; "
         f"from {config.data.directory}",
         "model     cmap, ",
         "devices   8 x ",
