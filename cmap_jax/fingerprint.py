@@ -46,13 +46,15 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(numbers.encode()).hexdigest()[:16]
 
 
-def _is_on_host(x: jax.Array) -> bool:
+def _is_on_host(x: np.ndarray | jax.Array) -> bool:
     """Tell whether NumPy can read an array in place, as all of one CPU device's."""
+    if isinstance(x, np.ndarray):
+        return True
     on_cpu = all(device.platform == "cpu" for device in x.devices())
     return on_cpu and (x.is_fully_addressable or x.is_fully_replicated)
 
 
-def _sum_on_host(x: jax.Array) -> tuple[np.uint32, np.uint32]:
+def _sum_on_host(x: np.ndarray | jax.Array) -> tuple[np.uint32, np.uint32]:
     """Return what `_sum` does, without a program to be compiled for the array's shape."""
     values = np.asarray(x).ravel()
     words = values.view(f"uint{8 * min(values.itemsize, 4)}").astype(np.uint32)
