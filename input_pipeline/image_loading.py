@@ -291,6 +291,8 @@ def iterate(
     # Parallelism is fixed in the graph. With autotuning on, the end of a sequence was seen to take
     # up to a minute to arrive; for the same reason the end is counted.
     options.autotune.enabled = False
+    # By default there is a thread a core, and one that waits for the interpreter keeps it.
+    options.threading.private_threadpool_size = PARALLEL_CALLS
     step = start
     while step < stop:
         known = len(loader.failed)

@@ -239,7 +239,7 @@ def test_a_stopped_run_ends_the_program_with_its_status(mode, status, monkeypatc
         raise Stopped("stopped at step 3 of 6; run again to continue", status)
 
     values = dict.fromkeys(("COORDINATOR", "PROCESS_COUNT", "PROCESS_INDEX", "COMPILATION_CACHE"))
-    values |= {"CONFIG": "config", "WORKDIR": "w", "MODE": mode, "CLUSTER": False}
+    values |= {"CONFIG": "config", "WORKDIR": "w", "MODE": mode, "CLUSTER": False, "VERBOSE": False}
     for name, value in values.items():
         monkeypatch.setattr(flags, name, types.SimpleNamespace(value=value))
     monkeypatch.setattr(train, "logging", mock.MagicMock())  # the test run's own settings stay
