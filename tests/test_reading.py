@@ -12,7 +12,7 @@ from PIL import Image
 from small import init, small_config
 
 from cmap_jax import load, workdir
-from cmap_jax.cli.run import evaluate
+from cmap_jax.cli.run import evaluate, read_for_evaluation
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
@@ -93,13 +93,14 @@ def test_evaluation_reads_as_the_model_does(written, tmp_path):
     config = from_workdir.get_config(folder)
     config.eval.batch_size = 8  # as many as the devices
     config.data.directory = str(fake_data.cirr(tmp_path / "data"))
-    _, datasets = evaluate(config, folder)
+    datasets = read_for_evaluation(config, folder)
+    evaluate(config, folder, datasets)
     assert datasets.preprocessing.read_as == "upright"
     stored = json.loads((written["upright"] / workdir.EVALUATION).read_text())
     assert stored["facts"]["data"]["read_as"] == "upright"
     config.data.read_as = "released"
     with pytest.raises(ValueError, match=r"trained on pictures read as upright, .* as released; "):
-        evaluate(config, folder)
+        read_for_evaluation(config, folder)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ _SPELLING = {
     "data.directory": "--manual_dir",
     "data.image_directory": """--config='{"name": "own", "image_directory": "{}"}'""",
     "data.missing_images=skip": """--config='{"name": "own", "missing_images": "skip"}'""",
+    "data.near_names=accept": """--config='{"name": "own", "near_names": "accept"}'""",
 }
 
 

@@ -17,7 +17,7 @@ from small import init, small_config
 
 from cmap_jax import workdir
 from cmap_jax.cli import command
-from cmap_jax.cli.run import evaluate
+from cmap_jax.cli.run import read_for_evaluation
 from cmap_jax.processing.images import ImagePreprocessing, load_square
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.trained import write_model
@@ -530,4 +530,4 @@ def test_a_model_of_another_version_is_not_evaluated(built, tmp_path):
     )
     write_model(tmp_path / "run", description, *init(config))
     with pytest.raises(ValueError, match=r"in version 2\.1\.0, but .* in version 2\.0\.0"):
-        evaluate(config, str(tmp_path / "run"))
+        read_for_evaluation(config, str(tmp_path / "run"))
