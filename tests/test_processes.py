@@ -152,7 +152,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_p
     (process,) = start(tmp_path, 1, 4, "--config.mesh.fsdp=2")
     ((_, errors),) = _end([process])
     assert process.returncode == 0, errors[-3000:]
-    assert "Continuing from step" in errors
+    assert "continuing with steps" in errors
     (step, ours), (other_step, theirs) = (
         arrays(w, "checkpoints", "state") for w in (tmp_path, alone)
     )

@@ -119,7 +119,11 @@ def _train(
         writer.write_hparams(curves.flat(config.to_dict()))
         curves.write_parameters(state.params, writer, workdir)
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    steps = f"steps {start + 1:,} to {total_steps:,}" if start else f"{total_steps:,} steps"
+    steps = (
+        f"continuing with steps {start + 1:,} to {total_steps:,}"
+        if start
+        else f"{total_steps:,} steps"
+    )
     display.say(describe_run(config, datasets, os.fspath(workdir), count, steps))
     train_step = display.compiled(train_step, "the training step")
 

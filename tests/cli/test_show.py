@@ -307,7 +307,7 @@ def test_photographs(real_data, tmp_path, rows, capsys):
         pixels = np.asarray(picture.convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10_000
     for row in rows:
-        assert isinstance(row.reference, bytes)
+        assert isinstance(row.reference, Image.Image)
         source, target = (name.split("/")[0] for name in row.names)
         # The captions name the kind of garment, and so do the folders.
         words = row.captions[0].split()
