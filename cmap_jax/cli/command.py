@@ -22,7 +22,7 @@ from cmap_jax.cli import errors
 _TRAIN = "train"  # its flags are main.py's, which absl reads
 _SUBCOMMANDS = (_TRAIN, "convert", "doctor", "show", "evaluate", "compare", "submit")
 
-# What argparse says of words that it does not know.
+# The part of an error of argparse that holds the words it does not know.
 _UNKNOWN = re.compile(r"(?:unrecognized arguments|invalid choice): (.*?)(?: \(choose|$)")
 
 

@@ -85,7 +85,8 @@ def read(config_file: str) -> ConfigDict:
         raise UsageError(_explain(error, path)) from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path}: its get_config must return a ConfigDict, not {config!r:.80}")
-    if path != str(_FROM_WORKDIR):  # what an earlier version wrote may have fields that are gone
+    # A workdir that an earlier version wrote may have fields that no longer exist.
+    if path != str(_FROM_WORKDIR):
         _check_fields(config, path)
     return config
 

@@ -17,8 +17,8 @@ from cmap_jax.cli.devices import check_devices
 from cmap_jax.processing.remedies import OTHERS
 from cmap_jax.protocols import PROTOCOLS, Protocol
 from cmap_jax.visualization.grids import (
-    ResultRow,
     check_destination,
+    result_row,
     results_grid,
     results_title,
     save,
@@ -145,19 +145,7 @@ def _draw(
     )
     rng = np.random.default_rng(arguments.seed)
     chosen = rng.choice(len(records), min(arguments.count, len(records)), replace=False)
-    rows = []
-    for record in (records[i] for i in sorted(chosen)):
-        ids = record["top"][:_COLUMNS]
-        rows.append(
-            ResultRow(
-                data.read_image(record["reference"]),
-                record["text"],
-                [(data.read_image(i), i in record["targets"]) for i in ids],
-                record["rank"],
-                names=(record["reference"], *ids),
-                tied=record["tied"],
-            )
-        )
+    rows = [result_row(records[i], data.read_image, _COLUMNS) for i in sorted(chosen)]
     title = results_title(model, protocol, result.protocols[protocol.name])
     save(results_grid(rows, title), arguments.grid)
     print(f"\n{len(rows)} queries under {protocol.name} with their first images: {arguments.grid}")

@@ -96,7 +96,7 @@ def usage(program: str, config_file: str | None = None) -> str:
         "--mode=evaluate --workdir=runs/garments",
         "--mode=describe --config=configs/fashioniq.py",
     )
-    # Those of this file: of the flags that other packages define, nobody needs one.
+    # Flags that other packages define are left out, since nobody needs them here.
     own = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[__name__]]
     parts = [
         "Train, evaluate or describe a model.",

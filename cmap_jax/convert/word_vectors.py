@@ -27,7 +27,8 @@ _START = 4096  # bytes that tell the two forms apart
 _BLOCK = 1 << 20  # bytes of the binary form read at once
 _SUFFIXES = (".txt", ".vec", ".bin")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
-_IN_NO_DATA = re.compile(r"__MACOSX/|(.*/)?\.")  # what a Mac adds to archives; hidden files
+# Members of an archive that hold no vectors: hidden files, and the folder that macOS adds.
+_IN_NO_DATA = re.compile(r"__MACOSX/|(.*/)?\.")
 
 
 def load_word_vectors(

@@ -22,7 +22,7 @@ _JPEG_START_OF_SCAN = b"\xff\xda"
 _JPEG_END = b"\xff\xd9"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
-# What `find_traits` may return.
+# The traits that `find_traits` may return.
 TURNED, TRANSPARENT, SIXTEEN_BIT, CMYK, FRAMES = TRAITS = (
     "turned",
     "transparent",
