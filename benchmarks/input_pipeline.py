@@ -107,24 +107,38 @@ def measure(side: str, root: pathlib.Path) -> dict:
 
 
 def _take_rival(side: str) -> None:
-    """Let the other library make the pixels where the side says so."""
-    from input_pipeline import preprocess
+    """Let other code make the pixels where the side says so."""
+    import tensorflow as tf
+
+    from cmap_jax.processing.images import load_square
+    from input_pipeline import datasets, decoding, preprocess
     from input_pipeline.image_sources import FolderImages
-    from input_pipeline.prepared import PreparedImages
 
     if side == "raw tensorflow":
         import tensorflow_images
 
-        def square(self, key, preprocessing):
-            return tensorflow_images.load_square(self.load(key), preprocessing)
+        class TensorFlowLoader(decoding.RecordLoader):
+            def __init__(self, records, preprocessing, failed):
+                self.source = FolderImages(records.images)
+                self.preprocessing, self.failed = preprocessing, failed
 
-        FolderImages.square = square
+            def keys(self, images):
+                return [self.source.where(i) for i in images]
+
+            def _square(self, record):
+                return tensorflow_images.load_square(tf.io.read_file(record), self.preprocessing)
+
+        datasets.open_loader = TensorFlowLoader
     if side == "prepared jpeg pil":
 
-        def square(self, key, preprocessing):
-            return preprocess.load_square(self.load(key), preprocessing)
+        def decode(encoded, preprocessing):
+            def load(data):
+                return np.asarray(load_square(data, preprocessing))
 
-        PreparedImages.square = square
+            square = tf.numpy_function(load, [encoded], tf.uint8, stateful=False)
+            return tf.ensure_shape(square, [RESIZE, RESIZE, 3])
+
+        preprocess.decode_square = decode
 
 
 def _rate(batches, seconds: float = SECONDS) -> dict:

@@ -41,7 +41,7 @@ def cut(
     crops: Int[np.ndarray, "*batch 3"],
     size: int,
 ) -> UInt8[np.ndarray, "*batch S S 3"]:
-    """Cut crops from images in memory; `preprocess.cut` is the same for one image in tf.data.
+    """Cut crops from images in memory; `cut_one` does it for one.
 
     Args:
         squares: the images; nothing is copied but the crops.
@@ -58,14 +58,29 @@ def cut(
         raise ValueError(f"a crop of {size} pixels leaves images of {squares.shape[1]}")
     out = np.empty((*rows.shape, size, size, 3), np.uint8)
     flat = out.reshape(-1, size, size, 3)
-    for pixels, row, (top, left, flip) in zip(
-        flat, rows.ravel().tolist(), crops.reshape(-1, 3).tolist(), strict=True
-    ):
-        if not flip:
-            pixels[:] = squares[row, top : top + size, left : left + size]
-            continue
-        start = last - left  # of the same columns before the flip
-        mirrored = squares[row, top : top + size, start : start + size][:, ::-1]
-        for channel in range(3):  # pixel by pixel it takes four times as long
-            pixels[..., channel] = mirrored[..., channel]
+    for pixels, row, crop in zip(flat, rows.ravel().tolist(), crops.reshape(-1, 3), strict=True):
+        cut_one(squares[row], crop, pixels)
     return out
+
+
+def cut_one(
+    square: UInt8[np.ndarray, "R R 3"],
+    crop: Int[np.ndarray, "3"],
+    out: UInt8[np.ndarray, "S S 3"],
+) -> None:
+    """Flip and crop one image; `preprocess.cut` is the same in tf.data.
+
+    Args:
+        square: the image.
+        crop: as `cut` takes it; it must not leave the image.
+        out: where the pixels go.
+    """
+    size = len(out)
+    top, left, flip = crop.tolist()
+    if not flip:
+        out[:] = square[top : top + size, left : left + size]
+        return
+    start = len(square) - size - left  # the same columns before the flip
+    mirrored = square[top : top + size, start : start + size][:, ::-1]
+    for channel in range(3):  # pixel by pixel it takes four times as long
+        out[..., channel] = mirrored[..., channel]

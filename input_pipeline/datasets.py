@@ -8,10 +8,10 @@ from typing import Any
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
+from input_pipeline.decoding import open_loader
 from input_pipeline.findings import list_annotations, read_splits
 from input_pipeline.image_check import leave_out_unusable
-from input_pipeline.image_loading import DecodingLoader, FailedImages, make_loader
-from input_pipeline.image_sources import open_images
+from input_pipeline.image_loading import FailedImages, ImageLoader, make_loader
 from input_pipeline.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.readers import check_name, read_records, training_files
 from input_pipeline.records import DataError, Records
@@ -116,9 +116,10 @@ def create_datasets(
     records, skipped = leave_out_unusable(records, data.missing_images)
     if training:
         _check_batch(config, records, process_count)
-    loader = DecodingLoader(open_images(records), preprocessing, FailedImages(data.missing_images))
+    decoding = open_loader(records, preprocessing, FailedImages(data.missing_images))
+    loader: ImageLoader = decoding
     if training:  # an evaluation needs each image once
-        loader = make_loader(loader, tuple(records.images), data.cache_gb * 1e9)
+        loader = make_loader(decoding, tuple(records.images), data.cache_gb * 1e9)
     process = {"process_index": process_index, "process_count": process_count}
     facts = {**records.facts, "skipped_images": skipped}
     counts: collections.Counter[str] = collections.Counter()

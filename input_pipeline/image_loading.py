@@ -15,19 +15,18 @@ from typing import Protocol as Interface
 import numpy as np
 import tensorflow as tf
 
-from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
+from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.progress import track
-from input_pipeline import augmentation, preprocess
+from input_pipeline import augmentation
 from input_pipeline.image_sources import ImageSource
 from input_pipeline.records import DataError
 
 Batch = dict[str, np.ndarray]
 
-# Images decoded at once; what is done for one of them is single-threaded. There are two a core, as
-# one may wait for the interpreter while the other is in PIL's code, which needs none.
-PARALLEL_CALLS = 2 * (
-    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# Items or batches that tf.data works on at once. An image is decoded by one thread, so there are as
+# many as cores, and others that fetch what comes next.
+PARALLEL_CALLS = 2 * CORES
 _AHEAD = 2  # batches made while one is used
 _AT_ONCE = 64  # images of a batch on the way into memory
 
@@ -89,56 +88,20 @@ class ImageLoader(Interface):
             The same with ``image`` K arrays uint8 [N, S, S, 3], and without ``crop``.
         """
 
+    def why_unusable(self, image: str) -> str | None:
+        """Return why an image cannot be decoded, or None."""
 
-class DecodingLoader:
+
+class Decoder(ImageLoader, Interface):
     """Decodes images as they are needed."""
 
-    key_dtype = tf.string
+    def squares(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+        """Return the images before any crop: data of uint8 [N, R, R, 3].
 
-    def __init__(
-        self, source: ImageSource, preprocessing: ImagePreprocessing, failed: FailedImages
-    ):
-        """See `ImageLoader`.
-
-        Raises:
-            DataError: the images have had other preprocessing already.
+        Args:
+            plan: batches with ``image``, keys [N, 1], of ``size`` images (the last may have fewer).
+            size: N.
         """
-        source.check(preprocessing)
-        self.source = source
-        self.failed = failed
-        self.preprocessing = preprocessing
-
-    def keys(self, images: Sequence[str]) -> Sequence[Any]:
-        """Return the keys of the source."""
-        return self.source.keys(images)
-
-    def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-        """Decode, resize and cut; see `ImageLoader`."""
-
-        def decode(item: dict[str, Any]) -> dict[str, Any]:
-            keys, crops = tf.unstack(item.pop("image")), tf.unstack(item.pop("crop"))
-            images = (
-                preprocess.cut(self.square(key), crop, self.preprocessing)
-                for key, crop in zip(keys, crops, strict=True)
-            )
-            return {**item, "image": tuple(images)}
-
-        return self.map_items(plan, size, decode)
-
-    def square(self, key: tf.Tensor) -> tf.Tensor:
-        """Return an image before any crop, uint8 [R, R, 3]."""
-        return self.source.square(key, self.preprocessing)
-
-    def map_items(
-        self, plan: tf.data.Dataset, size: int, function: Callable[[Any], Any]
-    ) -> tf.data.Dataset:
-        """Apply a function to the items of a plan's batches, many at once."""
-        return (
-            plan.prefetch(1)  # a source may read a batch's images here
-            .unbatch()
-            .map(function, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
-            .batch(size)
-        )
 
 
 class MemoryLoader:
@@ -146,7 +109,7 @@ class MemoryLoader:
 
     key_dtype = tf.int32
 
-    def __init__(self, decoding: DecodingLoader, images: Sequence[str]):
+    def __init__(self, decoding: Decoder, images: Sequence[str]):
         """Remember what to decode when the first batch is asked for."""
         self.source, self.failed = decoding.source, decoding.failed
         self.preprocessing = decoding.preprocessing
@@ -174,34 +137,24 @@ class MemoryLoader:
         def cut(rows: np.ndarray, crops: np.ndarray) -> np.ndarray:
             return augmentation.cut(squares, rows, crops, side)
 
-        def fill(batch: dict[str, Any]) -> dict[str, Any]:
-            columns = zip(
-                tf.unstack(batch.pop("image"), axis=1),
-                tf.unstack(batch.pop("crop"), axis=1),
-                strict=True,
-            )
-            images = (tf.numpy_function(cut, column, tf.uint8, False) for column in columns)
-            shape = [None, side, side, 3]
-            return {**batch, "image": tuple(tf.ensure_shape(image, shape) for image in images)}
+        return fill_batches(plan, cut, side, PARALLEL_CALLS)
 
-        return plan.map(fill, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+    def why_unusable(self, image: str) -> str | None:
+        """Return why an image cannot be decoded, or None."""
+        return self._decoding.why_unusable(image)
 
     def _decode_all(self) -> np.ndarray:
         side, count = self.preprocessing.resize, len(self._images)
         squares = np.empty((count, side, side, 3), np.uint8)
 
-        def decode(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-            square = self._decoding.square
-            return self._decoding.map_items(plan, size, lambda item: square(item["image"][0]))
-
-        parts = pass_over(self._images, _AT_ONCE, self._decoding, decode)
+        parts = pass_over(self._images, _AT_ONCE, self._decoding, self._decoding.squares)
         batches = -(-count // _AT_ONCE)
         for rows, found in track(parts, batches, "decoding", f"x {_AT_ONCE} images"):
             squares[rows] = found
         return squares
 
 
-def make_loader(decoding: DecodingLoader, images: Sequence[str], most_bytes: float) -> ImageLoader:
+def make_loader(decoding: Decoder, images: Sequence[str], most_bytes: float) -> ImageLoader:
     """Return a loader in memory if all images fit there, else one that decodes them each time.
 
     Args:
@@ -218,6 +171,34 @@ def make_loader(decoding: DecodingLoader, images: Sequence[str], most_bytes: flo
         *(len(images), needed / 1e9, most_bytes / 1e9),
     )
     return decoding
+
+
+def fill_batches(
+    plan: tf.data.Dataset,
+    cut: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    side: int,
+    parallel_calls: int,
+) -> tf.data.Dataset:
+    """Put crops into a plan's batches, as `ImageLoader.load` does.
+
+    Args:
+        plan: batches with ``image``, keys [N, K], and ``crop``, int32 [N, K, 3].
+        cut: from keys [N] and crops [N, 3] to pixels, uint8 [N, S, S, 3].
+        side: S.
+        parallel_calls: batches in work at once.
+    """
+
+    def fill(batch: dict[str, Any]) -> dict[str, Any]:
+        columns = zip(
+            tf.unstack(batch.pop("image"), axis=1),
+            tf.unstack(batch.pop("crop"), axis=1),
+            strict=True,
+        )
+        images = (tf.numpy_function(cut, column, tf.uint8, False) for column in columns)
+        shape = [None, side, side, 3]
+        return {**batch, "image": tuple(tf.ensure_shape(image, shape) for image in images)}
+
+    return plan.map(fill, num_parallel_calls=parallel_calls, deterministic=True)
 
 
 def pass_over(
@@ -303,7 +284,7 @@ def iterate(
             except tf.errors.OpError as error:
                 # TensorFlow names neither the file nor the item.
                 asked = [i for i in dict.fromkeys(images(step)) if i not in loader.failed]
-                found = {i: why_unusable(i, loader) for i in asked}
+                found = {i: loader.why_unusable(i) for i in asked}
                 found = {i: reason for i, reason in found.items() if reason is not None}
                 # Another pass may have met the image first, and this one only has to plan anew.
                 if not found and len(loader.failed) == known:
@@ -312,21 +293,3 @@ def iterate(
                 break
             yield batch
             step += 1
-
-
-def why_unusable(image: str, loader: ImageLoader) -> str | None:
-    """Return why an image cannot be decoded, or None."""
-    source = loader.source
-    try:
-        encoded = source.read(image)
-        (key,) = source.keys([image])
-    except (OSError, DataError) as error:
-        return f"unreadable: {error}"
-    try:
-        read_image(encoded, loader.preprocessing)
-        source.square(tf.constant(key), loader.preprocessing)
-    except ImageReadError as error:
-        return str(error)
-    except tf.errors.OpError as error:
-        return error.message
-    return None

@@ -34,7 +34,7 @@ from input_pipeline.records import (
 )
 
 if TYPE_CHECKING:  # seconds to load
-    import tensorflow as tf
+    pass
 
 # Raised with the form: the first number when a reader of the old one would misread the new one.
 VERSION = "2.0.0"
@@ -250,30 +250,16 @@ class PreparedImages:
         Raises:
             DataError: a damaged record.
         """
-        (record,) = self.keys([image])
+        (record,) = self.records([image])
         return _parse(record)["image"]
 
-    def keys(self, images: Sequence[str]) -> list[str | bytes]:
+    def records(self, images: Sequence[str]) -> list[bytes]:
         """Return the images' records, read at once.
 
         Raises:
             DataError: a damaged record.
         """
         return self._records.read([self._positions[i] for i in images])
-
-    def load(self, key: "tf.Tensor") -> "tf.Tensor":
-        """Take the image's bytes out of its record."""
-        import tensorflow as tf
-
-        return tf.io.parse_single_example(key, {"image": tf.io.FixedLenFeature([], tf.string)})[
-            "image"
-        ]
-
-    def square(self, key: "tf.Tensor", preprocessing: ImagePreprocessing) -> "tf.Tensor":
-        """Decode: the rest is done already."""
-        from input_pipeline import preprocess
-
-        return preprocess.decode_square(self.load(key), preprocessing)
 
     def check(self, preprocessing: ImagePreprocessing) -> None:
         """Refuse other preprocessing than the images have had.

@@ -113,8 +113,8 @@ def _write(arguments: argparse.Namespace) -> None:
     from cmap_jax.evaluation.evaluator import Evaluator
     from cmap_jax.trained import load
     from input_pipeline.batching import EvaluationData
-    from input_pipeline.image_loading import DecodingLoader, FailedImages
-    from input_pipeline.image_sources import open_images
+    from input_pipeline.decoding import open_loader
+    from input_pipeline.image_loading import FailedImages
 
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     use_compilation_cache(None)
@@ -124,14 +124,12 @@ def _write(arguments: argparse.Namespace) -> None:
     ((split, evaluations),) = records.evaluations.items()
     mesh = sharding.make_mesh()
     # Decoded one by one: each image is needed once. A server wants every query answered.
-    decoding = DecodingLoader(
-        open_images(records), trained.preprocessing, FailedImages("fail", may_skip=False)
-    )
+    loader = open_loader(records, trained.preprocessing, FailedImages("fail", may_skip=False))
     data = EvaluationData(
         evaluations,
         trained.vocabulary,
         trained.preprocessing,
-        decoding,
+        loader,
         # It changes no answer, and this machine may have other devices than the run had.
         batch_size=sharding.round_up(trained.config.eval.batch_size, mesh),
     )

@@ -14,10 +14,10 @@ from cmap_jax.processing.image_files import MAX_SIDE
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.progress import track
 from cmap_jax.processing.remedies import spelled
-from input_pipeline import preprocess
+from input_pipeline.decoding import FileLoader
 from input_pipeline.image_check import leave_out_unusable
-from input_pipeline.image_loading import DecodingLoader, FailedImages, pass_over
-from input_pipeline.image_sources import open_images
+from input_pipeline.image_loading import PARALLEL_CALLS, FailedImages, pass_over
+from input_pipeline.image_sources import FolderImages
 from input_pipeline.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.prepared import (
     BYTES,
@@ -202,22 +202,21 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         config = self.builder_config
         ids = tuple(records.images)
         preprocessing = config.preprocessing(records)
-        decoding = DecodingLoader(open_images(records), preprocessing, failed)
+        loader = FileLoader(FolderImages(records.images), preprocessing, failed)
 
-        def encode(item: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            encoded = decoding.source.load(item["image"][0])
-            square, size = preprocess.load_sized_square(encoded, preprocessing)
+        def encode(square: tf.Tensor, size: tf.Tensor) -> dict[str, tf.Tensor]:
             height, width = tf.unstack(size)
             return {"image": config.encode(square), "height": height, "width": width}
 
         def stage(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-            return decoding.map_items(plan, size, encode)
+            pictures = loader.sized_squares(plan, size).unbatch()
+            return pictures.map(encode, num_parallel_calls=PARALLEL_CALLS).batch(size)
 
         # TFDS sorts what exceeds a gigabyte in a thousand parts of the keys' 128 bits, each in
         # memory: with 0, 1, 2, ... all would be in the first part.
         step = 2**128 // len(ids)
         number = 0
-        parts = pass_over(ids, _AT_ONCE, decoding, stage)
+        parts = pass_over(ids, _AT_ONCE, loader, stage)
         with _remedies_of_tfds():
             for positions, batch in track(parts, -(-len(ids) // _AT_ONCE), "encoding", "batches"):
                 for row, position in enumerate(positions):

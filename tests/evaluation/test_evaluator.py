@@ -17,8 +17,8 @@ from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.retrieval import scan
 from input_pipeline import circo, cirr, fashion_iq, folder
 from input_pipeline.batching import EvaluationData, EvaluationSizes
-from input_pipeline.image_loading import DecodingLoader, FailedImages
-from input_pipeline.image_sources import open_images
+from input_pipeline.decoding import open_loader
+from input_pipeline.image_loading import FailedImages
 
 _WORDS = ["is red longer has a v"]  # with the five special tokens: VOCABULARY
 
@@ -35,7 +35,7 @@ class _Everything:
 
     def data(self, records, evaluations, sizes=None) -> EvaluationData:
         preprocessing = ImagePreprocessing(resize=72, crop=64)
-        loader = DecodingLoader(open_images(records), preprocessing, FailedImages("fail"))
+        loader = open_loader(records, preprocessing, FailedImages("fail"))
         return EvaluationData(
             evaluations, self.vocabulary, preprocessing, loader, batch_size=8, sizes=sizes
         )
