@@ -121,6 +121,7 @@ def _take_rival(side: str) -> None:
             def __init__(self, records, preprocessing, failed):
                 self.source = FolderImages(records.images)
                 self.preprocessing, self.failed = preprocessing, failed
+                decoding.keep_freed_memory()
 
             def keys(self, images):
                 return [self.source.where(i) for i in images]

@@ -1,4 +1,4 @@
-"""Photographs to pixels in TensorFlow's operations: the rival of PIL inside tf.data.
+"""Photographs to pixels in TensorFlow's operations: the rival of PIL's.
 
 `input_pipeline.py` measures what training from photographs would gain by it. Decoding gives PIL's
 pixels exactly; the resize, in PIL's precision but not its order, differs by up to 2 grey levels.

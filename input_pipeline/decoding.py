@@ -56,7 +56,7 @@ class FileLoader:
         self, source: FolderImages, preprocessing: ImagePreprocessing, failed: FailedImages
     ):
         """See `ImageLoader`."""
-        _keep_freed_memory()
+        keep_freed_memory()
         self.source = source
         self.preprocessing = preprocessing
         self.failed = failed
@@ -217,7 +217,7 @@ def _map_items(plan: tf.data.Dataset, size: int, function: Callable[[Any], Any])
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the C library keep what was freed, where it is glibc.
 
     PIL needs some megabytes for an image, and frees them again. By default they come fresh from the

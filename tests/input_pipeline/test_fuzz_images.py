@@ -7,12 +7,10 @@ import zlib
 
 import fake_data
 import pytest
-import tensorflow as tf
 from fuzzing import explore, few_or_many, put_something_else, remove, restored, time_limit
 from hypothesis import strategies as st
 
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, preprocess_image
-from input_pipeline import preprocess
 from input_pipeline.image_check import check_images
 from input_pipeline.readers import READERS
 
@@ -30,11 +28,6 @@ def _png(width: int, height: int) -> bytes:
 NO_IMAGES = [b"", b"\n", b"hello" * 50, b"<!DOCTYPE html><html></html>", b"GIF89a", b"\xff\xd8\xff"]
 BOMBS = [_png(60_000, 60_000), _png(20_000, 1), _png(1, 2**31 - 1)]
 PREPROCESSING = ImagePreprocessing(resize=40, crop=32)
-
-
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-def _tensorflow_image(path):
-    return preprocess.load_square(tf.io.read_file(path), PREPROCESSING)
 
 
 def _damaged_image(draw, path: pathlib.Path, content: bytes, healthy: pathlib.Path) -> bool | None:
@@ -88,7 +81,5 @@ def test_damaged_images(tmp_path, name, examples):
             if not reasons:  # a damage within, which only decoding finds
                 with contextlib.suppress(ImageReadError):
                     preprocess_image(image.path, PREPROCESSING)
-                with contextlib.suppress(tf.errors.InvalidArgumentError):
-                    _tensorflow_image(image.path)
 
     explore(case, examples)

@@ -1,6 +1,7 @@
-"""The pixels of tf.data, eagerly and inside `map`, beside PIL's, bit for bit."""
+"""The pixels of files and of prepared images in tf.data, beside PIL's, bit for bit."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -12,8 +13,17 @@ from jaxtyping import jaxtyped
 from PIL import Image
 
 from cmap_jax.processing.image_files import MAX_SIDE
-from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, preprocess_image
-from input_pipeline.preprocess import decode_square, load_sized_square, load_square
+from cmap_jax.processing.images import (
+    ImagePreprocessing,
+    ImageReadError,
+    load_square,
+    preprocess_image,
+)
+from input_pipeline.decoding import FileLoader
+from input_pipeline.image_loading import FailedImages
+from input_pipeline.image_sources import FolderImages
+from input_pipeline.preprocess import decode_square
+from input_pipeline.records import Image as ImageFile
 
 RNG = np.random.default_rng(0)
 PREPROCESSING = ImagePreprocessing()
@@ -146,12 +156,25 @@ def as_dataset(function, items):
     return items.map(function, num_parallel_calls=4).as_numpy_iterator()
 
 
+def file_loader(folder, files, preprocessing=PREPROCESSING):
+    """Write files, by name; return a loader of them and what it knows them by."""
+    images = {}
+    for number, (name, data) in enumerate(files.items()):
+        path = folder / str(number)
+        path.write_bytes(data)
+        images[name] = ImageFile(name, str(path))
+    loader = FileLoader(FolderImages(images), preprocessing, FailedImages("fail"))
+    return loader, tf.constant([[key] for key in loader.keys(list(images))])
+
+
 @pytest.fixture(scope="module")
-def in_tf_data():
-    """From a way to read to the square of every file, made inside tf.data."""
+def in_tf_data(tmp_path_factory):
+    """From a way to read to the square and the size of every file, made inside tf.data."""
 
     def squares(preprocessing):
-        found = as_dataset(lambda data: load_square(data, preprocessing), list(FILES.values()))
+        loader, keys = file_loader(tmp_path_factory.mktemp("files"), FILES, preprocessing)
+        plan = tf.data.Dataset.from_tensor_slices({"image": keys}).batch(7)
+        found = loader.sized_squares(plan, 7).unbatch().as_numpy_iterator()
         return dict(zip(FILES, found, strict=True))
 
     return {way.read_as: squares(way) for way in (PREPROCESSING, UPRIGHT)}
@@ -185,32 +208,26 @@ def released(data):
 class TestEveryKindOfFile:
     def test_squares_are_pils_to_the_bit(self, name, in_tf_data):
         expected = padded_and_resized(released(FILES[name]))
-        eager = load_square(tf.constant(FILES[name]), PREPROCESSING).numpy()
-        assert eager.dtype == np.uint8
-        np.testing.assert_array_equal(eager, expected)
-        np.testing.assert_array_equal(in_tf_data["released"][name], expected)
+        square, size = in_tf_data["released"][name]
+        assert square.dtype == np.uint8
+        np.testing.assert_array_equal(square, expected)
+        assert size.tolist() == list(released(FILES[name]).shape[:2])
         # Serving sees the middle of it.
         np.testing.assert_array_equal(
             preprocess_image(FILES[name], PREPROCESSING), expected[16:240, 16:240]
         )
 
     def test_use_sees_what_training_saw_upright_too(self, name, in_tf_data):
-        square = in_tf_data["upright"][name]
-        np.testing.assert_array_equal(load_square(FILES[name], UPRIGHT), square)
+        square, _ = in_tf_data["upright"][name]
         np.testing.assert_array_equal(
             preprocess_image(FILES[name], UPRIGHT), square[16:240, 16:240]
         )
         with Image.open(io.BytesIO(FILES[name])) as image:
             plain = not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1
         if plain:
-            np.testing.assert_array_equal(square, in_tf_data["released"][name])
+            np.testing.assert_array_equal(square, in_tf_data["released"][name][0])
         else:
-            assert (square != in_tf_data["released"][name]).any()
-
-    def test_the_size_is_that_of_the_picture(self, name):
-        height, width = released(FILES[name]).shape[:2]
-        found = load_sized_square(FILES[name], PREPROCESSING)[1].numpy().tolist()
-        assert found == [height, width]
+            assert (square != in_tf_data["released"][name][0]).any()
 
 
 # Pixels that are hard on the rounding: noise, black and white, and two neighbouring levels.
@@ -257,19 +274,20 @@ def test_a_prepared_image_of_another_size_or_damaged():
             list(as_dataset(lambda data, p=preprocessing: decode_square(data, p), [bad]))
 
 
-def test_static_shapes_inside_tf_data():
+def test_static_shapes_inside_tf_data(tmp_path):
     items = tf.data.Dataset.from_tensors(FILES["png"])
-    for load in (load_square, decode_square):
-        squares = items.map(lambda data, load=load: load(data, PREPROCESSING))
-        assert squares.element_spec == tf.TensorSpec([256, 256, 3], tf.uint8)
+    squares = items.map(lambda data: decode_square(data, PREPROCESSING))
+    assert squares.element_spec == tf.TensorSpec([256, 256, 3], tf.uint8)
+    loader, keys = file_loader(tmp_path, {"png": FILES["png"]})
+    plan = tf.data.Dataset.from_tensors({"image": keys, "crop": np.zeros((1, 1, 3), np.int32)})
+    assert loader.squares(plan, 1).element_spec == tf.TensorSpec([None, 256, 256, 3], tf.uint8)
+    (crops,) = loader.load(plan, 1).element_spec["image"]
+    assert crops == tf.TensorSpec([None, 224, 224, 3], tf.uint8)
 
 
 def test_the_shapes_in_the_signatures_are_true():
     typed = jaxtyped(typechecker=beartype)
-    square = typed(load_square)(FILES["png"], PREPROCESSING)
-    typed(load_square)(tf.constant(FILES["png"]), PREPROCESSING)
-    typed(load_sized_square)(FILES["png"], PREPROCESSING)
-    typed(decode_square)(tf.io.encode_png(square), PREPROCESSING)
+    typed(decode_square)(tf.io.encode_png(photograph(256, 256)), PREPROCESSING)
 
 
 def wide(image_format):
@@ -295,19 +313,31 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_raises(name):
+def test_a_bad_file_raises(tmp_path, name):
     data, message = BAD_FILES[name]
-    with pytest.raises((tf.errors.InvalidArgumentError, ImageReadError), match=message):
-        load_square(data, PREPROCESSING)
-    with pytest.raises(ImageReadError):
+    with pytest.raises(ImageReadError, match=message):
         preprocess_image(data, PREPROCESSING)
+    loader, keys = file_loader(tmp_path, {"good": FILES["jpeg 61x99"], "bad": data})
+    assert loader.why_unusable("good") is None
+    assert re.search(message, loader.why_unusable("bad"))
+    plan = tf.data.Dataset.from_tensors({"image": keys})
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        list(as_dataset(lambda data: load_square(data, PREPROCESSING), [data]))
+        list(loader.squares(plan, 2))
 
 
-def test_bad_files_among_good_ones_do_not_stop_the_stream():
+def test_a_file_that_is_gone(tmp_path):
+    loader, keys = file_loader(tmp_path, {"gone": FILES["png"]})
+    (tmp_path / "0").unlink()
+    assert "unreadable: " in loader.why_unusable("gone")
+    with pytest.raises(tf.errors.OpError, match="No such file"):
+        list(loader.squares(tf.data.Dataset.from_tensors({"image": keys}), 1))
+
+
+def test_bad_files_among_good_ones_do_not_stop_the_stream(tmp_path):
     good = FILES["jpeg 61x99"]
-    files = [part for data, _ in BAD_FILES.values() for part in (good, data)]
-    items = tf.data.Dataset.from_tensor_slices(files)
-    items = items.map(lambda data: load_square(data, PREPROCESSING), tf.data.AUTOTUNE)
-    assert len(list(items.ignore_errors())) == len(BAD_FILES)
+    files = {}
+    for name, (data, _) in BAD_FILES.items():
+        files |= {f"before {name}": good, name: data}
+    loader, keys = file_loader(tmp_path, files)
+    squares = loader.squares(tf.data.Dataset.from_tensor_slices({"image": keys}).batch(1), 1)
+    assert len(list(squares.ignore_errors())) == len(BAD_FILES)
