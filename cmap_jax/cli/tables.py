@@ -38,7 +38,7 @@ def results(content: Mapping[str, Any]) -> str:
         if numbers["skipped"]
     ]
     notes += [
-        f"{name}: {numbers['tied_queries']:.2g}% of the queries are tied, their right image with a "
+        f"{name}: {numbers['tied_queries']:.3g}% of the queries are tied, their right image with a "
         "wrong one of exactly its score; their rank is the mean over all orders."
         for name, numbers in content["protocols"].items()
         if "tied_queries" in numbers
