@@ -63,7 +63,7 @@ def make(root: pathlib.Path, count: int) -> None:
 def measure(side: str, root: pathlib.Path) -> dict:
     """Return the seconds that one side takes, and the number of files it looked at."""
     if side == "doctor":
-        from input_pipeline import doctor
+        from input_pipeline.doctor import examine as doctor
 
         report = doctor.examine("fashion_iq", str(root))
         assert report.ready(), report.verdict()

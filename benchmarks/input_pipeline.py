@@ -111,8 +111,9 @@ def _take_rival(side: str) -> None:
     import tensorflow as tf
 
     from cmap_jax.processing.images import load_square
-    from input_pipeline import datasets, decoding, preprocess
-    from input_pipeline.image_sources import FolderImages
+    from input_pipeline import datasets
+    from input_pipeline.images import decoding, preprocess
+    from input_pipeline.images.sources import FolderImages
 
     if side == "raw tensorflow":
         import tensorflow_images

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from cmap_jax import sharding
-from cmap_jax.models import convolution
+from cmap_jax.models import cpu as convolution
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.train_state import create_train_state

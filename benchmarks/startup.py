@@ -11,7 +11,13 @@ import time
 import harness
 import numpy as np
 
-IMPORTS = ("cmap_jax", "cmap_jax.models", "cmap_jax.workdir", "cmap_jax.training.train", "torch")
+IMPORTS = (
+    "cmap_jax",
+    "cmap_jax.models",
+    "cmap_jax.workdir.description",
+    "cmap_jax.training.train",
+    "torch",
+)
 _COMPILE = """
 import sys, time
 from cmap_jax.cli import compilation_cache

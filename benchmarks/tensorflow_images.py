@@ -85,7 +85,7 @@ def resize_and_pad(
 def load_square(
     encoded: tf.Tensor | bytes, preprocessing: ImagePreprocessing
 ) -> UInt8[tf.Tensor, "R R 3"]:
-    """Decode, pad and resize, as `input_pipeline.preprocess.load_square` does with PIL.
+    """Decode, pad and resize, as `input_pipeline.images.preprocess.load_square` does with PIL.
 
     Args:
         encoded: scalar string, a whole file.

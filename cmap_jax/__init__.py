@@ -30,7 +30,6 @@ _SUBPACKAGES = frozenset(
         "sharding",
         "trained",
         "training",
-        "variables",
         "visualization",
         "workdir",
     }

@@ -16,13 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cmap_jax import scoring
-from cmap_jax import workdir as workdir_lib
+from cmap_jax.files import complete_folder, expand
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.files import complete_folder, expand
 from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
-from cmap_jax.variables import read_variables, variables_to_save
-from cmap_jax.workdir import Description
+from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.description import Description
+from cmap_jax.workdir.weights import read_variables, variables_to_save
 
 # Programs are compiled for these shapes alone: compiling takes longer than encoding padding.
 _BATCH = 32  # images or texts encoded at once

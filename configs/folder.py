@@ -9,8 +9,8 @@ python main.py --config=configs/folder.py:finetune --config.data.directory=catal
 
 The folder holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
 `gallery.txt`, and the images that they name by path; images elsewhere:
-`--config.data.image_directory=...`. See `input_pipeline/folder.py` for the forms. ":debug" and
-":finetune,debug" are a model for a CPU, which trains from scratch, and two short epochs.
+`--config.data.image_directory=...`. See `input_pipeline/readers/folder.py` for the forms. ":debug"
+and ":finetune,debug" are a model for a CPU, which trains from scratch, and two short epochs.
 """
 
 from ml_collections import ConfigDict

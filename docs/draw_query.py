@@ -8,8 +8,8 @@ import json
 import pathlib
 import sys
 
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.visualization.grids import ResultRow, check_destination, results_grid, save
+from cmap_jax.workdir import description as workdir_lib
 
 QUERIES, RESULTS = 3, 5
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
 from cmap_jax.processing.tokenizer import Vocabulary
-from input_pipeline import augmentation
-from input_pipeline.image_loading import Batch, ImageLoader, iterate, pass_over
+from input_pipeline.images import augmentation
+from input_pipeline.images.loading import Batch, ImageLoader, iterate, pass_over
 from input_pipeline.records import DataError, Evaluation, Query, Triplet, TripletSource
 
 _ORDER = 1  # sets this stream of random numbers apart from others with the same seed

@@ -8,13 +8,13 @@ from typing import Any
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
-from input_pipeline.decoding import open_loader
-from input_pipeline.findings import list_annotations, read_splits
-from input_pipeline.image_check import leave_out_unusable
-from input_pipeline.image_loading import FailedImages, ImageLoader, make_loader
-from input_pipeline.near_names import POLICIES as NEAR_NAMES
-from input_pipeline.readers import check_name, read_records, training_files
+from input_pipeline.doctor.findings import list_annotations, read_splits
+from input_pipeline.images.check import leave_out_unusable
+from input_pipeline.images.decoding import open_loader
+from input_pipeline.images.loading import FailedImages, ImageLoader, make_loader
+from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.records import DataError, Records
+from input_pipeline.registry import check_name, read_records, training_files
 from input_pipeline.texts import POLICIES as UNREADABLE_TEXTS
 from input_pipeline.texts import (
     check_readable,

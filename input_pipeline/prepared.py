@@ -21,8 +21,8 @@ from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
-from input_pipeline.annotations import check_keys
-from input_pipeline.fashion200k import SampledPairs
+from input_pipeline.readers.annotations import check_keys
+from input_pipeline.readers.fashion200k import SampledPairs
 from input_pipeline.records import (
     DataError,
     Evaluation,

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from cmap_jax.processing import files
+from cmap_jax import files
 from cmap_jax.processing.image_files import check_image_stream, find_traits
 from cmap_jax.processing.images import explain_os_error
 

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cmap_jax import workdir
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.sharding import make_mesh
 from cmap_jax.trained import write_model
+from cmap_jax.workdir import description as workdir
 from configs import default
 
 VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7

@@ -287,8 +287,8 @@ def test_factorised_score_in_float64(x64):
 
 def test_feature_maps_in_float64(x64):
     """C3, C4, C5 of each depth, and P5, P4, P3 of each direction; sides that differ."""
+    from cmap_jax.models.encoders.resnet import ResNet
     from cmap_jax.models.image_encoder import CrossLevel
-    from cmap_jax.models.resnet import ResNet
 
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     nhwc = jnp.asarray(images.permute(0, 2, 3, 1).numpy())

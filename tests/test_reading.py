@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from small import init, small_config
 
-from cmap_jax import load, workdir
+from cmap_jax import load
+from cmap_jax.cli import from_workdir
 from cmap_jax.cli.run import evaluate, read_for_evaluation
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
@@ -19,7 +20,7 @@ from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.trained import write_model
 from cmap_jax.training.check import check_config
 from cmap_jax.training.train import check_same_data
-from configs import from_workdir
+from cmap_jax.workdir import description as workdir
 from input_pipeline import create_datasets
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from cmap_jax.processing.files import expand
+from cmap_jax.files import expand
 
 PATH_FLAGS = ("config", "workdir", "compilation_cache")  # main.py's
 PATH_FIELDS = (

@@ -16,7 +16,7 @@ from cmap_jax.cli.arguments import path
 from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.compare import Difference, compare
 from cmap_jax.evaluation.results import StoredResult, read_results
-from cmap_jax.workdir import CONFIG, EVALUATION
+from cmap_jax.workdir.description import CONFIG, EVALUATION
 
 # By protocol and number.
 _Differences = dict[str, dict[str, Difference]]

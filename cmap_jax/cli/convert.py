@@ -11,7 +11,6 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.cli.arguments import path
 from cmap_jax.convert.reference import ReferenceCheckpoint, read_reference_checkpoint
 from cmap_jax.convert.release_vocabulary import load_release_vocabulary
@@ -20,6 +19,7 @@ from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.trained import write_model
+from cmap_jax.workdir import description as workdir_lib
 
 # The release's names of the data sets -> our config files and the protocol of the paper.
 _DATA_SETS = {
@@ -115,7 +115,7 @@ def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
     """Read the words from a file, or count them again in a data set's captions."""
     if os.path.isdir(source):
         # Only here: TensorFlow takes seconds to load.
-        from input_pipeline.readers import read_records
+        from input_pipeline.registry import read_records
 
         config = config.copy_and_resolve_references()
         config.data.directory = source

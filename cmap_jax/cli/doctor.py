@@ -12,8 +12,8 @@ import json
 from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.tables import table
 from cmap_jax.processing.tokenizer import Vocabulary
-from input_pipeline import doctor
-from input_pipeline.readers import NAMES, data_set_name
+from input_pipeline.doctor import examine as doctor
+from input_pipeline.registry import NAMES, data_set_name
 
 SPELLING = doctor.SPELLING
 _SHOWN = 3  # examples of a finding

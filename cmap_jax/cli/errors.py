@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-from cmap_jax.processing.remedies import spelled
+from cmap_jax.remedies import spelled
 
 # The extra of setup.py that brings a package.
 _EXTRAS = {"torch": "torch", "apache_beam": "prepare", "mlcroissant": "prepare"}

@@ -14,8 +14,8 @@ from etils import epath
 from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
-from cmap_jax.processing.remedies import OTHERS
 from cmap_jax.protocols import PROTOCOLS, Protocol
+from cmap_jax.remedies import OTHERS
 from cmap_jax.visualization.grids import (
     check_destination,
     result_row,
@@ -73,10 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_devices()
     # Only here: TensorFlow takes seconds to load.
     from cmap_jax import sharding
-    from cmap_jax import workdir as workdir_lib
-    from cmap_jax.cli import run
-    from configs import from_workdir
-    from input_pipeline.readers import data_set_name
+    from cmap_jax.cli import from_workdir, run
+    from cmap_jax.workdir import description as workdir_lib
+    from input_pipeline.registry import data_set_name
 
     workdir_lib.read_description(arguments.workdir)  # refuses what is no workdir, with the reason
     config = from_workdir.get_config(arguments.workdir)

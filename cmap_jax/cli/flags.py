@@ -168,7 +168,7 @@ def _with_config(argv: Sequence[str]) -> list[str]:
             "which config? For example --config=configs/garments.py; --help lists flags and configs"
         )
     # Only here: it takes seconds to load, which --help and a wrong flag need not wait for.
-    from cmap_jax import workdir as workdir_lib
+    from cmap_jax.workdir import description as workdir_lib
 
     if workdir_lib.read_config(folder) is None:
         raise UsageError(
@@ -190,7 +190,7 @@ def _with_workdir_config(argv: Sequence[str]) -> list[str]:
     elif config_file is not None:
         data_config = _readable(config_file)
         config_files.read(data_config)
-    from cmap_jax import workdir as workdir_lib
+    from cmap_jax.workdir import description as workdir_lib
 
     workdir_lib.read_description(folder)  # refuses what is no workdir, with the reason
     return _replaced(argv, config_files.from_workdir(folder, data_config), folder)

@@ -8,15 +8,15 @@ from ml_collections import ConfigDict
 
 import input_pipeline
 from cmap_jax import sharding
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.cli import tables
 from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
+from cmap_jax.files import check_can_write
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.processing.files import check_can_write
 from cmap_jax.training import train as train_lib
 from cmap_jax.training.check import check_config
 from cmap_jax.training.initial_weights import read_initial_weights
 from cmap_jax.training.stopping import Stopped, StopRequest
+from cmap_jax.workdir import description as workdir_lib
 
 
 def run(

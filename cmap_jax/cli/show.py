@@ -20,10 +20,10 @@ from cmap_jax.visualization.grids import (
     triplet_grid,
 )
 from input_pipeline import storage
-from input_pipeline.image_check import check_images
-from input_pipeline.image_sources import open_images
-from input_pipeline.readers import NAMES, data_set_name, read_folder
+from input_pipeline.images.check import check_images
+from input_pipeline.images.sources import open_images
 from input_pipeline.records import DataError, Query, Records, Triplet, TripletSource
+from input_pipeline.registry import NAMES, data_set_name, read_folder
 
 SPELLING = {
     "data.directory": "the argument directory",

@@ -83,7 +83,7 @@ def _gallery_is_known(arguments: argparse.Namespace, evaluation: Any) -> dict[st
     """Return what CIRCO's check must be told; CIRR's split files name the whole gallery."""
     if arguments.data_set != "circo":
         return {}
-    from input_pipeline import circo
+    from input_pipeline.readers import circo
 
     listed = circo.find_gallery_list(arguments.directory, arguments.images) is not None
     complete = len(evaluation.galleries["all"]) >= circo.GALLERY_IMAGES
@@ -91,7 +91,7 @@ def _gallery_is_known(arguments: argparse.Namespace, evaluation: Any) -> dict[st
 
 
 def _unknown_gallery(directory: str) -> str:
-    from input_pipeline import circo
+    from input_pipeline.readers import circo
 
     place = epath.Path(directory) / "annotations" / circo.GALLERY_LIST
     return (
@@ -113,8 +113,8 @@ def _write(arguments: argparse.Namespace) -> None:
     from cmap_jax.evaluation.evaluator import Evaluator
     from cmap_jax.trained import load
     from input_pipeline.batching import EvaluationData
-    from input_pipeline.decoding import open_loader
-    from input_pipeline.image_loading import FailedImages
+    from input_pipeline.images.decoding import open_loader
+    from input_pipeline.images.loading import FailedImages
 
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     use_compilation_cache(None)
@@ -150,7 +150,7 @@ def _write(arguments: argparse.Namespace) -> None:
 
 def _read(arguments: argparse.Namespace) -> Any:
     """Return the data set's records with the one split as their only evaluation."""
-    from input_pipeline.readers import read_folder
+    from input_pipeline.registry import read_folder
 
     records = read_folder(
         arguments.data_set, arguments.directory, arguments.images, arguments.near_names
@@ -164,7 +164,7 @@ def _read(arguments: argparse.Namespace) -> Any:
 
 def _check_images(records: Any) -> None:
     """Refuse a data set with unusable images: a server wants every query answered."""
-    from input_pipeline.image_check import check_images, describe_unusable
+    from input_pipeline.images.check import check_images, describe_unusable
 
     reasons = check_images(records)
     if reasons:

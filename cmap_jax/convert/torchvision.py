@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cmap_jax.convert.state_dict import check_finite, check_names, read_state_dict
-from cmap_jax.models.resnet import ResNet
+from cmap_jax.models.encoders.resnet import ResNet
 
 # torchvision's names of the leaves of a convolution or linear layer, and of a batch-norm.
 LEAVES = {
@@ -94,7 +94,7 @@ def load_resnet(path: str | os.PathLike, *, depth: int, width: int = 64) -> dict
         width: channels of the stem; 64 in the published files.
 
     Returns:
-        ``params`` and ``batch_stats`` of `cmap_jax.models.resnet.ResNet`, float32.
+        ``params`` and ``batch_stats`` of `cmap_jax.models.encoders.resnet.ResNet`, float32.
 
     Raises:
         FileNotFoundError: no such file.

@@ -14,7 +14,7 @@ from cmap_jax import scoring, sharding
 from cmap_jax.evaluation.outcomes import Outcomes, summarize
 from cmap_jax.evaluation.ranking import Ranking
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.processing.progress import track
+from cmap_jax.progress import track
 from cmap_jax.protocols import Protocol
 from cmap_jax.retrieval.exact import ExactIndex, Padding
 from cmap_jax.retrieval.placement import Placement

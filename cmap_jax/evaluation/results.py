@@ -8,7 +8,7 @@ from typing import Any
 
 from cmap_jax.evaluation.evaluator import Result
 from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
-from cmap_jax.processing.files import read_json
+from cmap_jax.files import read_json
 from cmap_jax.protocols import Protocol
 
 # Facts that tell the variables and the data of one evaluation from those of another.

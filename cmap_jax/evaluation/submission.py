@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from cmap_jax.processing import files
+from cmap_jax import files
 
 # What CIRR's server takes at most; real files have 4.2 and 0.3 MB. CIRCO's states no limit and its
 # real files have 0.3 MB: more than this is no submission.

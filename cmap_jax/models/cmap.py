@@ -18,9 +18,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.encoders.resnet import DEPTHS
 from cmap_jax.models.image_encoder import ImageEncoder
 from cmap_jax.models.rematerialization import REMATS
-from cmap_jax.models.resnet import DEPTHS
 from cmap_jax.models.text_encoder import TextEncoder
 from cmap_jax.scoring import ComposedQuery
 

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.convolution import convolve
+from cmap_jax.models.cpu import convolve
 from cmap_jax.scoring import at_least_float32
 
 # The name, for rematerialisation, of what convolutions and linear layers result in.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from nltk.tokenize import NLTKWordTokenizer
 
-from cmap_jax.processing.files import parse_json, read_text, write_text
+from cmap_jax.files import parse_json, read_text, write_text
 
 PAD, START, AND, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "<start>", "<and>", "<end>", "<unk>")
 MAX_CAPTIONS = 2

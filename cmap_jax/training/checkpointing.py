@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from cmap_jax import workdir as workdir_lib
-from cmap_jax.fingerprint import check_fingerprint, fingerprint
 from cmap_jax.training.train_state import TrainState
-from cmap_jax.variables import check_variables, variables_to_save
+from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
+from cmap_jax.workdir.weights import check_variables, variables_to_save
 
 # Where checkpoints that cannot be used are moved to, out of the way of those to come.
 DAMAGED = "damaged"

@@ -8,10 +8,10 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Result
-from cmap_jax.processing.files import write_text
+from cmap_jax.files import write_text
 from cmap_jax.visualization.grids import result_row, results_grid
+from cmap_jax.workdir import description as workdir_lib
 
 EXAMPLES = 4  # queries of the picture that each evaluation makes
 _COLUMNS = 6  # images that it shows of each

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from cmap_jax.evaluation.evaluator import Result
-from cmap_jax.processing.progress import LiveLine, format_seconds
+from cmap_jax.progress import LiveLine, format_seconds
 
 _RECENT = 50  # steps over which speed is measured
 _LONG = 5.0  # seconds from which saving is worth a line

@@ -15,11 +15,11 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.convert import load_reference_checkpoint, load_resnet, load_word_vectors
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
+from cmap_jax.workdir import description as workdir_lib
 
 # Fields of config.model that say how a model is trained, not what it computes.
 _TRAINING_FIELDS = (

@@ -16,10 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
 from cmap_jax.evaluation.results import keep_shortcuts, results_to_dict
-from cmap_jax.fingerprint import digest
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.protocols import Protocol
 from cmap_jax.training import curves
@@ -31,13 +29,15 @@ from cmap_jax.training.initial_weights import (
     apply_initial_weights,
     fit_initial_weights,
 )
-from cmap_jax.training.lock import WorkdirLock
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.stopping import Stopped, StopRequest
 from cmap_jax.training.train_state import TrainState, create_train_state
 from cmap_jax.training.train_step import TrainStep, make_train_step
 from cmap_jax.training.training_log import TrainingLog
-from cmap_jax.variables import read_variables
+from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.fingerprint import digest
+from cmap_jax.workdir.lock import WorkdirLock
+from cmap_jax.workdir.weights import read_variables
 
 
 def train(

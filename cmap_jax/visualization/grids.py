@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 from PIL import Image, ImageDraw
 
-from cmap_jax.processing.files import check_can_write, write_bytes
+from cmap_jax.files import check_can_write, write_bytes
 from cmap_jax.processing.images import ImageReadError, ImageSource, read_image
 from cmap_jax.processing.padded_resize import pad_to_square
 from cmap_jax.protocols import Protocol

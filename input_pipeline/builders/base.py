@@ -9,16 +9,16 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cmap_jax.processing.files import expand
+from cmap_jax.files import expand
 from cmap_jax.processing.image_files import MAX_SIDE
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
-from cmap_jax.processing.progress import track
-from cmap_jax.processing.remedies import spelled
-from input_pipeline.decoding import FileLoader
-from input_pipeline.image_check import leave_out_unusable
-from input_pipeline.image_loading import PARALLEL_CALLS, FailedImages, pass_over
-from input_pipeline.image_sources import FolderImages
-from input_pipeline.near_names import POLICIES as NEAR_NAMES
+from cmap_jax.progress import track
+from cmap_jax.remedies import spelled
+from input_pipeline.images.check import leave_out_unusable
+from input_pipeline.images.decoding import FileLoader
+from input_pipeline.images.loading import PARALLEL_CALLS, FailedImages, pass_over
+from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
+from input_pipeline.images.sources import FolderImages
 from input_pipeline.prepared import (
     BYTES,
     FIELDS,
@@ -33,8 +33,8 @@ from input_pipeline.prepared import (
     is_prepared,
     query_splits,
 )
-from input_pipeline.readers import read_folder
 from input_pipeline.records import DataError, Records
+from input_pipeline.registry import read_folder
 
 _AT_ONCE = 64  # images of a batch
 _LEAST_SIDE = 32  # pixels: the least crop of a model

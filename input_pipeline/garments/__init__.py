@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from cmap_jax.processing.progress import LiveLine, format_seconds
+from cmap_jax.progress import LiveLine, format_seconds
 from input_pipeline.garments import attributes, captions, oracles
 
 # Raise it when anything that is written changes for the same settings.

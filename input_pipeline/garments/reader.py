@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from cmap_jax.processing.files import read_json
+from cmap_jax.files import read_json
 from cmap_jax.protocols import PROTOCOLS
-from input_pipeline.fashion_iq import Layout, both_orders
 from input_pipeline.garments import STAMP, prepare
+from input_pipeline.readers.fashion_iq import Layout, both_orders
 from input_pipeline.records import Evaluation, Records
 
 _CATEGORY = "garments"

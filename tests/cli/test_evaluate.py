@@ -10,11 +10,10 @@ from fake_data import fashion_iq as write_fashion_iq
 from PIL import Image
 from small import write_workdir
 
-from cmap_jax import workdir
-from cmap_jax.cli import command, flags, tables
+from cmap_jax.cli import command, flags, from_workdir, tables
 from cmap_jax.evaluation.results import keep_shortcuts
 from cmap_jax.visualization import grids
-from configs import from_workdir
+from cmap_jax.workdir import description as workdir
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from fake_data import cirr as write_cirr
 from fake_data import fashion_iq as write_fashion_iq
 from small import small_config, write_workdir
 
-from cmap_jax import workdir as workdir_lib
-from cmap_jax.cli import run
+from cmap_jax.cli import from_workdir, run
 from cmap_jax.training.stopping import Stopped
-from configs import from_workdir
+from cmap_jax.workdir import description as workdir_lib
 from input_pipeline.batching import EvaluationData
 
 

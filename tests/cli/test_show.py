@@ -13,7 +13,7 @@ from cmap_jax.cli import command, show
 from cmap_jax.processing.images import ImageReadError, read_image
 from input_pipeline import garments
 from input_pipeline.garments import reader as garments_reader
-from input_pipeline.readers import READERS
+from input_pipeline.registry import READERS
 
 
 def _garments(root):

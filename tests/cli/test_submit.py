@@ -10,11 +10,10 @@ from fake_data import image as write_image
 from small import write_workdir
 
 import cmap_jax
-from cmap_jax import scoring
+from cmap_jax import files, scoring
 from cmap_jax.cli import command
 from cmap_jax.evaluation.evaluator import Evaluator
-from cmap_jax.processing import files
-from input_pipeline import cirr
+from input_pipeline.readers import cirr
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from small import init, small_config
 from cmap_jax.convert import load_resnet
 from cmap_jax.convert.state_dict import WeightsError
 from cmap_jax.convert.torchvision import resnet_name
-from cmap_jax.models.resnet import ResNet
+from cmap_jax.models.encoders.resnet import ResNet
 
 
 def test_parity_with_torch(tmp_path):

@@ -11,7 +11,7 @@ from cmap_jax.evaluation.compare import compare
 from cmap_jax.evaluation.evaluator import Result
 from cmap_jax.evaluation.outcomes import Outcomes, summarize
 from cmap_jax.evaluation.results import read_results, results_to_dict
-from cmap_jax.processing.files import write_json
+from cmap_jax.files import write_json
 from cmap_jax.protocols import PROTOCOLS
 
 

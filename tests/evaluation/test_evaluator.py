@@ -15,10 +15,10 @@ from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.retrieval import scan
-from input_pipeline import circo, cirr, fashion_iq, folder
 from input_pipeline.batching import EvaluationData, EvaluationSizes
-from input_pipeline.decoding import open_loader
-from input_pipeline.image_loading import FailedImages
+from input_pipeline.images.decoding import open_loader
+from input_pipeline.images.loading import FailedImages
+from input_pipeline.readers import circo, cirr, fashion_iq, folder
 
 _WORDS = ["is red longer has a v"]  # with the five special tokens: VOCABULARY
 

@@ -10,7 +10,7 @@ import pytest
 
 from cmap_jax.evaluation import submission
 from cmap_jax.protocols import PROTOCOLS
-from input_pipeline import circo, cirr
+from input_pipeline.readers import circo, cirr
 from input_pipeline.records import Evaluation, Query
 
 

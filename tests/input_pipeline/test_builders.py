@@ -28,9 +28,9 @@ from input_pipeline import builders, prepared
 from input_pipeline.builders import base
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.builders.garments import GarmentsConfig
-from input_pipeline.image_check import check_images
-from input_pipeline.readers import NAMES, READERS, garments_settings, read_folder, read_records
+from input_pipeline.images.check import check_images
 from input_pipeline.records import DataError
+from input_pipeline.registry import NAMES, READERS, garments_settings, read_folder, read_records
 
 ROOT = pathlib.Path(__file__).parents[2]
 

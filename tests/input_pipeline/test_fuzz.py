@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import storage
-from input_pipeline.readers import READERS
 from input_pipeline.records import Records
+from input_pipeline.registry import READERS
 
 every_set = pytest.mark.parametrize("name", fake_data.DATA_SETS)
 

@@ -15,17 +15,17 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from small import init, small_config
 
-from cmap_jax import workdir
 from cmap_jax.cli import command
 from cmap_jax.cli.run import read_for_evaluation
 from cmap_jax.processing.images import ImagePreprocessing, load_square
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.trained import write_model
+from cmap_jax.workdir import description as workdir
 from input_pipeline import create_datasets, prepared, storage
 from input_pipeline.builders.base import ImageConfig
-from input_pipeline.image_sources import open_images
-from input_pipeline.readers import READERS, read_folder
+from input_pipeline.images.sources import open_images
 from input_pipeline.records import DataError
+from input_pipeline.registry import READERS, read_folder
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ import pytest
 
 import cmap_jax
 from cmap_jax import sharding
-from cmap_jax import workdir as workdir_lib
-from cmap_jax.fingerprint import check_fingerprint, fingerprint
-from cmap_jax.training import lock as lock_lib
 from cmap_jax.training.checkpointing import Checkpoints
-from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
 from cmap_jax.training.train_state import TrainState
+from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir import lock as lock_lib
+from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
+from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
 
 # Orbax drops coroutines where a read or a write fails, and they complain when they are collected.
 pytestmark = [
@@ -279,7 +279,7 @@ def test_a_second_run_is_refused(tmp_path):
 
 def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
     code = (
-        "import os, sys, time; from cmap_jax.training.lock import WorkdirLock\n"
+        "import os, sys, time; from cmap_jax.workdir.lock import WorkdirLock\n"
         f"WorkdirLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -4,8 +4,8 @@ import types
 
 import pytest
 
+from cmap_jax import progress
 from cmap_jax.evaluation.evaluator import Result
-from cmap_jax.processing import progress
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.training import display as display_lib
 from cmap_jax.training.display import Display, evaluations_left

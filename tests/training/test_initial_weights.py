@@ -12,7 +12,6 @@ from fake_data import fashion_iq as write_fashion_iq
 from optional import require
 from small import init, small_config
 
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.cli import run
 from cmap_jax.convert.torchvision import resnet_name
 from cmap_jax.models.cmap import CMAP
@@ -20,6 +19,7 @@ from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
 from cmap_jax.training.initial_weights import fit_initial_weights, read_initial_weights
 from cmap_jax.training.train import train
+from cmap_jax.workdir import description as workdir_lib
 from input_pipeline import create_datasets
 
 

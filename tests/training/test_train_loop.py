@@ -16,13 +16,13 @@ from small import small_config
 from stored_runs import curves
 
 import cmap_jax
-from cmap_jax import workdir as workdir_lib
 from cmap_jax.evaluation.evaluator import Interrupted
 from cmap_jax.training import train as train_lib
-from cmap_jax.training.lock import WorkdirInUse, WorkdirLock
 from cmap_jax.training.stopping import Stopped
 from cmap_jax.training.train import train
 from cmap_jax.training.training_log import TrainingLog
+from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
 from input_pipeline import create_datasets
 from input_pipeline.batching import EvaluationData
 

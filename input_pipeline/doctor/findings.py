@@ -1,0 +1,331 @@
+"""What can be wrong or odd in a data set, and what its annotations show of that."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
+from input_pipeline.readers.fashion200k import SampledPairs
+from input_pipeline.records import FixedTriplets, Records
+from input_pipeline.texts import (
+    ALLOW,
+    MANY_UNKNOWN,
+    MANY_WORDLESS,
+    TOO_MUCH,
+    WORDLESS_REMEDY,
+    Reading,
+    read_captions,
+    trained_splits,
+    words_remedy,
+)
+
+_NOTHING = "nothing to do"
+_SEVERITIES = ("note", "warning", "error")
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that is wrong or odd in a data set.
+
+    Attributes:
+        kind: a name for scripts, such as "missing".
+        severity: "error": training would fail; "warning": numbers are affected; "note": neither.
+        title: one line for people, with the number in it.
+        count: how many there are.
+        items: all of them.
+        fix: what to do about it: a command, a flag, a file.
+    """
+
+    kind: str
+    severity: Severity
+    title: str
+    count: int
+    items: tuple[str, ...]
+    fix: str
+
+    def to_dict(self) -> dict:
+        """Return the fields, for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What a person wrote once: in Fashion200k's train an image's caption, elsewhere a triplet.
+
+    Attributes:
+        split: "train", "val", ...
+        category: of the gallery, or empty.
+        reference: image id.
+        targets: image ids; none where they are not known.
+        captions: in the order written.
+    """
+
+    split: str
+    category: str
+    reference: str
+    targets: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        category = f" {self.category}" if self.category not in ("", "all") else ""
+        target = f" -> {self.targets[0]}" if self.targets else ""
+        return f"{self.split}{category}: {self.reference}{target}"
+
+
+def number(count: int, noun: str, plural: str = "") -> str:
+    """Return "1 image", "2,000 images", "2 queries"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def list_annotations(records: Records) -> tuple[Annotation, ...]:
+    """Return every annotation once, whatever the number of its caption orders and protocols."""
+    return (*_train_annotations(records), *_query_annotations(records))
+
+
+def _train_annotations(records: Records) -> Iterator[Annotation]:
+    if isinstance(records.train, SampledPairs):
+        for image in records.train.items():
+            yield Annotation("train", "", image.reference, (), image.captions)
+        return
+    before = None
+    for t in records.train.triplets:
+        # Both orders of two captions stand one after the other.
+        if len(t.captions) == 2 and dataclasses.replace(t, captions=t.captions[::-1]) == before:
+            before = None
+            continue
+        before = t
+        yield Annotation("train", t.category, t.reference, (t.target,), t.captions)
+
+
+def _query_annotations(records: Records) -> Iterable[Annotation]:
+    evaluations = [(split, e) for split, found in records.evaluations.items() for e in found]
+    found: dict[tuple[str, ...], Annotation] = {}
+    for split, evaluation in (*evaluations, *records.unlabelled.items()):
+        for q in evaluation.queries:
+            annotation = Annotation(split, q.category, q.reference, q.targets, q.captions)
+            found.setdefault((split, q.category, q.annotation), annotation)
+    return found.values()
+
+
+def by_split(annotations: Iterable[Annotation]) -> str:
+    """Return how many there are of each split: "12 train, 3 val"."""
+    counts = collections.Counter(a.split for a in annotations)
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def captions_by_split(annotations: Iterable[Annotation]) -> dict[str, list[str]]:
+    """Return the captions of each split, as written."""
+    captions: dict[str, list[str]] = collections.defaultdict(list)
+    for a in annotations:
+        captions[a.split] += a.captions
+    return dict(captions)
+
+
+def read_splits(
+    records: Records, annotations: Iterable[Annotation], vocabulary: Vocabulary | None
+) -> dict[str, Reading]:
+    """Return what a model with a vocabulary reads of each split; None: with the data's own."""
+    captions = captions_by_split(annotations)
+    known = vocabulary or Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    return {split: read_captions(found, known) for split, found in captions.items()}
+
+
+def caption_findings(
+    records: Records, annotations: Sequence[Annotation], readings: Mapping[str, Reading]
+) -> Iterator[Finding]:
+    """Yield captions that are empty, and those that cleaning leaves no word of."""
+    empty = list(_captions(annotations, lambda caption: not caption.strip()))
+    lost = list(_captions(annotations, loses_all_words))
+    shares = {split: reading.wordless_share for split, reading in readings.items()}
+    severity = max(
+        (_severity(records, split, share, MANY_WORDLESS) for split, share in shares.items()),
+        key=_SEVERITIES.index,
+        default="note",
+    )
+    legal = f"{_NOTHING}: a text without words is legal; to mend it, write a caption there"
+    mend = legal if severity == "note" else f"{WORDLESS_REMEDY}; or {ALLOW}"
+    many = [f"{share:.0%} of {split}" for split, share in shares.items() if share > MANY_WORDLESS]
+    for kind, what, found, gravity, fix in (
+        ("empty_caption", "empty", empty, "note", legal),
+        ("wordless_caption", "without a word once cleaned", lost, severity, mend),
+    ):
+        if found:
+            counts = by_split(a for a, _, _ in found)
+            share = f": {', '.join(many)}" if found is lost and many else ""
+            yield Finding(
+                kind,
+                gravity,
+                f"{number(len(found), 'caption')} {what} ({counts}){share}",
+                len(found),
+                tuple(f"{a}, caption {place}: {caption!r}" for a, place, caption in found),
+                fix,
+            )
+
+
+def _captions(
+    annotations: Iterable[Annotation], is_such: Callable[[str], bool]
+) -> Iterator[tuple[Annotation, int, str]]:
+    for a in annotations:
+        for place, caption in enumerate(a.captions, 1):
+            if is_such(caption):
+                yield a, place, caption
+
+
+def _severity(records: Records, split: str, share: float, many: float) -> Severity:
+    """Return how grave it is that a share of a split's texts cannot be read."""
+    if share > TOO_MUCH and split in trained_splits(records):
+        return "error"
+    return "warning" if share > many else "note"
+
+
+def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
+    """Yield triplets and queries whose reference is a target too."""
+    found = [a for a in annotations if a.reference in a.targets]
+    if found:
+        yield Finding(
+            "reference_is_target",
+            "warning",
+            f"{number(len(found), 'annotation')} with reference = target ({by_split(found)})",
+            len(found),
+            tuple(map(str, found)),
+            "remove them from your own annotations; published ones stay as they are: such a query "
+            "cannot be answered where the reference is excluded",
+        )
+
+
+def repeated_row_findings(records: Records, annotations: Sequence[Annotation]) -> Iterator[Finding]:
+    """Yield rows of own tables that are there more than once; what was published stays as it is."""
+    repeated: Mapping[str, int] = records.facts.get("repeated_rows", {})
+    if repeated:
+        count = sum(repeated.values())
+        splits = ", ".join(f"{n:,} {split}" for split, n in repeated.items())
+        times = collections.Counter(annotations)
+        yield Finding(
+            "repeated_row",
+            "warning",
+            f"{number(count, 'repeated row')} ({splits})",
+            count,
+            tuple(f"{a}: {n} times" for a, n in times.items() if n > 1),
+            "take the copies out of the tables: each is trained on, or asked, once more",
+        )
+
+
+def gallery_findings(records: Records) -> Iterator[Finding]:
+    """Yield queries that no image of the gallery answers, even where none is missing."""
+    for evaluations in records.evaluations.values():
+        for evaluation in evaluations:
+            galleries = {category: set(ids) for category, ids in evaluation.galleries.items()}
+            lost = [
+                f"{q.id}: {q.reference} -> {', '.join(q.targets)}"
+                for q in evaluation.queries
+                if not galleries[q.category].intersection(q.targets)
+            ]
+            if lost:
+                yield Finding(
+                    "no_target_in_gallery",
+                    "warning",
+                    f"{number(len(lost), 'query', 'queries')} of {evaluation.protocol.name} with "
+                    "no target in the gallery",
+                    len(lost),
+                    tuple(lost),
+                    "add the targets to the gallery's file: such queries are left out and counted",
+                )
+
+
+def leak_findings(records: Records) -> Iterator[Finding]:
+    """Yield images that training shows and an evaluation asks for, by pair of categories."""
+    shown: dict[str, set[str]] = collections.defaultdict(set)
+    if isinstance(records.train, FixedTriplets):
+        for t in records.train.triplets:
+            shown[t.category] |= {t.reference, t.target}
+    else:
+        shown[""] = set(records.train.image_ids())
+    for split, evaluations in records.evaluations.items():
+        targets, references, gallery = (collections.defaultdict(set) for _ in range(3))
+        for evaluation in evaluations:
+            for category, ids in evaluation.galleries.items():
+                gallery[category].update(ids)
+            for q in evaluation.queries:
+                targets[q.category].update(q.targets)
+                references[q.category].add(q.reference)
+        for train_category, ids in shown.items():
+            for category in gallery:
+                overlap = [sorted(ids & x[category]) for x in (targets, references, gallery)]
+                if any(overlap):
+                    yield _leak(split, category, train_category, *overlap)
+
+
+def _leak(
+    split: str,
+    category: str,
+    train_category: str,
+    targets: Sequence[str],
+    references: Sequence[str],
+    gallery: Sequence[str],
+) -> Finding:
+    asked = f"{split} {category}" if category != "all" else split
+    train = f"train triplets of {train_category}" if train_category else "training"
+    counts = (
+        f"{number(len(targets), 'target')}, {number(len(references), 'reference')} and "
+        f"{number(len(gallery), 'gallery image')}"
+    )
+    if not targets and not references:
+        return Finding(
+            "gallery_in_train",
+            "note",
+            f"{number(len(gallery), 'gallery image')} of {asked} also in {train}",
+            len(gallery),
+            tuple(gallery),
+            f"{_NOTHING}: none of them is asked for",
+        )
+    return Finding(
+        "leak",
+        "warning",
+        f"{counts} of {asked} also in {train}",
+        len(targets) or len(references),
+        tuple(targets or references),
+        "take these images out of the training triplets of your own data; with published data, "
+        "say it beside the numbers",
+    )
+
+
+def word_findings(
+    records: Records, readings: Mapping[str, Reading], vocabulary: Vocabulary | None
+) -> Iterator[Finding]:
+    """Yield the words that a vocabulary lacks.
+
+    Args:
+        records: the data set.
+        readings: what a model with the vocabulary reads of each split.
+        vocabulary: that of a model; None: the one that training would count.
+    """
+    if vocabulary is None and not records.vocabulary_captions:
+        title = "words are not checked: there are no training captions to count them in"
+        fix = "give a model's words: --vocabulary WORKDIR/vocabulary.txt"
+        yield Finding("words_not_checked", "note", title, 0, (), fix)
+        return
+    own = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    remedy = words_remedy(vocabulary)
+    for split, reading in readings.items():
+        if not reading.unknown:
+            continue
+        severity = _severity(records, split, reading.unknown_share, MANY_UNKNOWN)
+        fix = f"{_NOTHING}: the model reads each of them as <unk>"
+        if severity != "note":
+            fix = f"{remedy}; or {ALLOW}" if severity == "error" else remedy
+        elif split == "train" and any(word in own for word in reading.unknown):
+            # A model that was trained on this data has all words that training counts.
+            severity = "warning"
+            fix = "give the vocabulary.txt of a model that was trained on this data set"
+        yield Finding(
+            "unknown_word",
+            severity,
+            f"{number(len(reading.unknown), 'word')} of the {split} captions not in the "
+            f"vocabulary: {reading.unknown.total():,} of {reading.words:,} occurrences "
+            f"({reading.unknown_share:.1%})",
+            len(reading.unknown),
+            tuple(f"{word} ({n:,})" for word, n in reading.unknown.most_common()),
+            fix,
+        )

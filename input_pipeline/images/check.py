@@ -1,0 +1,159 @@
+"""A look at every image file before long work starts: for training, and for `cmap doctor`."""
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cmap_jax.progress import track
+from input_pipeline import storage
+from input_pipeline.images import near_names
+from input_pipeline.records import DataError, Records
+
+# Threads. In a bucket a look is mostly waiting; at home more threads only wait for one another's
+# turn with the interpreter (16 of them take three times as long as one, files in memory).
+_WORKERS, _WORKERS_IN_BUCKET = 4, 16
+_CHUNK = 64  # places a thread takes at once
+_SHOWN = 5  # examples in a message
+
+
+def check_images(records: Records, ids: Iterable[str] | None = None) -> dict[str, str]:
+    """Look at image files; return the reason of each that cannot be used, by image id.
+
+    A link that leads out of the image folder is refused. For a missing image the reason shows a
+    file with a near name, where there is one. The images of a prepared data set were looked at when
+    it was prepared.
+
+    Args:
+        records: the data set.
+        ids: of the images; None: all that the records hold.
+    """
+    if records.prepared is not None:
+        return {}
+    ids = tuple(records.images if ids is None else ids)
+    check = _checker(records.image_directory)
+    found = in_parallel(check, [records.images[i].path for i in ids], "checking", "images")
+    reasons = {i: reason for i, reason in zip(ids, found, strict=True) if reason is not None}
+    near = near_names.find(records, (i for i, reason in reasons.items() if reason == "missing"))
+    return reasons | {i: n.reason() for i, n in near.items()}
+
+
+def find_traits(records: Records, ids: Iterable[str]) -> dict[str, list[str]]:
+    """Return which image files have each trait of `image_files.TRAITS`, by trait; none: left out.
+
+    Args:
+        records: the data set.
+        ids: images that can be used.
+    """
+    ids = tuple(ids)
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    places = [records.images[i].path for i in ids]
+    looks = in_parallel(storage.image_traits, places, "describing", "images")
+    for i, traits in zip(ids, looks, strict=True):
+        for trait in traits:
+            found[trait].append(i)
+    return found
+
+
+def in_parallel(
+    work: Callable[[str], Any], places: Sequence[str], what: str, unit: str
+) -> Iterator[Any]:
+    """Yield the results of some work on each place, in order, with progress."""
+    # Handing out files one by one takes as long as looking at a small one.
+    chunks = [places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK)]
+    remote = any(storage.is_remote(place) for place in places[:1])
+    workers = _WORKERS_IN_BUCKET if remote else _WORKERS
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            results = pool.map(lambda chunk: [work(place) for place in chunk], chunks)
+            flat = itertools.chain.from_iterable(results)
+            yield from track(flat, len(places), what, unit)
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for all the rest
+
+
+def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[str, ...]]:
+    """Return the records without unusable images, and the ids of those.
+
+    Raises:
+        DataError: there are some, or were when the data were prepared, and the policy is "fail"; or
+            there are no others.
+    """
+    if records.skipped_images and policy == "fail":
+        raise DataError(
+            f"{records.image_directory}: prepared without {len(records.skipped_images)} images "
+            f"that were unusable, such as {', '.join(records.skipped_images[:_SHOWN])}. Accept "
+            "that with --config.data.missing_images=skip, or prepare it from complete data"
+        )
+    reasons = check_images(records)
+    if not reasons:
+        return records, records.skipped_images
+    summary = describe_unusable(records, reasons)
+    if policy == "fail" or len(reasons) == len(records.images):
+        remedy = "Restore them, set --config.data.image_directory to the folder with the images"
+        if policy == "fail":
+            remedy += ", or leave these out with --config.data.missing_images=skip"
+        raise DataError(
+            f"{summary}\n{remedy}. All that is wrong: cmap doctor {records.name} DIRECTORY"
+        )
+    logging.warning("%s\nThey are left out, and counted in the results.", summary)
+    return records.without(set(reasons)), tuple(sorted(reasons))
+
+
+def describe_unusable(
+    records: Records, reasons: Mapping[str, str], near_flag: str = near_names.FLAG
+) -> str:
+    """Return how many of the images cannot be used, and some of them with their reasons.
+
+    Args:
+        records: the data set.
+        reasons: by image id, from `check_images`.
+        near_flag: how the command at hand is told to accept near names.
+    """
+    near = [i for i, reason in reasons.items() if reason.startswith(near_names.CERTAIN)]
+    # Those with near names come first: they are the easiest to mend.
+    examples = list(dict.fromkeys([*near, *reasons]))[:_SHOWN]
+    lines = [
+        f"{len(reasons)} of {len(records.images)} images cannot be used, such as",
+        *(f"  {records.images[i].path}: {reasons[i]}" for i in examples),
+    ]
+    if near:
+        lines.append(
+            f"For {len(near)} of them there is a file with a near name, which {near_flag} takes"
+        )
+    return "\n".join(lines)
+
+
+def _checker(image_directory: str) -> Callable[[str], str | None]:
+    """Return a function from an image's place to the reason why it cannot be used, or None."""
+    leads_out = link_checker(image_directory)
+
+    def check(place: str) -> str | None:
+        # Before the file is opened.
+        if leads_out(place):
+            return f"a link that leads out of {image_directory}"
+        return storage.check_image(place)
+
+    return check
+
+
+def link_checker(image_directory: str) -> Callable[[str], bool]:
+    """Return a function that tells whether a place in a folder is a link that leads out of it."""
+    if storage.is_remote(image_directory):
+        return lambda _: False
+    root = os.path.realpath(image_directory)
+    # The links on the way to a folder are followed once, not once an image.
+    real_folder = functools.lru_cache(maxsize=1 << 16)(os.path.realpath)
+
+    def leads_out(place: str) -> bool:
+        folder, name = os.path.split(place)
+        real = os.path.join(real_folder(folder), name)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        return os.path.commonpath([root, real]) != root
+
+    return leads_out

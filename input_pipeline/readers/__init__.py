@@ -1,0 +1,1 @@
+"""One file a data set: from a folder to `input_pipeline.records`."""

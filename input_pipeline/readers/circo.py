@@ -1,0 +1,148 @@
+"""CIRCO on disk -> records (SPEC 5): for evaluation only.
+
+``annotations/{val,test}.json``, and the images of COCO's unlabeled2017 in
+``COCO2017_unlabeled/unlabeled2017``, ``unlabeled2017``, or the image folder itself. The gallery is
+what ``image_info_unlabeled2017.json`` lists where that file is, and all images in the folder
+elsewhere. An image's id is its number, padded to 12 digits.
+"""
+
+import logging
+import re
+from typing import Any
+
+from cmap_jax.protocols import PROTOCOLS
+from input_pipeline import storage
+from input_pipeline.readers.annotations import (
+    check_caption,
+    check_folders,
+    check_keys,
+    check_unique,
+    read_entries,
+    shown,
+)
+from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
+
+TRAINING_FILES = ""  # there are none
+GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
+_FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
+GALLERY_LIST = "image_info_unlabeled2017.json"
+_LISTS = (
+    f"COCO2017_unlabeled/annotations/{GALLERY_LIST}",
+    f"annotations/{GALLERY_LIST}",
+    GALLERY_LIST,
+)
+_FILE = re.compile(r"([0-9]{12})\.jpg")
+_MOST = 10**12  # ids have 12 digits
+
+
+def read(directory: str, image_directory: str | None = None) -> Records:
+    """Read CIRCO: val with its ground truths, and the unlabelled test. Nothing to train on.
+
+    Args:
+        directory: the folder that holds ``annotations``.
+        image_directory: the folder with the images; None: ``directory``.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; names it and what was expected.
+        DataError: an annotation file is not what it should be; names the file and the entry.
+    """
+    root, image_root = check_folders(directory, image_directory)
+    if not storage.exists(storage.join(root, "annotations", "val.json")):
+        raise FileNotFoundError(
+            f"{root}: no annotations/val.json; this is not CIRCO's layout. Set "
+            "--config.data.directory to the folder that holds annotations"
+        )
+    splits = {"val": _read_annotations(root, "val")}
+    if storage.exists(storage.join(root, "annotations", "test.json")):
+        splits["test"] = _read_annotations(root, "test")
+    folder = next(
+        (
+            place
+            for place in (storage.join(image_root, name) for name in _FOLDERS)
+            if storage.is_folder(place)
+        ),
+        image_root,
+    )
+    listed, source = _read_gallery(root, image_root, folder)
+    # An image that an annotation names and nobody has is missing, not unheard of.
+    named = dict.fromkeys(
+        i for qs in splits.values() for q in qs for i in (q.reference, *q.targets)
+    )
+    gallery = tuple(dict.fromkeys([*listed, *named]))
+    val = Evaluation(PROTOCOLS["circo/val"], {"all": gallery}, splits["val"])
+    unlabelled = {}
+    if "test" in splits:
+        unlabelled["test"] = Evaluation(PROTOCOLS["circo/test"], {"all": gallery}, splits["test"])
+    records = Records(
+        name="circo",
+        layout=f"annotations of {', '.join(splits)}, gallery from {source}",
+        image_directory=image_root,
+        train=FixedTriplets(()),
+        evaluations={"val": (val,)},
+        unlabelled=unlabelled,
+        vocabulary_captions=(),
+    )
+    images = {i: Image(i, storage.join(folder, f"{i}.jpg")) for i in records.all_image_ids()}
+    return records.with_images(images)
+
+
+def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
+    file = storage.join(root, "annotations", f"{split}.json")
+    keys = {"id": int, "reference_img_id": int, "relative_caption": str}
+    if split == "val":
+        keys |= {"target_img_id": int, "gt_img_ids": list}
+    entries = read_entries(file, keys)
+    check_unique((entry["id"] for entry in entries), file, "id")
+    queries = []
+    for number, entry in enumerate(entries):
+        where = f"{file}: entry {number}"
+        targets = ()
+        if split == "val":
+            targets = tuple(dict.fromkeys(_image_id(i, where) for i in entry["gt_img_ids"]))
+            if _image_id(entry["target_img_id"], where) not in targets:
+                raise DataError(f"{where}: its target_img_id is not among its gt_img_ids")
+        reference = _image_id(entry["reference_img_id"], where)
+        caption = check_caption(entry["relative_caption"], where)
+        name = str(entry["id"])
+        queries.append(Query(name, reference, (caption,), targets, "all", name))
+    return tuple(queries)
+
+
+def _image_id(number: Any, where: str) -> str:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _MOST:
+        raise DataError(
+            f"{where}: an image id is a whole number of up to 12 digits, not {shown(number)}"
+        )
+    return f"{number:012d}"
+
+
+def find_gallery_list(directory: str, image_directory: str | None = None) -> str | None:
+    """Return COCO's list of the gallery, in the folder of the annotations or images, or None."""
+    roots = (image_directory or directory, directory)
+    places = (storage.join(root, name) for name in _LISTS for root in roots)
+    return next((place for place in places if storage.exists(place)), None)
+
+
+def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], str]:
+    """Return the gallery's ids, and what told them."""
+    source = find_gallery_list(root, image_root)
+    if source is not None:
+        content = storage.read_json(source)
+        check_keys(content, {"images": list}, source)
+        found = []
+        for number, image in enumerate(content["images"]):
+            where = f"{source}: image {number}"
+            check_keys(image, {"id": int}, where)
+            found.append(_image_id(image["id"], where))
+    else:
+        source = f"the files in {folder}"
+        found = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
+    if len(found) != GALLERY_IMAGES:
+        logging.warning(
+            "%s: %d images of COCO's unlabeled2017, which has %d; numbers on another gallery "
+            "cannot be compared with published ones",
+            source,
+            len(found),
+            GALLERY_IMAGES,
+        )
+    return found, source

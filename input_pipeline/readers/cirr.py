@@ -1,0 +1,164 @@
+"""CIRR on disk -> records (SPEC 5).
+
+``captions/cap.rc2.{train,val,test1}.json`` and ``image_splits/split.rc2.{train,val,test1}.json``,
+in the folder itself or, as the authors' repository has it, in ``cirr/``. A split file names each
+image's path, which starts from the image folder, from ``images/`` or from ``img_raw/`` in it; the
+image may also lie there without its numbered folder (``train/34/``), or by its bare name.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from cmap_jax.protocols import PROTOCOLS
+from input_pipeline import storage
+from input_pipeline.readers.annotations import (
+    check_caption,
+    check_folders,
+    check_keys,
+    check_path,
+    check_unique,
+    find_base,
+    find_images,
+    read_entries,
+    shown,
+)
+from input_pipeline.records import (
+    DataError,
+    Evaluation,
+    FixedTriplets,
+    Image,
+    Query,
+    Records,
+    Triplet,
+)
+
+TRAINING_FILES = "captions/cap.rc2.train.json and image_splits/split.rc2.train.json"
+_SPLITS = ("train", "val", "test1")
+
+
+def read(directory: str, image_directory: str | None = None) -> Records:
+    """Read CIRR: train, val, and the unlabelled test1.
+
+    Annotations of train and test1 may be absent: such a folder can still be evaluated on.
+
+    Args:
+        directory: the folder that holds ``captions`` and ``image_splits``.
+        image_directory: the folder with the images; None: ``directory``.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; names it and what was expected.
+        DataError: an annotation file is not what it should be; names the file and the entry.
+    """
+    directory, image_root = check_folders(directory, image_directory)
+    root = next(
+        (
+            folder
+            for folder in (directory, storage.join(directory, "cirr"))
+            if storage.exists(storage.join(folder, "captions", "cap.rc2.val.json"))
+        ),
+        None,
+    )
+    if root is None:
+        raise FileNotFoundError(
+            f"{directory}: no captions/cap.rc2.val.json; this is not CIRR's layout. Set "
+            "--config.data.directory to the folder that holds captions and image_splits"
+        )
+    captions = set(storage.names(storage.join(root, "captions")))
+    present = [split for split in _SPLITS if f"cap.rc2.{split}.json" in captions]
+    entries = {split: _read_captions(root, split) for split in present}
+    paths = {split: _read_split(root, split) for split in present}
+    for split in present:
+        _check_known(root, split, entries[split], paths[split])
+    val = Evaluation(PROTOCOLS["cirr/val"], {"all": tuple(paths["val"])}, entries["val"])
+    unlabelled = {}
+    if "test1" in present:
+        unlabelled["test1"] = Evaluation(
+            PROTOCOLS["cirr/test1"], {"all": tuple(paths["test1"])}, entries["test1"]
+        )
+    bases = (image_root, *(storage.join(image_root, name) for name in ("images", "img_raw")))
+    base = find_base(bases, paths["val"].values())
+    places = {i: path for split in paths.values() for i, path in split.items()}
+    tops = dict.fromkeys(path.partition("/")[0] for path in places.values() if "/" in path)
+    train = tuple(Triplet(q.reference, q.targets[0], q.captions) for q in entries.get("train", ()))
+    records = Records(
+        name="cirr",
+        layout=f"captions of {', '.join(present)}, images below {base}",
+        image_directory=image_root,
+        train=FixedTriplets(train),
+        evaluations={"val": (val,)},
+        unlabelled=unlabelled,
+        vocabulary_captions=tuple(t.captions[0] for t in train),
+        searched=(*(storage.join(b, top) for b in bases for top in tops), *bases),
+    )
+    expected = {i: places[i] for i in records.all_image_ids()}
+    found = _find_images(expected, bases)
+    images = {i: Image(i, found.get(i) or storage.join(base, p)) for i, p in expected.items()}
+    return records.with_images(images)
+
+
+def _find_images(paths: Mapping[str, str], bases: Sequence[str]) -> dict[str, str]:
+    """Return the images that are found: by path, without the inner folders, or by bare name."""
+    found: dict[str, str] = {}
+    for kept in (None, 1, 0):  # folders of the path
+        lost = {}
+        for i, path in paths.items():
+            if i not in found:
+                *folders, name = path.split("/")
+                lost["/".join((*folders[:kept], name))] = i
+        found |= {lost[path]: place for path, place in find_images(lost, bases).items()}
+    return found
+
+
+def _read_captions(root: str, split: str) -> tuple[Query, ...]:
+    """Return a split's queries; training triplets are queries too, before they are cut down."""
+    file = storage.join(root, "captions", f"cap.rc2.{split}.json")
+    keys = {"pairid": int, "reference": str, "caption": str, "img_set": dict}
+    if split != "test1":
+        keys["target_hard"] = str
+    queries = []
+    entries = read_entries(file, keys)
+    check_unique((entry["pairid"] for entry in entries), file, "pairid")
+    for number, entry in enumerate(entries):
+        where = f"{file}: entry {number}"
+        check_keys(entry["img_set"], {"members": list}, f"{where}: img_set")
+        # Each once: the query is ranked among the others.
+        members = tuple(
+            dict.fromkeys(check_path(m, f"{where}: img_set") for m in entry["img_set"]["members"])
+        )
+        targets = (check_path(entry["target_hard"], where),) if split != "test1" else ()
+        for image in (entry["reference"], *targets):
+            if image not in members:
+                raise DataError(f"{where}: {shown(image)} is not among the members of its img_set")
+        pair = str(entry["pairid"])
+        caption = check_caption(entry["caption"], where)
+        queries.append(
+            Query(pair, entry["reference"], (caption,), targets, "all", pair, subset=members)
+        )
+    return tuple(queries)
+
+
+def _read_split(root: str, split: str) -> dict[str, str]:
+    """Return the path of each of a split's images, by id."""
+    file = storage.join(root, "image_splits", f"split.rc2.{split}.json")
+    paths = storage.read_json(file)
+    if not isinstance(paths, dict) or not paths:
+        raise DataError(f"{file}: must be an object of image names and paths, not {shown(paths)}")
+    found = {}
+    for name, path in paths.items():
+        where = f"{file}: entry {shown(name)}"
+        relative = check_path(path, where)
+        found[check_path(name, where)] = relative.removeprefix("./")
+    return found
+
+
+def _check_known(
+    root: str, split: str, queries: tuple[Query, ...], paths: Mapping[str, str]
+) -> None:
+    """Refuse a query whose images the split does not name: their place is unknown."""
+    file = storage.join(root, "captions", f"cap.rc2.{split}.json")
+    for number, query in enumerate(queries):
+        for image in query.subset:  # reference and target are among them
+            if image not in paths:
+                raise DataError(
+                    f"{file}: entry {number} names {shown(image)}, which split.rc2.{split}.json "
+                    "does not have"
+                )

@@ -1,0 +1,250 @@
+"""Fashion200k's layout on disk -> records, with its online sampling of training pairs (SPEC 5).
+
+``labels/<category>_{train,test}_detect_all.txt`` (path, detection score, caption; tab-separated),
+``test_queries.txt`` beside ``labels`` or in the image folder, images under ``women/``; a leading
+``women/`` may be present or absent in labels, queries and folders.
+"""
+
+import collections
+from collections.abc import Iterable, Set
+
+import numpy as np
+
+from cmap_jax.protocols import PROTOCOLS
+from input_pipeline import storage
+from input_pipeline.readers.annotations import (
+    check_caption,
+    check_folders,
+    check_path,
+    find_base,
+    shown,
+)
+from input_pipeline.records import (
+    DataError,
+    Evaluation,
+    FixedTriplets,
+    Image,
+    Query,
+    Records,
+    Triplet,
+)
+
+TRAINING_FILES = "labels/<category>_train_detect_all.txt"
+PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
+_SUFFIX = "_{split}_detect_all.txt"
+_PREFIX = "women/"
+_MARKS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}
+_SAMPLING = 0x200  # sets this stream of random numbers apart from others with the same seed
+
+
+def read(directory: str, image_directory: str | None = None) -> Records:
+    """Read Fashion200k: pairs are sampled online from train, and queries searched in test.
+
+    The label files of train may be absent: such a folder can still be evaluated on.
+
+    Args:
+        directory: the folder that holds ``labels``.
+        image_directory: the folder with the images; None: ``directory``.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; names it and what was expected.
+        DataError: a line is not what it should be; names the file and the line.
+    """
+    root, image_root = check_folders(directory, image_directory)
+    train = _read_labels(root, "train")
+    test = _read_labels(root, "test")
+    queries_file = _find_queries(root, image_root)
+    gallery = tuple(test)
+    base = find_base((storage.join(image_root, "women"), image_root), gallery)
+    evaluation = Evaluation(
+        PROTOCOLS["fashion200k"], {"all": gallery}, _read_queries(queries_file, test)
+    )
+    labels = "labels" if train else "labels to evaluate on alone"
+    return Records(
+        name="fashion200k",
+        layout=f"{labels}, {queries_file}, images below {base}",
+        image_directory=image_root,
+        train=_training_pairs(root, train) if train else FixedTriplets(()),
+        evaluations={"val": (evaluation,)},
+        # The raw captions: "dotmark" and the like are unknown words in the published vocabulary.
+        vocabulary_captions=tuple(train.values()),
+        images={i: Image(i, storage.join(base, i)) for i in (*train, *test)},
+        extra_special=("replace", "with"),
+    )
+
+
+def replace_marks(caption: str) -> str:
+    """Spell out the marks that the tokenizer would drop: "." becomes "dotmark" and so on."""
+    for mark, word in _MARKS.items():
+        caption = caption.replace(mark, word)
+    return caption
+
+
+def parents(caption: str) -> list[str]:
+    """Return a caption's parents: for each word, the caption without that word's letters."""
+    found = (caption.replace(word, "").replace("  ", " ").strip() for word in caption.split())
+    return list(dict.fromkeys(found))
+
+
+def modification(source: str, target: str) -> str:
+    """Return "replace A with B", the first words in which two captions differ (SPEC 5)."""
+
+    def first_absent(words: list[str], others: list[str]) -> str:
+        return next((word for word in words if word not in others), words[-1])
+
+    words, others = source.split(), target.split()
+    return f"replace {first_absent(words, others)} with {first_absent(others, words)}"
+
+
+class SampledPairs:
+    """Training pairs drawn online: one a training image and epoch (SPEC 5).
+
+    Two captions with a common parent differ in one word; an image with such a caption can be
+    modified.
+    """
+
+    def __init__(self, captions: dict[str, str]):
+        """Index the captions by parent.
+
+        Args:
+            captions: caption of each image id, marks replaced.
+
+        Raises:
+            DataError: no two captions differ in one word.
+        """
+        self._captions = captions
+        self._ids = tuple(captions)
+        self._images: dict[str, list[str]] = collections.defaultdict(list)
+        for image, caption in captions.items():
+            self._images[caption].append(image)
+        children: dict[str, list[str]] = collections.defaultdict(list)
+        for caption in self._images:
+            for parent in parents(caption):
+                children[parent].append(caption)
+        self._children = {p: c for p, c in children.items() if len(c) >= 2}
+        self._parents = {
+            caption: [p for p in parents(caption) if p in self._children]
+            for caption in self._images
+        }
+        self._modifiable = tuple(i for i in self._ids if self._parents[captions[i]])
+        if not self._modifiable:
+            raise DataError("no two training captions differ in one word: no pair can be sampled")
+
+    def __len__(self) -> int:
+        """Return the number of training images: each is a source once an epoch."""
+        return len(self._ids)
+
+    def draw(self, seed: int, epoch: int, item: int) -> Triplet:
+        """Draw a pair whose source is image ``item``, or a modifiable one if it is not."""
+        rng = np.random.default_rng([seed, _SAMPLING, epoch, item])
+
+        def choose(options: list | tuple) -> str:
+            return options[int(rng.integers(len(options)))]
+
+        source = self._ids[item]
+        if not self._parents[self._captions[source]]:
+            source = choose(self._modifiable)
+        caption = self._captions[source]
+        siblings = self._children[choose(self._parents[caption])]
+        other = choose([c for c in siblings if c != caption])
+        return Triplet(source, choose(self._images[other]), (modification(caption, other),))
+
+    def items(self) -> Iterable[Triplet]:
+        """Return each image with its own caption; the target is still to be drawn."""
+        return (Triplet(image, "", (caption,)) for image, caption in self._captions.items())
+
+    def image_ids(self) -> Iterable[str]:
+        """Return the ids of all training images."""
+        return self._ids
+
+    def longest_texts(self) -> Iterable[tuple[str, ...]]:
+        """Return a text for every word, with the word in both places."""
+        words = {word for caption in self._images for word in caption.split()}
+        return {(f"replace {word} with {word}",) for word in words}
+
+    def without(self, missing: Set[str]) -> "SampledPairs":
+        """Return the source without some images."""
+        return SampledPairs({i: c for i, c in self._captions.items() if i not in missing})
+
+
+def _training_pairs(root: str, captions: dict[str, str]) -> SampledPairs:
+    try:
+        return SampledPairs({i: replace_marks(caption) for i, caption in captions.items()})
+    except DataError as error:
+        raise DataError(f"{storage.join(root, 'labels')}: {error}") from error
+
+
+def _lines(file: str) -> list[str]:
+    """Return a file's lines; str.splitlines would also split at exotic marks in a caption."""
+    return storage.read_text(file).replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
+def _normalize_path(path: str, where: str) -> str:
+    """Return an image's id: its path without the ``women/`` that may lead it."""
+    return check_path(path, where).removeprefix(_PREFIX)
+
+
+def _read_labels(root: str, split: str) -> dict[str, str]:
+    """Return the caption of each image, label files in the published order (SPEC 5).
+
+    There are none of train where only evaluation is possible.
+    """
+    suffix = _SUFFIX.format(split=split)
+    folder = storage.join(root, "labels")
+    found = {n.removesuffix(suffix) for n in storage.names(folder) if n.endswith(suffix)}
+    if not found and split == "test":
+        raise FileNotFoundError(
+            f"{folder}: no <category>{suffix}; this is not Fashion200k's layout. Set "
+            "--config.data.directory to the folder that holds labels"
+        )
+    for category in found:  # a file's name may be anything, and stands in messages
+        check_path(f"{category}{suffix}", folder)
+    published = [c for c in PUBLISHED_ORDER if c in found]
+    captions: dict[str, str] = {}
+    for category in (*published, *sorted(found - set(published))):
+        file = storage.join(folder, f"{category}{suffix}")
+        for number, line in enumerate(_lines(file), 1):
+            where = f"{file}, line {number}"
+            fields = line.split("\t")
+            if len(fields) != 3 or not fields[2].strip():
+                raise DataError(f"{where}: expected path, score and caption with tabs between")
+            caption = check_caption(fields[2].strip(), where)
+            captions.setdefault(_normalize_path(fields[0], where), caption)
+    return captions
+
+
+def _find_queries(root: str, image_root: str) -> str:
+    folders = dict.fromkeys((root, image_root, storage.join(image_root, "women")))
+    for folder in folders:
+        if storage.exists(file := storage.join(folder, "test_queries.txt")):
+            return file
+    raise FileNotFoundError(
+        f"no test_queries.txt in {' or '.join(folders)}; it comes with the data set of the TIRG "
+        "paper"
+    )
+
+
+def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
+    """Return the queries; a target is right with every image that bears its caption."""
+    same: dict[str, list[str]] = collections.defaultdict(list)
+    for image, caption in captions.items():
+        same[caption].append(image)
+    # One tuple for all queries with that caption: thousands of images may share it.
+    right = {caption: tuple(images) for caption, images in same.items()}
+    queries = []
+    for number, line in enumerate(_lines(file), 1):
+        where = f"{file}, line {number}"
+        fields = [_normalize_path(field, where) for field in line.split()]
+        if len(fields) != 2:
+            raise DataError(f"{where}: expected a source and a target path")
+        unknown = [field for field in fields if field not in captions]
+        if unknown:
+            raise DataError(f"{where}: {shown(unknown[0])} is in no test label file")
+        source, target = fields
+        text = modification(replace_marks(captions[source]), replace_marks(captions[target]))
+        name = f"{number - 1}"
+        queries.append(Query(name, source, (text,), right[captions[target]], "all", name))
+    return tuple(queries)
+
+
+__all__ = ["SampledPairs", "modification", "parents", "read", "replace_marks"]

@@ -1,0 +1,202 @@
+"""FashionIQ's layout on disk -> records (SPEC 5). The rendered garments use the same layout.
+
+Annotations: ``captions/cap.<category>.<split>.json`` and
+``image_splits/split.<category>.<split>.json``. Images, as seen in the wild: ``images/ID.jpg``,
+``images/ID.png``, ``<category>/ID.jpg``, ``resized_image/<category>/ID.jpg``.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from cmap_jax.protocols import PROTOCOLS
+from input_pipeline import storage
+from input_pipeline.readers.annotations import (
+    check_caption,
+    check_folders,
+    check_path,
+    find_images,
+    read_entries,
+    read_image_list,
+)
+from input_pipeline.records import (
+    DataError,
+    Evaluation,
+    FixedTriplets,
+    Image,
+    Query,
+    Records,
+    Triplet,
+)
+
+TRAINING_FILES = "captions/cap.<category>.train.json"
+PUBLISHED_ORDER = ("dress", "shirt", "toptee")
+# CIRR's files have such names too, with its release in the category's place.
+_CAPTIONS = re.compile(r"cap\.(?P<category>(?!rc2\.)[^.]+)\.(?P<split>train|val)\.json")
+_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
+
+
+def read(directory: str, image_directory: str | None = None) -> Records:
+    """Read FashionIQ: all categories found, trained together, evaluated on val (SPEC 3, 6).
+
+    The training files may be absent: such a folder can still be evaluated on.
+
+    Args:
+        directory: the folder that holds ``captions`` and ``image_splits``.
+        image_directory: the folder with the images; None: inside ``directory``.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; names it and what was expected.
+        DataError: an annotation file is not what it should be; names the file and the entry.
+    """
+    layout = Layout(directory, image_directory)
+    val = {category: layout.annotations(category, "val") for category in layout.categories}
+    original = {c: layout.split(c, "val") for c in layout.categories}
+    named = {
+        c: tuple(dict.fromkeys(i for a in annotations for i in (a.reference, a.target)))
+        for c, annotations in val.items()
+    }
+    orders = tuple(query for c, entries in val.items() for query in both_orders(entries, c))
+    joined = tuple(
+        dataclasses.replace(query, id=query.annotation) for query in orders if query.id[-1] == "0"
+    )
+    evaluations = tuple(
+        Evaluation(PROTOCOLS[f"fashioniq/{name}"], gallery, queries)
+        for name, gallery, queries in (
+            ("original", original, orders),
+            ("val", named, orders),
+            ("original-joined", original, joined),
+            ("original-averaged", original, orders),
+        )
+    )
+    missing = [c for c in PUBLISHED_ORDER if c not in layout.categories]
+    facts = {"categories_missing": missing} if missing else {}
+    return layout.records("fashion_iq", {"val": evaluations}, facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """An entry of a caption file; ``target`` is empty in a split without answers."""
+
+    reference: str
+    target: str
+    captions: tuple[str, str]
+
+
+class Layout:
+    """A folder in FashionIQ's layout.
+
+    Attributes:
+        directory: the folder of the annotations.
+        categories: those with captions, the published ones first and in their order.
+        trained: the ones among them that have captions to train on.
+    """
+
+    def __init__(self, directory: str, image_directory: str | None = None):
+        """Find the categories; raises FileNotFoundError where there are none."""
+        self.directory, self._image_directory = check_folders(directory, image_directory)
+        captions = storage.join(self.directory, "captions")
+        files = [match for n in storage.names(captions) if (match := _CAPTIONS.fullmatch(n))]
+        found = {match["category"] for match in files}
+        if not found:
+            raise FileNotFoundError(
+                f"{captions}: neither cap.<category>.train.json nor cap.<category>.val.json; this "
+                "is not FashionIQ's layout. Set --config.data.directory to the folder that holds "
+                "captions and image_splits"
+            )
+        for category in found:  # a file's name may be anything, and stands in messages
+            check_path(category, captions)
+        published = [c for c in PUBLISHED_ORDER if c in found]
+        self.categories = (*published, *sorted(found - set(published)))
+        trained = {match["category"] for match in files if match["split"] == "train"}
+        self.trained = tuple(c for c in self.categories if c in trained)
+
+    def annotations(self, category: str, split: str) -> list[Annotation]:
+        """Return the entries of a caption file."""
+        file = storage.join(self.directory, "captions", f"cap.{category}.{split}.json")
+        keys = {"candidate": str, "target": str, "captions": list}
+        if split == "test" and category in PUBLISHED_ORDER:  # the published test has no answers
+            del keys["target"]
+        annotations = []
+        for number, entry in enumerate(read_entries(file, keys)):
+            where = f"{file}: entry {number}"
+            if len(entry["captions"]) != 2:
+                raise DataError(
+                    f"{where} must have two texts under 'captions', not {len(entry['captions'])}"
+                )
+            annotations.append(
+                Annotation(
+                    check_path(entry["candidate"], where),
+                    check_path(entry["target"], where) if "target" in keys else "",
+                    tuple(check_caption(caption, where) for caption in entry["captions"]),
+                )
+            )
+        return annotations
+
+    def split(self, category: str, split: str) -> tuple[str, ...]:
+        """Return the image ids of a split file."""
+        file = storage.join(self.directory, "image_splits", f"split.{category}.{split}.json")
+        return read_image_list(file)
+
+    def records(
+        self,
+        name: str,
+        evaluations: Mapping[str, tuple[Evaluation, ...]],
+        facts: Mapping[str, object],
+    ) -> Records:
+        """Assemble the records from the training files and some evaluations."""
+        train = {category: self.annotations(category, "train") for category in self.trained}
+        triplets = FixedTriplets(
+            tuple(
+                Triplet(a.reference, a.target, captions, category)
+                for category, annotations in train.items()
+                for a in annotations
+                for captions in (a.captions, a.captions[::-1])
+            )
+        )
+        evaluated = [c for c in self.categories if c not in self.trained]
+        records = Records(
+            name=name,
+            layout=f"captions and image_splits of {', '.join(self.categories)}"
+            + (", to evaluate on alone" if evaluated else "")
+            + (f": {', '.join(evaluated)}" if evaluated and train else ""),
+            image_directory=self._image_directory,
+            train=triplets,
+            evaluations=evaluations,
+            # In each file all first captions, then all second ones: the published ids' order.
+            vocabulary_captions=tuple(
+                a.captions[position]
+                for annotations in train.values()
+                for position in (0, 1)
+                for a in annotations
+            ),
+            # Where some categories are trained on and others are not, the model is another one.
+            facts={**facts, "categories_not_trained": evaluated} if evaluated and train else facts,
+            searched=self._image_folders(),
+        )
+        return records.with_images(self._find_images(records.image_ids(), records.searched))
+
+    def _image_folders(self) -> tuple[str, ...]:
+        root = self._image_directory
+        return (
+            storage.join(root, "images"),
+            *(storage.join(root, "resized_image", c) for c in self.categories),
+            *(storage.join(root, "images", c) for c in self.categories),
+            *(storage.join(root, c) for c in self.categories),
+            root,
+        )
+
+    def _find_images(self, ids: Mapping[str, None], folders: Sequence[str]) -> dict[str, Image]:
+        """Return the images; one that is not found gets the place where it is looked for first."""
+        places = find_images(ids, folders, _SUFFIXES)
+        return {i: Image(i, places.get(i) or storage.join(folders[0], f"{i}.jpg")) for i in ids}
+
+
+def both_orders(annotations: Sequence[Annotation], category: str) -> Iterator[Query]:
+    """Return an annotation's two queries, one for each order of its captions (SPEC 5)."""
+    for number, a in enumerate(annotations):
+        for order, captions in enumerate((a.captions, a.captions[::-1])):
+            annotation = f"{category}/{number}"
+            yield Query(
+                f"{annotation}/{order}", a.reference, captions, (a.target,), category, annotation
+            )

@@ -1,0 +1,59 @@
+"""Paths as people type them."""
+
+import os
+import pathlib
+
+import pytest
+
+from cmap_jax.files import expand
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home and a variable, and the current folder elsewhere."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CMAP_TEST_DATA", "/data")
+    monkeypatch.setenv("CMAP_TEST_INSIDE_HOME", "~/inside")
+    monkeypatch.delenv("CMAP_TEST_UNSET", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return str(tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("~", "{home}"),
+        ("~/runs/x", "{home}/runs/x"),
+        ("$CMAP_TEST_DATA/fashion-iq", "/data/fashion-iq"),
+        ("${CMAP_TEST_DATA}2/x", "/data2/x"),
+        ("gs://bucket$CMAP_TEST_DATA", "gs://bucket/data"),
+        ("$CMAP_TEST_INSIDE_HOME/x", "{home}/inside/x"),
+        ("a/~/b", "a/~/b"),
+        ("./~x", "./~x"),
+        ("plain/100%", "plain/100%"),
+        ("cost$", "cost$"),
+        ("", ""),
+    ],
+)
+def test_expand(home, path, expected):
+    assert expand(path) == expected.format(home=home)
+    assert expand(expand(path)) == expand(path)
+
+
+def test_what_does_not_exist_is_named(home):
+    with pytest.raises(ValueError, match=r"^\$CMAP_TEST_UNSET/x: the variable CMAP_TEST_UNSET is"):
+        expand("$CMAP_TEST_UNSET/x")
+    with pytest.raises(ValueError, match=r"the variable CMAP_TEST_UNSET is not set"):
+        expand("${CMAP_TEST_UNSET}/x")
+    with pytest.raises(ValueError, match="there is no user ~nobody-of-that-name"):
+        expand("~nobody-of-that-name/x")
+
+
+def test_a_file_that_is_called_so_is_meant(home):
+    for name in ("$CMAP_TEST_UNSET", "~nobody-of-that-name"):
+        pathlib.Path(name).touch()
+        assert expand(name) == name
+    # What means something is never taken for a name: an earlier "~" folder is not the home.
+    os.makedirs("~/runs")
+    assert expand("~/runs") == f"{home}/runs"
