@@ -32,7 +32,7 @@ setup(
         "array_record>=0.7",  # tensorflow-datasets needs these three and does not say so
         "clu>=0.0.12",
         "dill>=0.3.8",
-        "etils[epath]>=1.9",
+        "etils[epath,epy]>=1.9",
         "flax>=0.12",
         "importlib_resources>=6.4",
         "jax>=0.9",

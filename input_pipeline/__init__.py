@@ -15,20 +15,16 @@ An evaluation batch of images (`batching.EvaluationData`) holds ``image`` uint8 
 The names are loaded on first use: the readers' records need no TensorFlow.
 """
 
-import importlib
 import os
-from typing import Any
+
+from etils import epy
 
 # TensorFlow's own pool for blocks of memory, in place of the C library: without it a batch of
 # photographs comes fresh from the kernel, page by page, and takes three times as long to decode.
 # (Where oneDNN is on, it brings a pool of its own.)
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 
+with epy.lazy_api_imports(globals()):
+    from input_pipeline.datasets import Datasets, check_fields, create_datasets
+
 __all__ = ["Datasets", "check_fields", "create_datasets"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use (PEP 562)."""
-    if name in __all__:
-        return getattr(importlib.import_module("input_pipeline.datasets"), name)
-    raise AttributeError(f"module 'input_pipeline' has no attribute {name!r}")

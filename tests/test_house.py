@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, what imports stay light, fields that are all read."""
 
 import ast
+import importlib
 import inspect
 import itertools
 import pathlib
@@ -110,11 +111,42 @@ cmap_jax.losses.matching_loss, cmap_jax.losses.preservation_loss
 cmap_jax.scoring.score, cmap_jax.scoring.score_levels, cmap_jax.scoring.score_branches
 cmap_jax.processing.tokenizer.tokenize, cmap_jax.training.train_step.make_train_step
 cmap_jax.convert.load_reference_checkpoint, cmap_jax.convert.load_resnet
+cmap_jax.retrieval.exact.ExactIndex, cmap_jax.workdir.description.read_config
 cmap_jax.models.CMAP.from_config, cmap_jax.sharding.make_mesh, cmap_jax.protocols.PROTOCOLS
 import input_pipeline
 input_pipeline.create_datasets
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "",
+        "convert",
+        "evaluation",
+        "processing",
+        "retrieval",
+        "training",
+        "visualization",
+        "workdir",
+    ],
+)
+def test_lazy_packages_list_all_of_their_modules(package):
+    """A module that is added is listed too, and none is listed that no longer exists."""
+    folder = ROOT / "cmap_jax" / package
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    modules |= {path.parent.name for path in folder.glob("*/__init__.py")} - {"cli"}
+    name = f"cmap_jax.{package}".removesuffix(".")
+    listed = {
+        alias.name
+        for node in ast.walk(ast.parse((folder / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == name
+        for alias in node.names
+    }
+    assert listed == modules
+    assert listed <= set(importlib.import_module(name).__all__)
+    assert listed <= set(dir(importlib.import_module(name)))
 
 
 def _fields(config: ConfigDict, prefix: str = ""):
@@ -154,8 +186,6 @@ def test_every_field_has_a_comment():
 def test_configs_are_documented_and_refuse_unknown_arguments(path):
     if path.stem in ("default", "from_workdir", "__init__"):
         return
-    import importlib
-
     module = importlib.import_module(f"configs.{path.stem}")
     assert f"python main.py --config=configs/{path.name}" in module.__doc__
     assert set(_fields(default.get_config())) <= set(_fields(module.get_config()))

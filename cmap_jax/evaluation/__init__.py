@@ -1,15 +1,16 @@
 """Evaluation by named protocols (SPEC 6)."""
 
-import importlib
-from typing import Any
+from etils import epy
 
-_MODULES = frozenset(
-    {"compare", "evaluator", "metrics", "outcomes", "ranking", "results", "submission"}
-)
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.evaluation import (
+        compare,
+        evaluator,
+        metrics,
+        outcomes,
+        ranking,
+        results,
+        submission,
+    )
 
-
-def __getattr__(name: str) -> Any:
-    """Import a module of the package at its first use (PEP 562)."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["compare", "evaluator", "metrics", "outcomes", "ranking", "results", "submission"]
