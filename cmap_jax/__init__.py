@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 with epy.lazy_api_imports(globals()):
     from cmap_jax import (
+        config_fields,
         convert,
         evaluation,
         files,
@@ -38,6 +39,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "CMAP",
     "__version__",
+    "config_fields",
     "convert",
     "evaluation",
     "files",

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cmap_jax.config_fields import check_values
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
@@ -12,23 +13,14 @@ from input_pipeline.doctor.findings import list_annotations, read_splits
 from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages, ImageLoader, make_loader
-from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.records import DataError, Records
 from input_pipeline.registry import check_name, read_records, training_files
-from input_pipeline.texts import POLICIES as UNREADABLE_TEXTS
 from input_pipeline.texts import (
     check_readable,
     trained_splits,
     unread_shares,
     words_remedy,
 )
-
-# Fields of config.data that say what to do with data that cannot be used as they are.
-_POLICIES = {
-    "missing_images": ("fail", "skip"),
-    "near_names": NEAR_NAMES,
-    "unreadable_texts": UNREADABLE_TEXTS,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,14 +153,8 @@ def check_fields(config: Any) -> None:
     Raises:
         ValueError: names the field and what it may be.
     """
-    data = config.data
-    check_name(data.name)
-    for field, allowed in _POLICIES.items():
-        if data[field] not in allowed:
-            first, second = allowed
-            raise ValueError(
-                f'config.data.{field} must be "{first}" or "{second}", not {data[field]!r}'
-            )
+    check_name(config.data.name)
+    check_values(config.data, "data")
 
 
 def _check_batch(config: Any, records: Records, process_count: int) -> None:

@@ -6,21 +6,17 @@ are expanded here, before anything looks at them.
 """
 
 import argparse
+import functools
+import operator
 import re
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from cmap_jax.config_fields import FIELDS
 from cmap_jax.files import expand
 
 PATH_FLAGS = ("config", "workdir", "compilation_cache")  # main.py's
-PATH_FIELDS = (
-    "init_from",
-    "model.image.init_from",
-    "model.text.word_vectors",
-    "data.directory",
-    "data.image_directory",
-)
 
 
 def expand_flags(argv: Sequence[str]) -> list[str]:
@@ -49,13 +45,13 @@ def expand_fields(config: ConfigDict) -> None:
     Raises:
         ValueError: no such user or variable; names the field.
     """
-    for field in PATH_FIELDS:
-        *parents, name = field.split(".")
-        here = config
-        for parent in parents:
-            here = here[parent]
+    for path, field in FIELDS.items():
+        if not field.is_path:
+            continue
+        *parents, name = path.split(".")
+        here = functools.reduce(operator.getitem, parents, config)
         if here[name]:
-            here[name] = _expand(here[name], f"config.{field}")
+            here[name] = _expand(here[name], f"config.{path}")
 
 
 def _expand(value: str, name: str) -> str:

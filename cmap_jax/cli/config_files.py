@@ -4,17 +4,17 @@ import difflib
 import pathlib
 import runpy
 import traceback
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from cmap_jax.cli.errors import UsageError
+from cmap_jax.config_fields import FIELDS, flatten
 
 # In a checkout and where the package is installed alike.
 _FOLDER = pathlib.Path(__file__).parents[2] / "configs"
-_FROM_WORKDIR = _FOLDER / "from_workdir.py"
+_FROM_WORKDIR = pathlib.Path(__file__).with_name("from_workdir.py")
 _KNOWN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-_NOT_OF_DATA = ("__init__", "default", "from_workdir")
+_NOT_OF_DATA = ("__init__", "default")
 
 
 def names() -> list[str]:
@@ -100,31 +100,17 @@ def check_json(path: str) -> None:
     _check_fields(read(from_workdir(path)), path)
 
 
-def unknown_field(config: ConfigDict, path: str) -> str | None:
+def unknown_field(path: str) -> str | None:
     """Return a line about the first part of a field's path that does not exist, or None."""
-    here: Any = config
     parts = path.split(".")
-    for depth, part in enumerate(parts):
-        if not isinstance(here, ConfigDict) or part not in here:
-            everywhere = list(flatten(config))
-            near = difflib.get_close_matches(path, everywhere, 3, 0.5)
-            near += [f for f in everywhere if f.split(".")[-1] == parts[-1] and f not in near]
+    for depth in range(1, len(parts) + 1):
+        part = ".".join(parts[:depth])
+        if part not in FIELDS and not any(field.startswith(f"{part}.") for field in FIELDS):
+            near = difflib.get_close_matches(path, FIELDS, 3, 0.5)
+            near += [f for f in FIELDS if f.split(".")[-1] == parts[-1] and f not in near]
             hint = ", ".join(f"config.{name}" for name in near)
-            where = "config." + ".".join(parts[: depth + 1])
-            return f"there is no field {where}" + (f"; nearest: {hint}" if hint else "")
-        here = here[part]
+            return f"there is no field config.{part}" + (f"; nearest: {hint}" if hint else "")
     return None
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Return a config's values by path, "train.epochs"."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            values |= flatten(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def expected_type(config: ConfigDict, path: str) -> str:
@@ -143,11 +129,11 @@ def _has_model(folder: pathlib.Path) -> bool:
 
 def _check_fields(config: ConfigDict, path: str) -> None:
     """Refuse a config with fields that nothing reads, or without some that are read."""
-    whole = runpy.run_path(str(_FOLDER / "default.py"))["get_config"]()
-    for field in flatten(config):
-        if problem := unknown_field(whole, field):
+    fields = flatten(config)
+    for field in fields:
+        if problem := unknown_field(field):
             raise UsageError(f"{path}: {problem}")
-    missing = [field for field in flatten(whole) if unknown_field(config, field)]
+    missing = [field for field in FIELDS if field not in fields]
     if missing:
         raise UsageError(
             f"{path} lacks config.{missing[0]}"

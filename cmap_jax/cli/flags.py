@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from cmap_jax.cli import config_files
 from cmap_jax.cli.arguments import expand_fields, expand_flags
 from cmap_jax.cli.errors import UsageError, expected_errors
+from cmap_jax.config_fields import flatten
 
 MODES = ("train", "evaluate", "describe")
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull|\?)")
@@ -109,7 +110,7 @@ def usage(program: str, config_file: str | None = None) -> str:
             textwrap.fill(f"Configs: {', '.join(config_files.names())}", 96) + f"\nFields: {more}"
         )
     else:
-        fields = config_files.flatten(config_files.read(_readable(config_file)))
+        fields = flatten(config_files.read(_readable(config_file)))
         parts.append("\n".join(f"--config.{name}={value}" for name, value in fields.items()))
     return "\n\n".join(parts)
 
@@ -227,7 +228,7 @@ def _explain(error: Exception, argv: Sequence[str], config: ConfigDict) -> str:
     if "before a value for --config" in str(error):
         return "--config must come before the overrides of its fields: put it first"
     for path in (match["path"] for a in argv if (match := _OVERRIDE.match(a))):
-        if problem := config_files.unknown_field(config, path):
+        if problem := config_files.unknown_field(path):
             return problem
         if isinstance(error, flags.IllegalFlagValueError) and f"config.{path}=" in str(error):
             typed = str(error).partition(f"config.{path}=")[2].partition(":")[0]

@@ -16,14 +16,13 @@ WORKDIR/config.json        the whole config
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -46,20 +45,6 @@ CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
-# In the middle of a run: what says how and where it is computed, and not what. That data in another
-# place are the same, and read in the same way, is checked by their words, facts and preprocessing.
-_MAY_CHANGE = (
-    "config.data.cache_gb",
-    "config.data.directory",
-    "config.data.image_directory",
-    "config.data.near_names",
-    "config.data.read_as",
-    "config.data.unreadable_texts",
-    "config.distributed.heartbeat_timeout_seconds",
-    "config.mesh.data",
-    "config.mesh.fsdp",
-    "config.model.remat",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,62 +194,6 @@ def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists_to_tuples(v) for key, v in value.items()}
     return tuple(_lists_to_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def mark_of_run(config: ConfigDict) -> str:
-    """Return what tells the checkpoints of one config and seed from those of others."""
-    fields = dict(_flatten(config.to_dict()))
-    kept = {name: value for name, value in fields.items() if name not in _MAY_CHANGE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _flatten(fields: Mapping, prefix: str = "config") -> Iterator[tuple[str, Any]]:
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
-
-
-def differing_fields(old: Mapping, new: Mapping, prefix: str = "config") -> Iterator[str]:
-    """Return a line for every field in which two configs differ.
-
-    A field that is None in ``new`` and is filled from the data counts as equal.
-    """
-    filled = ("config.model.text.vocabulary_size",)
-    for key in dict.fromkeys([*old, *new]):
-        name, a, b = f"{prefix}.{key}", old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differing_fields(a, b, name)
-        elif a != b and not (name in filled and b is None):
-            yield f"{name}: {a!r} there, {b!r} now"
-
-
-def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
-    """Refuse to go on in a workdir that belongs to another config or seed.
-
-    Raises:
-        ValueError: lists the differing fields.
-    """
-    old = read_config(workdir)
-    if old is None:
-        return
-    if CONVERTED_FROM in read_description(workdir).facts:
-        raise ValueError(
-            f"{os.fspath(workdir)} holds a converted model and no run that could go on; start one "
-            f"from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
-        )
-    lines = [
-        line
-        for line in differing_fields(old.to_dict(), config.to_dict())
-        if line.partition(":")[0] not in _MAY_CHANGE
-    ]
-    if lines:
-        raise ValueError(
-            f"{os.fspath(workdir)} holds a run with another config:\n  "
-            + "\n  ".join(lines)
-            + "\nChoose another folder with --workdir=..., or set these fields back to resume it"
-        )
 
 
 def write_results(

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from cmap_jax import config_fields
 from cmap_jax.files import expand
 from cmap_jax.processing.image_files import MAX_SIDE
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
@@ -17,7 +18,6 @@ from cmap_jax.remedies import spelled
 from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import FileLoader
 from input_pipeline.images.loading import PARALLEL_CALLS, FailedImages, pass_over
-from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.images.sources import FolderImages
 from input_pipeline.prepared import (
     BYTES,
@@ -97,8 +97,8 @@ class ImageConfig(tfds.core.BuilderConfig):
             self.image_directory = expand(self.image_directory)
         allowed = {
             "encoding": ("jpeg", "png"),
-            "missing_images": ("fail", "skip"),
-            "near_names": NEAR_NAMES,
+            "missing_images": config_fields.FIELDS["data.missing_images"].choices,
+            "near_names": config_fields.FIELDS["data.near_names"].choices,
             "read_as": (*READINGS, None),
         }
         for field, values in allowed.items():

@@ -23,7 +23,6 @@ from input_pipeline.records import Image, Records
 # How the reasons of such images begin.
 CERTAIN, UNCERTAIN = "missing, but there is", "missing; uncertain near names"
 FLAG = "--config.data.near_names=accept"
-POLICIES = ("fail", "accept")  # the values of config.data.near_names
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".heic", ".heif", ".avif")
 _SHOWN = 3  # near names in a reason

@@ -6,9 +6,9 @@ import importlib
 import pytest
 from command_line import run
 from fake_data import shoes as write_shoes
-from ml_collections import ConfigDict
 
 from cmap_jax.cli import arguments, command, flags
+from cmap_jax.config_fields import FIELDS, flatten
 from configs import default
 
 # Texts of subcommands and main.py that are no paths.
@@ -47,16 +47,9 @@ def test_every_path_flag_of_main_is_expanded():
 
 
 def test_every_path_field_is_expanded():
-    def names(config: ConfigDict, prefix: str = ""):
-        for key, value in config.items():
-            if isinstance(value, ConfigDict):
-                yield from names(value, f"{prefix}{key}.")
-            elif config.get_type(key) is str:
-                yield f"{prefix}{key}"
-
     words = ("directory", "folder", "file", "path", "init_from", "vectors")
-    fields = {name for name in names(default.get_config()) if name.endswith(words)}
-    assert fields == set(arguments.PATH_FIELDS)
+    paths = {name for name in flatten(default.get_config()) if name.endswith(words)}
+    assert paths == {name for name, field in FIELDS.items() if field.is_path}
 
 
 def test_fields(monkeypatch):
