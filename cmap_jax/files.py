@@ -17,7 +17,8 @@ def expand(path: str) -> str:
     """Return a path with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced, as a shell does it.
 
     A shell does not expand them in ``--flag=~/x``, and nothing expands them in a config file. A
-    path that exists under its literal name, and whose mark cannot be expanded, is returned as it is.
+    path that exists under its literal name, and whose mark cannot be expanded, is returned
+    unchanged.
 
     Raises:
         ValueError: no such user or variable; names it.
