@@ -1,4 +1,4 @@
-"""A look at the whole config before any data are read."""
+"""Validation of a whole config, before any data are read."""
 
 from ml_collections import ConfigDict
 
@@ -14,29 +14,30 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
 
     Args:
         config: a whole config.
-        training: whether a training step must fit the devices too.
+        training: False for an evaluation, which ignores whether the training batch can be split
+            over the devices.
 
     Raises:
-        ValueError: names the field and what it may be.
+        ValueError: names the field and the values that are possible.
     """
     check_values(config)
     devices = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp).size
     micro = config.train.micro_batch_size or config.train.batch_size
     groups = config.model.image.batch_norm_groups
-    for field, value, parts, what in (
+    for field, value, parts, unit in (
         ("train.batch_size", config.train.batch_size, devices, "devices"),
         ("train.micro_batch_size", micro, devices, "devices"),
         ("train.micro_batch_size", micro, groups, "groups of config.model.image.batch_norm_groups"),
         ("eval.batch_size", config.eval.batch_size, devices, "devices"),
     ):
         if value % parts and (training or field == "eval.batch_size"):
-            raise ValueError(f"config.{field}={value} is not a multiple of the {parts} {what}")
+            raise ValueError(f"config.{field}={value} is not a multiple of the {parts} {unit}")
     if config.train.batch_size % micro:
         raise ValueError(
             f"config.train.batch_size={config.train.batch_size} is not a multiple of "
             f"config.train.micro_batch_size={micro}"
         )
-    # One set of weights a level; a variant with fewer levels uses the first.
+    # One number a level, high to low; a variant with one level uses the first.
     for field in ("matching_weights", "preservation_weights", "margins"):
         numbers = config.loss[field]
         if len(numbers) != len(LEVELS) or not all(isinstance(n, int | float) for n in numbers):
