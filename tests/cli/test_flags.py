@@ -166,7 +166,7 @@ _WHOLE = "from configs import default\ndef get_config():\n    config = default.g
         ("import nothing_like_it", "x.py raises ModuleNotFoundError in line 1: No module named"),
         ("def get_config():\n    return {}['a']", "x.py raises KeyError in line 2: 'a'"),
         ("def get_config():\n    raise ValueError('no')", "x.py raises ValueError in line 2: no"),
-        ("config = 3", "x.py is no config file: it has no get_config"),
+        ("config = 3", "x.py is not a config file: it has no get_config"),
         ("def get_config():\n    return 3", "its get_config must return a ConfigDict, not 3"),
         (
             f"{_WHOLE}    config.optimizer.learning_rat = 1\n    return config",
