@@ -105,3 +105,21 @@ def test_evaluation_does_not_ask_for_training_batches(trained, no_data):
     config.eval.batch_size = 9
     with pytest.raises(ValueError, match=r"config\.eval\.batch_size=9 is not a multiple of the 8"):
         run.read_for_evaluation(config, str(trained))
+
+
+def test_a_trained_model_is_evaluated_as_it_was_made(trained, no_data):
+    """How results are computed may differ, as when a run continues; the model may not."""
+    config = from_workdir.get_config(str(trained))
+    config.model.remat = "blocks"
+    config.optimizer.learning_rate = 1.0
+    config.data.missing_images = "skip"
+    with pytest.raises(pytest.fail.Exception, match="was read"):
+        run.read_for_evaluation(config, str(trained))
+    config.model.dtype = "bfloat16"
+    config.model.text.word_dim += 1
+    config.data.crop = 32
+    changed = (
+        r"config\.data\.crop: 64 there, 32 now; config\.model\.dtype: .* now; config\.model\.text"
+    )
+    with pytest.raises(ValueError, match=f"a trained model cannot be changed: {changed}"):
+        run.read_for_evaluation(config, str(trained))
