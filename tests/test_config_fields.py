@@ -1,5 +1,7 @@
 """The table of config fields: it has all of them, and its rules are those that the code follows."""
 
+import pathlib
+import re
 from typing import get_args
 
 import pytest
@@ -9,6 +11,8 @@ from cmap_jax.config_fields import FIELDS, Kind, check_values, differences, flat
 from cmap_jax.models.rematerialization import Remat
 from configs import default
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 
 def test_the_table_has_the_fields_of_the_default_config():
     config = default.get_config()
@@ -17,6 +21,23 @@ def test_the_table_has_the_fields_of_the_default_config():
     check_values(config)
     unset = {path for path, value in defaults.items() if value is None}
     assert unset == {path for path, field in FIELDS.items() if field.optional}
+
+
+_GROUPS = "model|loss|optimizer|train|mesh|distributed|eval|data"
+_NAMED = re.compile(rf"\bconfig\.((?:{_GROUPS})\.[a-z]\w*(?:\.[a-z]\w*)*)(?!\w*\()")  # no method
+_SPELLED = re.compile(rf'^    "((?:{_GROUPS})\.[a-z_.]+)(?:=\w+)?": ', re.MULTILINE)
+
+
+def test_fields_that_code_messages_and_documents_name_exist():
+    groups = {path.rsplit(".", depth)[0] for path in FIELDS for depth in range(1, 3)}
+    folders = ("benchmarks", "cmap_jax", "configs", "docs", "input_pipeline", "notebooks")
+    files = [ROOT / "README.md", *(f for name in folders for f in (ROOT / name).rglob("*.*"))]
+    wrong = []
+    for file in files:
+        if file.suffix in (".py", ".md"):
+            names = {m[1] for p in (_NAMED, _SPELLED) for m in p.finditer(file.read_text())}
+            wrong += [f"{file}: {name}" for name in names - FIELDS.keys() - groups]
+    assert not wrong, wrong
 
 
 def test_each_choice_is_accepted_and_no_other():
