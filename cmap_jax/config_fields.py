@@ -26,7 +26,7 @@ _LARGEST = 3e38  # nearly the largest number in single precision
 
 
 class Kind(enum.IntEnum):
-    """What a field belongs to, in the order of how long its value is fixed.
+    """The thing that a field describes; the order is that of how long its value is fixed.
 
     Attributes:
         ENVIRONMENT: where data lie and how results are computed; may change at every start.

@@ -54,6 +54,6 @@ def test_a_file_that_is_called_so_is_meant(home):
     for name in ("$CMAP_TEST_UNSET", "~nobody-of-that-name"):
         pathlib.Path(name).touch()
         assert expand(name) == name
-    # What means something is never taken for a name: an earlier "~" folder is not the home.
+    # A mark that can be expanded is never taken literally, even where a folder "~" exists.
     os.makedirs("~/runs")
     assert expand("~/runs") == f"{home}/runs"

@@ -14,7 +14,7 @@ from cmap_jax.config_fields import FIELDS, flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A module may import from its own layer's package and from lower layers (DESIGN, who imports whom).
+# A module may import from its own package and from packages of its own and of lower layers.
 LAYERS = [
     {
         "config_fields",
@@ -34,7 +34,7 @@ LAYERS = [
     {"training", "serving", "reporting"},
     {"cli"},
 ]
-# What `input_pipeline` may import of `cmap_jax`.
+# The parts of `cmap_jax` that `input_pipeline` may import.
 KNOWN_TO_THE_PIPELINE = {
     "config_fields",
     "files",
@@ -43,7 +43,7 @@ KNOWN_TO_THE_PIPELINE = {
     "protocols",
     "remedies",
 }
-# What a package may not import of its own layer.
+# Packages of one layer that may not import each other.
 STRANGERS = {("models", "losses"), ("losses", "models")}
 
 
@@ -116,7 +116,7 @@ assert set(dir(cmap_jax)) >= {{"CMAP", "load"}}
 
 
 def test_public_names_as_people_write_them():
-    """The forms of the README, in a fresh interpreter, without importing any submodule first."""
+    """The README's forms work in a fresh interpreter, with no submodule imported before."""
     code = """
 import numpy as np
 import cmap_jax
@@ -174,7 +174,7 @@ def test_every_field_is_read():
                     read.add(node.attr)
     from input_pipeline.garments import prepare
 
-    # These are handed on by name.
+    # These settings are passed on as keyword arguments.
     rendering = {f"data.garments.{name}" for name in inspect.signature(prepare).parameters}
     fields = FIELDS.keys() - rendering
     unread = [f for f in fields if f.split(".")[-1] not in read]
@@ -199,7 +199,7 @@ def test_configs_are_documented_and_refuse_unknown_arguments(path):
     module.get_config("debug")
     if path.stem not in ("garments", "circo"):  # these train in two stages
         finetune, both = module.get_config("finetune"), module.get_config("debug,finetune")
-        assert finetune.init_from == both.init_from == ""  # asked for
+        assert finetune.init_from == both.init_from == ""  # must be given by the user
         assert not any([finetune.model.image.frozen, both.model.text.frozen])
         assert both.model.embed_dim < finetune.model.embed_dim
     with pytest.raises(ValueError, match="'nonsense'"):

@@ -82,9 +82,8 @@ def parse(argv: Sequence[str]) -> list[str]:
             print(usage(program, _value(argv, "config")))
             sys.exit(0)
         argv = _with_config(expand_flags(argv))
-        config = config_files.read(
-            _value(argv, "config")
-        )  # ml_collections would report its errors later
+        # Read before absl does: ml_collections would report the file's errors much later.
+        config = config_files.read(_value(argv, "config"))
         try:
             rest = flags.FLAGS(argv)
         except Exception as error:  # absl and ml_collections raise errors of many classes

@@ -11,12 +11,12 @@ from cmap_jax.cli import arguments, command, flags
 from cmap_jax.config_fields import FIELDS, flatten
 from configs import default
 
-# Texts of subcommands and main.py that are no paths.
+# String arguments of subcommands and main.py that are not paths.
 NO_PATHS = {"dataset", "data", "split", "protocol", "coordinator"}
 
 
 def _actions():
-    """Yield every argument of every subcommand that takes a text from the person."""
+    """Yield every argument of every subcommand that takes a string from the user."""
     for name in command._SUBCOMMANDS:
         if name == command._TRAIN:  # its flags are main.py's
             continue
@@ -30,11 +30,11 @@ def _actions():
 
 
 def test_every_path_argument_is_expanded():
-    found = list(_actions())
-    assert len(found) > 15
+    actions = list(_actions())
+    assert len(actions) > 15
     wrong = [
         f"{module}: {action.dest}"
-        for module, action in found
+        for module, action in actions
         if (action.type is arguments.path) == (action.dest in NO_PATHS)
     ]
     assert not wrong, f"give these type=path, or list them in NO_PATHS: {wrong}"

@@ -1,4 +1,4 @@
-"""What ends a command with one line and the remedy, and what with a traceback."""
+"""Errors that end a command with one line and a remedy, and those that keep their traceback."""
 
 import errno
 
@@ -101,6 +101,6 @@ def test_a_platform_that_is_not_there(platform, raised, message, monkeypatch):
     devices.jax.config = type("Config", (), {"jax_platforms": platform})
     with pytest.raises(ValueError, match=message):
         devices.check_devices()
-    devices.jax.config.jax_platforms = None  # a fault, then, that nobody asked for
+    devices.jax.config.jax_platforms = None  # without a request, the error is unexpected
     with pytest.raises(type(raised)):
         devices.check_devices()
