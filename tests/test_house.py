@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, what imports stay light, fields that are all read."""
 
 import ast
+import graphlib
 import inspect
 import itertools
 import pathlib
@@ -14,7 +15,7 @@ from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A module may import from its own layer's package and from lower layers (docs/design.md, "Who imports whom").
+# A module may import from its own layer's package and from lower layers; see docs/design.md.
 LAYERS = [
     {"files", "processing", "progress", "protocols", "remedies", "scoring", "sharding"},
     {"models", "losses"},
@@ -67,6 +68,27 @@ def test_import_layers():
                 continue
             assert _layer(other) <= _layer(part), f"{path}: {part} may not import {other}"
             assert (part, other) not in STRANGERS, f"{path}: {part} may not import {other}"
+
+
+def test_imports_have_no_cycles():
+    """Module by module; imports inside functions count, since they often hide a cycle."""
+    modules = {}
+    for package in ("cmap_jax", "configs", "input_pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            modules[".".join(parts).removesuffix(".__init__")] = path
+    # A package's __init__ may import its modules lazily, and they need the package.
+    graph = {
+        name: {other for other in _imports(path) if other in modules} - set(_packages_of(name))
+        for name, path in modules.items()
+        if path.name != "__init__.py"
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the modules
+
+
+def _packages_of(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
 
 
 def test_input_pipeline_knows_only_processing_and_protocols():
