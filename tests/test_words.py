@@ -26,7 +26,7 @@ METHOD = "docs/method.md"
 CITATION = re.compile(r"docs/method\.md, sections? (\d+(?:(?:, | and | to )\d+)*)")
 # A name in a document and the file that defines it: [`CMAP.compose`](../cmap_jax/models/cmap.py).
 NAME = re.compile(r"\[`([\w.]+)`\]\(([\w./-]+\.py)\)")
-LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[\w-]+)?\)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 PATH = re.compile(r"`((?:cmap_jax|input_pipeline|configs|tests|docs|benchmarks)/[\w/.]+\.\w+)`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # Words without content: an argument line that has no others than these and the name says nothing.
@@ -34,8 +34,8 @@ FILLERS = {"a", "an", "the", "of", "this", "that", "its", "it", "is", "to", "for
 
 
 def _sources() -> list[pathlib.Path]:
-    found = [path for package in CODE for path in (ROOT / package).rglob("*.py")]
-    return sorted(path for path in [*found, *ROOT.glob("*.py")] if path != pathlib.Path(__file__))
+    inside = [path for package in CODE for path in (ROOT / package).rglob("*.py")]
+    return sorted([*inside, *ROOT.glob("*.py")])
 
 
 def _documents() -> list[pathlib.Path]:
@@ -147,6 +147,12 @@ def cited_sections(text: str) -> set[int]:
     return sections
 
 
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_no_comment_begins_in_the_middle_of_a_sentence():
     _assert_none(
         f"{_where(path, line)}: {_first_line(words)}"
@@ -171,6 +177,7 @@ def test_no_document_outside_the_repository_is_cited():
     _assert_none(
         f"{_where(path, number)}: {_first_line(line.strip())}"
         for path in (*_sources(), *_documents())
+        if path != pathlib.Path(__file__)
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if FOREIGN.search(line)
     )
@@ -215,11 +222,12 @@ def test_cited_sections_of_the_method_exist():
     _assert_none(
         f"{path.relative_to(ROOT)}: cites section {section} of {METHOD}, which does not exist"
         for path in (*_sources(), *_documents())
+        if path != pathlib.Path(__file__)
         for section in sorted(cited_sections(path.read_text()) - sections)
     )
 
 
-@pytest.mark.parametrize("path", _documents(), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", _documents(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_names_and_files_in_documents_exist(path):
     """Names that are linked to a file are defined there; links and paths lead somewhere."""
     text = path.read_text()
@@ -231,9 +239,12 @@ def test_names_and_files_in_documents_exist(path):
         elif name not in defined_names(target.read_text()):
             offences.append(f"{name}: {file} does not define it")
     prose = FENCE.sub("", text)
-    offences += [
-        f"{f}: no such file" for f in LINK.findall(prose) if not (path.parent / f).exists()
-    ]
+    for file, anchor in LINK.findall(prose):
+        target = path.parent / file if file else path
+        if not target.exists():
+            offences.append(f"{file}: no such file")
+        elif anchor and anchor not in anchors(target.read_text()):
+            offences.append(f"{file}#{anchor}: no such heading")
     offences += [f"{f}: no such file" for f in PATH.findall(prose) if not (ROOT / f).exists()]
     _assert_none(offences)
 
@@ -291,5 +302,6 @@ def test_citations_are_found():
     assert cited_sections("(docs/method.md,\n    sections 1 to 3 and 6)") == {1, 2, 3, 6}
     assert cited_sections("# see docs/method.md,\n# section 12, ties") == {12}
     assert cited_sections("docs/method.md") == set()
+    assert anchors("# A b\n```\n# not one\n```\n## 1. Of `c`: d-e\n") == {"a-b", "1-of-c-d-e"}
     names = defined_names("X: int = 1\nclass A:\n    b = 2\n    def c(self): ...\ndef d(): ...\n")
     assert names == {"X", "A", "A.b", "A.c", "d"}
