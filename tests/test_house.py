@@ -5,6 +5,7 @@ import graphlib
 import inspect
 import itertools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -89,6 +90,15 @@ def test_imports_have_no_cycles():
 def _packages_of(module: str) -> list[str]:
     parts = module.split(".")
     return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+
+
+def test_the_design_lists_the_layers():
+    """The table of docs/design.md is LAYERS, except for packages that do not exist."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| \d \| (.*) \|$", text, re.M)
+    written = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    existing = {part for _, part in _parts("cmap_jax")}
+    assert [row & existing for row in written] == [layer & existing for layer in LAYERS]
 
 
 def test_input_pipeline_knows_only_processing_and_protocols():
