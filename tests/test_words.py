@@ -12,6 +12,9 @@ import tokenize
 from collections.abc import Iterable, Iterator
 
 import pytest
+from ml_collections import ConfigDict
+
+from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = ("cmap_jax", "input_pipeline", "configs", "benchmarks", "docs", "tests")
@@ -247,6 +250,26 @@ def test_names_and_files_in_documents_exist(path):
             offences.append(f"{file}#{anchor}: no such heading")
     offences += [f"{f}: no such file" for f in PATH.findall(prose) if not (ROOT / f).exists()]
     _assert_none(offences)
+
+
+@pytest.mark.parametrize("path", _documents(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_config_fields_in_documents_exist(path):
+    """Examples in Python add fields; everything else names fields that there are."""
+    text = re.sub(r"^```python.*?^```", "", path.read_text(), flags=re.M | re.S)
+    config = default.get_config()
+    names = re.findall(r"\bconfig\.((?:\w+\.)*\w+)", text)
+    known = {"any.field", "json"}  # a placeholder, and a file
+    _assert_none(
+        f"config.{name}: no such field" for name in {*names} - known if not has_field(config, name)
+    )
+
+
+def has_field(config: ConfigDict, name: str) -> bool:
+    """Tell whether a config has a field or part, such as "model.image"."""
+    first, _, rest = name.partition(".")
+    if not isinstance(config, ConfigDict) or first not in config:
+        return False
+    return not rest or has_field(config[first], rest)
 
 
 def test_the_method_names_its_functions():
