@@ -27,9 +27,9 @@ LAYERS = [
     {"training", "serving", "reporting"},
     {"cli"},
 ]
-# What `input_pipeline` may import of `cmap_jax`.
+# The parts of `cmap_jax` that `input_pipeline` may import.
 KNOWN_TO_THE_PIPELINE = {"files", "processing", "progress", "protocols", "remedies"}
-# What a package may not import of its own layer.
+# Pairs (importer, imported) that are forbidden within a layer.
 STRANGERS = {("models", "losses"), ("losses", "models")}
 
 
