@@ -1,4 +1,4 @@
-"""The worked examples of docs/design.md run as they stand there."""
+"""docs/design.md is true: its worked examples run as printed, and its layers are the tested ones."""
 
 import ast
 import json
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from small import EMBED, small_config
+from test_house import LAYERS
 
 from cmap_jax import scoring
 from cmap_jax.models.cmap import CMAP
@@ -39,6 +40,14 @@ def shapes(config: ConfigDict) -> tuple[scoring.ComposedQuery, jax.ShapeDtypeStr
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), **inputs))
     outputs = jax.eval_shape(lambda v: model.apply(v, **inputs), variables)
     return outputs.query, outputs.targets
+
+
+def test_the_layers():
+    """The table is LAYERS, except for packages that do not exist."""
+    rows = re.findall(r"^\| \d \| (.*) \|$", DESIGN.read_text(), re.M)
+    written = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    existing = {path.stem for path in (DESIGN.parents[1] / "cmap_jax").iterdir()}
+    assert [row & existing for row in written] == [layer & existing for layer in LAYERS]
 
 
 def test_the_composer(tmp_path, monkeypatch):
