@@ -1,4 +1,4 @@
-"""docs/design.md is true: its worked examples run as printed, and its layers are the tested ones."""
+"""docs/design.md is true: its examples run as printed, and its layers are the tested ones."""
 
 import ast
 import json
