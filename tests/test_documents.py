@@ -16,12 +16,12 @@ from test_house import LAYERS
 from cmap_jax import scoring
 from cmap_jax.models.cmap import CMAP
 
-DESIGN = pathlib.Path(__file__).parents[1] / "docs" / "design.md"
+DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "design.md"
 
 
 def example(file: str) -> str:
     """Return the Python block whose docstring begins with a file's name."""
-    blocks = re.findall(r"^```python\n(.*?)^```", DESIGN.read_text(), re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)
     docstrings = {block: ast.get_docstring(ast.parse(block)) or "" for block in blocks}
     (block,) = (block for block, text in docstrings.items() if text.startswith(f"{file}: "))
     return block
@@ -44,9 +44,9 @@ def shapes(config: ConfigDict) -> tuple[scoring.ComposedQuery, jax.ShapeDtypeStr
 
 def test_the_layers():
     """The table is LAYERS, except for packages that do not exist."""
-    rows = re.findall(r"^\| \d \| (.*) \|$", DESIGN.read_text(), re.M)
+    rows = re.findall(r"^\| \d \| (.*) \|$", DOCUMENT.read_text(), re.M)
     written = [set(re.findall(r"`(\w+)`", row)) for row in rows]
-    existing = {path.stem for path in (DESIGN.parents[1] / "cmap_jax").iterdir()}
+    existing = {path.stem for path in (DOCUMENT.parents[1] / "cmap_jax").iterdir()}
     assert [row & existing for row in written] == [layer & existing for layer in LAYERS]
 
 
