@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, what imports stay light, fields that are all read."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import itertools
@@ -14,7 +15,8 @@ from cmap_jax.config_fields import FIELDS, flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A module may import from its own package and from packages of its own and of lower layers.
+# A module may import from its own package and from packages of its own and of lower layers; see
+# docs/design.md.
 LAYERS = [
     {
         "config_fields",
@@ -83,6 +85,27 @@ def test_import_layers():
                 continue
             assert _layer(other) <= _layer(part), f"{path}: {part} may not import {other}"
             assert (part, other) not in STRANGERS, f"{path}: {part} may not import {other}"
+
+
+def test_imports_have_no_cycles():
+    """Module by module; imports inside functions count, since they often hide a cycle."""
+    modules = {}
+    for package in ("cmap_jax", "configs", "input_pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            modules[".".join(parts).removesuffix(".__init__")] = path
+    # A package's __init__ may import its modules lazily, and they need the package.
+    graph = {
+        name: {other for other in _imports(path) if other in modules} - set(_packages_of(name))
+        for name, path in modules.items()
+        if path.name != "__init__.py"
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the modules
+
+
+def _packages_of(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
 
 
 def test_input_pipeline_knows_only_processing_and_protocols():
@@ -209,7 +232,7 @@ def test_configs_are_documented_and_refuse_unknown_arguments(path):
 def test_top_level():
     fixed = {"cmap_jax", "configs", "input_pipeline", "tests", "main.py", "setup.py", "README.md"}
     allowed = fixed | {"benchmarks", "notebooks", "docs", ".ci", "LICENSE", "CHANGELOG.md"}
-    allowed |= {"pyproject.toml", ".gitignore"}
+    allowed |= {"CONTRIBUTING.md", "pyproject.toml", ".gitignore"}
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     tracked = subprocess.run(
