@@ -35,6 +35,11 @@ def expand(path: str) -> str:
     return expanded
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+    """Tell whether a path names something in a bucket: it has a scheme, as ``gs://bucket/a``."""
+    return "://" in os.fspath(path)
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Return a UTF-8 file's text.
 
@@ -95,7 +100,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
-            if "://" not in os.fspath(path):
+            if not is_remote(path):
                 os.fsync(file.fileno())
         scratch.replace(path)
     finally:
@@ -122,8 +127,8 @@ def check_can_write(folder: str | os.PathLike) -> None:
     Raises:
         OSError: says what is in the way.
     """
-    if "://" in os.fspath(folder):
-        return  # only writing tells
+    if is_remote(folder):
+        return  # permission shows only in writing
     folder = epath.Path(folder).absolute()
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     if not nearest.is_dir():

@@ -13,8 +13,9 @@ from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages, ImageLoader, make_loader
 from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
+from input_pipeline.reading import read_records
 from input_pipeline.records import DataError, Records
-from input_pipeline.registry import check_name, read_records, training_files
+from input_pipeline.registry import check_name, find_data_set
 from input_pipeline.texts import POLICIES as UNREADABLE_TEXTS
 from input_pipeline.texts import (
     check_readable,
@@ -100,7 +101,7 @@ def create_datasets(
     if data.read_as is None:
         preprocessing = dataclasses.replace(preprocessing, read_as=records.read_as)
     if training and not len(records.train):
-        lacking = training_files(records.name)
+        lacking = find_data_set(records.name).training_files
         raise DataError(
             f"{data.directory}: {records.name} has nothing to train on there"
             f"{f', no {lacking}' if lacking else ''}. Evaluate a model "

@@ -15,14 +15,13 @@ This module is the form: records to examples and back. `input_pipeline.builders`
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
 from input_pipeline.readers.annotations import check_keys
-from input_pipeline.readers.fashion200k import SampledPairs
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -32,9 +31,7 @@ from input_pipeline.records import (
     Records,
     Triplet,
 )
-
-if TYPE_CHECKING:  # seconds to load
-    pass
+from input_pipeline.registry import find_data_set
 
 # Raised with the form: the first number when a reader of the old one would misread the new one.
 VERSION = "2.0.0"
@@ -63,11 +60,6 @@ FIELDS = {
 }
 _EMPTY = {TEXT: "", TEXTS: (), BYTES: b"", INTEGER: 0}
 
-# How training items are stored, and what makes items of them again.
-_SOURCES = {
-    "triplets": FixedTriplets,
-    "captions": lambda items: SampledPairs({t.reference: t.captions[0] for t in items}),
-}
 _METADATA = {
     "data_set": str,
     "preprocessing": dict,
@@ -121,7 +113,7 @@ def describe(
         "preprocessing": {k: getattr(preprocessing, k) for k in _FIXED},
         "encoding": encoding,
         "layout": records.layout,
-        "training": "captions" if isinstance(records.train, SampledPairs) else "triplets",
+        "training": records.train.stored_as,
         "image_ids": list(records.images),
         "evaluations": {
             split: [told(e) for e in evaluations]
@@ -365,6 +357,9 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
         queries = tuple(q for q, protocols in asked.get(split, ()) if protocol.name in protocols)
         return Evaluation(protocol, galleries, queries, told["skipped"])
 
+    # A data set without training items has a source of its own class or an empty, fixed one.
+    classes = (FixedTriplets, find_data_set(about["data_set"]).training)
+    sources = {source.stored_as: source for source in classes}
     train = [
         Triplet(e["reference"], "".join(e["targets"]), e["captions"], e["category"])
         for e in (stored.examples(TRAIN) if TRAIN in stored.splits else ())
@@ -373,7 +368,7 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
         name=about["data_set"],
         layout=f"prepared as {about['encoding']} from {about['layout']}",
         image_directory=stored.directory,
-        train=_SOURCES[about["training"]](tuple(train)),
+        train=sources[about["training"]].from_items(train),
         evaluations={
             split: tuple(evaluation(split, told) for told in evaluations)
             for split, evaluations in about["evaluations"].items()

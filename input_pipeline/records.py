@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 from cmap_jax.processing.images import RELEASED
@@ -111,7 +111,20 @@ def _digest(value: Any) -> str:
 
 
 class TripletSource(Interface):
-    """Where training items come from. Drawing is a pure function of its arguments."""
+    """A source of training items. Drawing is a pure function of its arguments.
+
+    Attributes:
+        unit: what the items are made from, for people: "triplets", or "images" where the target
+            and the text of each are drawn anew every epoch.
+        stored_as: the word under which a prepared data set records this class.
+    """
+
+    unit: ClassVar[str]
+    stored_as: ClassVar[str]
+
+    @classmethod
+    def from_items(cls, items: Iterable[Triplet]) -> "TripletSource":
+        """Build the source from what `items` returns."""
 
     def __len__(self) -> int:
         """Return the number of items of an epoch."""
@@ -120,7 +133,7 @@ class TripletSource(Interface):
         """Return an item of an epoch."""
 
     def items(self) -> Iterable[Triplet]:
-        """Return what the source is made of: triplets; a target still to be drawn is empty."""
+        """Return the triplets that the source holds; a target still to be drawn is empty."""
 
     def image_ids(self) -> Iterable[str]:
         """Return the ids of all images that can be drawn."""
@@ -137,6 +150,14 @@ class FixedTriplets:
     """Triplets that are annotated, not sampled: the same in every epoch."""
 
     triplets: tuple[Triplet, ...]
+
+    unit: ClassVar[str] = "triplets"
+    stored_as: ClassVar[str] = "triplets"
+
+    @classmethod
+    def from_items(cls, items: Iterable[Triplet]) -> "FixedTriplets":
+        """Return a source of these triplets."""
+        return cls(tuple(items))
 
     def __len__(self) -> int:
         """Return the number of items of an epoch."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from cmap_jax import files
+from cmap_jax.files import is_remote
 from cmap_jax.processing.image_files import check_image_stream, find_traits
 from cmap_jax.processing.images import explain_os_error
 
@@ -20,11 +21,6 @@ from cmap_jax.processing.images import explain_os_error
 _LARGEST = 1 << 28
 _NOT_A_FILE = "not a file"
 _MESSAGE = 200  # characters of TensorFlow's messages, which may hold a server's whole answer
-
-
-def is_remote(place: str) -> bool:
-    """Tell whether a place is somewhere that only `tf.io.gfile` reaches."""
-    return "://" in place
 
 
 def join(folder: str, *parts: str) -> str:

@@ -4,8 +4,9 @@ import os
 import pathlib
 
 import pytest
+from etils import epath
 
-from cmap_jax.files import expand
+from cmap_jax.files import expand, is_remote
 
 
 @pytest.fixture
@@ -39,6 +40,13 @@ def home(tmp_path, monkeypatch):
 def test_expand(home, path, expected):
     assert expand(path) == expected.format(home=home)
     assert expand(expand(path)) == expand(path)
+
+
+def test_is_remote():
+    assert is_remote("gs://a")
+    assert is_remote(epath.Path("gs://a/b"))
+    assert not is_remote("a/b")
+    assert not is_remote(pathlib.Path("/a"))
 
 
 def test_what_does_not_exist_is_named(home):

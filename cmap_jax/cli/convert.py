@@ -115,7 +115,7 @@ def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
     """Read the words from a file, or count them again in a data set's captions."""
     if os.path.isdir(source):
         # Only here: TensorFlow takes seconds to load.
-        from input_pipeline.registry import read_records
+        from input_pipeline.reading import read_records
 
         config = config.copy_and_resolve_references()
         config.data.directory = source

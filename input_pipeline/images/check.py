@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cmap_jax.files import is_remote
 from cmap_jax.progress import track
 from input_pipeline import storage
 from input_pipeline.images import near_names
@@ -65,7 +66,7 @@ def in_parallel(
     """Yield the results of some work on each place, in order, with progress."""
     # Handing out files one by one takes as long as looking at a small one.
     chunks = [places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK)]
-    remote = any(storage.is_remote(place) for place in places[:1])
+    remote = any(is_remote(place) for place in places[:1])
     workers = _WORKERS_IN_BUCKET if remote else _WORKERS
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
@@ -143,7 +144,7 @@ def _checker(image_directory: str) -> Callable[[str], str | None]:
 
 def link_checker(image_directory: str) -> Callable[[str], bool]:
     """Return a function that tells whether a place in a folder is a link that leads out of it."""
-    if storage.is_remote(image_directory):
+    if is_remote(image_directory):
         return lambda _: False
     root = os.path.realpath(image_directory)
     # The links on the way to a folder are followed once, not once an image.

@@ -16,12 +16,12 @@ from input_pipeline import storage
 from input_pipeline.images import near_names
 from input_pipeline.images.check import in_parallel, link_checker
 from input_pipeline.records import Image, Records
+from input_pipeline.registry import find_data_set
 
 Reader = Callable[[str], Records]  # reads the data set with its images in another folder
 
 _COMMANDS = 3  # that a remedy spells out
 _TRIALS = 8  # folders that are tried as that of the images
-_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")  # that FashionIQ's reader takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +198,8 @@ def _find_files(
     Returns:
         Files with the names of missing images, by id; and other files with near names.
     """
-    # There ids have no suffix, and the one that a missing image was given is a guess.
-    suffixes = _SUFFIXES if records.name == "fashion_iq" else ()
+    # Where ids have no suffix, the one that a missing image was given is a guess.
+    suffixes = find_data_set(records.name).suffixes
     wanted: dict[str, list[Image]] = collections.defaultdict(list)
     for image in missing:
         name = image.path.rpartition("/")[2]
@@ -231,7 +231,7 @@ def _choose(image: Image, places: Sequence[str]) -> str:
 def _alike(place: str, expected: str) -> int:
     """Return how many names at the end two places share, the file's own among them."""
     pairs = zip(place.split("/")[-2::-1], expected.split("/")[-2::-1], strict=False)
-    # Shoes' reader expects a lost image in womens_*/*.
+    # A reader that cannot tell an image's own folder expects it in one such as ``kind_*``.
     same = (a == b or ("*" in b and a.startswith(b.rstrip("*"))) for a, b in pairs)
     return 1 + sum(itertools.takewhile(bool, same))
 

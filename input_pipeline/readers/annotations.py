@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cmap_jax.files import is_remote
 from input_pipeline import storage
 from input_pipeline.records import DataError
 
@@ -82,7 +83,7 @@ def check_path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: an image is named by a text, not by {shown(value)}")
     parts = value.split("/")
-    if value.startswith("/") or "://" in value or "\\" in value:
+    if value.startswith("/") or is_remote(value) or "\\" in value:
         raise DataError(f"{where}: {shown(value)} is no path relative to the image folder")
     if ".." in parts:
         raise DataError(f"{where}: {shown(value)} climbs out of the image folder")

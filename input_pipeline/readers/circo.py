@@ -8,9 +8,10 @@ elsewhere. An image's id is its number, padded to 12 digits.
 
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.protocols import PROTOCOLS, AnswerFile, Submission
 from input_pipeline import storage
 from input_pipeline.readers.annotations import (
     check_caption,
@@ -20,9 +21,9 @@ from input_pipeline.readers.annotations import (
     read_entries,
     shown,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
-TRAINING_FILES = ""  # there are none
 GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
 GALLERY_LIST = "image_info_unlabeled2017.json"
@@ -146,3 +147,78 @@ def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], s
             GALLERY_IMAGES,
         )
     return found, source
+
+
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of queries, ground truths and gallery images."""
+    (val,) = records.evaluations["val"]
+    yield Count.compare("val queries", len(val.queries), 220)
+    yield Count.compare("val ground truths", sum(len(q.targets) for q in val.queries), 916)
+    test = records.unlabelled.get("test")
+    queries = len(test.queries) if test else 0
+    absent = "" if queries else "no annotations/test.json"
+    yield Count.compare("test queries", queries, 800, absent)
+    remark = (
+        f"the gallery is what {GALLERY_LIST} lists or, without that file, what lies in the image "
+        "folder"
+    )
+    yield Count.compare("gallery images", len(val.galleries["all"]), GALLERY_IMAGES, remark)
+
+
+def _explain_unknown_gallery(
+    directory: str, image_directory: str | None, evaluation: Evaluation
+) -> str:
+    """Return how to get the list of the gallery, or nothing where the gallery is known."""
+    listed = find_gallery_list(directory, image_directory) is not None
+    if listed or len(evaluation.galleries["all"]) >= GALLERY_IMAGES:
+        return ""
+    return (
+        "Whether the ids are of CIRCO's gallery cannot be judged here: that needs COCO's list of "
+        f"it, {storage.join(directory, 'annotations', GALLERY_LIST)}, which is in "
+        "http://images.cocodataset.org/annotations/image_info_unlabeled2017.zip"
+    )
+
+
+# The rules are on the data set's own page. A query's list may hold its reference.
+_SUBMISSION = Submission(
+    split="test",
+    server="https://circo.micc.unifi.it",
+    query="query",
+    image_type=int,
+    max_bytes=5_000_000,  # the server states no limit; real files have 0.3 MB
+    files=(
+        AnswerFile(
+            name="submission.json",
+            header={},
+            ranking="top",
+            count=50,
+            candidates="images of the gallery",
+        ),
+    ),
+)
+
+DATA_SET = DataSet(
+    name="circo",
+    read=read,
+    mark=r"annotations/val\.json",
+    evaluation_only=True,
+    counts=_counts,
+    submission=_SUBMISSION,
+    explain_unknown_gallery=_explain_unknown_gallery,
+    description=(
+        "Zero-shot composed image retrieval with several right images a query; for evaluation "
+        "only. The answers of the test split are known to the data set's server alone."
+    ),
+    homepage="https://github.com/miccunifi/CIRCO",
+    citation="""
+@inproceedings{baldrati2023zeroshot,
+  title = {Zero-Shot Composed Image Retrieval with Textual Inversion},
+  author = {Baldrati, Alberto and Agnolucci, Lorenzo and Bertini, Marco and Del Bimbo, Alberto},
+  booktitle = {ICCV},
+  year = {2023}
+}""",
+    manual_dir="""
+manual_dir holds `annotations`, and `COCO2017_unlabeled` with the images and COCO's
+`annotations/image_info_unlabeled2017.json`. `cmap doctor circo DIRECTORY` says what is missing.
+""",
+)

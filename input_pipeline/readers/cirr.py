@@ -6,9 +6,9 @@ image's path, which starts from the image folder, from ``images/`` or from ``img
 image may also lie there without its numbered folder (``train/34/``), or by its bare name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.protocols import PROTOCOLS, AnswerFile, Submission
 from input_pipeline import storage
 from input_pipeline.readers.annotations import (
     check_caption,
@@ -21,6 +21,7 @@ from input_pipeline.readers.annotations import (
     read_entries,
     shown,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -31,7 +32,6 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "captions/cap.rc2.train.json and image_splits/split.rc2.train.json"
 _SPLITS = ("train", "val", "test1")
 
 
@@ -162,3 +162,83 @@ def _check_known(
                     f"{file}: entry {number} names {shown(image)}, which split.rc2.{split}.json "
                     "does not have"
                 )
+
+
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of queries and images of each split."""
+    (val,) = records.evaluations["val"]
+    absent = "" if len(records.train) else "no captions/cap.rc2.train.json"
+    yield Count.compare("train triplets", len(records.train), 28_225, absent)
+    roots = (directory, storage.join(directory, "cirr"))
+    file = "image_splits/split.rc2.train.json"
+    images = max(_length(storage.join(root, file)) for root in roots)
+    yield Count.compare("train images", images, 16_939, "" if images else f"no {file}")
+    yield Count.compare("val queries", len(val.queries), 4_181)
+    yield Count.compare("val images", len(val.galleries["all"]), 2_297)
+    test = records.unlabelled.get("test1")
+    queries, images = (len(test.queries), len(test.galleries["all"])) if test else (0, 0)
+    absent = "" if queries else "no captions/cap.rc2.test1.json; training does not need it"
+    yield Count.compare("test1 queries", queries, 4_148, absent)
+    yield Count.compare("test1 images", images, 2_315, absent)
+
+
+def _length(file: str) -> int:
+    """Return the number of entries of a file that no reader needs; 0 if absent or broken."""
+    try:
+        content = storage.read_json(file)
+    except (ValueError, OSError):
+        return 0
+    return len(content) if isinstance(content, dict) else 0
+
+
+# The rules are on the data set's own page. The reference is in neither list of a query.
+_VERSION = "rc2"
+_SUBMISSION = Submission(
+    split="test1",
+    server="https://cirr.cecs.anu.edu.au",
+    query="pair",
+    image_type=str,
+    max_bytes=5_000_000,  # the server's limit; real files have 4.2 and 0.3 MB
+    files=(
+        AnswerFile(
+            name="recall.json",
+            header={"version": _VERSION, "metric": "recall"},
+            ranking="top",
+            count=50,
+            candidates="images of the split",
+        ),
+        AnswerFile(
+            name="recall_subset.json",
+            header={"version": _VERSION, "metric": "recall_subset"},
+            ranking="subset_top",
+            count=3,
+            candidates="members of its set",
+        ),
+    ),
+)
+
+DATA_SET = DataSet(
+    name="cirr",
+    read=read,
+    mark=r"captions/cap\.rc2\.val\.json",
+    training_files="captions/cap.rc2.train.json and image_splits/split.rc2.train.json",
+    counts=_counts,
+    submission=_SUBMISSION,
+    description=(
+        "Composed image retrieval on real-life images: a reference image and a caption lead to a "
+        "target image, and each query also ranks among the other images of its set. The answers "
+        "of test1 are known to the data set's server alone."
+    ),
+    homepage="https://github.com/Cuberick-Orion/CIRR",
+    citation="""
+@inproceedings{liu2021image,
+  title = {Image Retrieval on Real-Life Images with Pre-Trained Vision-and-Language Models},
+  author = {Liu, Zheyuan and Rodriguez-Opazo, Cristian and Teney, Damien and Gould, Stephen},
+  booktitle = {ICCV},
+  year = {2021}
+}""",
+    manual_dir="""
+manual_dir holds `captions` and `image_splits`, there or in `cirr`, and the images of NLVR2 there,
+in `images` or in `img_raw`. `cmap doctor cirr DIRECTORY` says what is missing.
+""",
+)

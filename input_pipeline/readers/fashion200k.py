@@ -6,7 +6,8 @@
 """
 
 import collections
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from input_pipeline.readers.annotations import (
     find_base,
     shown,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -29,7 +31,6 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "labels/<category>_train_detect_all.txt"
 PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
 _SUFFIX = "_{split}_detect_all.txt"
 _PREFIX = "women/"
@@ -103,6 +104,9 @@ class SampledPairs:
     modified.
     """
 
+    unit: ClassVar[str] = "images"
+    stored_as: ClassVar[str] = "captions"
+
     def __init__(self, captions: dict[str, str]):
         """Index the captions by parent.
 
@@ -129,6 +133,11 @@ class SampledPairs:
         self._modifiable = tuple(i for i in self._ids if self._parents[captions[i]])
         if not self._modifiable:
             raise DataError("no two training captions differ in one word: no pair can be sampled")
+
+    @classmethod
+    def from_items(cls, items: Iterable[Triplet]) -> "SampledPairs":
+        """Build the source from each image with its own caption."""
+        return cls({item.reference: item.captions[0] for item in items})
 
     def __len__(self) -> int:
         """Return the number of training images: each is a source once an epoch."""
@@ -247,4 +256,49 @@ def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
     return tuple(queries)
 
 
-__all__ = ["SampledPairs", "modification", "parents", "read", "replace_marks"]
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of queries and, as the publication rounds them, of training images."""
+    (evaluation,) = records.evaluations["val"]
+    labels = storage.names(storage.join(directory, "labels"))
+    suffix = _SUFFIX.format(split="train")
+    present = {name.removesuffix(suffix) for name in labels if name.endswith(suffix)}
+    absent = [c for c in PUBLISHED_ORDER if c not in present]
+    remark = f"no labels of {', '.join(absent)}" if absent else ""
+    thousands = round(len(records.train) / 1000)
+    yield Count.compare("train images, in thousands", thousands, 172, remark)
+    yield Count.compare("test queries", len(evaluation.queries), 33_480)
+
+
+DATA_SET = DataSet(
+    name="fashion200k",
+    read=read,
+    mark=r"labels/[^/]+_test_detect_all\.txt",
+    training=SampledPairs,
+    training_files="labels/<category>_train_detect_all.txt",
+    counts=_counts,
+    description=(
+        "Garments of five categories with captions. A query replaces one word of an image's "
+        "caption, and every image with that caption is right. An example of the train split is an "
+        "image with its caption: training draws its target and text anew each epoch."
+    ),
+    homepage="https://github.com/xthan/fashion-200k",
+    citation="""
+@inproceedings{han2017automatic,
+  title = {Automatic Spatially-aware Fashion Concept Discovery},
+  author = {Han, Xintong and Wu, Zuxuan and Huang, Phoenix X. and Zhang, Xiao and Zhu, Menglong and
+            Li, Yuan and Zhao, Yang and Davis, Larry S.},
+  booktitle = {ICCV},
+  year = {2017}
+}
+@inproceedings{vo2019composing,
+  title = {Composing Text and Image for Image Retrieval - An Empirical Odyssey},
+  author = {Vo, Nam and Jiang, Lu and Sun, Chen and Murphy, Kevin and Li, Li-Jia and Fei-Fei, Li and
+            Hays, James},
+  booktitle = {CVPR},
+  year = {2019}
+}""",
+    manual_dir="""
+manual_dir holds `labels`, the images in `women`, and `test_queries.txt` of the TIRG paper.
+`cmap doctor fashion200k DIRECTORY` says what is missing.
+""",
+)

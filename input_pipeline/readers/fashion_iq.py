@@ -19,6 +19,7 @@ from input_pipeline.readers.annotations import (
     read_entries,
     read_image_list,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -29,10 +30,19 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "captions/cap.<category>.train.json"
 PUBLISHED_ORDER = ("dress", "shirt", "toptee")
 # CIRR's files have such names too, with its release in the category's place.
 _CAPTIONS = re.compile(r"cap\.(?P<category>(?!rc2\.)[^.]+)\.(?P<split>train|val)\.json")
+_SPLITS = ("train", "val", "test")
+# By category: train triplets and images, val triplets, images of the original and the val gallery.
+_PUBLISHED = {
+    "dress": (5_985, 11_452, 2_017, 3_817, 2_628),
+    "shirt": (5_988, 19_036, 2_038, 6_346, 3_089),
+    "toptee": (6_027, 16_121, 1_961, 5_373, 2_902),
+}
+_PUBLISHED_TEST = {"dress": 3_818, "shirt": 6_346, "toptee": 5_374}
+_PUBLISHED_ENTRIES = 77_683  # in all split files
+_PUBLISHED_IDS = 74_381  # among these entries
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
@@ -200,3 +210,81 @@ def both_orders(annotations: Sequence[Annotation], category: str) -> Iterator[Qu
             yield Query(
                 f"{annotation}/{order}", a.reference, captions, (a.target,), category, annotation
             )
+
+
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of triplets, of images and of what all split files name together."""
+    splits = {
+        (category, split): _image_list(
+            storage.join(directory, "image_splits", f"split.{category}.{split}.json")
+        )
+        for category in PUBLISHED_ORDER
+        for split in _SPLITS
+    }
+    original, val = records.evaluations["val"][:2]
+    for category, published in _PUBLISHED.items():
+        annotations = {q.annotation for q in original.queries if q.category == category}
+        here = (
+            sum(t.category == category for t in records.train.items()) // 2,  # two caption orders
+            len(splits[category, "train"]),
+            len(annotations),
+            len(original.galleries.get(category, ())),
+            len(val.galleries.get(category, ())),
+        )
+        names = (
+            *("train triplets", "train images", "val triplets"),
+            *("images of gallery original", "images of gallery val"),
+        )
+        absent = "" if category in original.galleries else f"no captions/cap.{category}.train.json"
+        for name, number, expected in zip(names, here, published, strict=True):
+            yield Count.compare(f"{category} {name}", number, expected, absent)
+    for category, expected in _PUBLISHED_TEST.items():
+        absent = f"no image_splits/split.{category}.test.json; training does not need it"
+        number = len(splits[category, "test"])
+        yield Count.compare(f"{category} test images", number, expected, "" if number else absent)
+    ids = {c: {i for split in _SPLITS for i in splits[c, split]} for c in PUBLISHED_ORDER}
+    everything = set().union(*ids.values())
+    entries = sum(map(len, splits.values()))
+    yield Count.compare(
+        "entries of all split files", entries, _PUBLISHED_ENTRIES, "the files above"
+    )
+    shared = len(ids["shirt"] & ids["toptee"])
+    remark = f"{shared:,} ids stand in files of both shirt and toptee: those are no missing images"
+    yield Count("image ids in them", len(everything), _PUBLISHED_IDS, remark if shared else "")
+
+
+def _image_list(file: str) -> tuple[str, ...]:
+    """Return the ids of a file that reading does not need; none where it is absent or broken."""
+    try:
+        return read_image_list(file)
+    except (ValueError, OSError):
+        return ()
+
+
+DATA_SET = DataSet(
+    name="fashion_iq",
+    aliases=("fashioniq",),
+    read=read,
+    mark=r"captions/cap\.(?!rc2\.)[^./]+\.(?:train|val)\.json",
+    training_files="captions/cap.<category>.train.json",
+    suffixes=_SUFFIXES,
+    counts=_counts,
+    description=(
+        "Composed image retrieval of dresses, shirts and tops: a reference image and two captions "
+        "lead to a target image. The answers of the test split are not public."
+    ),
+    homepage="https://github.com/XiaoxiaoGuo/fashion-iq",
+    citation="""
+@inproceedings{wu2021fashioniq,
+  title = {Fashion {IQ}: A New Dataset Towards Retrieving Images by Natural Language Feedback},
+  author = {Wu, Hui and Gao, Yupeng and Guo, Xiaoxiao and Al-Halah, Ziad and Rennie, Steven and
+            Grauman, Kristen and Feris, Rogerio},
+  booktitle = {CVPR},
+  year = {2021}
+}""",
+    manual_dir="""
+manual_dir holds `captions` and `image_splits` of the project's repository, and the images (from
+their product pages, or a copy of somebody's) in `images`, `<category>` or
+`resized_image/<category>`. `cmap doctor fashion_iq DIRECTORY` says what is missing.
+""",
+)

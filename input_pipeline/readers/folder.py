@@ -35,6 +35,7 @@ from input_pipeline.readers.annotations import (
     find_images,
     shown,
 )
+from input_pipeline.readers.data_set import DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -45,7 +46,6 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "train.csv or train.jsonl"
 _SPLITS = ("train", "val", "test")
 _COLUMNS = ("reference", "text", "target")
 _GALLERY = "gallery.txt"
@@ -249,3 +249,20 @@ def _locate(root: str, ids: Mapping[str, str]) -> tuple[dict[str, Image], tuple[
             )
     images = {i: Image(i, places.get(i) or storage.join(root, i)) for i in ids}
     return images, tuple(searched)
+
+
+DATA_SET = DataSet(
+    name="folder",
+    read=read,
+    mark=r"val\.(?:csv|jsonl)",
+    training_files="train.csv or train.jsonl",
+    published=False,
+    description=(
+        "Composed image retrieval on images of one's own: tables name a reference image, a text "
+        "and a target image."
+    ),
+    manual_dir="""
+manual_dir holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
+`gallery.txt`, and the images that they name. `cmap doctor folder DIRECTORY` says what is wrong.
+""",
+)
