@@ -266,12 +266,16 @@ def make_builder(data_set: DataSet) -> type[RecordsBuilder]:
     """Return the builder of a data set, registered with TFDS under the data set's name."""
     config = ImageConfig if data_set.rendering is None else _rendered_config(data_set)
     side = config(name="side").resize
+    manual = (
+        f"\nmanual_dir holds {data_set.manual_dir}.\n"
+        f"`cmap doctor {data_set.name} DIRECTORY` says what is missing or wrong.\n"
+    )
     fields = {
         "__doc__": data_set.description,
         "__module__": __name__,
         "name": data_set.name,
         "DATA_SET": data_set,
-        "MANUAL_DOWNLOAD_INSTRUCTIONS": data_set.manual_dir,
+        "MANUAL_DOWNLOAD_INSTRUCTIONS": None if data_set.rendering else manual,
         "BUILDER_CONFIGS": [
             config(name="jpeg", description=f"JPEG of quality 95, {side} pixels a side."),
             config(name="png", description=f"Without loss, {side} pixels a side.", encoding="png"),

@@ -217,8 +217,8 @@ DATA_SET = DataSet(
   booktitle = {ICCV},
   year = {2023}
 }""",
-    manual_dir="""
-manual_dir holds `annotations`, and `COCO2017_unlabeled` with the images and COCO's
-`annotations/image_info_unlabeled2017.json`. `cmap doctor circo DIRECTORY` says what is missing.
-""",
+    manual_dir=(
+        "`annotations`, and `COCO2017_unlabeled` with the images and COCO's "
+        "`annotations/image_info_unlabeled2017.json`"
+    ),
 )

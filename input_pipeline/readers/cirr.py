@@ -237,8 +237,8 @@ DATA_SET = DataSet(
   booktitle = {ICCV},
   year = {2021}
 }""",
-    manual_dir="""
-manual_dir holds `captions` and `image_splits`, there or in `cirr`, and the images of NLVR2 there,
-in `images` or in `img_raw`. `cmap doctor cirr DIRECTORY` says what is missing.
-""",
+    manual_dir=(
+        "`captions` and `image_splits`, there or in `cirr`, and the images of NLVR2 there, in "
+        "`images` or in `img_raw`"
+    ),
 )

@@ -104,8 +104,7 @@ class DataSet:
             can; None: it always can.
         homepage: address of the data set's own page.
         citation: BibTeX entries.
-        manual_dir: what the folder of the raw data must hold to be prepared, for people; None:
-            nothing, the data set is rendered.
+        manual_dir: content that the folder of the raw data must have to be prepared, in words.
     """
 
     name: str
@@ -124,4 +123,4 @@ class DataSet:
     explain_unknown_gallery: Callable[[str, str | None, Evaluation], str] | None = None
     homepage: str | None = None
     citation: str | None = None
-    manual_dir: str | None = None
+    manual_dir: str = "the annotations and the images"

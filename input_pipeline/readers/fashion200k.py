@@ -297,8 +297,5 @@ DATA_SET = DataSet(
   booktitle = {CVPR},
   year = {2019}
 }""",
-    manual_dir="""
-manual_dir holds `labels`, the images in `women`, and `test_queries.txt` of the TIRG paper.
-`cmap doctor fashion200k DIRECTORY` says what is missing.
-""",
+    manual_dir="`labels`, the images in `women`, and `test_queries.txt` of the TIRG paper",
 )

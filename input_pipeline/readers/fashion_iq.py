@@ -282,9 +282,9 @@ DATA_SET = DataSet(
   booktitle = {CVPR},
   year = {2021}
 }""",
-    manual_dir="""
-manual_dir holds `captions` and `image_splits` of the project's repository, and the images (from
-their product pages, or a copy of somebody's) in `images`, `<category>` or
-`resized_image/<category>`. `cmap doctor fashion_iq DIRECTORY` says what is missing.
-""",
+    manual_dir=(
+        "`captions` and `image_splits` of the project's repository, and the images (from their "
+        "product pages, or a copy of somebody's) in `images`, `<category>` or "
+        "`resized_image/<category>`"
+    ),
 )

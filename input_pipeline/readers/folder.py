@@ -261,8 +261,8 @@ DATA_SET = DataSet(
         "Composed image retrieval on images of one's own: tables name a reference image, a text "
         "and a target image."
     ),
-    manual_dir="""
-manual_dir holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
-`gallery.txt`, and the images that they name. `cmap doctor folder DIRECTORY` says what is wrong.
-""",
+    manual_dir=(
+        "`train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and "
+        "`gallery.txt`, and the images that they name"
+    ),
 )

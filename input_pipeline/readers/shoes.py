@@ -182,9 +182,9 @@ DATA_SET = DataSet(
   booktitle = {ECCV},
   year = {2010}
 }""",
-    manual_dir="""
-manual_dir holds `relative_captions_shoes.json`, `train_im_names.txt` and `eval_im_names.txt`, or
-`triplet.*.json` and `split.*.json`; and the images of the Attribute Discovery data set,
-`womens_*/...`. `cmap doctor shoes DIRECTORY` says what is missing.
-""",
+    manual_dir=(
+        "`relative_captions_shoes.json`, `train_im_names.txt` and `eval_im_names.txt`, or "
+        "`triplet.*.json` and `split.*.json`; and the images of the Attribute Discovery data "
+        "set, `womens_*/...`"
+    ),
 )
