@@ -15,22 +15,17 @@ from cmap_jax.processing.image_files import MAX_SIDE
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.progress import track
 from cmap_jax.remedies import spelled
+from input_pipeline.examples import BYTES, FIELDS, INTEGER, TEXT, TEXTS, example
 from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import FileLoader
 from input_pipeline.images.loading import PARALLEL_CALLS, FailedImages, pass_over
 from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.images.sources import FolderImages
 from input_pipeline.prepared import (
-    BYTES,
-    FIELDS,
     IMAGES,
-    INTEGER,
     RELEASE_NOTES,
-    TEXT,
-    TEXTS,
     VERSION,
     describe,
-    example,
     is_prepared,
     query_splits,
 )
