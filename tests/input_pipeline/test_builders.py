@@ -24,7 +24,7 @@ from cmap_jax.processing.images import (
     read_image,
 )
 from configs import garments
-from input_pipeline import prepared
+from input_pipeline import examples, prepared
 from input_pipeline.builders import BUILDERS, base
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.images.check import check_images
@@ -62,7 +62,7 @@ class _OfFakeData:
     def test_says_what_it_is(self):
         info = self.builder.info
         assert info.description
-        assert set(info.features) == set(prepared.FIELDS)
+        assert set(info.features) == set(examples.FIELDS)
         assert all(feature.doc.desc for feature in info.features.values())
         assert info.citation or self.builder.name in ("folder", "garments")
         assert self.builder.MANUAL_DOWNLOAD_INSTRUCTIONS or self.builder.name == "garments"
