@@ -82,14 +82,14 @@ def image_findings(
     groups: dict[tuple[bool, str, bool], list[str]] = collections.defaultdict(list)
     for i, reason in reasons.items():
         start = next(start for start in _KINDS if reason.startswith(start))
-        start = "elsewhere" if i in lost.places else start
+        start = "elsewhere" if i in lost.paths else start
         groups[i not in needed, start, i not in lost.mended].append(i)
     for (spare, start, _), ids in sorted(groups.items()):
         kind, state, fix = _KINDS[start]
         images = [records.images[i] for i in ids]
         items = [f"{i.path}{_detail(reasons[i.id])}" for i in images]
         if kind == "misplaced":
-            items = [f"{i.path} is at {lost.places[i.id]}" for i in images]
+            items = [f"{i.path} is at {lost.paths[i.id]}" for i in images]
             fix = lost.remedy(ids)
         elif kind == "link_out":
             items = [f"{i.path} -> {os.path.realpath(i.path)}" for i in images]

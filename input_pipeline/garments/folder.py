@@ -20,7 +20,7 @@ import numpy as np
 
 from input_pipeline.garments import attributes, captions, oracles, rendering
 
-# Raise it when anything that is written changes for the same settings.
+# To be raised whenever the files change for the same settings.
 FORMAT_VERSION = 1
 STAMP = "garments.json"
 
@@ -42,7 +42,7 @@ def prepare(
 
     Args:
         directory: the folder to make; may exist if it is empty or holds the same data.
-        seed: of the split, the triplets and the pictures; not negative.
+        seed: seed of the split, the triplets and the pictures; not negative.
         image_size: pixels a side.
         train_triplets: annotations for training, each with two captions.
         val_queries: annotations of the validation split.
@@ -83,7 +83,7 @@ def prepare(
         try:
             partial.rename(directory)
         except OSError:
-            # Another process may have been as busy, and first.
+            # Another process may have rendered the same data meanwhile.
             if not _is_prepared(directory, settings):
                 raise
     finally:
@@ -92,7 +92,14 @@ def prepare(
 
 
 def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds just this; False if it is missing or empty, else ValueError."""
+    """Tells whether the folder holds the garments of these settings.
+
+    Returns:
+        False where the folder is missing or empty.
+
+    Raises:
+        ValueError: it holds something else, or garments of other settings.
+    """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     stamp = directory / STAMP
@@ -103,11 +110,11 @@ def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
         )
     content = json.loads(stamp.read_text(encoding="utf-8"))
     wanted = {"format_version": FORMAT_VERSION, **settings}
-    found = {"format_version": content.get("format_version"), **content.get("settings", {})}
+    present = {"format_version": content.get("format_version"), **content.get("settings", {})}
     differing = [
-        f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
-        for name in dict.fromkeys([*wanted, *found])
-        if found.get(name) != wanted.get(name)
+        f"{name} is {present.get(name)!r} there and {wanted.get(name)!r} here"
+        for name in dict.fromkeys([*wanted, *present])
+        if present.get(name) != wanted.get(name)
     ]
     if differing:
         raise ValueError(
@@ -118,12 +125,12 @@ def _is_prepared(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
 
 
 def _partial_prefix(directory: pathlib.Path) -> str:
-    # The host is in the name because a process number says nothing on another machine.
+    # The host is part of the name, because process numbers are unique on one machine only.
     return f".{directory.absolute().name}.partial-{socket.gethostname()}-"
 
 
 def _remove_stale(directory: pathlib.Path) -> None:
-    """Removes what runs on this machine left behind when they were killed."""
+    """Removes folders that killed processes of this machine have left unfinished."""
     prefix = _partial_prefix(directory)
     for folder in directory.absolute().parent.glob(f"{prefix}*"):
         pid = folder.name.removeprefix(prefix)

@@ -26,9 +26,18 @@ drawing.render_files(pathlib.Path(directory), range(start, stop, step), seed, si
 def render(directory: pathlib.Path, count: int, seed: int, size: int) -> None:
     """Draws the first `count` garments of the grid into `directory`, on all processors.
 
-    In plain child processes: threads would wait for one another (PIL draws under the interpreter's
-    lock), a fork after JAX or TensorFlow has started threads can hang, and `multiprocessing`'s
-    spawn runs the main module once more in each child, with whatever that imports.
+    The work is done in plain child processes: threads would wait for one another (PIL draws under
+    the interpreter's lock), a fork after JAX or TensorFlow has started threads can hang, and
+    `multiprocessing`'s spawn runs the main module again in each child, with all its imports.
+
+    Args:
+        directory: folder for the files, which exists.
+        count: number of garments, from the start of the grid.
+        seed: seed of the whole data set.
+        size: pixels a side.
+
+    Raises:
+        RuntimeError: a process failed; the message ends with its errors.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = max(1, min(cores or 1, count // _IMAGES_PER_WORKER))
@@ -49,12 +58,12 @@ def render(directory: pathlib.Path, count: int, seed: int, size: int) -> None:
 
 
 def _wait(children: list[subprocess.Popen[bytes]], directory: pathlib.Path, count: int) -> None:
-    """Waits for all, telling how far they are.
+    """Waits for all child processes, and shows their progress.
 
     Raises:
-        RuntimeError: one failed; with what it said last.
+        RuntimeError: one failed; the message ends with its errors.
     """
-    start = told = time.monotonic()
+    start = shown = time.monotonic()
     line = LiveLine()
     running = list(children)
     while running:
@@ -68,8 +77,8 @@ def _wait(children: list[subprocess.Popen[bytes]], directory: pathlib.Path, coun
                 last = errors.decode(errors="replace").strip()[-2000:]
                 raise RuntimeError(f"drawing garments failed ({child.returncode}):\n{last}")
         now = time.monotonic()
-        if running and now - told >= _PROGRESS_SECONDS:
-            told, done = now, len(os.listdir(directory))
+        if running and now - shown >= _PROGRESS_SECONDS:
+            shown, done = now, len(os.listdir(directory))
             rate = done / (now - start)
             left = f", {format_seconds((count - done) / rate)} left" if rate else ""
             line.update(

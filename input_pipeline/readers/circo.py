@@ -1,9 +1,9 @@
 """CIRCO on disk -> records (SPEC 5): for evaluation only.
 
-``annotations/{val,test}.json``, and the images of COCO's unlabeled2017 in
-``COCO2017_unlabeled/unlabeled2017``, ``unlabeled2017``, or the image folder itself. The gallery is
-what ``image_info_unlabeled2017.json`` lists where that file is, and all images in the folder
-elsewhere. An image's id is its number, padded to 12 digits.
+A folder holds ``annotations/{val,test}.json``, and the images of COCO's unlabeled2017 in
+``COCO2017_unlabeled/unlabeled2017``, ``unlabeled2017``, or the image folder itself. The gallery
+consists of the images that ``image_info_unlabeled2017.json`` lists or, without that file, of all
+images in the folder. An image's id is its number, padded to 12 digits.
 """
 
 import logging
@@ -24,7 +24,7 @@ from input_pipeline.readers.annotations import (
 from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
-GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
+GALLERY_IMAGES = 123_403  # images of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
 GALLERY_LIST = "image_info_unlabeled2017.json"
 _LISTS = (
@@ -58,14 +58,14 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         splits["test"] = _read_annotations(root, "test")
     folder = next(
         (
-            place
-            for place in (storage.join(image_root, name) for name in _FOLDERS)
-            if storage.is_folder(place)
+            path
+            for path in (storage.join(image_root, name) for name in _FOLDERS)
+            if storage.is_folder(path)
         ),
         image_root,
     )
     listed, source = _read_gallery(root, image_root, folder)
-    # An image that an annotation names and nobody has is missing, not unheard of.
+    # An image that only an annotation names belongs to the gallery too, and counts as missing.
     named = dict.fromkeys(
         i for qs in splits.values() for q in qs for i in (q.reference, *q.targets)
     )
@@ -105,7 +105,16 @@ def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
         reference = _image_id(entry["reference_img_id"], where)
         caption = check_caption(entry["relative_caption"], where)
         name = str(entry["id"])
-        queries.append(Query(name, reference, (caption,), targets, "all", name))
+        queries.append(
+            Query(
+                id=name,
+                reference=reference,
+                captions=(caption,),
+                targets=targets,
+                category="all",
+                annotation=name,
+            )
+        )
     return tuple(queries)
 
 
@@ -120,33 +129,33 @@ def _image_id(number: Any, where: str) -> str:
 def find_gallery_list(directory: str, image_directory: str | None = None) -> str | None:
     """Return COCO's list of the gallery, in the folder of the annotations or images, or None."""
     roots = (image_directory or directory, directory)
-    places = (storage.join(root, name) for name in _LISTS for root in roots)
-    return next((place for place in places if storage.exists(place)), None)
+    paths = (storage.join(root, name) for name in _LISTS for root in roots)
+    return next((path for path in paths if storage.exists(path)), None)
 
 
 def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], str]:
-    """Return the gallery's ids, and what told them."""
+    """Return the gallery's ids, and where they come from, in words."""
     source = find_gallery_list(root, image_root)
     if source is not None:
         content = storage.read_json(source)
         check_keys(content, {"images": list}, source)
-        found = []
+        ids = []
         for number, image in enumerate(content["images"]):
             where = f"{source}: image {number}"
             check_keys(image, {"id": int}, where)
-            found.append(_image_id(image["id"], where))
+            ids.append(_image_id(image["id"], where))
     else:
         source = f"the files in {folder}"
-        found = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
-    if len(found) != GALLERY_IMAGES:
+        ids = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
+    if len(ids) != GALLERY_IMAGES:
         logging.warning(
             "%s: %d images of COCO's unlabeled2017, which has %d; numbers on another gallery "
             "cannot be compared with published ones",
             source,
-            len(found),
+            len(ids),
             GALLERY_IMAGES,
         )
-    return found, source
+    return ids, source
 
 
 def _counts(records: Records, directory: str) -> Iterator[Count]:

@@ -1,9 +1,10 @@
 """CIRR on disk -> records (SPEC 5).
 
-``captions/cap.rc2.{train,val,test1}.json`` and ``image_splits/split.rc2.{train,val,test1}.json``,
-in the folder itself or, as the authors' repository has it, in ``cirr/``. A split file names each
-image's path, which starts from the image folder, from ``images/`` or from ``img_raw/`` in it; the
-image may also lie there without its numbered folder (``train/34/``), or by its bare name.
+A folder holds ``captions/cap.rc2.{train,val,test1}.json`` and
+``image_splits/split.rc2.{train,val,test1}.json``, either directly or, as in the authors'
+repository, in ``cirr/``. A split file gives each image's path relative to the image folder, or to
+``images/`` or ``img_raw/`` in it; the image may also lie there without its numbered folder
+(``train/34/``), or under its bare name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,8 +77,8 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         )
     bases = (image_root, *(storage.join(image_root, name) for name in ("images", "img_raw")))
     base = find_base(bases, paths["val"].values())
-    places = {i: path for split in paths.values() for i, path in split.items()}
-    tops = dict.fromkeys(path.partition("/")[0] for path in places.values() if "/" in path)
+    path_of = {i: path for split in paths.values() for i, path in split.items()}
+    tops = dict.fromkeys(path.partition("/")[0] for path in path_of.values() if "/" in path)
     train = tuple(Triplet(q.reference, q.targets[0], q.captions) for q in entries.get("train", ()))
     records = Records(
         name="cirr",
@@ -89,27 +90,32 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         vocabulary_captions=tuple(t.captions[0] for t in train),
         searched=(*(storage.join(b, top) for b in bases for top in tops), *bases),
     )
-    expected = {i: places[i] for i in records.all_image_ids()}
-    found = _find_images(expected, bases)
-    images = {i: Image(i, found.get(i) or storage.join(base, p)) for i, p in expected.items()}
+    expected = {i: path_of[i] for i in records.all_image_ids()}
+    present = _find_images(expected, bases)
+    images = {i: Image(i, present.get(i) or storage.join(base, p)) for i, p in expected.items()}
     return records.with_images(images)
 
 
 def _find_images(paths: Mapping[str, str], bases: Sequence[str]) -> dict[str, str]:
-    """Return the images that are found: by path, without the inner folders, or by bare name."""
-    found: dict[str, str] = {}
-    for kept in (None, 1, 0):  # folders of the path
+    """Return the files of images: by path, by path without inner folders, or by bare name.
+
+    Args:
+        paths: relative path of each image, by id.
+        bases: folders that the paths may start from.
+    """
+    files: dict[str, str] = {}
+    for kept in (None, 1, 0):  # number of folders kept of the path
         lost = {}
         for i, path in paths.items():
-            if i not in found:
+            if i not in files:
                 *folders, name = path.split("/")
                 lost["/".join((*folders[:kept], name))] = i
-        found |= {lost[path]: place for path, place in find_images(lost, bases).items()}
-    return found
+        files |= {lost[path]: file for path, file in find_images(lost, bases).items()}
+    return files
 
 
 def _read_captions(root: str, split: str) -> tuple[Query, ...]:
-    """Return a split's queries; training triplets are queries too, before they are cut down."""
+    """Return a split's queries; triplets of the train split have the same form."""
     file = storage.join(root, "captions", f"cap.rc2.{split}.json")
     keys = {"pairid": int, "reference": str, "caption": str, "img_set": dict}
     if split != "test1":
@@ -120,7 +126,7 @@ def _read_captions(root: str, split: str) -> tuple[Query, ...]:
     for number, entry in enumerate(entries):
         where = f"{file}: entry {number}"
         check_keys(entry["img_set"], {"members": list}, f"{where}: img_set")
-        # Each once: the query is ranked among the others.
+        # Each member once: the query is ranked among the others.
         members = tuple(
             dict.fromkeys(check_path(m, f"{where}: img_set") for m in entry["img_set"]["members"])
         )
@@ -131,7 +137,15 @@ def _read_captions(root: str, split: str) -> tuple[Query, ...]:
         pair = str(entry["pairid"])
         caption = check_caption(entry["caption"], where)
         queries.append(
-            Query(pair, entry["reference"], (caption,), targets, "all", pair, subset=members)
+            Query(
+                id=pair,
+                reference=entry["reference"],
+                captions=(caption,),
+                targets=targets,
+                category="all",
+                annotation=pair,
+                subset=members,
+            )
         )
     return tuple(queries)
 
@@ -142,21 +156,21 @@ def _read_split(root: str, split: str) -> dict[str, str]:
     paths = storage.read_json(file)
     if not isinstance(paths, dict) or not paths:
         raise DataError(f"{file}: must be an object of image names and paths, not {shown(paths)}")
-    found = {}
+    checked = {}
     for name, path in paths.items():
         where = f"{file}: entry {shown(name)}"
         relative = check_path(path, where)
-        found[check_path(name, where)] = relative.removeprefix("./")
-    return found
+        checked[check_path(name, where)] = relative.removeprefix("./")
+    return checked
 
 
 def _check_known(
     root: str, split: str, queries: tuple[Query, ...], paths: Mapping[str, str]
 ) -> None:
-    """Refuse a query whose images the split does not name: their place is unknown."""
+    """Refuse a query with an image that the split file does not list, as its path is unknown."""
     file = storage.join(root, "captions", f"cap.rc2.{split}.json")
     for number, query in enumerate(queries):
-        for image in query.subset:  # reference and target are among them
+        for image in query.subset:  # these include reference and target
             if image not in paths:
                 raise DataError(
                     f"{file}: entry {number} names {shown(image)}, which split.rc2.{split}.json "

@@ -1,9 +1,10 @@
 """The Shoes data set on disk -> records (SPEC 5).
 
-Raw: ``relative_captions_shoes.json``, ``train_im_names.txt`` and ``eval_im_names.txt``, with bare
-file names. Prepared: ``triplet.{train,val}.json`` and ``split.{train,val}.json``, with paths
-relative to the image folder. Images: ``womens_*/<number>/img_*.jpg``, at the top of the image
-folder or under ``womens/``. An image's id is its bare file name.
+Raw annotations are ``relative_captions_shoes.json``, ``train_im_names.txt`` and
+``eval_im_names.txt``, with bare file names. Prepared annotations are ``triplet.{train,val}.json``
+and ``split.{train,val}.json``, with paths relative to the image folder. Images are
+``womens_*/<number>/img_*.jpg``, at the top of the image folder or under ``womens/``. An image's id
+is its bare file name.
 """
 
 from collections.abc import Iterator, Set
@@ -61,7 +62,14 @@ def read(directory: str, image_directory: str | None = None) -> Records:
             "--config.data.directory to the folder that holds the annotations"
         )
     queries = tuple(
-        Query(f"{number}", t.reference, t.captions, (t.target,), "all", f"{number}")
+        Query(
+            id=f"{number}",
+            reference=t.reference,
+            captions=t.captions,
+            targets=(t.target,),
+            category="all",
+            annotation=f"{number}",
+        )
         for number, t in enumerate(triplets["val"])
     )
     evaluation = Evaluation(PROTOCOLS["shoes"], {"all": splits["val"]}, queries)
@@ -77,15 +85,15 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         searched=folders,
     )
     ids = records.image_ids()
-    places = find_images(ids, folders)
-    # One that is not found gets the place where the others are.
+    files = find_images(ids, folders)
+    # The folder of an image without a file is unknown; the pattern says where the others are.
     expected = storage.join(base, "womens_*", "*")
-    images = {i: Image(i, places.get(i) or storage.join(expected, i)) for i in ids}
+    images = {i: Image(i, files.get(i) or storage.join(expected, i)) for i in ids}
     return records.with_images(images)
 
 
 def _read_raw(root: str, here: Set[str]) -> tuple[_Splits, _Triplets]:
-    """Return ids and triplets by split; a pair belongs to a split that holds both its names."""
+    """Return ids and triplets by split; a pair belongs to the split that has both of its names."""
     splits = {
         split: _read_names(storage.join(root, name))
         for split, name in _NAME_LISTS.items()
@@ -138,7 +146,7 @@ def _bare(path: str) -> str:
 
 
 def _image_folders(root: str) -> tuple[str, tuple[str, ...]]:
-    """Return the folder that holds ``womens_*``, and all in which images are looked for."""
+    """Return the folder that holds ``womens_*``, and all folders that are searched for images."""
     base = storage.join(root, "womens") if "womens" in storage.names(root) else root
     kinds = [storage.join(base, n) for n in storage.names(base) if n.startswith("womens_")]
     folders = [storage.join(kind, n) for kind in kinds for n in storage.names(kind) if "." not in n]

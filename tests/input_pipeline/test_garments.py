@@ -47,8 +47,8 @@ def test_grid_and_ids():
         assert garment(index).index == index
         codes = [ATTRIBUTES[name].index(getattr(garment(index), name)) for name in NAMES]
         assert attributes.grid()[index].tolist() == codes
-    with pytest.raises(ValueError, match="colour is 'mauve'"):
-        dataclasses.replace(A_DRESS, colour="mauve")
+    with pytest.raises(ValueError, match="color is 'mauve'"):
+        dataclasses.replace(A_DRESS, color="mauve")
 
 
 def test_splits_are_disjoint_and_complete():
@@ -73,7 +73,7 @@ def test_render_is_a_pure_function():
     assert drawing.render(A_DRESS, 3, size=100).size == (100, 100)
 
 
-def test_garments_stay_inside_the_centre_crop(monkeypatch):
+def test_garments_stay_inside_the_center_crop(monkeypatch):
     boxes = []
     photograph = drawing.photograph
 
@@ -219,7 +219,7 @@ def brute_force(queries, gallery, three_changes):
                 text[-1] += np.prod([told(c, before, candidate) for c in query.changes])
             apart = distance(query.reference, candidate)
             share = {2: 1 - three_changes, 3: three_changes}.get(apart, 0)
-            picture.append(share / neighbours(apart))
+            picture.append(share / neighbors(apart))
         for name, weights in (("text_oracle", text), ("reference_oracle", picture)):
             mine = weights[candidates.index(query.target)]
             above, level = sum(w > mine for w in weights), sum(w == mine for w in weights)
@@ -229,7 +229,7 @@ def brute_force(queries, gallery, three_changes):
 
 
 @functools.cache
-def neighbours(apart: int) -> int:
+def neighbors(apart: int) -> int:
     return sum(distance(garment(0), garment(i)) == apart for i in range(attributes.COUNT))
 
 
@@ -394,6 +394,6 @@ def test_drawing_needs_neither_tensorflow_nor_jax():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_palette_covers_the_colours():
-    assert set(canvas._PALETTE) == set(ATTRIBUTES["colour"])
+def test_palette_covers_the_colors():
+    assert set(canvas._PALETTE) == set(ATTRIBUTES["color"])
     assert set(canvas._PRINTS) == set(ATTRIBUTES["pattern"])
