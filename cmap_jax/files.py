@@ -24,7 +24,7 @@ def expand(path: str) -> str:
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     unset = [
-        name for found in _VARIABLE.findall(path) if (name := "".join(found)) not in os.environ
+        name for match in _VARIABLE.findall(path) if (name := "".join(match)) not in os.environ
     ]
     if (unset or expanded.startswith("~")) and os.path.exists(path):
         return path
@@ -117,8 +117,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 _PLAIN_LIST = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
 
 
-def _join_lines(found: re.Match) -> str:
-    return "[" + re.sub(r",\n\s*", ", ", found[1]) + "]"
+def _join_lines(match: re.Match) -> str:
+    return "[" + re.sub(r",\n\s*", ", ", match[1]) + "]"
 
 
 def check_can_write(folder: str | os.PathLike) -> None:

@@ -24,7 +24,7 @@ from input_pipeline.texts import (
     words_remedy,
 )
 
-# Fields of config.data that say what to do with data that cannot be used as they are.
+# The values of config.data's fields that decide how unusable data are treated.
 _POLICIES = {
     "missing_images": ("fail", "skip"),
     "near_names": NEAR_NAMES,
@@ -34,17 +34,17 @@ _POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-    """Everything that training and evaluation read.
+    """The data that training and evaluation read.
 
     Attributes:
-        vocabulary: the words.
-        preprocessing: what is done to an image.
-        train: training batches; None where only evaluation was asked for.
-        evaluations: by split: "val" always, "test" where the data set has one.
-        word_counts: how often each word occurs in the captions that made the vocabulary; empty
-            where only evaluation was asked for.
-        known_facts: what was known of the data before any batch was made; see `facts`.
-        failed: why images failed since.
+        vocabulary: numbering of the words.
+        preprocessing: how images are read, and their sizes in pixels.
+        train: training batches; None for evaluation alone.
+        evaluations: evaluation batches by split: "val" always, "test" where the data set has one.
+        word_counts: number of occurrences of each word in the captions that made the vocabulary;
+            empty for evaluation alone.
+        known_facts: facts of the data before any batch was made; see `facts`.
+        failed: reasons of images that failed since, by id.
     """
 
     vocabulary: Vocabulary
@@ -57,13 +57,13 @@ class Datasets:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What results must be stamped with: skipped images, oracle ceilings, training items."""
+        """Facts to be stored with results: skipped images, oracle ceilings, training items."""
         skipped = sorted({*self.known_facts["skipped_images"], *self.failed})
         return {**self.known_facts, "images_skipped": len(skipped), "skipped_images": skipped}
 
     @property
     def unread_texts(self) -> dict[str, dict[str, Any]]:
-        """How much of the queries' texts a model cannot read, by protocol."""
+        """The share of the queries' texts that a model cannot read, by protocol."""
         evaluations = [e for data in self.evaluations.values() for e in data.evaluations]
         return unread_shares(evaluations, self.vocabulary)
 
@@ -80,10 +80,11 @@ def create_datasets(
 
     Args:
         config: a whole config.
-        vocabulary: that of an existing model; None: counted from the training captions.
-        training: False to leave the training items and their images alone, for evaluation.
-        process_index: which share of each global batch to make.
-        process_count: number of shares.
+        vocabulary: vocabulary of an existing model; None: counted from the training captions.
+        training: False to read neither training items nor their images, for evaluation.
+        process_index: position of this process, 0 to ``process_count`` - 1, which makes its part of
+            each global batch.
+        process_count: number of processes that share a global batch.
 
     Raises:
         FileNotFoundError: a folder or an annotation file is missing.
@@ -153,14 +154,22 @@ def create_datasets(
         )
         for split, evaluations in records.evaluations.items()
     }
-    return Datasets(vocabulary, preprocessing, train, evaluations, counts, facts, loader.failed)
+    return Datasets(
+        vocabulary=vocabulary,
+        preprocessing=preprocessing,
+        train=train,
+        evaluations=evaluations,
+        word_counts=counts,
+        known_facts=facts,
+        failed=loader.failed,
+    )
 
 
 def check_fields(config: Any) -> None:
-    """Refuse what no data set could be read with, whatever the folder holds.
+    """Refuse fields of ``config.data`` with which no data set could be read.
 
     Raises:
-        ValueError: names the field and what it may be.
+        ValueError: names the field and its possible values.
     """
     data = config.data
     check_name(data.name)
@@ -173,7 +182,7 @@ def check_fields(config: Any) -> None:
 
 
 def _check_batch(config: Any, records: Records, process_count: int) -> None:
-    """Refuse a batch that there are not the items for, or that processes cannot share."""
+    """Refuse a batch that is larger than the data, or that processes cannot share equally."""
     batch_size = config.train.batch_size
     if batch_size > len(records.train):
         raise DataError(

@@ -64,7 +64,7 @@ class StoredExamples:
 
     Attributes:
         directory: the folder with the version's number, as `tfds build` wrote it.
-        version: that number, such as "2.0.0".
+        version: number of the stored form, such as "2.0.0".
         splits: names of the splits.
     """
 

@@ -269,7 +269,8 @@ def _to_records(about: Mapping[str, Any], stored: StoredExamples) -> Records:
         protocol = PROTOCOLS.get(described["protocol"])
         if protocol is None or protocol.version != described["version"]:
             raise DataError(
-                f"{stored.directory}: prepared for {told['protocol']}, version {told['version']}, "
+                f"{stored.directory}: prepared for {described['protocol']}, version "
+                f"{described['version']}, "
                 "which this version of cmap_jax does not have; build it again"
             )
         galleries = {

@@ -210,8 +210,8 @@ def _list_problems(
         answer: the list.
         kind: type of an image in it.
         count: images wanted; fewer where there are not so many.
-        images: those that may be listed; None where they are not known.
-        candidates: these images in words.
+        images: the images that may be listed; None where they are not known.
+        candidates: noun phrase for these images.
         excluded: the reference, where the rules forbid it; otherwise None.
     """
     if not isinstance(answer, list):

@@ -133,12 +133,12 @@ def captions_by_split(annotations: Iterable[Annotation]) -> dict[str, list[str]]
 def read_splits(
     records: Records, annotations: Iterable[Annotation], vocabulary: Vocabulary | None
 ) -> dict[str, Reading]:
-    """Return what a model reads of the captions of each split.
+    """Return how a model reads the captions of each split.
 
     Args:
         records: the data set.
         annotations: all of its annotations, or those of some splits.
-        vocabulary: the model's; None: the one that training would count in the data set.
+        vocabulary: a model's vocabulary; None: the one that training would count.
     """
     known = vocabulary or Vocabulary.build(records.vocabulary_captions, records.extra_special)
     captions = captions_by_split(annotations)
@@ -344,8 +344,8 @@ def word_findings(
 
     Args:
         records: the data set.
-        readings: what a model with the vocabulary reads of each split.
-        vocabulary: that of a model; None: the one that training would count.
+        readings: for each split, how its captions are read with the vocabulary.
+        vocabulary: a model's vocabulary; None: the one that training would count.
     """
     if vocabulary is None and not records.vocabulary_captions:
         yield Finding(

@@ -77,7 +77,7 @@ def image_findings(
     data_set = find_data_set(records.name)
     missing = [records.images[i] for i, reason in reasons.items() if reason == "missing"]
     usable = records.images.keys() - reasons.keys()
-    lost = lost_images.find(records, missing, usable, folders, read)
+    lost = lost_images.find(records, missing, usable, folders=folders, read=read)
     needed = records.image_ids()
     groups: dict[tuple[bool, str, bool], list[str]] = collections.defaultdict(list)
     for i, reason in reasons.items():

@@ -23,8 +23,8 @@ class ProtocolShare:
 
     Attributes:
         name: name of the protocol.
-        queries: those that evaluation under ``missing_images="skip"`` would still count.
-        gallery: number of images that are searched.
+        queries: all queries, and those that ``missing_images="skip"`` would leave.
+        gallery: all images that are searched, and the usable ones.
         best: the highest recall (or mAP) in percent that can be reached with what is there, a lost
             query counting as failed: the share of queries that have their reference, and in the
             gallery a correct image other than an excluded reference, averaged as the protocol does;
@@ -52,7 +52,7 @@ class Report:
         needed: the images that training and evaluation need.
         triplets: training triplets, or images where the triplets are drawn.
         items: training items of an epoch; both caption orders of a triplet count.
-        protocols: what is left of each evaluation.
+        protocols: the usable part of each evaluation.
         findings: problems, the worst first.
         seconds: time that the examination took.
     """

@@ -86,7 +86,7 @@ def _chance_by_distance(three_changes: float) -> np.ndarray:
     neighbors = np.array([1.0])
     for size in SIZES:
         neighbors = np.convolve(neighbors, [1.0, size - 1.0])
-    probability = np.zeros(len(SIZES) + 1)  # of each distance
+    probability = np.zeros(len(SIZES) + 1)  # by distance
     probability[2], probability[3] = 1 - three_changes, three_changes
     return probability / neighbors
 

@@ -128,7 +128,7 @@ def describe_unusable(
         near_flag: the flag by which the command at hand accepts near names.
     """
     near = [i for i, reason in reasons.items() if reason.startswith(near_names.CERTAIN)]
-    # Those with near names come first: they are the easiest to mend.
+    # Images with near names come first, as they are the easiest to mend.
     examples = list(dict.fromkeys([*near, *reasons]))[:_SHOWN]
     lines = [
         f"{len(reasons)} of {len(records.images)} images cannot be used, such as",

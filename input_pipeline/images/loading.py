@@ -256,7 +256,7 @@ def pass_over(
             tf.data.Dataset.from_generator(lambda: plan(start), output_signature=signature), size
         )
 
-    for step, batch in enumerate(iterate(make, 0, steps, usable, loader)):
+    for step, batch in enumerate(iterate(make, 0, steps, images=usable, loader=loader)):
         kept = [n for n, image in enumerate(ids(step)) if image not in loader.failed]
         rows = tf.nest.map_structure(lambda array, kept=kept: array[kept], batch)
         yield [step * size + n for n in kept], rows

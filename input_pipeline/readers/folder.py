@@ -184,7 +184,7 @@ def _read_jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
-    """Return the images that a file lists; record in ``named`` where they occur."""
+    """Return the images that a file lists, and add them to ``named``."""
     ids = {}
     for number, line in enumerate(storage.read_text(file).split("\n"), 1):
         if line.strip():
