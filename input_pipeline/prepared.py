@@ -270,8 +270,8 @@ def _to_records(about: Mapping[str, Any], stored: StoredExamples) -> Records:
         if protocol is None or protocol.version != described["version"]:
             raise DataError(
                 f"{stored.directory}: prepared for {described['protocol']}, version "
-                f"{described['version']}, "
-                "which this version of cmap_jax does not have; build it again"
+                f"{described['version']}, which this version of cmap_jax does not have; build it "
+                "again"
             )
         galleries = {
             category: tuple(map(image, positions))

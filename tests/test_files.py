@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 import pytest
 from etils import epath
@@ -47,6 +48,15 @@ def test_is_remote():
     assert is_remote(epath.Path("gs://a/b"))
     assert not is_remote("a/b")
     assert not is_remote(pathlib.Path("/a"))
+
+
+def test_one_place_knows_what_is_remote():
+    root = pathlib.Path(__file__).parents[1]
+    sources = [p for part in ("cmap_jax", "input_pipeline") for p in (root / part).rglob("*.py")]
+    knowing = [
+        p.relative_to(root) for p in sources if re.search(r'"://"\s+(not )?in', p.read_text())
+    ]
+    assert knowing == [pathlib.Path("cmap_jax/files.py")]
 
 
 def test_what_does_not_exist_is_named(home):

@@ -1,4 +1,4 @@
-"""Look at a data folder: what is missing or odd, what it does to training, and the remedy.
+"""Examine a data folder: missing files and oddities, their effect on training, and remedies.
 
 cmap doctor fashion_iq fashion-iq
 cmap doctor fashion200k labels --images /data/fashion200k --json > report.json
@@ -26,16 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directory", metavar="DIR", type=path, help="the folder with the annotations"
     )
     parser.add_argument(
-        "--images", metavar="DIR", type=path, help="with the images, where not inside DIR"
+        "--images",
+        metavar="DIR",
+        type=path,
+        help="the folder with the images, where not inside DIR",
     )
     parser.add_argument(
         "--vocabulary",
         type=path,
         metavar="FILE",
-        help="a model's vocabulary.txt: which words of the captions it lacks",
+        help="a model's vocabulary.txt, to list the words of the captions that it lacks",
     )
     add_near_names(parser)
-    parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
+    parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def page(report: doctor.Report) -> str:
-    """Return a report for people: what there is, what is wrong with it, and the verdict."""
+    """Return a report as text: numbers, problems with their remedies, and the verdict."""
     parts = [f"{report.name} in {report.directory}"]
     if report.layout:
         parts += [_overview(report), _counts(report), _protocols(report)]

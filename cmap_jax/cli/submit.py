@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=path, help="the data set's folder, with its annotations")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=path, help="the model that answers; needs --out")
-    source.add_argument("--check", nargs="+", metavar="FILE", type=path, help="files to be checked")
-    parser.add_argument("--out", metavar="FOLDER", type=path, help="a folder to be made")
+    source.add_argument("--check", nargs="+", metavar="FILE", type=path, help="the files to check")
+    parser.add_argument("--out", metavar="FOLDER", type=path, help="the folder to write, a new one")
     parser.add_argument(
         "--images", metavar="FOLDER", type=path, help="the images, if not in the directory"
     )
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         choices=tuple(dict.fromkeys([*(r.split for r in rules.values()), "val"])),
-        help="the queries; default: those that only the server can judge. val is for trying out",
+        help="the queries; default: the split that only the server can judge. val is for trials",
     )
 
 
@@ -85,7 +85,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _write(arguments: argparse.Namespace) -> None:
     if epath.Path(arguments.out).exists():
         raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
-    # Only here: a check needs none of it, and TensorFlow takes seconds to load.
+    # Imported here, as a check needs none of it and TensorFlow takes seconds to load.
     import jax
     import tensorflow as tf
 
@@ -112,7 +112,7 @@ def _write(arguments: argparse.Namespace) -> None:
         trained.vocabulary,
         trained.preprocessing,
         loader,
-        # It changes no answer, and this machine may have other devices than the run had.
+        # The size changes no answer, and this machine may have other devices than the run had.
         batch_size=sharding.round_up(trained.config.eval.batch_size, mesh),
     )
     evaluator = Evaluator(trained.model, mesh, gallery_chunk=trained.config.eval.gallery_chunk)

@@ -1,11 +1,11 @@
-"""Looks at a data folder before training does, and explains it.
+"""The examination of a data folder, before training reads it.
 
     report = examine("fashion_iq", "fashion-iq")
     report.verdict()             # "ready", or "training would fail: ..."
     report.findings              # problems, the worst first, each with its remedy
 
-Images are judged by the check that training makes itself, so what is found here and what training
-refuses, or leaves out under ``missing_images="skip"``, is the same.
+Images are judged by the check that training makes itself, so that the images reported here are the
+ones that training refuses, or leaves out under ``missing_images="skip"``.
 """
 
 import collections
@@ -189,7 +189,7 @@ def _other_layouts(data_set: DataSet, directory: str) -> dict[str, None]:
 
 
 def _folders(directory: str, image_directory: str) -> tuple[str, ...]:
-    """Return where lost images may lie; a folder inside another is walked with it."""
+    """Return the folders to search for lost images; one that is inside the other is left out."""
     inside = f"{image_directory}/".startswith(f"{directory.rstrip('/')}/")
     return (directory,) if inside else (directory, image_directory)
 
@@ -201,7 +201,7 @@ def _share(ids: Collection[str], reasons: Collection[str]) -> Share:
 def _items_without(records: Records, missing: Set[str]) -> int:
     try:
         return len(records.train.without(missing))
-    except DataError:  # no two of the captions that are left differ in one word
+    except DataError:  # no pair can be drawn from the captions that are left
         return 0
 
 
@@ -223,7 +223,12 @@ def _protocol_share(evaluation: Evaluation, missing: Set[str]) -> ProtocolShare:
 
 
 def _best(evaluation: Evaluation, left: Evaluation) -> float:
-    """Return `ProtocolShare.best` of an evaluation, given what is left of it."""
+    """Return `ProtocolShare.best`.
+
+    Args:
+        evaluation: the complete evaluation.
+        left: the same evaluation without the unusable images.
+    """
     protocol = evaluation.protocol
     galleries = {category: set(ids) for category, ids in left.galleries.items()}
     groups: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
