@@ -36,6 +36,11 @@ def expand(path: str) -> str:
     return expanded
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+    """Tell whether a path names something in a bucket: it has a scheme, as ``gs://bucket/a``."""
+    return "://" in os.fspath(path)
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Return a UTF-8 file's text.
 
@@ -97,7 +102,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
-            if "://" not in os.fspath(path):
+            if not is_remote(path):
                 os.fsync(file.fileno())
         scratch.replace(path)
     finally:
@@ -124,7 +129,7 @@ def check_can_write(folder: str | os.PathLike) -> None:
     Raises:
         OSError: a file or a missing permission is in the way; names it.
     """
-    if "://" in os.fspath(folder):
+    if is_remote(folder):
         return  # only a write shows whether a bucket can be written
     folder = epath.Path(folder).absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())

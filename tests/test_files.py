@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import re
 
 import pytest
+from etils import epath
 
-from cmap_jax.files import expand
+from cmap_jax.files import expand, is_remote
 
 
 @pytest.fixture
@@ -39,6 +41,22 @@ def home(tmp_path, monkeypatch):
 def test_expand(home, path, expected):
     assert expand(path) == expected.format(home=home)
     assert expand(expand(path)) == expand(path)
+
+
+def test_is_remote():
+    assert is_remote("gs://a")
+    assert is_remote(epath.Path("gs://a/b"))
+    assert not is_remote("a/b")
+    assert not is_remote(pathlib.Path("/a"))
+
+
+def test_one_place_knows_what_is_remote():
+    root = pathlib.Path(__file__).parents[1]
+    sources = [p for part in ("cmap_jax", "input_pipeline") for p in (root / part).rglob("*.py")]
+    knowing = [
+        p.relative_to(root) for p in sources if re.search(r'"://"\s+(not )?in', p.read_text())
+    ]
+    assert knowing == [pathlib.Path("cmap_jax/files.py")]
 
 
 def test_what_does_not_exist_is_named(home):

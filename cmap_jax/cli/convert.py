@@ -117,7 +117,7 @@ def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
     """Read the vocabulary from a file, or rebuild it from a data set's captions."""
     if os.path.isdir(source):
         # Imported here since it loads TensorFlow, which takes seconds.
-        from input_pipeline.registry import read_records
+        from input_pipeline.reading import read_records
 
         config = config.copy_and_resolve_references()
         config.data.directory = source

@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from cmap_jax.files import read_json, write_json, write_text
+from cmap_jax.files import is_remote, read_json, write_json, write_text
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import Protocol
@@ -192,7 +192,7 @@ def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int
 def absolute(workdir: str | os.PathLike) -> epath.Path:
     """Return a workdir's absolute path, as Orbax needs it; the URL of a bucket is unchanged."""
     path = os.fspath(workdir)
-    return epath.Path(path if "://" in path else os.path.abspath(path))
+    return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
 def _lists_to_tuples(value: Any) -> Any:
