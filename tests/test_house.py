@@ -16,17 +16,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import from its own layer's package and from lower layers (DESIGN, who imports whom).
 LAYERS = [
-    {"files", "processing", "progress", "protocols", "remedies", "scoring", "sharding"},
+    {"facts", "files", "processing", "progress", "protocols", "remedies", "scoring", "sharding"},
     {"models", "losses"},
     {"convert"},
-    {"workdir", "trained"},
+    {"encoding", "workdir", "trained"},
     {"visualization", "retrieval"},
     {"evaluation"},
     {"training", "serving", "reporting"},
     {"cli"},
 ]
 # What `input_pipeline` may import of `cmap_jax`.
-KNOWN_TO_THE_PIPELINE = {"files", "processing", "progress", "protocols", "remedies"}
+KNOWN_TO_THE_PIPELINE = {"facts", "files", "processing", "progress", "protocols", "remedies"}
 # What a package may not import of its own layer.
 STRANGERS = {("models", "losses"), ("losses", "models")}
 

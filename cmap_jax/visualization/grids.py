@@ -13,8 +13,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 from PIL import Image, ImageDraw
@@ -22,7 +21,6 @@ from PIL import Image, ImageDraw
 from cmap_jax.files import check_can_write, write_bytes
 from cmap_jax.processing.images import ImageReadError, ImageSource, read_image
 from cmap_jax.processing.padded_resize import pad_to_square
-from cmap_jax.protocols import Protocol
 from cmap_jax.visualization.lettering import leading, wrap, write
 
 # Pixels. `SIDE` is an image's; the page takes as many rows side by side as fit on it.
@@ -89,27 +87,6 @@ class ResultRow:
     tied: int = 0
 
 
-def result_row(
-    record: Mapping[str, Any], read: Callable[[str], Drawable], columns: int
-) -> ResultRow:
-    """Return the row of a query as rankings record it; see `evaluation.ranking.Ranking`.
-
-    Args:
-        record: the query's.
-        read: from an image's id to the image, or to the error in its place.
-        columns: number of the best images that are shown.
-    """
-    ids = record["top"][:columns]
-    return ResultRow(
-        read(record["reference"]),
-        record["text"],
-        [(read(i), i in record["targets"]) for i in ids],
-        record["rank"],
-        names=(record["reference"], *ids),
-        tied=record["tied"],
-    )
-
-
 def triplet_grid(rows: Sequence[TripletRow], title: str) -> Image.Image:
     """Draw triplets: reference, text, target; side by side where the page is wide enough.
 
@@ -138,7 +115,7 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
     Args:
         rows: a query each, from top to bottom. An image that cannot be read becomes a grey tile
             with the reason.
-        title: the line on top, such as `results_title`.
+        title: the line on top, such as the model and its recall.
 
     Returns:
         An image of mode "RGB".
@@ -156,19 +133,6 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
     columns = max((len(row.results) for row in rows), default=0)
     # Two lines: the recall stands at the end, and must not be cut off.
     return _draw(drawn, [str(place + 1) for place in range(columns)], title, most_title_lines=2)
-
-
-def results_title(model: str, protocol: Protocol, numbers: Mapping[str, float]) -> str:
-    """Return the title of a grid of results: model, protocol and recall.
-
-    Args:
-        model: what people call it.
-        protocol: the rules that the queries were ranked by.
-        numbers: what the model reaches under it, percent.
-    """
-    names = dict.fromkeys([*protocol.headline, protocol.headline_name])
-    recalls = ", ".join(f"{name} {numbers[name]:.2f}" for name in names)
-    return f"{model} · {protocol.name} · {recalls}"
 
 
 def _rank_note(rank: float, tied: int) -> str:
@@ -366,9 +330,7 @@ __all__ = [
     "ResultRow",
     "TripletRow",
     "check_destination",
-    "result_row",
     "results_grid",
-    "results_title",
     "save",
     "triplet_grid",
 ]

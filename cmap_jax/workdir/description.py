@@ -12,7 +12,8 @@ WORKDIR/config.json        the whole config
                            another data set
         rankings/          each query's best images, where asked for
 
-`cmap_jax.workdir.weights` writes and reads the weights; `cmap_jax.trained` loads it all for use.
+`cmap_jax.workdir.weights` writes and reads the weights, `cmap_jax.evaluation.results_file` the
+results; `cmap_jax.trained` loads it all for use.
 """
 
 import dataclasses
@@ -23,26 +24,22 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from cmap_jax.files import read_json, write_json, write_text
+from cmap_jax.facts import DataFacts
+from cmap_jax.files import read_json, write_json
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import Protocol
 
-CONFIG, VOCABULARY, MODEL, EVALUATION = (
-    "config.json",
-    "vocabulary.txt",
-    "model.json",
-    "evaluation.json",
-)
+CONFIG, VOCABULARY, MODEL = "config.json", "vocabulary.txt", "model.json"
 PARAMETERS = "parameters.txt"
-CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
+CHECKPOINTS, BEST = "checkpoints", "best"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
 _FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
@@ -165,10 +162,11 @@ def unfinished(workdir: str | os.PathLike) -> tuple[int, int] | None:
         FileNotFoundError, ValueError: as `read_description`.
     """
     description = read_description(workdir)
-    if CONVERTED_FROM in description.facts or "training_items" not in description.facts:
+    items = DataFacts.from_dict(description.facts).training_items
+    if CONVERTED_FROM in description.facts or items is None:
         return None
     train = description.config.train
-    total = train.epochs * (description.facts["training_items"] // train.batch_size)
+    total = train.epochs * (items // train.batch_size)
     last = max(saved_steps(workdir), default=0)
     return (last, total) if last < total else None
 
@@ -265,41 +263,6 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
             + "\n  ".join(lines)
             + "\nChoose another folder with --workdir=..., or set these fields back to resume it"
         )
-
-
-def write_results(
-    workdir: str | os.PathLike,
-    content: Mapping[str, Any],
-    rankings: Mapping[str, Sequence[Mapping]],
-) -> None:
-    """Write a file of results and, where there are any, the rankings.
-
-    The results on the data set that the model was trained on are ``evaluation.json``; those on
-    another one are ``evaluation-<name>.json``, beside it.
-
-    Args:
-        workdir: the workdir.
-        content: what `cmap_jax.evaluation.results.results_to_dict` returns.
-        rankings: a record a query for each protocol.
-    """
-    workdir = epath.Path(workdir)
-    for protocol, records in rankings.items():
-        if records:
-            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            write_text(workdir / RANKINGS / f"{protocol.replace('/', '-')}.jsonl", lines)
-    write_json(results_file(workdir, content["facts"]["data"]["name"]), content)
-
-
-def results_file(workdir: str | os.PathLike, data_name: str) -> epath.Path:
-    """Return the place of the results on a data set."""
-    workdir = epath.Path(workdir)
-    own = read_config(workdir).data.name == data_name
-    return workdir / (EVALUATION if own else f"evaluation-{data_name}.json")
-
-
-def read_results(workdir: str | os.PathLike, data_name: str) -> dict[str, Any]:
-    """Return the results on a data set, as `write_results` wrote them."""
-    return read_json(results_file(workdir, data_name))
 
 
 def _versions() -> dict[str, str]:
