@@ -4,6 +4,7 @@ import logging
 import time
 
 import compilations
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from small import EMBED, write_workdir
 
 import cmap_jax
 from cmap_jax import scoring
-from cmap_jax.encoding import BATCH, ONE_BY_ONE
+from cmap_jax.encoding import BATCH, ONE_BY_ONE, BatchEncoder
 from cmap_jax.processing.images import ImageReadError, preprocess_image
 from cmap_jax.processing.tokenizer import Vocabulary
 
@@ -55,6 +56,32 @@ def test_one_program_serves_all_numbers_of_texts(trained):
     assert len(seconds) <= 1
     assert trained.encode_text([]).shape == (0, EMBED)
     assert trained.encode_text(["is " * 50]).shape == (1, EMBED)
+
+
+def test_texts_are_padded_to_few_shapes(trained):
+    tokens, lengths = np.ones((BATCH + 3, 33), np.int32), np.full(BATCH + 3, 33, np.int32)
+    for text_width, width in ((32, 64), (77, 77), (None, 33)):
+        encoder = BatchEncoder(trained.model, text_width=text_width)
+        padded, counts = encoder._pad_texts(tokens, lengths, slice(BATCH, 2 * BATCH))
+        assert padded.shape == (BATCH, width)
+        assert (padded[:3, :33] == 1).all()
+        assert padded.sum() == 3 * 33
+        assert counts.tolist() == [33] * 3 + [0] * (BATCH - 3)
+
+
+def test_a_model_says_what_it_is(trained):
+    count = sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
+    assert repr(trained) == (
+        "Trained(variant='cmap', step=0, protocol='folder/val', levels=3, "
+        f"embed_dim={EMBED}, image_size=64, parameters={count})"
+    )
+
+
+def test_one_text_is_not_a_sequence_of_texts(trained):
+    with pytest.raises(TypeError, match="sequence of texts"):
+        trained.encode_text("is red")
+    with pytest.raises(TypeError, match="sequence of texts"):
+        trained.compose(_images(2), "is")
 
 
 def test_composed_queries_are_the_models(trained):

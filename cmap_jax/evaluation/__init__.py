@@ -4,7 +4,18 @@ import importlib
 from typing import Any
 
 _MODULES = frozenset(
-    {"compare", "evaluator", "metrics", "outcomes", "ranking", "results", "submission"}
+    {
+        "compare",
+        "evaluator",
+        "metrics",
+        "outcomes",
+        "pictures",
+        "ranking",
+        "results",
+        "results_file",
+        "submission",
+        "workdir",
+    }
 )
 
 
