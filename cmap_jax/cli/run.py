@@ -137,7 +137,14 @@ def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     with StopRequest() as stop:
         try:
-            return evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
+            return evaluate_workdir(
+                config,
+                evaluator=evaluator,
+                mesh=mesh,
+                datasets=datasets,
+                workdir=workdir,
+                should_stop=stop,
+            )
         except Interrupted:
             raise Stopped(
                 f"stopped in the evaluation; nothing was written to {workdir}", stop.exit_status

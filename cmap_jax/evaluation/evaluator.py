@@ -107,7 +107,7 @@ class Evaluator:
         chosen = _spread(data.evaluations[0], examples)
         results: dict[str, ProtocolResult] = {}
         for evaluation, ranked in self._rank_all(
-            variables, data, pyramid, rankings, examples=chosen
+            variables, data, pyramid, keep_records=rankings, examples=chosen
         ):
             name = evaluation.protocol.name
             if not ranked:
@@ -127,7 +127,7 @@ class Evaluator:
             )
             _warn_of_ties(name, results[name].numbers)
         for half in HALVES if shortcuts else ():
-            for evaluation, ranked in self._rank_all(variables, data, pyramid, False, half):
+            for evaluation, ranked in self._rank_all(variables, data, pyramid, half=half):
                 numbers = _numbers(evaluation, _collect(evaluation, ranked)) if ranked else None
                 name = evaluation.protocol.name
                 halves = {**results[name].shortcuts, half: numbers}
@@ -153,7 +153,7 @@ class Evaluator:
         pyramid = self._encode_all(variables, data)
         return {
             evaluation.protocol.name: [record for r in ranked.values() for record in r.records]
-            for evaluation, ranked in self._rank_all(variables, data, pyramid, True)
+            for evaluation, ranked in self._rank_all(variables, data, pyramid, keep_records=True)
         }
 
     def _encode_all(self, variables: Any, data: Any) -> np.ndarray:
@@ -184,7 +184,8 @@ class Evaluator:
         variables: Any,
         data: Any,
         pyramid: np.ndarray,
-        keep_records: bool,
+        *,
+        keep_records: bool = False,
         half: str | None = None,
         examples: Set[str] = frozenset(),
     ) -> Iterator[tuple[Any, dict[str, Ranking]]]:
@@ -224,7 +225,9 @@ class Evaluator:
                     for ranking, number in zip(rankings, numbers, strict=True)
                 ]
                 mine = [query for query in queries if query.category == category]
-                self._rank_category(variables, data, pyramid, mine, searched, half)
+                self._rank_category(
+                    variables, data, pyramid, queries=mine, rankings=searched, half=half
+                )
             ranked.update(zip(numbers, rankings, strict=True))
         for number, evaluation in enumerate(every):
             yield evaluation, {c: r for c, r in ranked[number].items() if r.annotations}
@@ -249,7 +252,7 @@ class Evaluator:
             for gallery in dict.fromkeys(gallery for _, gallery in rankings)
         }
         start = 0
-        batches = self._compose_all(variables, data, pyramid, queries, half)
+        batches = self._compose_all(variables, data, pyramid, queries, half=half)
         for block in _in_blocks(batches, _batches_at_once(data.batch_size)):
             if half is not None and not any(np.any(b.numerator) for b in block.branches):
                 return  # the score of every image is zero

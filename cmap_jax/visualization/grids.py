@@ -221,7 +221,7 @@ def _draw(
     height = rows_at + math.ceil(len(rows) / across) * row_height - 2 * _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    write(pen, (_MARGIN, _MARGIN), title_lines, _TITLE, _INK)
+    write(pen, (_MARGIN, _MARGIN), title_lines, size=_TITLE, colour=_INK)
     for column in range(across):
         x = _MARGIN + column * (row_width + _BETWEEN)
         _draw_headers(pen, x, headers_at, headers)
@@ -237,9 +237,9 @@ def _draw(
 
 def _draw_headers(pen: ImageDraw.ImageDraw, x: int, y: int, headers: Sequence[str]) -> None:
     """Write the headers of one column of rows, its upper left corner at (x, y)."""
-    write(pen, (x + SIDE + _GAP, y), ["text"], _HEADER, _GREY)
+    write(pen, (x + SIDE + _GAP, y), ["text"], size=_HEADER, colour=_GREY)
     for left, header in zip(_lefts(x, len(headers)), ["reference", *headers], strict=True):
-        write(pen, (left + SIDE // 2, y), [header], _HEADER, _GREY, anchor="ma")
+        write(pen, (left + SIDE // 2, y), [header], size=_HEADER, colour=_GREY, anchor="ma")
 
 
 def _draw_row(sheet: Image.Image, x: int, y: int, row: _Row) -> None:
@@ -257,7 +257,7 @@ def _draw_row(sheet: Image.Image, x: int, y: int, row: _Row) -> None:
         if cell.correct:
             _draw_frame(sheet, left, y)
         name_at = (left + SIDE // 2, y + SIDE + _GAP // 2)
-        write(pen, name_at, cell.name, _SMALL, _GREY, anchor="ma")
+        write(pen, name_at, cell.name, size=_SMALL, colour=_GREY, anchor="ma")
 
 
 def _lefts(x: int, count: int) -> list[int]:
@@ -303,7 +303,7 @@ def _missing(reason: str) -> Image.Image:
     room = SIDE - 2 * _GAP
     lines = wrap(reason, _HEADER, room, room // leading(_HEADER))
     top = (SIDE // 2, (SIDE - len(lines) * leading(_HEADER)) // 2)
-    write(ImageDraw.Draw(tile), top, lines, _HEADER, _GREY, anchor="ma")
+    write(ImageDraw.Draw(tile), top, lines, size=_HEADER, colour=_GREY, anchor="ma")
     return tile
 
 
@@ -327,7 +327,7 @@ def _draw_text(pen: ImageDraw.ImageDraw, x: int, y: int, row: _Row) -> None:
     height = sum(len(lines) * leading(size) + _PARAGRAPH for lines, size, _ in parts) - _PARAGRAPH
     y += (SIDE - height) // 2
     for lines, size, colour in parts:
-        write(pen, (x, y), lines, size, colour)
+        write(pen, (x, y), lines, size=size, colour=colour)
         y += len(lines) * leading(size) + _PARAGRAPH
 
 
