@@ -35,7 +35,7 @@ class EncodePrograms:
         """Compile nothing yet; the programs are kept from call to call.
 
         Args:
-            model: the model.
+            model: the Flax module whose methods are compiled.
             mesh: devices over which the results are replicated, which lets every process read
                 them; None: the results stay on the arguments' device.
         """
@@ -110,7 +110,7 @@ class BatchEncoder:
         """Compile nothing yet.
 
         Args:
-            model: the model.
+            model: the Flax module whose methods are compiled.
             text_width: tokens to which texts are padded, or twice as many, four times, ... where
                 they are wider. None: they keep their width, for a text encoder that reads the
                 padding too, whose embeddings depend on it.

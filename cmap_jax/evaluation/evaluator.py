@@ -66,7 +66,7 @@ class Evaluator:
         """Compile nothing yet; the programs are kept from call to call.
 
         Args:
-            model: the model.
+            model: the Flax module whose methods are compiled.
             mesh: devices; batches are sharded over them.
             gallery_chunk: images scored at once.
         """
