@@ -8,7 +8,8 @@ python main.py --mode=describe --config=configs/fashioniq.py
 import os
 import sys
 
-# Before TensorFlow and JAX load: their chatter is not ours to show.
+# Set before TensorFlow is imported, which reads them then: it logs errors alone, and does not use
+# oneDNN, which announces itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

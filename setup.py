@@ -10,12 +10,12 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (HERE / "cmap_jax" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-# tensorflow-cpu is a third of tensorflow's size, but is built for some platforms only.
+# tensorflow-cpu has a third of tensorflow's size, but exists for this platform only.
 _CPU_BUILD = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 _NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
-# The command `tfds` imports both, whatever it is asked to do.
+# Packages that the command `tfds` imports whatever its arguments are.
 PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
-HEIF = ["pillow-heif>=0.20"]  # pictures in HEIC, as phones store them
+HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photographs
 
 setup(
     name="cmap_jax",
@@ -29,12 +29,12 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "array_record>=0.7",  # tensorflow-datasets needs these three and does not say so
+        "array_record>=0.7",  # imported by tensorflow-datasets, which does not declare it
         "clu>=0.0.12",
-        "dill>=0.3.8",
-        "etils[epath]>=1.9",
+        "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
+        "etils[epath,epy]>=1.9",
         "flax>=0.12",
-        "importlib_resources>=6.4",
+        "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
         "jax>=0.9",
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
@@ -48,7 +48,7 @@ setup(
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
         f"tensorflow>=2.20; {_NO_CPU_BUILD}",
         "tensorflow-datasets>=4.9.9",
-        "tensorboard>=2.20",  # clu's writers need it and do not say so
+        "tensorboard>=2.20",  # imported by clu's writers, which do not declare it
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

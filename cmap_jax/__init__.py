@@ -1,50 +1,64 @@
 """Composed image retrieval in JAX: a reference image and a text find the image they describe.
 
-The public names are loaded on first use, so that importing the package stays light:
+The public names are loaded on first use, which keeps importing the package light:
 
     from cmap_jax import CMAP, load
 
-    trained = load("runs/garments")          # a workdir, and nothing else
+    trained = load("runs/garments")          # reads a workdir, and nothing else
     text = trained.encode_text(["is red and longer"])
     pyramid = trained.encode_images(["dress.jpg"])
 """
 
-import importlib
-from typing import Any
+from etils import epy
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "CMAP": "cmap_jax.models.cmap",
-    "load": "cmap_jax.trained",
-}
-_SUBPACKAGES = frozenset(
-    {
-        "convert",
-        "evaluation",
-        "losses",
-        "models",
-        "processing",
-        "protocols",
-        "scoring",
-        "sharding",
-        "trained",
-        "training",
-        "visualization",
-        "workdir",
-    }
-)
-__all__ = ["CMAP", "__version__", "load"]
+with epy.lazy_api_imports(globals()):
+    from cmap_jax import (
+        config_fields,
+        convert,
+        encoding,
+        evaluation,
+        facts,
+        files,
+        losses,
+        models,
+        processing,
+        progress,
+        protocols,
+        remedies,
+        retrieval,
+        scoring,
+        sharding,
+        trained,
+        training,
+        visualization,
+        workdir,
+    )
+    from cmap_jax.models.cmap import CMAP
+    from cmap_jax.trained import load
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name or a subpackage at its first use (PEP 562)."""
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"cmap_jax.{name}")
-    raise AttributeError(f"module 'cmap_jax' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_SUBPACKAGES])
+__all__ = [
+    "CMAP",
+    "__version__",
+    "config_fields",
+    "convert",
+    "encoding",
+    "evaluation",
+    "facts",
+    "files",
+    "load",
+    "losses",
+    "models",
+    "processing",
+    "progress",
+    "protocols",
+    "remedies",
+    "retrieval",
+    "scoring",
+    "sharding",
+    "trained",
+    "training",
+    "visualization",
+    "workdir",
+]

@@ -1,4 +1,4 @@
-"""Reading and writing whole files, local or in a bucket; a write is complete or not there."""
+"""Reading and writing whole files, local or in a bucket; each write is atomic."""
 
 import contextlib
 import json
@@ -16,15 +16,16 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 def expand(path: str) -> str:
     """Return a path with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced, as a shell does it.
 
-    A shell leaves them alone in ``--flag=~/x``, and nobody replaces them in a config file. A path
-    with such a mark that exists as it is, and means nothing else, stays.
+    A shell does not expand them in ``--flag=~/x``, and nothing expands them in a config file. A
+    path that exists under its literal name, and whose mark cannot be expanded, is returned
+    unchanged.
 
     Raises:
         ValueError: no such user or variable; names it.
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     unset = [
-        name for found in _VARIABLE.findall(path) if (name := "".join(found)) not in os.environ
+        name for groups in _VARIABLE.findall(path) if (name := "".join(groups)) not in os.environ
     ]
     if (unset or expanded.startswith("~")) and os.path.exists(path):
         return path
@@ -33,6 +34,11 @@ def expand(path: str) -> str:
     if expanded.startswith("~"):
         raise ValueError(f"{path}: there is no user {expanded.partition('/')[0]}")
     return expanded
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Tell whether a path names something in a bucket: it has a scheme, as ``gs://bucket/a``."""
+    return "://" in os.fspath(path)
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -56,16 +62,16 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def decode_text(content: bytes, path: str | os.PathLike) -> str:
-    """Return the text of a file's bytes; see `read_text`."""
+    """Return the text of a UTF-8 file's bytes; raises as `read_text` does."""
     try:
-        # Windows puts a mark at the beginning, which no reader wants to meet.
+        # Programs on Windows begin files with a byte-order mark, which is not part of the text.
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)}: not UTF-8 at byte {error.start}") from error
 
 
 def parse_json(text: str, path: str | os.PathLike) -> Any:
-    """Return the content of a JSON file's text; see `read_json`."""
+    """Return the content of a JSON file's text; raises as `read_json` does."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -79,14 +85,15 @@ def parse_json(text: str, path: str | os.PathLike) -> Any:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a UTF-8 file; see `write_bytes`."""
+    """Write a UTF-8 file atomically, as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file beside its place and rename it there; parents are made.
+    """Write a file under a temporary name, then rename it; missing parent folders are made.
 
-    It is on the disk before it takes the place: a power cut leaves the old file or the new one.
+    The content is flushed to the disk before the rename: after a power cut there is either the old
+    file or the new one, complete.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +102,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
-            if "://" not in os.fspath(path):
+            if not is_remote(path):
                 os.fsync(file.fileno())
         scratch.replace(path)
     finally:
@@ -103,29 +110,29 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a JSON file, indented, keys in the order given; a plain list stands on one line."""
+    """Write a JSON file, indented, with keys in their order; a list of scalars takes one line."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     write_text(path, _PLAIN_LIST.sub(_join_lines, text) + "\n")
 
 
-# A bracket and the end of a line are never inside a JSON text, so this finds lists alone.
+# JSON escapes line breaks inside strings: a bracket before a line break always opens a list.
 _PLAIN_LIST = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
 
 
-def _join_lines(found: re.Match) -> str:
-    return "[" + re.sub(r",\n\s*", ", ", found[1]) + "]"
+def _join_lines(match: re.Match) -> str:
+    return "[" + re.sub(r",\n\s*", ", ", match[1]) + "]"
 
 
 def check_can_write(folder: str | os.PathLike) -> None:
-    """Refuse a folder that cannot be made or written into, before the work for it starts.
+    """Refuse a folder that cannot be made or written into, before its content is computed.
 
     Raises:
-        OSError: says what is in the way.
+        OSError: a file or a missing permission is in the way; names it.
     """
-    if "://" in os.fspath(folder):
-        return  # only writing tells
+    if is_remote(folder):
+        return  # only a write shows whether a bucket can be written
     folder = epath.Path(folder).absolute()
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"{folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -134,10 +141,12 @@ def check_can_write(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def complete_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
-    """Give a folder beside a place, which is renamed there at the end, or removed at an error.
+    """Give a temporary folder beside ``path``; it is renamed to ``path`` at the end of the block.
+
+    After an error in the block the temporary folder is removed and ``path`` is not made.
 
     Raises:
-        OSError: the place is taken by a file or a folder that is not empty.
+        OSError: ``path`` is a file, or a folder that is not empty.
     """
     path = epath.Path(path)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -1,4 +1,8 @@
-"""Progress of long work, on standard error: a line that is redrawn, or now and then a plain one."""
+"""Progress of long work, on standard error.
+
+A terminal and a notebook get one line that is redrawn in place. A file or a pipe gets a plain line
+every 30 seconds. `track` counts the items of an iteration; `LiveLine` shows any text.
+"""
 
 import sys
 import time
@@ -9,9 +13,9 @@ from tqdm.auto import tqdm
 
 _Item = TypeVar("_Item")
 
-_QUIET = 2.0  # seconds that work may take without saying a word
-_REDRAW = 0.2  # seconds between two looks of a line
-_PLAIN = 30.0  # seconds between two lines where a line cannot be redrawn
+_QUIET = 2.0  # seconds of work before `track` draws its bar
+_REDRAW = 0.2  # seconds between two redraws
+_PLAIN = 30.0  # seconds between two plain lines
 
 
 def can_redraw() -> bool:
@@ -19,21 +23,21 @@ def can_redraw() -> bool:
     return sys.stderr.isatty() or _in_notebook()
 
 
-def track(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[_Item]:
-    """Yield items, showing how many of how many there were, the rate and the time left.
+def track(items: Iterable[_Item], total: int, work: str, unit: str) -> Iterator[_Item]:
+    """Yield items; show how many are done, their rate and the time left.
 
     Args:
-        items: what is worked on, or its results.
-        total: their number.
-        what: the work, such as "checking".
-        unit: an item's name, such as "images".
+        items: any iterable; an item counts as done when the next one is asked for.
+        total: number of items that will come.
+        work: begins the line, such as "checking".
+        unit: name of the items, plural, such as "images".
     """
     if not can_redraw():
-        return _track_plainly(items, total, what, unit)
+        return _track_plainly(items, total, work, unit)
     return iter(
         tqdm(
             items,
-            desc=what,
+            desc=work,
             total=total,
             unit=f" {unit}",
             mininterval=_REDRAW,
@@ -45,16 +49,20 @@ def track(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[
 
 
 class LiveLine:
-    """A line that says how far long work is; redrawn in place, or printed every 30 seconds.
+    """A line of any text about long work; redrawn in place, or printed every 30 seconds.
 
     line = LiveLine(shown=jax.process_index() == 0)
     line.update("step 3 of 10")
     line.say("a line that stays")
-    line.close()
+    line.clear()
     """
 
     def __init__(self, *, shown: bool = True):
-        """Show nothing yet; where ``shown`` is false, never."""
+        """Show nothing yet.
+
+        Args:
+            shown: False to never show anything, for all processes but the first.
+        """
         self._shown = shown
         self._bar: tqdm | None = None
         self._printed = time.monotonic()
@@ -64,8 +72,8 @@ class LiveLine:
         """Show a text in place of the last one.
 
         Args:
-            text: one line.
-            done: share of the work that is done, 0 to 1: the length of a notebook's bar.
+            text: one line, without a line break.
+            done: fraction of the work that is done, 0 to 1; sets the length of a notebook's bar.
         """
         if not self._shown:
             return
@@ -87,7 +95,7 @@ class LiveLine:
             self._print(text)
 
     def clear(self) -> None:
-        """Take the line away until the next `update`, so that others can write."""
+        """Remove the line until the next `update`, so that other output can be written."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -98,7 +106,7 @@ class LiveLine:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it, such as "45 s", "2 min 05 s" or "3 h 20 min"."""
+    """Return a duration in seconds as text, such as "45 s", "2 min 05 s" or "3 h 20 min"."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"
@@ -106,14 +114,12 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _track_plainly(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[_Item]:
-    started = told = time.monotonic()
+def _track_plainly(items: Iterable[_Item], total: int, work: str, unit: str) -> Iterator[_Item]:
+    line, started = LiveLine(), time.monotonic()
     for done, item in enumerate(items):
-        now = time.monotonic()
-        if done and now - told >= _PLAIN:
-            told = now
-            left = format_seconds((now - started) * (total - done) / done)
-            print(f"{what}: {done:,} of {total:,} {unit}, {left} left", file=sys.stderr, flush=True)
+        if done:
+            left = format_seconds((time.monotonic() - started) * (total - done) / done)
+            line.update(f"{work}: {done:,} of {total:,} {unit}, {left} left", done / total)
         yield item
 
 

@@ -1,12 +1,14 @@
-"""What a number means: an evaluation protocol is an object, and every number carries its name.
+"""Evaluation protocols: the rules behind a number, whose name every number carries.
 
 Recalls from different galleries or caption policies must never be compared (SPEC 6); a table, a
 file or a TensorBoard tag therefore always names its protocol, and `cmap compare` refuses to put two
-of them side by side.
+of them side by side. Where the answers are known to a server alone, `Submission` says in which form
+the server takes rankings.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,25 +16,26 @@ class Protocol:
     """The rules behind a number (SPEC 6).
 
     Attributes:
-        name: such as "fashioniq/original"; the key of every result.
-        gallery: what is searched, for people.
+        name: key of every result, such as "fashioniq/original".
+        gallery: the images that are searched, in words.
         captions: how an annotation's captions become queries:
             "both orders": two captions joined in both orders, each order a query;
             "joined": two captions joined in the order given, one query;
             "averaged": both orders, their scores averaged before ranking, one query;
             "one": the annotation has one text.
-        correct: which images count as right, for people.
-        metrics: what is reported, in this order: "R@K" (share of queries with a correct image among
-            the first K), "R_subset@K" (the same among the other images of the query's set), "mAP@K"
-            (mean average precision, divided by min(correct images, K)).
+        correct: the images that count as right, in words.
+        metrics: the numbers reported, in this order: "R@K" (share of queries with a correct image
+            among the first K), "R_subset@K" (the same among the other images of the query's set),
+            "mAP@K" (mean average precision, divided by min(correct images, K)).
         headline: the metrics whose mean is the one number that chooses a checkpoint.
-        headline_name: what that number is called.
+        headline_name: name of that mean in tables and files.
         averaging: "categories": the mean over categories of each one's metrics, each with a gallery
             of its own; "pooled": one gallery, all queries alike.
         reference: "excluded": the score of the query's own reference image becomes -inf; or "kept".
-        version: raised when a rule changes under the same name; results of two versions are never
-            compared. Version 2 counts ties in nobody's favour (`cmap_jax.retrieval.placement`);
-            version 1 ranked a correct image before all wrong ones of the same score.
+        version: number that grows when a rule changes under the same name; results of two versions
+            are never compared. Version 2 counts ties in nobody's favour
+            (`cmap_jax.retrieval.placement`); version 1 ranked a correct image before all wrong ones
+            of the same score.
     """
 
     name: str
@@ -47,14 +50,14 @@ class Protocol:
     version: int = 2
 
     def __post_init__(self):
-        """Refuse a metric that nobody computes."""
+        """Refuse a metric that is not computed anywhere."""
         for metric in (*self.metrics, *self.headline):
             split_metric(metric)
         if not self.headline or not set(self.headline) <= set(self.metrics):
             raise ValueError(f"{self.name}: the headline {self.headline} is not among the metrics")
 
     def cutoffs(self, kind: str) -> tuple[int, ...]:
-        """Return the K of the metrics of a kind, "R", "R_subset" or "mAP"."""
+        """Return each K of the metrics of one kind: "R", "R_subset" or "mAP"."""
         split = map(split_metric, self.metrics)
         return tuple(k for name, k in split if name == kind)
 
@@ -69,11 +72,54 @@ class Protocol:
         return cls(**{**fields, **lists})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerFile:
+    """A JSON file that a server takes: an object with a list of images for each query.
+
+    Attributes:
+        name: file name to write, such as "recall.json".
+        header: keys that stand beside the queries, with their values; they tell a submission's
+            files apart.
+        ranking: "top", images of the gallery, or "subset_top", images of the query's own set.
+        count: images a query, the best first; fewer where there are not so many to choose from.
+        candidates: the images that may be listed, in words.
+    """
+
+    name: str
+    header: Mapping[str, str]
+    ranking: Literal["top", "subset_top"]
+    count: int
+    candidates: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Submission:
+    """The answers that a data set's server takes for a split without public answers (SPEC 5).
+
+    Whether a query's list may hold its own reference is a matter of the protocol.
+
+    Attributes:
+        split: name of that split.
+        server: address to upload at.
+        query: noun for a query in messages, such as "pair".
+        image_type: type of an image in the lists: str, an id, or int, an id's number.
+        max_bytes: size of the largest file that is taken.
+        files: all files of a submission.
+    """
+
+    split: str
+    server: str
+    query: str
+    image_type: type[str] | type[int]
+    max_bytes: int
+    files: tuple[AnswerFile, ...]
+
+
 def split_metric(metric: str) -> tuple[str, int]:
     """Return kind and K of a metric's name: "R_subset@3" is ("R_subset", 3).
 
     Raises:
-        ValueError: not such a name.
+        ValueError: the name has another form.
     """
     kind, _, cutoff = metric.partition("@")
     if kind not in ("R", "R_subset", "mAP") or not cutoff.isdecimal() or int(cutoff) < 1:
@@ -81,33 +127,34 @@ def split_metric(metric: str) -> tuple[str, int]:
     return kind, int(cutoff)
 
 
-def _recalls(*cutoffs: int) -> dict[str, tuple[str, ...]]:
+def _recalls(*cutoffs: int) -> dict[str, Any]:
     """Return the fields of a protocol that reports recalls and their mean."""
     names = tuple(f"R@{k}" for k in cutoffs)
     return {"metrics": names, "headline": names}
 
 
 _ONE_TARGET = "the annotation's target"
-_FASHION_IQ = {"correct": _ONE_TARGET, "averaging": "categories", **_recalls(10, 50)}
-_ORIGINAL = "all images of the category's split.<category>.val.json"
-_NAMED = "the category's val candidates and targets"
 _SERVER = "known to the data set's server alone"
+_ORIGINAL = "all images of the category's split.<category>.val.json"
+_FASHION_IQ = {"correct": _ONE_TARGET, "averaging": "categories", **_recalls(10, 50)}
+_GARMENTS = {"captions": "both orders", "correct": _ONE_TARGET, **_recalls(1, 10, 50)}
 _FOLDER = {"captions": "both orders", "correct": "the row's targets", **_recalls(1, 10, 50)}
+_LISTED = "the images that gallery.txt lists"
 
 _CIRR = Protocol(
-    "cirr/val",
-    "all images of split.rc2.val.json",
-    "one",
-    "target_hard",
+    name="cirr/val",
+    gallery="all images of split.rc2.val.json",
+    captions="one",
+    correct="target_hard",
     metrics=("R@1", "R@5", "R@10", "R@50", "R_subset@1", "R_subset@2", "R_subset@3"),
     headline=("R@5", "R_subset@1"),
     headline_name="mean(R@5, R_subset@1)",
 )
 _CIRCO = Protocol(
-    "circo/val",
-    "all images of COCO unlabeled2017",
-    "one",
-    "the annotation's ground truths",
+    name="circo/val",
+    gallery="all images of COCO unlabeled2017",
+    captions="one",
+    correct="the annotation's ground truths",
     metrics=("mAP@5", "mAP@10", "mAP@25", "mAP@50"),
     headline=("mAP@5",),
     headline_name="mAP@5",
@@ -118,21 +165,42 @@ _CIRCO = Protocol(
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("fashioniq/original", _ORIGINAL, "both orders", **_FASHION_IQ),
         Protocol(
-            "fashioniq/val",
-            "the category's val candidates and targets",
-            "both orders",
+            name="fashioniq/original",
+            gallery=_ORIGINAL,
+            captions="both orders",
             **_FASHION_IQ,
         ),
-        Protocol("fashioniq/original-joined", _ORIGINAL, "joined", **_FASHION_IQ),
-        Protocol("fashioniq/original-averaged", _ORIGINAL, "averaged", **_FASHION_IQ),
-        Protocol("shoes", "all images of the eval list", "one", _ONE_TARGET, **_recalls(1, 10, 50)),
         Protocol(
-            "fashion200k",
-            "all test images",
-            "one",
-            "every gallery image with the target's caption",
+            name="fashioniq/val",
+            gallery="the category's val candidates and targets",
+            captions="both orders",
+            **_FASHION_IQ,
+        ),
+        Protocol(
+            name="fashioniq/original-joined",
+            gallery=_ORIGINAL,
+            captions="joined",
+            **_FASHION_IQ,
+        ),
+        Protocol(
+            name="fashioniq/original-averaged",
+            gallery=_ORIGINAL,
+            captions="averaged",
+            **_FASHION_IQ,
+        ),
+        Protocol(
+            name="shoes",
+            gallery="all images of the eval list",
+            captions="one",
+            correct=_ONE_TARGET,
+            **_recalls(1, 10, 50),
+        ),
+        Protocol(
+            name="fashion200k",
+            gallery="all test images",
+            captions="one",
+            correct="every gallery image with the target's caption",
             **_recalls(1, 10, 50),
         ),
         _CIRR,
@@ -144,23 +212,18 @@ PROTOCOLS = {
         ),
         _CIRCO,
         dataclasses.replace(_CIRCO, name="circo/test", correct=_SERVER),
-        *(
-            Protocol(
-                f"garments/{name}",
-                f"the {gallery}, one image each",
-                "both orders",
-                _ONE_TARGET,
-                **_recalls(1, 10, 50),
-            )
-            for name, gallery in (
-                ("val", "val combinations"),
-                ("test", "test combinations"),
-                ("all", "combinations of train, val and test"),
-            )
+        Protocol(name="garments/val", gallery="the val combinations, one image each", **_GARMENTS),
+        Protocol(
+            name="garments/test", gallery="the test combinations, one image each", **_GARMENTS
         ),
-        Protocol("folder/val", "the images that the val file names", **_FOLDER),
-        Protocol("folder/val-gallery", "the images that gallery.txt lists", **_FOLDER),
-        Protocol("folder/test", "the images that the test file names", **_FOLDER),
-        Protocol("folder/test-gallery", "the images that gallery.txt lists", **_FOLDER),
+        Protocol(
+            name="garments/all",
+            gallery="the combinations of train, val and test, one image each",
+            **_GARMENTS,
+        ),
+        Protocol(name="folder/val", gallery="the images that the val file names", **_FOLDER),
+        Protocol(name="folder/val-gallery", gallery=_LISTED, **_FOLDER),
+        Protocol(name="folder/test", gallery="the images that the test file names", **_FOLDER),
+        Protocol(name="folder/test-gallery", gallery=_LISTED, **_FOLDER),
     )
 }

@@ -1,8 +1,8 @@
-"""Remedies in the words of the command at hand.
+"""Config flags in error messages, rewritten as the flags of the command that prints them.
 
-A reader or a check does not know who called, so it names the config field that mends a fault, such
-as ``--config.data.directory=...``. A command that takes other flags says how it spells the fields,
-and `spelled` rewrites what it prints:
+A reader or a check does not know which command called it. It names the config field that mends a
+fault, such as ``--config.data.directory=...``. A command with other flags keeps a table of how it
+spells the fields, and `spelled` rewrites the message before it is printed:
 
     spelled("set --config.data.directory to the folder", {"data.directory": "--dir"})
 """
@@ -10,9 +10,9 @@ and `spelled` rewrites what it prints:
 import re
 from collections.abc import Mapping
 
-OTHERS = "*"  # every field that a spelling does not list
+OTHERS = "*"  # key of a spelling for every field that it does not list
 
-# A value ends before the punctuation of the sentence around it; "..." is one too.
+# A value ends before the punctuation of its sentence; "..." is a value too.
 _FIELD = re.compile(
     r"--config\.(?P<field>\w+(?:\.\w+)*)(?:=(?P<value>\.\.\.|[^\s,;()]*[^\s,;().:]))?"
 )
@@ -22,18 +22,18 @@ def spelled(message: str, spelling: Mapping[str, str]) -> str:
     """Return a message with its --config flags as a command spells them.
 
     Args:
-        message: any text.
-        spelling: the command's words, by field ("data.directory") or by field and value
-            ("data.missing_images=skip"). A field's words are followed by the value, or hold it
-            where they have a ``{}``. Under `OTHERS` stands the command that takes all others.
+        message: text for the user, with any number of --config flags.
+        spelling: the command's flag for each field ("data.directory") or each field and value
+            ("data.missing_images=skip"). The value follows a field's flag, or replaces a ``{}`` in
+            it. The entry of `OTHERS` is the command that takes all other fields.
     """
 
-    def replace(found: re.Match) -> str:
-        field, value = found["field"], found["value"]
+    def replace(match: re.Match) -> str:
+        field, value = match["field"], match["value"]
         if value is not None and f"{field}={value}" in spelling:
             return spelling[f"{field}={value}"]
         if field not in spelling:
-            return f"{found[0]} (to {spelling[OTHERS]})" if OTHERS in spelling else found[0]
+            return f"{match[0]} (to {spelling[OTHERS]})" if OTHERS in spelling else match[0]
         words = spelling[field]
         if "{}" in words:
             return words.replace("{}", value or "...")

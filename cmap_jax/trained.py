@@ -24,6 +24,7 @@ from cmap_jax.processing import images as images_lib
 from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
+from cmap_jax.workdir.same_run import mark_of_run
 from cmap_jax.workdir.weights import read_variables, variables_to_save
 
 _logger = logging.getLogger(__name__)
@@ -273,6 +274,6 @@ def write_model(
         raise ValueError("the variables are not those of the model")
     with complete_folder(workdir_lib.absolute(workdir)) as scratch:
         with ocp.CheckpointManager(scratch / workdir_lib.BEST) as manager:
-            mark = workdir_lib.mark_of_run(description.config)
+            mark = mark_of_run(description.config)
             manager.save(0, args=variables_to_save(variables, mark))
         workdir_lib.write_description(scratch, description)

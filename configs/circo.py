@@ -1,12 +1,13 @@
-r"""CIRCO: several right answers a query among all of COCO's unlabelled images (SPEC 5).
+r"""CIRCO: queries with several targets each, among all of COCO's unlabelled images (SPEC 5).
 
-There is nothing to train on. Evaluate a model that was trained on another data set:
+CIRCO has no training split. Evaluate a model that was trained on another data set:
 
 python main.py --config=configs/circo.py --mode=evaluate --workdir=runs/cirr \
     --config.data.directory=CIRCO
 
 The folder holds `annotations` and `COCO2017_unlabeled`; images elsewhere:
-`--config.data.image_directory=...`. What the server judges: `cmap submit circo`.
+`--config.data.image_directory=...`. `cmap submit circo` writes and checks files for the evaluation
+server.
 """
 
 from ml_collections import ConfigDict

@@ -9,8 +9,8 @@ python main.py --config=configs/cirr.py:finetune --config.data.directory=cirr_da
 
 The folder holds `captions` and `image_splits` (or `cirr` with both) and the images; images
 elsewhere: `--config.data.image_directory=...`. The paper has no hyper-parameters for CIRR: these
-are FashionIQ's. What the server judges: `cmap submit cirr`. ":debug" and ":finetune,debug" are a
-model for a CPU, which trains from scratch, and two short epochs.
+are FashionIQ's. `cmap submit cirr` writes and checks files for the evaluation server. ":debug" and
+":finetune,debug" train a small model from scratch on a CPU, for two epochs.
 """
 
 from ml_collections import ConfigDict

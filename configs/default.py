@@ -7,8 +7,9 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe (SPEC 1 to 4)."""
     config = ConfigDict()
-    config.seed = 0  # of everything random: initial values, order, augmentation, dropout
-    # A model to start from: a workdir (its best checkpoint) or one of the authors' .pth files.
+    config.seed = 0  # seed of the initial values, the order of the data, augmentation and dropout
+    # A model to start from: a workdir, whose best checkpoint is taken, or one of the authors' .pth
+    # files. None: start from config.model's init_from and word_vectors, or from random values.
     config.init_from = placeholder(str)
 
     config.model = ConfigDict()
@@ -45,89 +46,110 @@ def get_config() -> ConfigDict:
     config.model.text.lstm_pool_padding = False
 
     config.loss = ConfigDict()
-    config.loss.matching_weights = (1.0, 1.0, 1.0)  # levels high, mid, low
-    config.loss.preservation_weights = (1.0, 1.0, 0.5)  # likewise; all 0: no preservation loss
-    config.loss.margins = (0.6, 0.4, 0.3)  # of the preservation loss, likewise
-    config.loss.alpha = 1.0  # share of the text, against its transform T, in that loss
-    # "sum" over the batch is the method. It grows with the batch: multiply the weights by
-    # 128 / batch_size to keep their effect at another size; or "mean", with the weights times 128.
+    # Weights of the matching loss at the levels high, mid and low.
+    config.loss.matching_weights = (1.0, 1.0, 1.0)
+    # Weights of the preservation loss at the same levels; all 0 switch it off.
+    config.loss.preservation_weights = (1.0, 1.0, 0.5)
+    config.loss.margins = (0.6, 0.4, 0.3)  # margins of the preservation loss at the same levels
+    # Weight of the text in the preservation loss, 0 to 1; the modification T has 1 - alpha.
+    config.loss.alpha = 1.0
+    # Reduction of the preservation loss over the batch. "sum" is the method's: it grows with the
+    # batch, and weights times 128 / batch_size keep its effect at another size. "mean", with the
+    # weights times 128, does not depend on the batch size.
     config.loss.preservation_reduction = "sum"
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-4  # at the start, or after the warm-up
-    config.optimizer.b1 = 0.9  # AdamW's decay of the first moment
-    config.optimizer.b2 = 0.999  # and of the second
-    config.optimizer.eps = 1e-8  # added to the root of the second
+    config.optimizer.learning_rate = 5e-4  # the largest: at the start, or after the warm-up
+    config.optimizer.b1 = 0.9  # AdamW's decay rate of the first moment
+    config.optimizer.b2 = 0.999  # AdamW's decay rate of the second moment
+    config.optimizer.eps = 1e-8  # added to the square root of the second moment
     config.optimizer.weight_decay = 0.01  # on all trained parameters, biases and norms included
     config.optimizer.clip_norm = placeholder(float)  # largest gradient norm; None: not clipped
-    config.optimizer.schedule = "stepped"  # halving by epochs; or "cosine", after a warm-up
-    config.optimizer.halve_every = 4  # epochs, counted from 0; of "stepped", as are the next two
-    config.optimizer.halve_faster_from = 20  # epoch from which it halves ...
-    config.optimizer.halve_faster_every = 2  # ... at every so many epochs
-    config.optimizer.warmup_steps = 0  # of "cosine": linear from 0; at most half of the run
+    # "stepped": the rate halves after some epochs. "cosine": it falls to 0 along a cosine.
+    config.optimizer.schedule = "stepped"
+    config.optimizer.halve_every = 4  # epochs between two halvings under "stepped"
+    config.optimizer.halve_faster_from = 20  # the epoch, from 0, at which the interval changes
+    config.optimizer.halve_faster_every = 2  # epochs between two halvings from then on
+    # Steps of the linear warm-up from 0 under "cosine"; cut to half of the run where it is shorter.
+    config.optimizer.warmup_steps = 0
 
     config.train = ConfigDict()
-    config.train.batch_size = 128  # over all devices; also the number of negatives plus one
-    # Triplets that are encoded at once (over all devices): less memory, the same negatives, a third
-    # more work. None: the whole batch.
+    config.train.batch_size = 128  # triplets in the global batch; each has the others as negatives
+    # Triplets encoded at once, over all devices: a smaller number needs less memory and a third
+    # more work, with the same negatives and gradients. None: the global batch at once.
     config.train.micro_batch_size = placeholder(int)
-    # At a loss or gradient that is not finite: "stop", or "skip" the step and count it.
+    # "stop" the run at a loss or a gradient that is not finite; or "skip" the step and count it.
     config.train.non_finite = "stop"
-    config.train.epochs = 16  # of a stage
-    config.train.log_every_steps = 50  # means over these steps
-    config.train.checkpoint_every_epochs = 1  # and at the end, and where the run is stopped
-    config.train.checkpoints_to_keep = 2  # besides the best one
+    config.train.epochs = 16  # epochs of the whole run; stage 1 and stage 2 are two runs
+    config.train.log_every_steps = 50  # steps between two logged values, each a mean over them
+    # Epochs between two checkpoints; there is one at the end too, and when the run is stopped.
+    config.train.checkpoint_every_epochs = 1
+    config.train.checkpoints_to_keep = 2  # latest checkpoints that are kept, besides the best one
 
-    config.mesh = ConfigDict()  # the devices, as a rectangle; the batch is split over all of them
-    config.mesh.data = -1  # length of the first axis; -1: what fsdp leaves
-    # Length of the second axis, over which large parameters and their moments are split too. 1:
-    # they stand whole on every device.
+    # The devices form a mesh of two axes; the global batch is sharded over both.
+    config.mesh = ConfigDict()
+    # Size of the data axis, over which parameters are replicated. -1: the number of devices
+    # divided by fsdp.
+    config.mesh.data = -1
+    # Size of the fsdp axis, over which large parameters and their optimiser moments are sharded
+    # too. 1: they are replicated on every device.
     config.mesh.fsdp = 1
 
-    config.distributed = ConfigDict()  # several processes, see docs/scaling.md
-    # After so many seconds without a sign of life of a process, the others end.
+    config.distributed = ConfigDict()  # a run of several processes; see docs/scaling.md
+    # Seconds without a heartbeat of a process after which the other processes end.
     config.distributed.heartbeat_timeout_seconds = 30
 
     config.eval = ConfigDict()
-    config.eval.every_epochs = 1  # and at the end
-    config.eval.batch_size = 128  # images or queries encoded at once
-    config.eval.gallery_chunk = 1024  # images scored at once
-    config.eval.rankings = False  # also write the first 50 images of every query
-    # Also evaluate with the text alone and with the image alone: what a shortcut would reach.
+    config.eval.every_epochs = 1  # epochs between two evaluations; there is one at the end too
+    config.eval.batch_size = 128  # images or queries encoded at once, over all devices
+    config.eval.gallery_chunk = 1024  # gallery images scored at once
+    config.eval.rankings = False  # True: also write the first 50 images of every query
+    # True: also evaluate with the text alone and with the image alone, to show how much of the
+    # recall needs no composition.
     config.eval.shortcuts = False
 
     config.data = ConfigDict()
     # "fashion_iq", "shoes", "fashion200k", "cirr", "circo" (evaluation only), "folder", "garments"
     config.data.name = "fashion_iq"
     config.data.directory = placeholder(str)  # the folder with the annotations
-    config.data.image_directory = placeholder(str)  # with the images; None: inside directory
-    config.data.missing_images = "fail"  # or "skip": leave out what needs them, and count it
-    # Where over half of a split's captions lose all words in cleaning, or over half of its words
-    # are not in the vocabulary: "fail", or "allow" to train all the same.
+    # The folder with the images; None: the one that is inside config.data.directory.
+    config.data.image_directory = placeholder(str)
+    # "fail" at images that are missing or cannot be decoded; or "skip": leave out the items and
+    # queries that need them, and stamp the results with their number.
+    config.data.missing_images = "fail"
+    # "fail" where over half of a split's captions lose all words in cleaning, or over half of its
+    # words are not in the vocabulary; or "allow": train all the same.
     config.data.unreadable_texts = "fail"
     # "accept": a missing image may be a file whose name differs only in letter case, extension,
     # leading zeros, Unicode form, percent-encoding or outer spaces; "fail": name it in the error.
     config.data.near_names = "fail"
-    # Decoded images are kept in memory if those of the run take at most so many GB: resize^2 x 3
-    # bytes each. 0: never.
+    # Limit of the memory for decoded images, in GB; an image takes resize^2 x 3 bytes. All images
+    # of the run are kept if they fit, else none. 0: never keep them.
     config.data.cache_gb = 2.0
-    # "released": EXIF orientation ignored, alpha dropped, as in the published protocols; "upright":
-    # what a person sees. None: "upright" for own folders ("folder"), "released" for the others.
+    # How image files are read. "released": EXIF orientation is ignored and alpha dropped, as in the
+    # published protocols; "upright": as an image viewer shows them. None: "upright" for own images
+    # (config.data.name "folder"), "released" for the published data sets.
     config.data.read_as = placeholder(str)
-    config.data.resize = 256  # side in pixels after padding to a square
-    config.data.crop = 224  # side of the crop that the model sees, a multiple of 32
-    config.data.garments = ConfigDict()  # how "garments" are rendered; others ignore it
-    config.data.garments.seed = 0  # of the pictures and captions; config.seed may differ
-    config.data.garments.image_size = 72  # pixels
+    config.data.resize = 256  # side after padding to a square, pixels
+    config.data.crop = 224  # side of the crop that the model encodes, pixels; a multiple of 32
+    # Settings of the rendered data set, ignored by the others.
+    config.data.garments = ConfigDict()
+    config.data.garments.seed = 0  # seed of the pictures and captions, apart from config.seed
+    config.data.garments.image_size = 72  # side of the pictures, pixels
     config.data.garments.train_triplets = 20000  # each gives two items, one per caption order
     return config
 
 
 def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[str]:
-    """Return the words of a config's argument: "finetune,debug" after the colon is two.
+    """Return the words of a config's argument, the text after the colon, split at its commas.
+
+    Args:
+        argument: such as "finetune,debug"; empty for a config file without an argument.
+        file: path of the config file, for the error.
+        allowed: words that the config file understands.
 
     Raises:
-        ValueError: a word that the config does not know; names those that it knows.
+        ValueError: a word that is not allowed; names those that are.
     """
     words = set(filter(None, argument.split(",")))
     if words - set(allowed):
@@ -140,10 +162,10 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
     """Return the config of a data set whose model is trained in two stages (SPEC 3).
 
     Args:
-        file: the config file, for errors.
-        argument: empty for stage 1, "finetune" for stage 2, which starts from stage 1's best
-            checkpoint and trains everything; "debug" beside either shrinks it.
-        data_name: ``config.data.name``.
+        file: path of the config file, for errors.
+        argument: empty for stage 1; "finetune" for stage 2, which starts from stage 1's best
+            checkpoint and trains everything; "debug" with either makes the model small.
+        data_name: value of ``config.data.name``.
     """
     words = parse_argument(argument, file, ("finetune", "debug"))
     config = get_config()
@@ -151,21 +173,21 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
     if "debug" in words:
         shrink(config)
     if "finetune" in words:
-        config.init_from = ""  # to be given
+        config.init_from = ""  # must be given on the command line
         config.model.image.frozen = False
         config.model.text.frozen = False
     return config
 
 
 def shrink(config: ConfigDict) -> None:
-    """Turn a config into one that a CPU trains from scratch: a small model on small images."""
+    """Set a config to a small model on small images, which a CPU trains from scratch."""
     config.model.embed_dim = 256
     config.model.image.depth = 18
     config.model.image.width = 16
     config.model.image.frozen = False  # nothing is pretrained
     config.model.text.frozen = False
     config.model.text.word_dim = 64  # 300 is GloVe's
-    # At their published size, for a sum over 128, these would drown the matching loss at first.
+    # The published weights, for a sum over 128 triplets, would outweigh the matching loss at first.
     config.loss.preservation_weights = (0.02, 0.02, 0.01)
     config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"

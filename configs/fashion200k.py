@@ -8,8 +8,8 @@ python main.py --config=configs/fashion200k.py:finetune --config.data.directory=
     --config.init_from=runs/fashion200k
 
 The folder holds `labels`, `test_queries.txt` and `women`; images elsewhere:
-`--config.data.image_directory=...`. ":debug" and ":finetune,debug" are a model for a CPU, which
-trains from scratch, and two short epochs.
+`--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
+from scratch on a CPU, for two epochs.
 """
 
 from ml_collections import ConfigDict

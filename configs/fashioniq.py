@@ -8,8 +8,8 @@ python main.py --config=configs/fashioniq.py:finetune --config.data.directory=fa
     --config.init_from=runs/fashioniq
 
 The folder holds `captions`, `image_splits` and the images; images elsewhere:
-`--config.data.image_directory=...`. ":debug" and ":finetune,debug" are a model for a CPU, which
-trains from scratch, and two short epochs.
+`--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
+from scratch on a CPU, for two epochs.
 """
 
 from ml_collections import ConfigDict

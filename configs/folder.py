@@ -1,4 +1,4 @@
-r"""Images of your own: a folder with a table of reference, text and target.
+r"""Your own images: a folder with a table of reference, text and target.
 
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 
@@ -8,9 +8,9 @@ python main.py --config=configs/folder.py:finetune --config.data.directory=catal
     --config.init_from=runs/folder
 
 The folder holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
-`gallery.txt`, and the images that they name by path; images elsewhere:
+`gallery.txt`, and the images, which these files name by path; images elsewhere:
 `--config.data.image_directory=...`. See `input_pipeline/readers/folder.py` for the forms. ":debug"
-and ":finetune,debug" are a model for a CPU, which trains from scratch, and two short epochs.
+and ":finetune,debug" train a small model from scratch on a CPU, for two epochs.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Rendered garments: CMAP from scratch in minutes on two CPU cores, nothing to download.
 
 python main.py --config=configs/garments.py
-python main.py --config=configs/garments.py:debug      # the whole path: 20 steps, all evaluations
+python main.py --config=configs/garments.py:debug      # 20 steps and all evaluations
 """
 
 from ml_collections import ConfigDict

@@ -9,8 +9,8 @@ python main.py --config=configs/shoes.py:finetune --config.data.directory=shoes 
 
 The folder holds `relative_captions_shoes.json` and the two name lists, or `triplet.*.json` and
 `split.*.json`, and the images; images elsewhere:
-`--config.data.image_directory=...`. ":debug" and ":finetune,debug" are a model for a CPU, which
-trains from scratch, and two short epochs.
+`--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
+from scratch on a CPU, for two epochs.
 """
 
 from ml_collections import ConfigDict

@@ -229,7 +229,7 @@ class EvaluationData:
         total, share = len(self.image_ids), len(self._share)
         starts = range(0, total, self.batch_size)
         mine = [at + place for at in starts for place in self._share if at + place < total]
-        crop = augmentation.centre_crop(self._preprocessing)
+        crop = augmentation.center_crop(self._preprocessing)
 
         def load(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
             def centre(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cmap_jax.config_fields import check_values
 from cmap_jax.facts import DataFacts, UnreadTexts
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
@@ -13,10 +14,9 @@ from input_pipeline.doctor.findings import list_annotations, read_splits
 from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages, ImageLoader, make_loader
-from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
+from input_pipeline.reading import read_records
 from input_pipeline.records import DataError, Records
-from input_pipeline.registry import check_name, read_records, training_files
-from input_pipeline.texts import POLICIES as UNREADABLE_TEXTS
+from input_pipeline.registry import check_name, find_data_set
 from input_pipeline.texts import (
     check_readable,
     trained_splits,
@@ -24,27 +24,20 @@ from input_pipeline.texts import (
     words_remedy,
 )
 
-# Fields of config.data that say what to do with data that cannot be used as they are.
-_POLICIES = {
-    "missing_images": ("fail", "skip"),
-    "near_names": NEAR_NAMES,
-    "unreadable_texts": UNREADABLE_TEXTS,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-    """Everything that training and evaluation read.
+    """The data that training and evaluation read.
 
     Attributes:
-        vocabulary: the words.
-        preprocessing: what is done to an image.
-        train: training batches; None where only evaluation was asked for.
-        evaluations: by split: "val" always, "test" where the data set has one.
-        word_counts: how often each word occurs in the captions that made the vocabulary; empty
-            where only evaluation was asked for.
-        known_facts: what was known of the data before any batch was made; see `facts`.
-        failed: why images failed since.
+        vocabulary: numbering of the words.
+        preprocessing: how images are read, and their sizes in pixels.
+        train: training batches; None for evaluation alone.
+        evaluations: evaluation batches by split: "val" always, "test" where the data set has one.
+        word_counts: number of occurrences of each word in the captions that made the vocabulary;
+            empty for evaluation alone.
+        known_facts: facts of the data before any batch was made; see `facts`.
+        failed: reasons of images that failed since, by id.
     """
 
     vocabulary: Vocabulary
@@ -57,13 +50,13 @@ class Datasets:
 
     @property
     def facts(self) -> DataFacts:
-        """Facts that a workdir and its results are stamped with."""
+        """Facts to be stored with models and results."""
         skipped = sorted({*self.known_facts.skipped_images, *self.failed})
         return dataclasses.replace(self.known_facts, skipped_images=tuple(skipped))
 
     @property
     def unread_texts(self) -> dict[str, UnreadTexts]:
-        """How much of the queries' texts a model cannot read, by protocol."""
+        """The share of the queries' texts that a model cannot read, by protocol."""
         evaluations = [e for data in self.evaluations.values() for e in data.evaluations]
         return unread_shares(evaluations, self.vocabulary)
 
@@ -80,10 +73,11 @@ def create_datasets(
 
     Args:
         config: a whole config.
-        vocabulary: that of an existing model; None: counted from the training captions.
-        training: False to leave the training items and their images alone, for evaluation.
-        process_index: which share of each global batch to make.
-        process_count: number of shares.
+        vocabulary: vocabulary of an existing model; None: counted from the training captions.
+        training: False to read neither training items nor their images, for evaluation.
+        process_index: position of this process, 0 to ``process_count`` - 1, which makes its part of
+            each global batch.
+        process_count: number of processes that share a global batch.
 
     Raises:
         FileNotFoundError: a folder or an annotation file is missing.
@@ -101,7 +95,7 @@ def create_datasets(
     if data.read_as is None:
         preprocessing = dataclasses.replace(preprocessing, read_as=records.read_as)
     if training and not len(records.train):
-        lacking = training_files(records.name)
+        lacking = find_data_set(records.name).training_files
         raise DataError(
             f"{data.directory}: {records.name} has nothing to train on there"
             f"{f', no {lacking}' if lacking else ''}. Evaluate a model "
@@ -153,27 +147,29 @@ def create_datasets(
         )
         for split, evaluations in records.evaluations.items()
     }
-    return Datasets(vocabulary, preprocessing, train, evaluations, counts, facts, loader.failed)
+    return Datasets(
+        vocabulary=vocabulary,
+        preprocessing=preprocessing,
+        train=train,
+        evaluations=evaluations,
+        word_counts=counts,
+        known_facts=facts,
+        failed=loader.failed,
+    )
 
 
 def check_fields(config: Any) -> None:
-    """Refuse what no data set could be read with, whatever the folder holds.
+    """Refuse fields of ``config.data`` with which no data set could be read.
 
     Raises:
-        ValueError: names the field and what it may be.
+        ValueError: names the field and its possible values.
     """
-    data = config.data
-    check_name(data.name)
-    for field, allowed in _POLICIES.items():
-        if data[field] not in allowed:
-            first, second = allowed
-            raise ValueError(
-                f'config.data.{field} must be "{first}" or "{second}", not {data[field]!r}'
-            )
+    check_name(config.data.name)
+    check_values(config.data, "data")
 
 
 def _check_batch(config: Any, records: Records, process_count: int) -> None:
-    """Refuse a batch that there are not the items for, or that processes cannot share."""
+    """Refuse a batch that is larger than the data, or that processes cannot share equally."""
     batch_size = config.train.batch_size
     if batch_size > len(records.train):
         raise DataError(

@@ -1,28 +1,29 @@
-"""A prepared data set: images resized and encoded once, queries and facts beside them.
+"""Prepared data sets: images resized and encoded once, with the queries and facts beside them.
 
     tfds build fashion_iq/jpeg --imports=input_pipeline.builders --manual_dir=fashion-iq \
         --data_dir=prepared
 
 writes ArrayRecord files below ``prepared/fashion_iq/jpeg/2.0.0``, a folder that
-``config.data.directory`` may name in place of the raw one. It has the splits ``images``, ``train``
-and those of the queries; galleries and dataset-wide facts are in ``metadata.json``. The order is
-the reader's (nothing is shuffled), so an image's position is known from the list of ids there, and
-training from here meets the same items in the same order as from the raw folder.
+``config.data.directory`` may name in place of the raw one. Its splits are ``images``, ``train`` and
+one for each split of queries; galleries and dataset-wide facts are in ``metadata.json``. Nothing is
+shuffled: the list of ids in that file tells an image's position, and training meets the same items
+in the same order as from the raw folder.
 
-This module is the form: records to examples and back. `input_pipeline.builders` writes it.
+This module turns records into examples and back. `input_pipeline.builders` writes the examples, and
+`input_pipeline.examples` knows their fields and reads them.
 """
 
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
+from input_pipeline.examples import StoredExamples, example, parse
 from input_pipeline.readers.annotations import check_keys
-from input_pipeline.readers.fashion200k import SampledPairs
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -32,11 +33,10 @@ from input_pipeline.records import (
     Records,
     Triplet,
 )
+from input_pipeline.registry import find_data_set
 
-if TYPE_CHECKING:  # seconds to load
-    pass
-
-# Raised with the form: the first number when a reader of the old one would misread the new one.
+# The version of the stored form. The first number grows when a reader of the previous form would
+# misread the new one.
 VERSION = "2.0.0"
 RELEASE_NOTES = {
     "1.0.0": "The first form.",
@@ -45,29 +45,6 @@ RELEASE_NOTES = {
 IMAGES, TRAIN = "images", "train"
 INFO, METADATA = "dataset_info.json", "metadata.json"
 
-# What an example may hold: its type, and what it is. Of an image only the first four are filled, of
-# a query (or training triplet) only the others, as TFDS knows one form for all splits.
-TEXT, TEXTS, BYTES, INTEGER = "text", "list of texts", "bytes", "integer"
-FIELDS = {
-    "id": (TEXT, "Of the image, or of the query among those of its split; empty for a triplet."),
-    "image": (BYTES, "JPEG or PNG, padded to a square and resized; tf.io.decode_image reads it."),
-    "height": (INTEGER, "Of the image as it was found, in pixels."),
-    "width": (INTEGER, "Likewise."),
-    "reference": (TEXT, "Id of the reference image."),
-    "captions": (TEXTS, "One or two, in order."),
-    "targets": (TEXTS, "Ids of the images that are right; none where the answers are not public."),
-    "category": (TEXT, "Key of the gallery that is searched."),
-    "annotation": (TEXT, "What a person wrote once: its two caption orders share it."),
-    "protocols": (TEXTS, "Names of the protocols that ask this query."),
-    "subset": (TEXTS, "Ids of the images among which R_subset@K ranks too."),
-}
-_EMPTY = {TEXT: "", TEXTS: (), BYTES: b"", INTEGER: 0}
-
-# How training items are stored, and what makes items of them again.
-_SOURCES = {
-    "triplets": FixedTriplets,
-    "captions": lambda items: SampledPairs({t.reference: t.captions[0] for t in items}),
-}
 _METADATA = {
     "data_set": str,
     "preprocessing": dict,
@@ -86,26 +63,25 @@ _METADATA = {
 }
 _EVALUATION = {"protocol": str, "version": int, "skipped": int, "galleries": dict}
 _LISTS_OF_TEXTS = ("image_ids", "captions", "extra_special", "skipped_images", "vocabulary")
-_FIXED = ("resize", "pad_value", "read_as")  # of the preprocessing, by preparing
+_FIXED = ("resize", "pad_value", "read_as")  # fields of the preprocessing that preparing decides
 _PROBES = 8  # records whose ids are compared with the list
-_AT_ONCE = 1024  # records read in one go
 
 
 def describe(
     records: Records, *, preprocessing: ImagePreprocessing, encoding: str, skipped: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the dataset-wide facts, for JSON: all of the records that no example holds.
+    """Return the dataset-wide facts, for JSON: the parts of the records that no example holds.
 
     Args:
-        records: as read, without unusable images.
-        preprocessing: how pictures were read, and the sizes; the crop is not fixed by preparing.
-        encoding: such as "jpeg 95" or "png", for people.
+        records: the data set without its unusable images.
+        preprocessing: how pictures were read, and the sizes; the crop is left to training.
+        encoding: file format of the images and its quality, such as "jpeg 95" or "png".
         skipped: ids of the unusable images.
     """
     positions = {image: position for position, image in enumerate(records.images)}
     vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
 
-    def told(evaluation: Evaluation) -> dict[str, Any]:
+    def to_dict(evaluation: Evaluation) -> dict[str, Any]:
         return {
             "protocol": evaluation.protocol.name,
             "version": evaluation.protocol.version,
@@ -121,13 +97,13 @@ def describe(
         "preprocessing": {k: getattr(preprocessing, k) for k in _FIXED},
         "encoding": encoding,
         "layout": records.layout,
-        "training": "captions" if isinstance(records.train, SampledPairs) else "triplets",
+        "training": records.train.stored_as,
         "image_ids": list(records.images),
         "evaluations": {
-            split: [told(e) for e in evaluations]
+            split: [to_dict(e) for e in evaluations]
             for split, evaluations in records.evaluations.items()
         },
-        "unlabelled": {split: told(e) for split, e in records.unlabelled.items()},
+        "unlabelled": {split: to_dict(e) for split, e in records.unlabelled.items()},
         "captions": list(records.vocabulary_captions),
         "extra_special": list(records.extra_special),
         "facts": dict(records.facts),
@@ -138,7 +114,7 @@ def describe(
 
 
 def query_splits(records: Records) -> dict[str, Iterator[dict[str, Any]]]:
-    """Return the examples of every split but the images'; empty splits are left out."""
+    """Return the examples of training and of every split of queries; empty splits are left out."""
     splits = {}
     if len(records.train):
         splits[TRAIN] = map(_triplet_example, records.train.items())
@@ -153,11 +129,6 @@ def query_splits(records: Records) -> dict[str, Iterator[dict[str, Any]]]:
     return splits
 
 
-def example(**fields: Any) -> dict[str, Any]:
-    """Return an example with its empty fields filled in."""
-    return {name: fields.get(name, _EMPTY[kind]) for name, (kind, _) in FIELDS.items()}
-
-
 def is_prepared(directory: str) -> bool:
     """Tell whether a folder holds a prepared data set."""
     return storage.exists(storage.join(directory, INFO))
@@ -165,11 +136,11 @@ def is_prepared(directory: str) -> bool:
 
 def find_below(directory: str) -> list[str]:
     """Return the prepared data sets below a folder, as far down as `tfds build` puts them."""
-    found, folders = [], [directory]
-    for _ in range(3):  # data set, config, version
+    data_sets, folders = [], [directory]
+    for _ in range(3):  # levels: data set, config, version
         folders = [storage.join(f, name) for f in folders for name in storage.names(f)]
-        found += [folder for folder in folders if is_prepared(folder)]
-    return found
+        data_sets += [folder for folder in folders if is_prepared(folder)]
+    return data_sets
 
 
 def read(directory: str, name: str) -> Records:
@@ -177,11 +148,11 @@ def read(directory: str, name: str) -> Records:
 
     Args:
         directory: the folder with the version's number, as `tfds build` wrote it.
-        name: the data set's name.
+        name: an entry of `registry.DATA_SETS`, which the folder must hold.
 
     Raises:
-        DataError: another data set, another version of this form, not in ArrayRecord, or broken;
-            says what is there and what was expected.
+        DataError: another data set, another version of the stored form, not in ArrayRecord files,
+            or broken; names both what is there and what was expected.
     """
     file = storage.join(directory, METADATA)
     if not storage.exists(file):
@@ -190,7 +161,7 @@ def read(directory: str, name: str) -> Records:
     check_keys(about, {"data_set": str}, file)
     if about["data_set"] != name:
         raise DataError(f"{directory} holds {about['data_set']}, prepared, and not {name}")
-    stored = _Stored(directory)
+    stored = StoredExamples(directory)
     if stored.version.partition(".")[0] != VERSION.partition(".")[0]:
         raise DataError(
             f"{directory}: prepared in version {stored.version}, and this version of cmap_jax "
@@ -215,10 +186,10 @@ class PreparedImages:
 
     Attributes:
         ids: the image ids in the order of their records.
-        facts: what else must agree between two uses of the data: version, encoding, size.
+        facts: version, encoding and preprocessing, which two uses of the data must share.
     """
 
-    def __init__(self, stored: "_Stored", ids: Sequence[str], facts: Mapping[str, Any]):
+    def __init__(self, stored: StoredExamples, ids: Sequence[str], facts: Mapping[str, Any]):
         """Open the records.
 
         Raises:
@@ -232,7 +203,7 @@ class PreparedImages:
         count = len(self.ids)
         probes = random.Random(0).sample(range(count), min(count, _PROBES))
         fits = len(self._records) == count
-        if not fits or [_parse(record)["id"] for record in self._records.read(probes)] != [
+        if not fits or [parse(record)["id"] for record in self._records.read(probes)] != [
             self.ids[position] for position in probes
         ]:
             raise DataError(
@@ -241,7 +212,7 @@ class PreparedImages:
             )
 
     def where(self, image: str) -> str:
-        """Return the record's place."""
+        """Return the folder and the position of an image's record, for messages."""
         return f"{self._directory}: {IMAGES}[{self._positions[image]}]"
 
     def read(self, image: str) -> bytes:
@@ -251,10 +222,10 @@ class PreparedImages:
             DataError: a damaged record.
         """
         (record,) = self.records([image])
-        return _parse(record)["image"]
+        return parse(record)["image"]
 
     def records(self, images: Sequence[str]) -> list[bytes]:
-        """Return the images' records, read at once.
+        """Return the serialized records of some images, read in one call.
 
         Raises:
             DataError: a damaged record.
@@ -262,10 +233,10 @@ class PreparedImages:
         return self._records.read([self._positions[i] for i in images])
 
     def check(self, preprocessing: ImagePreprocessing) -> None:
-        """Refuse other preprocessing than the images have had.
+        """Refuse a preprocessing that differs from the one the images were prepared with.
 
         Raises:
-            DataError: names both.
+            DataError: names the field and both values.
         """
         for field in _FIXED:
             ours, wanted = self.facts[field], getattr(preprocessing, field)
@@ -276,64 +247,7 @@ class PreparedImages:
                 )
 
 
-class _Stored:
-    """The files of a prepared data set."""
-
-    def __init__(self, directory: str):
-        import tensorflow_datasets as tfds  # only here: seconds to load
-
-        self.directory = directory
-        try:
-            self._builder = tfds.builder_from_directory(directory)
-        except Exception as error:  # whatever damaged files lead it to
-            raise DataError(f"{directory}: no prepared data set: {error}") from error
-        self.version = str(self._builder.info.version)
-        self.splits = tuple(self._builder.info.splits)
-        self._raw = tfds.decode.DeserializeMethod.RAW_BYTES
-
-    def open(self, split: str) -> "_Records":
-        """Return the serialized examples of a split."""
-        try:
-            source = self._builder.as_data_source(split, deserialize_method=self._raw)
-        except NotImplementedError as error:
-            raise DataError(
-                f"{self.directory}: not in ArrayRecord files, which alone are read by position; "
-                "build it again without --file_format"
-            ) from error
-        except Exception as error:
-            raise DataError(f"{self.directory}: {split} cannot be read: {error}") from error
-        return _Records(source, f"{self.directory}: {split}")
-
-    def examples(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the examples of a split, in their order."""
-        records = self.open(split)
-        for start in range(0, len(records), _AT_ONCE):
-            yield from map(_parse, records.read(range(start, len(records))[:_AT_ONCE]))
-
-
-class _Records:
-    """Serialized examples, read by position."""
-
-    def __init__(self, source: Any, name: str):
-        self._source = source
-        self._name = name
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, positions: Sequence[int]) -> list[bytes]:
-        """Return some records, read at once.
-
-        Raises:
-            DataError: a file is damaged or missing.
-        """
-        try:
-            return list(self._source.__getitems__(list(positions)))
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise DataError(f"{self._name} cannot be read, build it again: {error}") from error
-
-
-def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
+def _to_records(about: Mapping[str, Any], stored: StoredExamples) -> Records:
     facts = {
         "version": stored.version,
         "encoding": about["encoding"],
@@ -343,28 +257,34 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
         raise TypeError(f"preprocessing: read_as {read_as!r}")
     images = PreparedImages(stored, about["image_ids"], facts)
     splits = (*about["evaluations"], *about["unlabelled"])
-    asked = {s: list(map(_query, stored.examples(s))) for s in splits if s in stored.splits}
+    queries_of = {s: list(map(_query, stored.examples(s))) for s in splits if s in stored.splits}
 
     def image(position: int) -> str:
-        if position < 0:  # from the end, for Python
+        if position < 0:  # Python would count from the end
             raise IndexError(f"no position: {position}")
         return images.ids[position]
 
-    def evaluation(split: str, told: Mapping[str, Any]) -> Evaluation:
-        check_keys(told, _EVALUATION, f"{storage.join(stored.directory, METADATA)}: {split}")
-        protocol = PROTOCOLS.get(told["protocol"])
-        if protocol is None or protocol.version != told["version"]:
+    def evaluation(split: str, described: Mapping[str, Any]) -> Evaluation:
+        check_keys(described, _EVALUATION, f"{storage.join(stored.directory, METADATA)}: {split}")
+        protocol = PROTOCOLS.get(described["protocol"])
+        if protocol is None or protocol.version != described["version"]:
             raise DataError(
-                f"{stored.directory}: prepared for {told['protocol']}, version {told['version']}, "
-                "which this version of cmap_jax does not have; build it again"
+                f"{stored.directory}: prepared for {described['protocol']}, version "
+                f"{described['version']}, which this version of cmap_jax does not have; build it "
+                "again"
             )
         galleries = {
             category: tuple(map(image, positions))
-            for category, positions in told["galleries"].items()
+            for category, positions in described["galleries"].items()
         }
-        queries = tuple(q for q, protocols in asked.get(split, ()) if protocol.name in protocols)
-        return Evaluation(protocol, galleries, queries, told["skipped"])
+        queries = tuple(
+            q for q, protocols in queries_of.get(split, ()) if protocol.name in protocols
+        )
+        return Evaluation(protocol, galleries, queries, described["skipped"])
 
+    # A data set without training items has a source of its own class or an empty, fixed one.
+    classes = (FixedTriplets, find_data_set(about["data_set"]).training)
+    sources = {source.stored_as: source for source in classes}
     train = [
         Triplet(e["reference"], "".join(e["targets"]), e["captions"], e["category"])
         for e in (stored.examples(TRAIN) if TRAIN in stored.splits else ())
@@ -373,12 +293,12 @@ def _to_records(about: Mapping[str, Any], stored: _Stored) -> Records:
         name=about["data_set"],
         layout=f"prepared as {about['encoding']} from {about['layout']}",
         image_directory=stored.directory,
-        train=_SOURCES[about["training"]](tuple(train)),
+        train=sources[about["training"]].from_items(train),
         evaluations={
-            split: tuple(evaluation(split, told) for told in evaluations)
+            split: tuple(evaluation(split, described) for described in evaluations)
             for split, evaluations in about["evaluations"].items()
         },
-        unlabelled={split: evaluation(split, told) for split, told in about["unlabelled"].items()},
+        unlabelled={split: evaluation(split, d) for split, d in about["unlabelled"].items()},
         vocabulary_captions=tuple(about["captions"]),
         images={image: Image(image, images.where(image)) for image in images.ids},
         extra_special=tuple(about["extra_special"]),
@@ -405,21 +325,3 @@ def _query_example(query: Query, protocols: Sequence[str]) -> dict[str, Any]:
 def _query(fields: Mapping[str, Any]) -> tuple[Query, tuple[str, ...]]:
     names = [field.name for field in dataclasses.fields(Query)]
     return Query(**{name: fields[name] for name in names}), fields["protocols"]
-
-
-def _parse(record: bytes) -> dict[str, Any]:
-    """Return an example's fields."""
-    import tensorflow as tf
-
-    features = tf.train.Example.FromString(record).features.feature
-    fields = {}
-    for name, (kind, _) in FIELDS.items():
-        if kind == INTEGER:
-            (fields[name],) = features[name].int64_list.value
-            continue
-        values = features[name].bytes_list.value
-        if kind == TEXTS:
-            fields[name] = tuple(value.decode() for value in values)
-        else:
-            fields[name] = values[0] if kind == BYTES else values[0].decode()
-    return fields

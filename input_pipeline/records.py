@@ -1,10 +1,10 @@
-"""Plain records that every reader produces and everything behind the readers understands."""
+"""Plain records: the form into which readers bring a data set, and which all other code uses."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 from cmap_jax.processing.images import RELEASED
@@ -12,12 +12,12 @@ from cmap_jax.protocols import Protocol
 
 
 class DataError(ValueError):
-    """Something is wrong with the data on disk; the message names the file and the remedy."""
+    """The data on disk are wrong; the message names the file and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """An image of the data set: its id and where its file lies."""
+    """An image of the data set: its id and the path of its file."""
 
     id: str
     path: str
@@ -25,7 +25,7 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Triplet:
-    """A training item: image ids and the captions, in order, that lead from one to the other."""
+    """A training item: ids of reference and target, and the captions, in order, between them."""
 
     reference: str
     target: str
@@ -38,15 +38,15 @@ class Query:
     """An evaluation query; several targets may be right.
 
     Attributes:
-        id: unique in its evaluation.
+        id: name of the query, unique in its evaluation.
         reference: image id.
         captions: one or two captions, in order.
-        targets: image ids; those outside the gallery are ignored. None where the answers are not
+        targets: image ids; those outside the gallery are ignored. Empty where the answers are not
             public.
         category: key of the gallery that is searched.
-        annotation: what a person wrote once; an annotation's two caption orders share it, and a
-            bootstrap draws them together.
-        subset: image ids among which "R_subset@K" ranks too; the reference is left out of them.
+        annotation: name of the annotation; its two caption orders share it, and a bootstrap draws
+            them together.
+        subset: image ids among which "R_subset@K" ranks too, apart from the reference.
     """
 
     id: str
@@ -63,10 +63,10 @@ class Evaluation:
     """Queries under one protocol.
 
     Attributes:
-        protocol: what the numbers will mean.
+        protocol: the rules behind the numbers.
         galleries: image ids of each category's gallery.
-        queries: each names its category.
-        skipped: queries that missing images took away.
+        queries: all queries; each names its category.
+        skipped: number of queries that were lost with missing images.
     """
 
     protocol: Protocol
@@ -80,7 +80,7 @@ class Evaluation:
         return ids | dict.fromkeys(query.reference for query in self.queries)
 
     def conditions(self) -> dict[str, str | int]:
-        """Return what two results must share to be compared: digests of gallery and queries."""
+        """Return digests of gallery and queries, which two results must share to be compared."""
         queries = [(q.id, q.reference, q.captions, q.targets, q.subset) for q in self.queries]
         return {
             "version": self.protocol.version,
@@ -89,7 +89,7 @@ class Evaluation:
         }
 
     def without(self, missing: Set[str]) -> "Evaluation":
-        """Return the evaluation without some images, counting the queries lost with them."""
+        """Return the evaluation without some images and the queries that are lost with them."""
         galleries = {
             name: tuple(i for i in gallery if i not in missing)
             for name, gallery in self.galleries.items()
@@ -111,7 +111,20 @@ def _digest(value: Any) -> str:
 
 
 class TripletSource(Interface):
-    """Where training items come from. Drawing is a pure function of its arguments."""
+    """A source of training items. Drawing is a pure function of its arguments.
+
+    Attributes:
+        unit: noun for the things that items are made from: "triplets", or "images" where the
+            target and the text of each are drawn anew every epoch.
+        stored_as: the word under which a prepared data set records this class.
+    """
+
+    unit: ClassVar[str]
+    stored_as: ClassVar[str]
+
+    @classmethod
+    def from_items(cls, items: Iterable[Triplet]) -> "TripletSource":
+        """Build the source from what `items` returns."""
 
     def __len__(self) -> int:
         """Return the number of items of an epoch."""
@@ -120,23 +133,31 @@ class TripletSource(Interface):
         """Return an item of an epoch."""
 
     def items(self) -> Iterable[Triplet]:
-        """Return what the source is made of: triplets; a target still to be drawn is empty."""
+        """Return the triplets that the source holds; a target still to be drawn is empty."""
 
     def image_ids(self) -> Iterable[str]:
         """Return the ids of all images that can be drawn."""
 
     def longest_texts(self) -> Iterable[tuple[str, ...]]:
-        """Return texts among which is the one with the most tokens that can be drawn."""
+        """Return texts that include the one with the most tokens among all that can be drawn."""
 
     def without(self, missing: Set[str]) -> "TripletSource":
-        """Return the source without some images."""
+        """Return the source without some images and the items that need them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedTriplets:
-    """Triplets that are annotated, not sampled: the same in every epoch."""
+    """Annotated triplets, which are the same in every epoch."""
 
     triplets: tuple[Triplet, ...]
+
+    unit: ClassVar[str] = "triplets"
+    stored_as: ClassVar[str] = "triplets"
+
+    @classmethod
+    def from_items(cls, items: Iterable[Triplet]) -> "FixedTriplets":
+        """Return a source of these triplets."""
+        return cls(tuple(items))
 
     def __len__(self) -> int:
         """Return the number of items of an epoch."""
@@ -159,7 +180,7 @@ class FixedTriplets:
         return {t.captions for t in self.triplets}
 
     def without(self, missing: Set[str]) -> "FixedTriplets":
-        """Return the triplets whose images are both there."""
+        """Return the triplets that have neither image among the missing ones."""
         return FixedTriplets(
             tuple(
                 t for t in self.triplets if t.reference not in missing and t.target not in missing
@@ -169,27 +190,28 @@ class FixedTriplets:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Records:
-    """A data set as its reader found it.
+    """The content of a data set, as its reader returns it.
 
     Attributes:
-        name: as in ``config.data.name``.
-        layout: which of the layouts seen in the wild was found, for people.
+        name: value of ``config.data.name``.
+        layout: description of the layout that was recognized, for people.
         image_directory: the folder that all images lie in; no link may lead out of it.
         train: the training items.
-        evaluations: under "val", what is measured during training and chooses the best checkpoint;
-            under "test", what is reported once with it (may be absent).
-        vocabulary_captions: raw captions in the order that numbers the words.
-        images: every image that anything refers to, the unlabelled queries too.
+        evaluations: evaluations by split: "val" is measured during training and chooses the best
+            checkpoint; "test", which may be absent, is measured once for that checkpoint.
+        vocabulary_captions: raw captions in the order in which their words are numbered.
+        images: all images that anything refers to, unlabelled queries included, by id.
         unlabelled: by split, queries whose answers only a server knows; see `for_submission`.
         extra_special: words that follow the special tokens in the vocabulary.
-        facts: what else is worth printing and storing, such as oracle ceilings.
+        facts: other facts to be printed and stored with results, such as oracle ceilings.
         skipped_images: ids of images that were unusable and left out when the data were prepared.
-        read_as: how its pictures are read unless the config says otherwise; see
-            `ImagePreprocessing`.
-        prepared: the images where they are no files of their own but records of a prepared data
-            set, an `image_sources.ImageSource`.
-        searched: folders in which an image that is named without one was looked for.
-        near_names: ids of images whose files have not their names but near ones, see `near_names`.
+        read_as: "released" or "upright", the way images are read unless the config says otherwise;
+            see `ImagePreprocessing`.
+        prepared: the images as an `images.sources.ImageSource` if they are records of a prepared
+            data set; None: they are files.
+        searched: folders that were searched for images that are named without a folder.
+        near_names: ids of images that are taken from files with near names, see
+            `images.near_names`.
     """
 
     name: str
@@ -224,7 +246,7 @@ class Records:
         return ids
 
     def with_images(self, images: Mapping[str, Image]) -> "Records":
-        """Return the records with their images found."""
+        """Return the records with other images."""
         return dataclasses.replace(self, images=images)
 
     def for_evaluation(self) -> "Records":
@@ -232,10 +254,10 @@ class Records:
         return dataclasses.replace(self, train=FixedTriplets(())).with_needed_images()
 
     def for_submission(self, split: str) -> "Records":
-        """Return the unlabelled queries of a split and the images that they need, nothing else.
+        """Return records of only the unlabelled queries of a split and the images that they need.
 
         Raises:
-            ValueError: there is no such split; names those that there are.
+            ValueError: there is no such split; names the splits that there are.
         """
         if split not in self.unlabelled:
             known = ", ".join(self.unlabelled) or "none"
@@ -249,7 +271,7 @@ class Records:
         return self.with_images({i: self.images[i] for i in self.image_ids()})
 
     def without(self, missing: Set[str]) -> "Records":
-        """Return the records without some images and all that needs them."""
+        """Return the records without some images and everything that needs them."""
         return dataclasses.replace(
             self,
             images={i: image for i, image in self.images.items() if i not in missing},

@@ -1,7 +1,7 @@
 """Folders and files of a data set, on this machine or in a bucket.
 
-A place is a string. What has a scheme (``gs://``, ``s3://``, ``ram://``) goes through
-`tf.io.gfile`; the rest through the standard library, so that readers need no TensorFlow.
+A path is a string. Paths with a scheme (``gs://``, ``s3://``, ``ram://``) go through `tf.io.gfile`,
+all others through the standard library, so that readers need no TensorFlow.
 """
 
 import contextlib
@@ -13,40 +13,35 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from cmap_jax import files
+from cmap_jax.files import is_remote
 from cmap_jax.processing.image_files import check_image_stream, find_traits
 from cmap_jax.processing.images import explain_os_error
 
-# Bytes. The largest image as raw RGB; the longest published annotations are a tenth of it.
-_LARGEST = 1 << 28
+_LARGEST = 1 << 28  # bytes: the largest image as raw RGB; published annotations are far smaller
 _NOT_A_FILE = "not a file"
 _MESSAGE = 200  # characters of TensorFlow's messages, which may hold a server's whole answer
 
 
-def is_remote(place: str) -> bool:
-    """Tell whether a place is somewhere that only `tf.io.gfile` reaches."""
-    return "://" in place
-
-
 def join(folder: str, *parts: str) -> str:
-    """Return a place below a folder."""
+    """Return a path below a folder."""
     return "/".join([folder.rstrip("/") or folder, *parts])
 
 
-def is_folder(place: str) -> bool:
+def is_folder(path: str) -> bool:
     """Tell whether there is a folder."""
-    if not is_remote(place):
-        return os.path.isdir(place)
-    found = _remote_stat(place)
-    return found is not None and found.is_directory
+    if not is_remote(path):
+        return os.path.isdir(path)
+    status = _remote_stat(path)
+    return status is not None and status.is_directory
 
 
-def exists(place: str) -> bool:
+def exists(path: str) -> bool:
     """Tell whether there is a file or folder."""
-    return _remote_stat(place) is not None if is_remote(place) else os.path.exists(place)
+    return _remote_stat(path) is not None if is_remote(path) else os.path.exists(path)
 
 
 def names(folder: str) -> list[str]:
-    """Return the names of what is in a folder, in their own order; none if there is no folder."""
+    """Return the sorted names of a folder's files and folders; none if there is no folder."""
     if not is_folder(folder):
         return []
     if not is_remote(folder):
@@ -56,51 +51,53 @@ def names(folder: str) -> list[str]:
 
 
 def walk(folder: str) -> list[str]:
-    """Return every file below a folder as a path relative to it, in a fixed order.
+    """Return every file below a folder as a path relative to it, sorted.
 
     Links to folders are not followed: they could lead out of the folder, or in circles.
     """
     if is_remote(folder):
         with _gfile(folder) as gfile:
-            found = list(gfile.walk(folder))
+            levels = list(gfile.walk(folder))
     else:
-        found = os.walk(folder)
+        levels = os.walk(folder)
     start = len(folder.rstrip("/"))
-    return sorted(join(top, name)[start:].strip("/") for top, _, here in found for name in here)
+    return sorted(
+        join(top, name)[start:].strip("/") for top, _, files_ in levels for name in files_
+    )
 
 
-def read_bytes(place: str) -> bytes:
+def read_bytes(path: str) -> bytes:
     """Return a file's bytes.
 
     Raises:
         FileNotFoundError: no such file; names it.
         OSError: it cannot be read; names it.
     """
-    with open_file(place) as file:
+    with open_file(path) as file:
         return file.read()
 
 
-def read_text(place: str) -> str:
+def read_text(path: str) -> str:
     """Return a UTF-8 file's text.
 
     Raises:
         FileNotFoundError: no such file; names it.
         ValueError: not UTF-8; names the file and the byte.
     """
-    return files.decode_text(read_bytes(place), place)
+    return files.decode_text(read_bytes(path), path)
 
 
-def read_json(place: str) -> Any:
+def read_json(path: str) -> Any:
     """Return a JSON file's content.
 
     Raises:
         FileNotFoundError: no such file; names it.
         ValueError: not JSON; names the file, line and column.
     """
-    return files.parse_json(read_text(place), place)
+    return files.parse_json(read_text(path), path)
 
 
-def open_file(place: str) -> BinaryIO:
+def open_file(path: str) -> BinaryIO:
     """Open a file for reading bytes.
 
     Raises:
@@ -108,63 +105,63 @@ def open_file(place: str) -> BinaryIO:
         OSError: no regular file (reading a pipe would not end), absurdly large, or it cannot be
             opened; names it.
     """
-    if is_remote(place):
-        found = _remote_stat(place)
-        if found is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
-        regular, size = not found.is_directory, found.length
+    if is_remote(path):
+        remote = _remote_stat(path)
+        if remote is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        regular, size = not remote.is_directory, remote.length
     else:
-        status = os.stat(place)
-        regular, size = stat.S_ISREG(status.st_mode), status.st_size
+        local = os.stat(path)
+        regular, size = stat.S_ISREG(local.st_mode), local.st_size
     if not regular:
-        raise OSError(errno.EINVAL, _NOT_A_FILE, place)
+        raise OSError(errno.EINVAL, _NOT_A_FILE, path)
     if size > _LARGEST:
-        raise OSError(errno.EFBIG, f"{size} bytes, the largest file read is {_LARGEST}", place)
-    if not is_remote(place):
-        return open(place, "rb")
-    with _gfile(place) as gfile, gfile.GFile(place, "rb") as file:
+        raise OSError(errno.EFBIG, f"{size} bytes, the largest file read is {_LARGEST}", path)
+    if not is_remote(path):
+        return open(path, "rb")
+    with _gfile(path) as gfile, gfile.GFile(path, "rb") as file:
         return io.BytesIO(file.read())  # a stream of the standard library's kind, as PIL expects
 
 
-def check_image(place: str) -> str | None:
+def check_image(path: str) -> str | None:
     """Return why an image file cannot be used, or None; see `check_image_stream`."""
     try:
-        with open_file(place) as file:
+        with open_file(path) as file:
             return check_image_stream(file)
     except FileNotFoundError:
-        return "missing: a link to nothing" if os.path.islink(place) else "missing"
+        return "missing: a link to nothing" if os.path.islink(path) else "missing"
     except OSError as error:
         reason = explain_os_error(error)
         return reason if reason == _NOT_A_FILE else f"unreadable: {reason}"
 
 
-def image_traits(place: str) -> frozenset[str]:
-    """Return what is special about an image file; see `find_traits`."""
+def image_traits(path: str) -> frozenset[str]:
+    """Return the unusual properties of an image file, see `find_traits`; none if unreadable."""
     try:
-        with open_file(place) as file:
+        with open_file(path) as file:
             return find_traits(file)
     except OSError:
         return frozenset()
 
 
 @contextlib.contextmanager
-def _gfile(place: str) -> Iterator[Any]:
-    """Give `tf.io.gfile`; what it raises becomes an `OSError` of one line that names the place."""
+def _gfile(path: str) -> Iterator[Any]:
+    """Give `tf.io.gfile`; its errors become an `OSError` of one line that names the path."""
     import tensorflow as tf  # only here: seconds to load, and a local folder does not need it
 
     try:
         yield tf.io.gfile
     except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from error
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
     except tf.errors.OpError as error:
         message = " ".join(error.message.split())[:_MESSAGE]
-        raise OSError(errno.EIO, message or type(error).__name__, place) from error
+        raise OSError(errno.EIO, message or type(error).__name__, path) from error
 
 
-def _remote_stat(place: str) -> Any:
-    """Return size and kind of what is there, or None."""
+def _remote_stat(path: str) -> Any:
+    """Return the size and kind of a file or folder in a bucket, or None."""
     try:
-        with _gfile(place) as gfile:
-            return gfile.stat(place)
+        with _gfile(path) as gfile:
+            return gfile.stat(path)
     except FileNotFoundError:
         return None

@@ -15,7 +15,6 @@ ALLOW = "--config.data.unreadable_texts=allow"
 WORDLESS_REMEDY = (
     "write them with the letters a to z, translated or transliterated: all others are dropped"
 )
-POLICIES = ("fail", "allow")  # of config.data.unreadable_texts
 _SHOWN = 80  # characters of a caption in an error
 _NAMED = 10  # frequent unknown words that results keep
 

@@ -49,7 +49,7 @@ def fashion_iq(
 
 
 def shoes(root: pathlib.Path, prepared: bool = False, folder: str = "") -> pathlib.Path:
-    """Write Shoes, raw or prepared; ``folder`` is what stands before ``womens_*``."""
+    """Write Shoes, raw or prepared; ``folder`` is the prefix of ``womens_*``."""
     names = {
         split: [
             f"img_womens_{kind}_{start + i}.jpg" for kind in ("clogs", "pumps") for i in range(5)
@@ -83,8 +83,8 @@ def shoes(root: pathlib.Path, prepared: bool = False, folder: str = "") -> pathl
             paths = [places[i].removeprefix(folder) for i in ids]
             (root / f"split.{split}.json").write_text(json.dumps(paths))
     else:
-        astray = {**pairs["train"][0], "ImageName": names["val"][0]}  # in no split
-        everything = [*pairs["val"], *pairs["train"], astray]
+        stray = {**pairs["train"][0], "ImageName": names["val"][0]}  # in no split
+        everything = [*pairs["val"], *pairs["train"], stray]
         (root / "relative_captions_shoes.json").write_text(json.dumps(everything))
         (root / "train_im_names.txt").write_text("\n".join(names["train"]) + "\n")
         (root / "eval_im_names.txt").write_text("\n".join(names["val"]) + "\n")
@@ -100,7 +100,7 @@ def fashion200k(
     in_queries: str = "women/",
     queries_in: str = "",
 ) -> pathlib.Path:
-    """Write Fashion200k with two categories; the prefixes say where ``women/`` stands."""
+    """Write Fashion200k with two categories; the arguments are prefixes of paths."""
     colours = ("red", "blue", "green")
     for split, count in (("train", 9), ("test", 6)):
         for category in ("top", "dress"):
@@ -122,7 +122,7 @@ def fashion200k(
 
 
 def cirr(root: pathlib.Path, folder: str = "", inside: str = "") -> pathlib.Path:
-    """Write CIRR: ``folder`` holds the images, ``inside`` the annotations."""
+    """Write CIRR with the images in ``folder`` and the annotations in ``inside``."""
     for split, stem in (("train", "train/7"), ("val", "dev"), ("test1", "test1")):
         ids = [f"{split}-{i}-img0" for i in range(12)]
         entries = []
@@ -153,7 +153,7 @@ def cirr(root: pathlib.Path, folder: str = "", inside: str = "") -> pathlib.Path
 def circo(
     root: pathlib.Path, folder: str = "COCO2017_unlabeled/unlabeled2017", listed: bool = True
 ) -> pathlib.Path:
-    """Write CIRCO with a gallery of 60 images, listed in COCO's file or only there."""
+    """Write CIRCO with a gallery of 60 images; ``listed``: with COCO's list of them."""
     ids = list(range(1, 61))
     annotations: dict[str, list[dict]] = {"val": [], "test": []}
     for split, entries in annotations.items():
@@ -201,7 +201,7 @@ def folder(root: pathlib.Path, suffix: str = "csv", gallery: bool = True) -> pat
     return root
 
 
-# A reader's name, and how a small data set in one of its layouts is written.
+# A data set's name, perhaps with a layout, -> a function that writes a small one into a folder.
 DATA_SETS = {
     "fashion_iq": fashion_iq,
     "fashion200k": fashion200k,

@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import re
 
 import pytest
+from etils import epath
 
-from cmap_jax.files import expand
+from cmap_jax.files import expand, is_remote
 
 
 @pytest.fixture
@@ -41,6 +43,22 @@ def test_expand(home, path, expected):
     assert expand(expand(path)) == expand(path)
 
 
+def test_is_remote():
+    assert is_remote("gs://a")
+    assert is_remote(epath.Path("gs://a/b"))
+    assert not is_remote("a/b")
+    assert not is_remote(pathlib.Path("/a"))
+
+
+def test_one_place_knows_what_is_remote():
+    root = pathlib.Path(__file__).parents[1]
+    sources = [p for part in ("cmap_jax", "input_pipeline") for p in (root / part).rglob("*.py")]
+    knowing = [
+        p.relative_to(root) for p in sources if re.search(r'"://"\s+(not )?in', p.read_text())
+    ]
+    assert knowing == [pathlib.Path("cmap_jax/files.py")]
+
+
 def test_what_does_not_exist_is_named(home):
     with pytest.raises(ValueError, match=r"^\$CMAP_TEST_UNSET/x: the variable CMAP_TEST_UNSET is"):
         expand("$CMAP_TEST_UNSET/x")
@@ -54,6 +72,6 @@ def test_a_file_that_is_called_so_is_meant(home):
     for name in ("$CMAP_TEST_UNSET", "~nobody-of-that-name"):
         pathlib.Path(name).touch()
         assert expand(name) == name
-    # What means something is never taken for a name: an earlier "~" folder is not the home.
+    # A mark that can be expanded is never taken literally, even where a folder "~" exists.
     os.makedirs("~/runs")
     assert expand("~/runs") == f"{home}/runs"

@@ -44,7 +44,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch):
     written = terminal.getvalue()
     assert "\rstep 1" in written
     assert "\rstep 2" in written
-    assert written.count("\n") == 1  # what was redrawn leaves nothing behind
+    assert written.count("\n") == 1  # the redrawn line is erased
     assert written.endswith("\revaluated\n")
 
 

@@ -21,6 +21,7 @@ from cmap_jax.trained import write_model
 from cmap_jax.training.check import check_config
 from cmap_jax.training.train import check_same_data
 from cmap_jax.workdir import description as workdir
+from cmap_jax.workdir.same_run import check_same_run, mark_of_run
 from input_pipeline import create_datasets
 
 
@@ -84,9 +85,9 @@ def test_a_workdir_from_before_there_was_a_choice(written, tmp_path):
     new = small_config(text_vocabulary_size=len(load(folder).vocabulary))
     new.data.name = "cirr"
     new.data.read_as = "released"
-    workdir.check_same_run(folder, new)
+    check_same_run(folder, new)
     old = workdir.read_config(folder)
-    assert workdir.mark_of_run(old) == workdir.mark_of_run(new)
+    assert mark_of_run(old) == mark_of_run(new)
 
 
 def test_evaluation_reads_as_the_model_does(written, tmp_path):

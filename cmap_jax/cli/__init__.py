@@ -1,1 +1,1 @@
-"""What a person types and reads: flags, the describe mode, tables."""
+"""The command line: the flags of main.py, the subcommands of `cmap`, tables and errors."""

@@ -1,36 +1,32 @@
-"""Arguments that several subcommands take, and the paths among all flags and fields.
+"""Arguments that several subcommands share, and the expansion of paths in flags and fields.
+
+``~`` and variables in a path are expanded here, before any other code reads the path:
 
     --workdir=~/runs/x    cmap doctor folder '$DATA/catalogue'    config.data.directory = "~/data"
-
-are expanded here, before anything looks at them.
 """
 
 import argparse
+import functools
+import operator
 import re
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from cmap_jax.config_fields import FIELDS
 from cmap_jax.files import expand
 
-PATH_FLAGS = ("config", "workdir", "compilation_cache")  # main.py's
-PATH_FIELDS = (
-    "init_from",
-    "model.image.init_from",
-    "model.text.word_vectors",
-    "data.directory",
-    "data.image_directory",
-)
+PATH_FLAGS = ("config", "workdir", "compilation_cache")  # flags of main.py
 
 
 def expand_flags(argv: Sequence[str]) -> list[str]:
-    """Return main.py's arguments with the paths among them expanded, those of fields excepted.
+    """Return main.py's arguments with the paths in `PATH_FLAGS` expanded; fields are left alone.
 
     Raises:
-        ValueError: no such user or variable; names the flag.
+        ValueError: a path names a user or a variable that does not exist; names the flag.
     """
     flag = re.compile(rf"--?({'|'.join(PATH_FLAGS)})(=.*)?", re.DOTALL)
-    expanded, name = [], ""  # the name of a flag whose value is the next argument
+    expanded, name = [], ""  # name of the flag whose value is the next argument; else empty
     for argument in argv:
         match = flag.fullmatch(argument)
         if name:
@@ -44,18 +40,18 @@ def expand_flags(argv: Sequence[str]) -> list[str]:
 
 
 def expand_fields(config: ConfigDict) -> None:
-    """Expand the paths of a config in their places.
+    """Expand all paths of a config in place.
 
     Raises:
-        ValueError: no such user or variable; names the field.
+        ValueError: a path names a user or a variable that does not exist; names the field.
     """
-    for field in PATH_FIELDS:
-        *parents, name = field.split(".")
-        here = config
-        for parent in parents:
-            here = here[parent]
+    for path, field in FIELDS.items():
+        if not field.is_path:
+            continue
+        *parents, name = path.split(".")
+        here = functools.reduce(operator.getitem, parents, config)
         if here[name]:
-            here[name] = _expand(here[name], f"config.{field}")
+            here[name] = _expand(here[name], f"config.{path}")
 
 
 def _expand(value: str, name: str) -> str:
@@ -66,10 +62,10 @@ def _expand(value: str, name: str) -> str:
 
 
 def path(text: str) -> str:
-    """Return a path as typed, with ``~`` and variables expanded: the type of every path argument.
+    """Expand ``~`` and variables; the ``type`` of every argument that takes a path.
 
     Raises:
-        argparse.ArgumentTypeError: no such user or variable; names it.
+        argparse.ArgumentTypeError: a user or a variable that does not exist; names it.
     """
     try:
         return expand(text)
@@ -78,17 +74,17 @@ def path(text: str) -> str:
 
 
 def add_near_names(parser: argparse.ArgumentParser, default: str | None = "fail") -> None:
-    """Add the flag that stands for ``config.data.near_names=accept``.
+    """Add the flag ``--near-names``, which sets ``config.data.near_names`` to "accept".
 
     Args:
-        parser: of the subcommand.
-        default: what the field is without the flag; None where a config says it.
+        parser: the subcommand's parser, which gets the flag.
+        default: the field's value without the flag; None to leave it as the config has it.
     """
     parser.add_argument(
         "--near-names",
         action="store_const",
         const="accept",
         default=default,
-        help="take files with near names for missing images: of another letter case, extension, "
-        "Unicode form, percent-encoding, with other leading zeros or outer spaces",
+        help="use files with similar names for missing images: names that differ only in letter "
+        "case, extension, Unicode form, percent-encoding, leading zeros or outer spaces",
     )

@@ -1,4 +1,4 @@
-"""The `cmap` command: one subcommand a file of this package.
+"""The `cmap` command: one subcommand for each file of this package that defines one.
 
 cmap train --config=configs/garments.py
 cmap convert model_best.pth --vocab vocab.pkl --out runs/released
@@ -13,24 +13,25 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-# Before TensorFlow and JAX load: their chatter is not ours to show.
+# Set before TensorFlow is imported, which reads them then: it logs errors alone, and does not use
+# oneDNN, which announces itself.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from cmap_jax.cli import errors
 
-_TRAIN = "train"  # its flags are main.py's, which absl reads
+_TRAIN = "train"  # it takes the flags of main.py, which absl parses
 _SUBCOMMANDS = (_TRAIN, "convert", "doctor", "show", "evaluate", "compare", "submit")
 
-# The part of an error of argparse that holds the words it does not know.
+# Matches an error of argparse and captures the words that it did not recognise.
 _UNKNOWN = re.compile(r"(?:unrecognized arguments|invalid choice): (.*?)(?: \(choose|$)")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that knows what a mistyped flag or subcommand was meant to be."""
+    """A parser whose errors suggest the flag or subcommand nearest to a mistyped one."""
 
     def error(self, message: str) -> NoReturn:
-        """End the program; name what comes near to the words that are unknown."""
+        """End the program with a message that suggests the nearest known words."""
         unknown = _UNKNOWN.search(message)
         words = (
             [word.partition("=")[0].strip("'") for word in unknown[1].split()] if unknown else []
@@ -39,23 +40,27 @@ class _Parser(argparse.ArgumentParser):
         super().error(f"{message}; did you mean {' or '.join(near)}?" if near else message)
 
     def _known_words(self) -> list[str]:
-        """Return the subcommands, and the flags of those that this parser knows."""
+        """Return all subcommands, and the flags of this parser and of its subparsers."""
         words = list(_SUBCOMMANDS)
         for action in self._actions:
             words += action.option_strings
-            if isinstance(action.choices, dict):  # the subparsers
+            if isinstance(action.choices, dict):  # an action that holds subparsers
                 words += [word for p in action.choices.values() for word in p._known_words()]
         return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return the exit status."""
+    """Run a subcommand and return its exit status.
+
+    Args:
+        argv: the arguments without the program's name; None: those of this process.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == [_TRAIN]:
         from cmap_jax.cli import train
 
         train.main(["cmap train", *argv[1:]])
-    # One that is named need not wait for what the others import.
+    # Only the named subcommand is imported: the imports of the others take seconds.
     named = argv[:1] if argv and argv[0] in _SUBCOMMANDS else _SUBCOMMANDS
     arguments = _parser(named).parse_args(argv)
     try:
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of some subcommands, each described by its module."""
+    """Return a parser of the named subcommands; each is described by its module's docstring."""
     parser = _Parser(prog="cmap", description="Composed image retrieval.")
     subparsers = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
     for name in names:

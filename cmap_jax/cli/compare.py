@@ -16,6 +16,7 @@ from cmap_jax.cli.arguments import path
 from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.compare import Difference, compare
 from cmap_jax.evaluation.results_file import EVALUATION, StoredResults, read_results
+from cmap_jax.files import is_remote
 from cmap_jax.workdir.description import CONFIG
 
 # The differences by protocol and number.
@@ -86,7 +87,7 @@ def _names(files: Sequence[str]) -> list[str]:
 
     The results in a workdir have the workdir's name.
     """
-    whole = (file if "://" in file else os.path.abspath(file) for file in files)
+    whole = (file if is_remote(file) else os.path.abspath(file) for file in files)
     parts = [file.removesuffix(f"/{EVALUATION}").split("/") for file in whole]
     names = []
     for i, own in enumerate(parts):

@@ -1,4 +1,4 @@
-"""The compilation cache: what one start compiled, the next one reads."""
+"""JAX's persistent compilation cache, which spares later runs the compilation."""
 
 import os
 import pathlib
@@ -7,11 +7,11 @@ import jax
 
 
 def use_compilation_cache(folder: str | None) -> None:
-    """Keep compiled programs on disk, for the next start.
+    """Store compiled programs on disk and reuse those that are stored.
 
     Args:
-        folder: where; None for the user's cache folder, "off" for nowhere. Without ``folder``,
-            JAX's own JAX_COMPILATION_CACHE_DIR goes first.
+        folder: the cache's folder; "off" for no cache; None for JAX_COMPILATION_CACHE_DIR where
+            that is set, else a folder in the user's cache.
     """
     if folder is None and jax.config.jax_compilation_cache_dir:
         return

@@ -1,34 +1,34 @@
-"""Config files as --config names them: Python with a `get_config`, or a workdir's config.json."""
+"""The files that --config names: Python with a `get_config`, or a workdir's config.json."""
 
 import difflib
 import pathlib
 import runpy
 import traceback
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from cmap_jax.cli.errors import UsageError
+from cmap_jax.config_fields import FIELDS, flatten
 
-# In a checkout and where the package is installed alike.
+# `configs` lies beside `cmap_jax`, in a checkout and in an installation.
 _FOLDER = pathlib.Path(__file__).parents[2] / "configs"
-_FROM_WORKDIR = _FOLDER / "from_workdir.py"
-_KNOWN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-_NOT_OF_DATA = ("__init__", "default", "from_workdir")
+_FROM_WORKDIR = pathlib.Path(__file__).with_name("from_workdir.py")
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+_NOT_LISTED = ("__init__", "default")  # modules of the folder that are not for --config
 
 
 def names() -> list[str]:
-    """Return the config files that come with the package, as they are typed."""
-    return [f"configs/{p.name}" for p in sorted(_FOLDER.glob("*.py")) if p.stem not in _NOT_OF_DATA]
+    """Return the config files of the package as a user types them, "configs/garments.py"."""
+    return [f"configs/{p.name}" for p in sorted(_FOLDER.glob("*.py")) if p.stem not in _NOT_LISTED]
 
 
 def find(config_file: str) -> str:
     """Return a --config value with the path of its file.
 
-    One of the package's own configs, ``configs/garments.py``, is found from any folder.
+    The package's own configs, such as ``configs/garments.py``, are found from any folder.
 
     Raises:
-        UsageError: there is no such file; names those that come near.
+        UsageError: there is no such file; names the nearest ones.
     """
     path, colon, argument = config_file.partition(":")
     if is_json(path) and colon:
@@ -46,38 +46,38 @@ def find(config_file: str) -> str:
 
 
 def is_json(config_file: str | None) -> bool:
-    """Tell whether a --config value is a stored config."""
+    """Return whether a --config value names a stored config, a JSON file."""
     return config_file is not None and config_file.endswith(".json")
 
 
 def workdir_of(config_file: str) -> str | None:
-    """Return the workdir that a stored config describes, or None."""
+    """Return the workdir that holds a stored config; None for a file outside any workdir."""
     path = pathlib.Path(config_file)
     return str(path.parent) if path.name == "config.json" and _has_model(path.parent) else None
 
 
 def from_workdir(source: str, data_config: str | None = None) -> str:
-    """Return the --config value that reads a workdir's config, or a stored one.
+    """Return a --config value that reads the config of a workdir or a JSON file.
 
     Args:
-        source: the workdir, or the JSON file.
-        data_config: a config on whose data set it is to be evaluated, or None.
+        source: path of the workdir, or of the JSON file.
+        data_config: a --config value whose data set replaces the stored one; None to keep it.
     """
     other = "" if data_config is None else f"|{data_config}"
     return f"{_FROM_WORKDIR}:{source}{other}"
 
 
 def read(config_file: str) -> ConfigDict:
-    """Run a config file, with the argument after its colon.
+    """Return the config of a Python file, called with the argument after its colon.
 
     Raises:
-        UsageError: there is none, or it does not give a whole config; says which line raised.
+        UsageError: no such file, or no whole config in it; names the line that raised.
     """
     path, colon, argument = find(config_file).partition(":")
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
-            raise UsageError(f"{path} is no config file: it has no get_config")
+            raise UsageError(f"{path} is not a config file: it has no get_config")
         config = get_config(argument) if colon else get_config()
     except UsageError:
         raise
@@ -85,7 +85,7 @@ def read(config_file: str) -> ConfigDict:
         raise UsageError(_explain(error, path)) from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path}: its get_config must return a ConfigDict, not {config!r:.80}")
-    # A workdir that an earlier version wrote may have fields that no longer exist.
+    # A workdir that an earlier version wrote may hold fields that no longer exist: accept those.
     if path != str(_FROM_WORKDIR):
         _check_fields(config, path)
     return config
@@ -95,46 +95,32 @@ def check_json(path: str) -> None:
     """Refuse a stored config that is broken, or has a field that does not exist.
 
     Raises:
-        UsageError: says what is wrong with it.
+        UsageError: names the file and the mistake.
     """
     _check_fields(read(from_workdir(path)), path)
 
 
-def unknown_field(config: ConfigDict, path: str) -> str | None:
-    """Return a line about the first part of a field's path that does not exist, or None."""
-    here: Any = config
+def unknown_field(path: str) -> str | None:
+    """Return a message if a path such as "train.epochs" names no field; None if it does."""
     parts = path.split(".")
-    for depth, part in enumerate(parts):
-        if not isinstance(here, ConfigDict) or part not in here:
-            everywhere = list(flatten(config))
-            near = difflib.get_close_matches(path, everywhere, 3, 0.5)
-            near += [f for f in everywhere if f.split(".")[-1] == parts[-1] and f not in near]
+    for depth in range(1, len(parts) + 1):
+        part = ".".join(parts[:depth])
+        if part not in FIELDS and not any(field.startswith(f"{part}.") for field in FIELDS):
+            near = difflib.get_close_matches(path, FIELDS, 3, 0.5)
+            near += [f for f in FIELDS if f.split(".")[-1] == parts[-1] and f not in near]
             hint = ", ".join(f"config.{name}" for name in near)
-            where = "config." + ".".join(parts[: depth + 1])
-            return f"there is no field {where}" + (f"; nearest: {hint}" if hint else "")
-        here = here[part]
+            return f"there is no field config.{part}" + (f"; nearest: {hint}" if hint else "")
     return None
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Return a config's values by path, "train.epochs"."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            values |= flatten(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
-
-
 def expected_type(config: ConfigDict, path: str) -> str:
-    """Return the name of the type that a field takes."""
+    """Return the type of a field in words, such as "a whole number"."""
     *parents, name = path.split(".")
     here = config
     for part in parents:
         here = here[part]
     kind = here.get_type(name)
-    return _KNOWN.get(kind, f"a {kind.__name__}")
+    return _TYPES.get(kind, f"a {kind.__name__}")
 
 
 def _has_model(folder: pathlib.Path) -> bool:
@@ -142,12 +128,12 @@ def _has_model(folder: pathlib.Path) -> bool:
 
 
 def _check_fields(config: ConfigDict, path: str) -> None:
-    """Refuse a config with fields that nothing reads, or without some that are read."""
-    whole = runpy.run_path(str(_FOLDER / "default.py"))["get_config"]()
-    for field in flatten(config):
-        if problem := unknown_field(whole, field):
+    """Refuse a config with a field that is not in the table, or without one that is."""
+    fields = flatten(config)
+    for field in fields:
+        if problem := unknown_field(field):
             raise UsageError(f"{path}: {problem}")
-    missing = [field for field in flatten(whole) if unknown_field(config, field)]
+    missing = [field for field in FIELDS if field not in fields]
     if missing:
         raise UsageError(
             f"{path} lacks config.{missing[0]}"
@@ -157,11 +143,11 @@ def _check_fields(config: ConfigDict, path: str) -> None:
 
 
 def _explain(error: Exception, path: str) -> str:
-    """Return what a config file raised, and where in it."""
+    """Return the error that a config file raised, with its line in the file."""
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     ours = path == str(_FROM_WORKDIR) or frames[-1].filename != path
-    if ours and isinstance(error, ValueError | OSError):  # meant for people
+    if ours and isinstance(error, ValueError | OSError):  # its message is for the user
         return text
     lines = [frame.lineno for frame in frames if frame.filename == path]
     number = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)

@@ -1,4 +1,4 @@
-"""Turn one of the authors' checkpoints into a workdir that can be evaluated, loaded and fine-tuned.
+"""Convert one of the authors' checkpoints to a workdir, to evaluate, load or fine-tune it.
 
 cmap convert model_best.pth --vocab vocab.pkl --out runs/released
 python main.py --mode=evaluate --workdir=runs/released --config.data.directory=fashion-iq
@@ -21,7 +21,7 @@ from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.trained import write_model
 from cmap_jax.workdir import description as workdir_lib
 
-# The release's names of the data sets -> our config files and the protocol of the paper.
+# The release's name of each data set, our config file for it, and the paper's protocol.
 _DATA_SETS = {
     "fashionIQ": ("fashioniq", "fashioniq/original"),
     "shoes": ("shoes", "shoes"),
@@ -31,27 +31,29 @@ _DATA_SETS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("checkpoint", type=path, help="the authors' file, such as model_best.pth")
+    parser.add_argument(
+        "checkpoint", type=path, help="one of the authors' checkpoints, such as model_best.pth"
+    )
     parser.add_argument(
         "--vocab",
         required=True,
         type=path,
         metavar="FILE|DATASET_DIR",
-        help="its words: vocab.txt (a word a line), a list or an object of JSON, the release's "
-        "vocab.pkl, or the data set's folder, from whose captions they are counted again",
+        help="its vocabulary: vocab.txt (a word a line), a JSON list or object, the release's "
+        "vocab.pkl, or the data set's folder, whose captions the vocabulary is rebuilt from",
     )
     parser.add_argument(
-        "--out", required=True, metavar="WORKDIR", type=path, help="a folder to be made"
+        "--out", required=True, metavar="WORKDIR", type=path, help="the new folder to write"
     )
     parser.add_argument(
         "--data-name",
         choices=sorted(_DATA_SETS),
-        help="the data set it was trained on, where the file does not say it",
+        help="the data set it was trained on, if the checkpoint does not name it",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert and write; nothing is left behind where something does not fit."""
+    """Convert a checkpoint; an error leaves no workdir behind."""
     if os.path.exists(arguments.out):
         raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
     checkpoint = read_reference_checkpoint(arguments.checkpoint)
@@ -79,18 +81,18 @@ def run(arguments: argparse.Namespace) -> int:
     write_model(
         arguments.out,
         workdir_lib.Description(
-            config,
-            vocabulary,
-            ImagePreprocessing(resize=config.data.resize, crop=config.data.crop),
-            (PROTOCOLS[protocol],),
-            facts,
+            config=config,
+            vocabulary=vocabulary,
+            preprocessing=ImagePreprocessing(resize=config.data.resize, crop=config.data.crop),
+            protocols=(PROTOCOLS[protocol],),
+            facts=facts,
         ),
         CMAP.from_config(config),
         checkpoint.variables,
     )
     print(f"{arguments.out} holds the model of {arguments.checkpoint}{_origin(checkpoint)}.")
     if checkpoint.left_out:
-        print(f"Left out, being of classes that are not loaded: {', '.join(checkpoint.left_out)}.")
+        print(f"Left out, since their classes are not loaded: {', '.join(checkpoint.left_out)}.")
     print(
         f"Next: python main.py --mode=evaluate --workdir={arguments.out} "
         "--config.data.directory=..."
@@ -99,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _origin(checkpoint: ReferenceCheckpoint) -> str:
-    """Return what the file says of its making, in brackets; nothing where it says nothing."""
+    """Return the epoch and the score that the file states, in brackets; empty for neither."""
     parts = []
     if checkpoint.epoch is not None:
         parts.append(f"epoch {checkpoint.epoch}")
@@ -112,16 +114,16 @@ def _origin(checkpoint: ReferenceCheckpoint) -> str:
 
 
 def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
-    """Read the words from a file, or count them again in a data set's captions."""
+    """Read the vocabulary from a file, or rebuild it from a data set's captions."""
     if os.path.isdir(source):
-        # Only here: TensorFlow takes seconds to load.
-        from input_pipeline.registry import read_records
+        # Imported here since it loads TensorFlow, which takes seconds.
+        from input_pipeline.reading import read_records
 
         config = config.copy_and_resolve_references()
         config.data.directory = source
         records = read_records(config)
         if not records.vocabulary_captions:
-            raise ValueError(f"{source}: no training captions there, whose words could be counted")
+            raise ValueError(f"{source}: no training captions there to build the vocabulary from")
         return Vocabulary.build(records.vocabulary_captions, records.extra_special)
     if pathlib.Path(source).suffix in (".pkl", ".pickle"):
         return load_release_vocabulary(source)

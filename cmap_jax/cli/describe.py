@@ -1,4 +1,4 @@
-"""The describe mode: a config's parameters, shapes, memory and FLOP, without allocating weights."""
+"""The describe mode: parameters, shapes, memory and FLOP of a config, without any weights."""
 
 from typing import Any
 
@@ -21,17 +21,20 @@ from cmap_jax.training.optimizer import (
 from cmap_jax.training.train_state import create_train_state
 from cmap_jax.training.train_step import make_train_step
 
-# Without data the vocabulary is not known; FashionIQ's has 3,780 words with the special ones.
+# The vocabulary's size is not known without data: FashionIQ's, special words included.
 _ASSUMED_VOCABULARY = 3780
-_TEXT_WIDTH = 32  # tokens, for the FLOP of a step
-_STEPS_PER_EPOCH = 100  # only the schedule's shape depends on it
+_TEXT_WIDTH = 32  # tokens of a text in the step that is measured
+_STEPS_PER_EPOCH = 100  # any number: only the learning rate depends on it
 
 
 def describe(config: ConfigDict) -> str:
-    """Return a text about a config's model and training step.
+    """Return a table of a model's parameters and one of the cost of its training step.
+
+    Args:
+        config: a whole config; the vocabulary's size may be unset.
 
     Raises:
-        ValueError: an impossible config; names the field.
+        ValueError: an impossible value; names the field.
     """
     check_config(config)
     config = config.copy_and_resolve_references()
@@ -49,7 +52,7 @@ def describe(config: ConfigDict) -> str:
     ]
     if assumed:
         parts.append(
-            f"The vocabulary comes from the data; {_ASSUMED_VOCABULARY:,} words are assumed here "
+            f"The data determine the vocabulary; {_ASSUMED_VOCABULARY:,} words are assumed here "
             "(--config.model.text.vocabulary_size=...)."
         )
     parts.append(_step(model, tx, schedule, config, state))
@@ -57,7 +60,7 @@ def describe(config: ConfigDict) -> str:
 
 
 def _parameters(params: Any, config: ConfigDict) -> str:
-    """Return a table of all parameters, and their sums."""
+    """Return a table of all parameters, then how many there are and how many are trained."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     labels = flax.traverse_util.flatten_dict(label_parameters(params, config), sep="/")
     rows = [["parameter", "shape", "number", "dtype", ""]]
@@ -70,7 +73,7 @@ def _parameters(params: Any, config: ConfigDict) -> str:
 
 
 def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -> str:
-    """Return the memory and the FLOP of a training step on one device."""
+    """Return a table of the memory and the FLOP of a training step on one device."""
     batch_size = config.train.batch_size
     inputs = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, batch_size, _TEXT_WIDTH))
     one = sharding.make_mesh(jax.devices()[:1])
@@ -91,7 +94,7 @@ def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -
     ]
     return (
         f"{table(rows)}\n(scratch and FLOP as compiled for {jax.default_backend()}, one device; "
-        "the compiler counts one step of the text's recurrence)"
+        "the compiler counts only one step of the text encoder's recurrence)"
     )
 
 

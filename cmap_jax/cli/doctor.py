@@ -1,4 +1,4 @@
-"""Look at a data folder: what is missing or odd, what it does to training, and the remedy.
+"""Examine a data folder: missing files and oddities, their effect on training, and remedies.
 
 cmap doctor fashion_iq fashion-iq
 cmap doctor fashion200k labels --images /data/fashion200k --json > report.json
@@ -13,7 +13,7 @@ from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.tables import table
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline.doctor import examine as doctor
-from input_pipeline.registry import NAMES, data_set_name
+from input_pipeline.registry import DATA_SETS, find_data_set
 
 SPELLING = doctor.SPELLING
 _SHOWN = 3  # examples of a finding
@@ -21,29 +21,36 @@ _SHOWN = 3  # examples of a finding
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(DATA_SETS)}")
     parser.add_argument(
         "directory", metavar="DIR", type=path, help="the folder with the annotations"
     )
     parser.add_argument(
-        "--images", metavar="DIR", type=path, help="with the images, where not inside DIR"
+        "--images",
+        metavar="DIR",
+        type=path,
+        help="the folder with the images, where not inside DIR",
     )
     parser.add_argument(
         "--vocabulary",
         type=path,
         metavar="FILE",
-        help="a model's vocabulary.txt: which words of the captions it lacks",
+        help="a model's vocabulary.txt, to list the words of the captions that it lacks",
     )
     add_near_names(parser)
-    parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
+    parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine, print, and return 1 where training would fail."""
-    name = data_set_name(arguments.dataset)
+    find_data_set(arguments.dataset)  # a wrong name is refused before any file is read
     vocabulary = Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
     report = doctor.examine(
-        name, arguments.directory, arguments.images, vocabulary, arguments.near_names
+        arguments.dataset,
+        arguments.directory,
+        image_directory=arguments.images,
+        vocabulary=vocabulary,
+        near_names=arguments.near_names,
     )
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
@@ -53,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def page(report: doctor.Report) -> str:
-    """Return a report for people: what there is, what is wrong with it, and the verdict."""
+    """Return a report as text: numbers, problems with their remedies, and the verdict."""
     parts = [f"{report.name} in {report.directory}"]
     if report.layout:
         parts += [_overview(report), _counts(report), _protocols(report)]
@@ -120,8 +127,8 @@ def _skipping(report: doctor.Report) -> str:
 
 
 def _unit(report: doctor.Report) -> str:
-    """Return what training items are made of; Fashion200k's pairs are drawn."""
-    return "images" if report.name == "fashion200k" else "triplets"
+    """Return what `Report.triplets` counts: "triplets", or "images" where they are drawn."""
+    return find_data_set(report.name).training.unit
 
 
 def _rate(report: doctor.Report) -> str:

@@ -1,6 +1,6 @@
-"""What a person can mend ends a command with a line that says how, in place of a traceback.
+"""Errors that the user can mend: one line with the remedy in place of a traceback.
 
-Set CMAP_TRACEBACK=1 to see the traceback all the same.
+With the environment variable CMAP_TRACEBACK=1 the traceback is shown all the same.
 """
 
 import contextlib
@@ -12,15 +12,15 @@ from typing import NoReturn
 
 from cmap_jax.remedies import spelled
 
-# The extra of setup.py that brings a package.
+# Packages that an extra of setup.py installs, and the extra's name.
 _EXTRAS = {"torch": "torch", "apache_beam": "prepare", "mlcroissant": "prepare"}
 _BUCKET = re.compile(r"\b[a-z][a-z0-9]*://[^\s'\",)]+")
-_PIPE_CLOSED = 141  # the exit status of a program that SIGPIPE ended
-_LONGEST = 300  # characters of a server's answer
+_PIPE_CLOSED = 141  # exit status of a program that SIGPIPE ends, as shells report it
+_LONGEST = 300  # characters of a storage server's answer that a message shows
 
 
 class UsageError(ValueError):
-    """The command line is wrong; the message is for the person who typed it."""
+    """A mistake in the command line; the message is shown to the user."""
 
 
 def end_with(program: str, message: str, status: int) -> NoReturn:
@@ -33,17 +33,17 @@ def end_with(program: str, message: str, status: int) -> NoReturn:
 def expected_errors(
     program: str, spelling: Mapping[str, str] | None = None, status: int = 1
 ) -> Iterator[None]:
-    """End the program with a line about what a person can mend, and its exit status.
+    """Turn errors in the block that the user can mend into one line and an exit status.
 
     Args:
-        program: the command as it was typed, for the beginning of the line.
-        spelling: how the command spells the config's fields; see `remedies.spelled`.
-        status: the exit status, where the error was no signal; see `status_of`.
+        program: the command as it was typed; begins the line.
+        spelling: the command's flags for config fields; see `remedies.spelled`.
+        status: the exit status after an error that no signal caused; see `status_of`.
     """
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read what is printed, such as `head`, has read enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_PIPE_CLOSED)
     except (Exception, KeyboardInterrupt) as error:
@@ -56,7 +56,11 @@ def expected_errors(
 def status_of(error: BaseException, otherwise: int = 1) -> int:
     """Return the exit status of a program that an error ends.
 
-    Where a signal was the reason, 130 (Ctrl-C) or 143 (SIGTERM), so that `this && next` stops.
+    After Ctrl-C it is 130 and after SIGTERM 143, as shells expect.
+
+    Args:
+        error: the exception that ends the program.
+        otherwise: the status where no signal caused it.
     """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -65,16 +69,16 @@ def status_of(error: BaseException, otherwise: int = 1) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return a line about what went wrong and what mends it; None where that is not known."""
+    """Return a line with the error and its remedy; None for an unexpected error."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, ModuleNotFoundError):
         return _explain_missing_package(error)
-    if _is_of_storage(error) and (place := _BUCKET.search(_text(error))):
-        return _explain_bucket(place[0].rstrip(".:"), _text(error))
+    if _is_storage_error(error) and (match := _BUCKET.search(_text(error))):
+        return _explain_bucket(match[0].rstrip(".:"), _text(error))
     if isinstance(error, ValueError | OSError | FloatingPointError):
         return _text(error)
-    # Only here: it loads JAX, for which a wrong flag need not wait.
+    # Imported here since it loads JAX, which takes seconds.
     from cmap_jax.training.stopping import Stopped
 
     return str(error) if isinstance(error, Stopped) else None
@@ -86,33 +90,33 @@ def _text(error: BaseException) -> str:
     return str(error)
 
 
-def _is_of_storage(error: BaseException) -> bool:
-    """Tell whether a file system, Python's or TensorFlow's, is what failed."""
-    if isinstance(error, FileNotFoundError):  # it was reached
+def _is_storage_error(error: BaseException) -> bool:
+    """Return whether a file system, Python's or TensorFlow's, could not be reached or read."""
+    if isinstance(error, FileNotFoundError):  # the file system answered
         return False
     return isinstance(error, OSError) or type(error).__module__.startswith("tensorflow.")
 
 
-def _explain_bucket(place: str, text: str) -> str:
-    scheme = place.partition("://")[0]
-    reason = re.sub(" when reading .*", "", " ".join(text.split())).replace(place, "")
+def _explain_bucket(url: str, text: str) -> str:
+    scheme = url.partition("://")[0]
+    reason = re.sub(" when reading .*", "", " ".join(text.split())).replace(url, "")
     reason = " ".join(reason.split())[:_LONGEST].strip(" :")
     if "not implemented" in text:
         return (
-            f"{place}: nothing here can read {scheme}://. Use gs://, or copy or mount the bucket "
-            "and name the folder"
+            f"{url}: no installed package can read {scheme}://. Use gs://, or copy or mount the "
+            "bucket and name the folder"
         )
     return (
-        f"{place} cannot be reached: {reason}. Check its name, the network and your permission "
+        f"{url} cannot be reached: {reason}. Check its name, the network and your permission "
         "(gcloud auth application-default login), or name a folder of this machine"
     )
 
 
 def _explain_missing_package(error: ModuleNotFoundError) -> str | None:
     package = (error.name or "").partition(".")[0]
-    if not package:  # whoever raised it says what to do
+    if not package:  # raised by our own code, with the remedy in its message
         return str(error)
     if package in ("cmap_jax", "configs", "input_pipeline"):
         return None
-    what = f"cmap_jax[{_EXTRAS[package]}]" if package in _EXTRAS else package
-    return f"this needs the package {package}, which is not installed: pip install '{what}'"
+    source = f"cmap_jax[{_EXTRAS[package]}]" if package in _EXTRAS else package
+    return f"this needs the package {package}, which is not installed: pip install '{source}'"

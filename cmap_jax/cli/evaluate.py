@@ -72,12 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
     from cmap_jax.cli import from_workdir, run
     from cmap_jax.evaluation.results_file import results_path
     from cmap_jax.workdir import description as workdir_lib
-    from input_pipeline.registry import data_set_name
+    from input_pipeline.registry import find_data_set
 
     workdir_lib.read_description(arguments.workdir)  # refuses a folder that is none
     config = from_workdir.get_config(arguments.workdir)
     if arguments.data:
-        from_workdir.use_data_set(config, data_set_name(arguments.data))
+        from_workdir.use_data_set(config, find_data_set(arguments.data).name)
     if arguments.dir:
         config.data.directory = arguments.dir
     if arguments.images:

@@ -1,4 +1,4 @@
-"""The flags of main.py, and errors about them that fit on a line."""
+"""The flags of main.py; a mistake in them is answered with one line."""
 
 import os
 import pathlib
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from cmap_jax.cli import config_files
 from cmap_jax.cli.arguments import expand_fields, expand_flags
 from cmap_jax.cli.errors import UsageError, expected_errors
+from cmap_jax.config_fields import flatten
 
 MODES = ("train", "evaluate", "describe")
 _HELP = re.compile(r"--?(h|help|helpshort|helpfull|\?)")
@@ -22,50 +23,57 @@ CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "File with the configuration, such as configs/garments.py or configs/garments.py:debug, or a "
-    "workdir's config.json; default: that of --workdir. A field is overridden with "
-    "--config.any.field=value.",
+    "workdir's config.json; default: the config of --workdir. --config.any.field=value overrides a "
+    "field.",
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run; default runs/<config name>. An existing one is continued, with its own "
-    "config where no other is given.",
+    "Folder of the run; default: runs/<config name>. A run that it holds is continued, with its "
+    "own config if no --config is given.",
 )
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
     MODES,
-    "train; evaluate: what stands in --workdir, on the data set of --config where that is given "
-    "too; describe: a model's parameters, memory and FLOP.",
+    "train; evaluate: the model in --workdir, on the data set of --config if that is given too; "
+    "describe: print a model's parameters, memory and FLOP.",
 )
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
-    "Folder for compiled programs, so that the next start is quick; default in the user's cache "
-    'folder; "off" for none.',
+    "Folder for compiled programs, which later runs reuse; default: a folder in the user's cache; "
+    '"off": none.',
 )
 VERBOSE = flags.DEFINE_boolean(
-    "verbose", False, "Also log every parameter, all settings, each curve's values and speeds."
+    "verbose", False, "Also log all parameters, settings, metrics and speeds."
 )
 
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "Of several processes that are one run: HOST:PORT of process 0."
+    "coordinator", None, "HOST:PORT of process 0, for a run of several processes."
 )
-PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes the run has.")
-PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.")
+PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Number of processes of the run.")
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Index of this process, from 0.")
 CLUSTER = flags.DEFINE_boolean(
     "cluster",
     False,
-    "Ask the cluster for these three: Cloud TPU, SLURM, Open MPI, Kubernetes. See docs/scaling.md.",
+    "Take these three from the cluster: Cloud TPU, SLURM, Open MPI or Kubernetes; see "
+    "docs/scaling.md.",
 )
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parse the command line, or end the program with one line about what is wrong with it.
+    """Parse the command line, or end the program with one line that names the mistake.
 
-    Without --config the config is that of the workdir; in evaluate mode it always is, and a
-    --config beside --workdir says on which data set. Overrides apply to it.
+    Without --config, and always in evaluate mode, the config is the workdir's; there a --config
+    beside --workdir names the data set. Overrides change the config that results.
+
+    Args:
+        argv: the program's name, then the flags.
+
+    Returns:
+        The program's name alone: there are no positional arguments.
     """
     argv = list(argv)
     program = os.path.basename(argv[0])
@@ -74,10 +82,11 @@ def parse(argv: Sequence[str]) -> list[str]:
             print(usage(program, _value(argv, "config")))
             sys.exit(0)
         argv = _with_config(expand_flags(argv))
-        config = config_files.read(_value(argv, "config"))  # ml_collections puts its errors off
+        # Read before absl does: ml_collections would report the file's errors much later.
+        config = config_files.read(_value(argv, "config"))
         try:
             rest = flags.FLAGS(argv)
-        except Exception as error:  # absl and ml_collections raise many kinds
+        except Exception as error:  # absl and ml_collections raise errors of many classes
             raise UsageError(_explain(error, argv, config)) from error
         if rest[1:]:
             raise UsageError(f"unexpected argument {rest[1]!r}; flags begin with --")
@@ -86,17 +95,21 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def usage(program: str, config_file: str | None = None) -> str:
-    """Return the text of --help: the flags, and the configs or the fields of the one named.
+    """Return the text of --help: the flags, and the names of all configs or one config's fields.
+
+    Args:
+        program: the name by which the program was started.
+        config_file: a --config value whose fields are listed; None lists the configs.
 
     Raises:
-        UsageError: it is no config.
+        UsageError: ``config_file`` is not a config.
     """
     examples = (
         "--config=configs/garments.py",
         "--mode=evaluate --workdir=runs/garments",
         "--mode=describe --config=configs/fashioniq.py",
     )
-    # Flags that other packages define are left out, since nobody needs them here.
+    # Flags that other packages define have no use here and are left out.
     own = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[__name__]]
     parts = [
         "Train, evaluate or describe a model.",
@@ -109,13 +122,13 @@ def usage(program: str, config_file: str | None = None) -> str:
             textwrap.fill(f"Configs: {', '.join(config_files.names())}", 96) + f"\nFields: {more}"
         )
     else:
-        fields = config_files.flatten(config_files.read(_readable(config_file)))
+        fields = flatten(config_files.read(_readable(config_file)))
         parts.append("\n".join(f"--config.{name}={value}" for name, value in fields.items()))
     return "\n\n".join(parts)
 
 
 def command(program: str) -> str:
-    """Return what is typed before the flags, from the name that the program was started by."""
+    """Return the command without its flags: "python main.py" for "main.py", else the program."""
     return f"python {program}" if program.endswith(".py") else program
 
 
@@ -128,9 +141,10 @@ def _flag_help(name: str) -> str:
 
 
 def default_workdir(config_file: str) -> str:
-    """Return runs/<config name>[-<argument>] for a --config value; a workdir's own for its config.
+    """Return the workdir of a --config value that comes without --workdir.
 
-    So a run whose stored config is named goes on where it is.
+    It is runs/<config name>[-<argument>], or the workdir that holds the config if it is a stored
+    one: that run continues.
     """
     if own := config_files.workdir_of(config_file):
         return own
@@ -140,21 +154,21 @@ def default_workdir(config_file: str) -> str:
 
 
 def _value(argv: Sequence[str], name: str) -> str | None:
-    """Return a flag's value as typed, before absl parses it; the last one counts."""
-    found = None
+    """Return a flag's value as typed, before absl parses it; the last of several counts."""
+    typed = None
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag in (f"--{name}", f"-{name}"):
-            found = value if equals else next(iter(argv[i + 1 : i + 2]), None)
-    return found
+            typed = value if equals else next(iter(argv[i + 1 : i + 2]), None)
+    return typed
 
 
 def _with_config(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with both --config and --workdir, the config as it can be read.
+    """Return the arguments with both --config and --workdir, as ml_collections can read them.
 
     Raises:
-        UsageError: it is not said which config or which run, or it is no config.
-        FileNotFoundError, ValueError: it is no workdir, or a broken one.
+        UsageError: no config or run is named, or the one named does not exist.
+        FileNotFoundError, ValueError: not a workdir, or a broken one.
     """
     config_file, folder = _value(argv, "config"), _value(argv, "workdir")
     if _value(argv, "mode") == "evaluate":
@@ -167,19 +181,19 @@ def _with_config(argv: Sequence[str]) -> list[str]:
         raise UsageError(
             "which config? For example --config=configs/garments.py; --help lists flags and configs"
         )
-    # Only here: it takes seconds to load, which --help and a wrong flag need not wait for.
+    # Imported here since it loads JAX: --help and a mistyped flag are answered before that.
     from cmap_jax.workdir import description as workdir_lib
 
     if workdir_lib.read_config(folder) is None:
         raise UsageError(
-            f"which config? {folder} is not a workdir that holds one; give such as "
+            f"which config? {folder} is not a workdir that holds one; name one, such as "
             "--config=configs/garments.py"
         )
     return _replaced(argv, config_files.from_workdir(folder), folder)
 
 
 def _with_workdir_config(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with --config reading the own config of the workdir to evaluate."""
+    """Return the arguments of evaluate mode with --config reading the workdir's config."""
     config_file, folder = _value(argv, "config"), _value(argv, "workdir")
     if folder is None and config_file is None:
         raise UsageError("evaluate which run? Give --workdir=...")
@@ -192,7 +206,7 @@ def _with_workdir_config(argv: Sequence[str]) -> list[str]:
         config_files.read(data_config)
     from cmap_jax.workdir import description as workdir_lib
 
-    workdir_lib.read_description(folder)  # refuses what is no workdir, with the reason
+    workdir_lib.read_description(folder)  # raises for a folder that is not a workdir
     return _replaced(argv, config_files.from_workdir(folder, data_config), folder)
 
 
@@ -200,7 +214,7 @@ def _readable(config_file: str) -> str:
     """Return a --config value as ml_collections can read it.
 
     Raises:
-        UsageError: there is no such file, or it is a broken JSON file.
+        UsageError: no such file, or a JSON file that is broken.
     """
     config_file = config_files.find(config_file)
     if not config_files.is_json(config_file):
@@ -210,24 +224,24 @@ def _readable(config_file: str) -> str:
 
 
 def _replaced(argv: Sequence[str], config_file: str, folder: str) -> list[str]:
-    """Return the arguments with these values of --config and --workdir, first of all."""
+    """Return the arguments with these values of --config and --workdir, before all others."""
     program, *typed = argv
     others = iter(typed)
     kept = []
     for argument in others:
         if argument in ("--config", "-config", "--workdir", "-workdir"):
-            next(others, None)  # its value
+            next(others, None)  # skips the flag's value
         elif not re.match("--?(config|workdir)=", argument):
             kept.append(argument)
     return [program, f"--config={config_file}", f"--workdir={folder}", *kept]
 
 
 def _explain(error: Exception, argv: Sequence[str], config: ConfigDict) -> str:
-    """Return one line that says what is wrong with the command line, and the remedy."""
+    """Return one line with the mistake in the command line and its remedy."""
     if "before a value for --config" in str(error):
         return "--config must come before the overrides of its fields: put it first"
     for path in (match["path"] for a in argv if (match := _OVERRIDE.match(a))):
-        if problem := config_files.unknown_field(config, path):
+        if problem := config_files.unknown_field(path):
             return problem
         if isinstance(error, flags.IllegalFlagValueError) and f"config.{path}=" in str(error):
             typed = str(error).partition(f"config.{path}=")[2].partition(":")[0]

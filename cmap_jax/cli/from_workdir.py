@@ -1,4 +1,4 @@
-r"""A stored config, a workdir's or a file like it, for overrides.
+r"""The config file through which a stored config, in a workdir or a JSON file, takes overrides.
 
 python main.py --mode=evaluate --workdir=runs/garments --config.eval.rankings=true
 python main.py --mode=evaluate --workdir=runs/cirr --config=configs/circo.py \
@@ -15,11 +15,11 @@ from configs import default
 
 
 def get_config(argument: str) -> ConfigDict:
-    """Return a stored config, its empty fields open to overrides of the right type.
+    """Return a stored config in which fields that are None take overrides of their type.
 
     Args:
-        argument: the workdir, or a JSON file; and, after a "|", a config file whose data set is to
-            be evaluated on, where it is another one than the stored config's.
+        argument: path of the workdir or the JSON file. After a "|" there may be a --config value,
+            whose data set replaces the stored one.
 
     Raises:
         ValueError: the stored config is broken; names the file.
@@ -40,7 +40,7 @@ def get_config(argument: str) -> ConfigDict:
 
 
 def use_data_set(config: ConfigDict, name: str) -> None:
-    """Point a config at another data set, whose folders are then to be given."""
+    """Set a config to another data set and unset its folders; the config's own changes nothing."""
     if name != config.data.name:
         config.data.name = name
         config.data.directory = None

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import input_pipeline
 from cmap_jax import sharding
 from cmap_jax.cli.results_table import results_table
+from cmap_jax.config_fields import Kind, differences
 from cmap_jax.evaluation.evaluator import Evaluator, Interrupted
 from cmap_jax.evaluation.results import Result
 from cmap_jax.evaluation.results_file import RANKINGS, read_results, results_path
@@ -19,6 +20,7 @@ from cmap_jax.training.check import check_config
 from cmap_jax.training.initial_weights import read_initial_weights
 from cmap_jax.training.stopping import Stopped, StopRequest
 from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.same_run import check_same_run
 
 
 def run(
@@ -73,7 +75,7 @@ def _train(config: ConfigDict, workdir: str) -> None:
     # Before any data are rendered or read; what is impossible, before what does not fit.
     check_config(config)
     input_pipeline.check_fields(config)
-    workdir_lib.check_same_run(workdir, config)
+    check_same_run(workdir, config)
     check_can_write(workdir)
     if workdir_lib.has_checkpoint(workdir):
         # What the run started from is no longer needed, and may be gone.
@@ -99,12 +101,8 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
     check_config(config, training=False)
     description = workdir_lib.read_description(workdir)
     config = _read_as_trained(config, description, workdir)
-    # What the weights were made with; all else may differ.
-    old, new = (
-        {"model": c.model.to_dict(), "data": {k: c.data[k] for k in ("resize", "crop")}}
-        for c in (description.config, config)
-    )
-    changed = list(workdir_lib.differing_fields(old, new))
+    old, new = description.config.to_dict(), config.to_dict()
+    changed = differences(old, new, Kind.TRAINED)
     if changed:
         raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
     workdir_lib.check_has_weights(workdir)

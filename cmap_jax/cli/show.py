@@ -22,8 +22,9 @@ from cmap_jax.visualization.grids import (
 from input_pipeline import storage
 from input_pipeline.images.check import check_images
 from input_pipeline.images.sources import open_images
+from input_pipeline.reading import read_folder
 from input_pipeline.records import DataError, Query, Records, Triplet, TripletSource
-from input_pipeline.registry import NAMES, data_set_name, read_folder
+from input_pipeline.registry import DATA_SETS, find_data_set
 
 SPELLING = {
     "data.directory": "the argument directory",
@@ -36,7 +37,7 @@ _TARGETS = 3  # right images shown of a query
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("dataset", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("dataset", help=f"one of {', '.join(DATA_SETS)}")
     parser.add_argument("directory", type=path, help="the folder that holds the annotations")
     parser.add_argument(
         "--out", required=True, type=path, help="the picture to write, .png or .jpg"
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the picture and print a line about it."""
-    name = data_set_name(arguments.dataset)
+    name = find_data_set(arguments.dataset).name
     _check(arguments)
     records = read_folder(name, arguments.directory, arguments.images, arguments.near_names)
     if arguments.protocol:

@@ -7,22 +7,29 @@
 PyTorch is needed for `.pth` files alone, and only to read them: ``pip install 'cmap_jax[torch]'``.
 """
 
-import importlib
-from typing import Any
+from etils import epy
 
-_HOME = {
-    "load_reference_checkpoint": "cmap_jax.convert.reference",
-    "load_resnet": "cmap_jax.convert.torchvision",
-    "load_release_vocabulary": "cmap_jax.convert.release_vocabulary",
-    "load_word_vectors": "cmap_jax.convert.word_vectors",
-}
-__all__ = sorted(_HOME)
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.convert import (
+        reference,
+        release_vocabulary,
+        state_dict,
+        torchvision,
+        word_vectors,
+    )
+    from cmap_jax.convert.reference import load_reference_checkpoint
+    from cmap_jax.convert.release_vocabulary import load_release_vocabulary
+    from cmap_jax.convert.torchvision import load_resnet
+    from cmap_jax.convert.word_vectors import load_word_vectors
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name or a module of the package at its first use (PEP 562)."""
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if f"{__name__}.{name}" in _HOME.values():
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "load_reference_checkpoint",
+    "load_release_vocabulary",
+    "load_resnet",
+    "load_word_vectors",
+    "reference",
+    "release_vocabulary",
+    "state_dict",
+    "torchvision",
+    "word_vectors",
+]

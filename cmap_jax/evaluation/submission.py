@@ -1,111 +1,65 @@
-"""What the servers of CIRR and CIRCO are sent: made of rankings, and checked before it is written.
+"""Files for a data set's server: made from rankings, and checked before they are written.
 
-Their test splits have no public answers (SPEC 5). The rules come from the data sets' own pages:
+    files = make_submission(rules, rankings)
+    check_submission(rules, files["recall.json"], evaluation)
+    write_submissions("cirr-test1", files)
 
-CIRR   two files, {"version": "rc2", "metric": "recall", pairid: [the 50 best names]} and the same
-       with "recall_subset" and the 3 best among the other five members of the query's set; the
-       reference is in neither
-CIRCO  one file, {"0": [the 50 best ids], ...}, ids as whole numbers; it may hold the reference
+The answers of some splits are known to a server alone (SPEC 5); the `Submission` of the data set
+says what its server takes.
 """
 
 import collections
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from cmap_jax import files
+from cmap_jax.protocols import AnswerFile, Submission
 
-# What CIRR's server takes at most; real files have 4.2 and 0.3 MB. CIRCO's states no limit and its
-# real files have 0.3 MB: more than this is no submission.
-MAX_BYTES = 5_000_000
-TOP, SUBSET_TOP = 50, 3  # images a query
-
-_VERSION = "rc2"
-_RECALL, _SUBSET = "recall", "recall_subset"
-_HEADER = ("version", "metric")
 _SHOWN = 5  # problems in a message
-_ID = re.compile("[0-9]{1,12}")  # an id of CIRCO's as a text, perhaps padded as in file names
+_ID = re.compile("[0-9]{1,12}")  # a whole number as a text, perhaps padded as in file names
 _TYPES = {str: "a name", int: "a whole number"}
 
 
-def cirr_submissions(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return CIRR's two files by name.
+def make_submission(
+    rules: Submission, rankings: Iterable[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the content of each file, by name.
 
     Args:
-        records: rankings as `Evaluator.search` returns them: of each the ``query``, and the
-            images ``top`` and ``subset_top``, best first and without the reference.
+        rules: the server's.
+        rankings: lists of images as `Evaluator.search` returns them: each has the ``query``, and
+            the images under ``top`` and, where the queries have sets, ``subset_top``, best first.
     """
-    records = list(records)
-
-    def submission(metric: str, images: str, count: int) -> dict[str, Any]:
-        answers = {record["query"]: list(record[images][:count]) for record in records}
-        return {"version": _VERSION, "metric": metric, **answers}
-
+    rankings = list(rankings)
     return {
-        f"{_RECALL}.json": submission(_RECALL, "top", TOP),
-        f"{_SUBSET}.json": submission(_SUBSET, "subset_top", SUBSET_TOP),
+        file.name: {
+            **file.header,
+            **{
+                ranking["query"]: [rules.image_type(i) for i in ranking[file.ranking][: file.count]]
+                for ranking in rankings
+            },
+        }
+        for file in rules.files
     }
 
 
-def circo_submissions(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return CIRCO's one file by name.
+def check_submission(
+    rules: Submission, content: Any, evaluation: Any, gallery_is_known: bool = True
+) -> tuple[str, ...]:
+    """Refuse a file that the server would not take, or would take and misjudge.
 
     Args:
-        records: rankings as `Evaluator.search` returns them: of each the ``query``, and the
-            images ``top``, best first.
-    """
-    answers = {record["query"]: [int(image) for image in record["top"][:TOP]] for record in records}
-    return {"submission.json": answers}
-
-
-def check_cirr(content: Any, evaluation: Any) -> tuple[str, ...]:
-    """Refuse what CIRR's server would not take, or would take and misjudge.
-
-    Args:
-        content: one of the two files; its ``metric`` tells which.
+        rules: the server's.
+        content: content of a file; its header tells which of the submission's files it is. Images
+            that are whole numbers may be texts: a server's script makes numbers of them.
         evaluation: the split, an `input_pipeline.records.Evaluation`.
-
-    Returns:
-        Remarks for people about what is odd and right all the same; here none.
-
-    Raises:
-        ValueError: lists the first problems, each with its pair and the rule that it breaks.
-    """
-    _check_object(content)
-    version, metric = (content.get(name) for name in _HEADER)
-    problems = []
-    if version != _VERSION:
-        problems.append(f'version: must be "{_VERSION}", not {_shown(version)}')
-    if metric not in (_RECALL, _SUBSET):
-        problems.append(f'metric: must be "{_RECALL}" or "{_SUBSET}", not {_shown(metric)}')
-        raise ValueError(_message(problems))  # what the lists must be is not known
-    galleries = {name: frozenset(ids) for name, ids in evaluation.galleries.items()}
-
-    def check(answer: Any, query: Any) -> Iterator[str]:
-        if metric == _RECALL:
-            count, images, whose = TOP, galleries[query.category], "images of the split"
-        else:
-            count, images, whose = SUBSET_TOP, frozenset(query.subset), "members of its set"
-        yield from _list_problems(answer, str, count, images, whose, query.reference)
-
-    answers = {key: answer for key, answer in content.items() if key not in _HEADER}
-    problems += _problems(answers, "pair", evaluation, check)
-    _finish(content, problems)
-    return ()
-
-
-def check_circo(content: Any, evaluation: Any, gallery_is_known: bool = True) -> tuple[str, ...]:
-    """Refuse what CIRCO's server would not take, or would take and misjudge.
-
-    Args:
-        content: the file. Ids may be texts: the server's script makes numbers of them.
-        evaluation: the split, an `input_pipeline.records.Evaluation`.
-        gallery_is_known: whether its gallery is all of CIRCO's; where it is not, an id cannot be
-            told to be outside.
+        gallery_is_known: whether the evaluation has all images of the gallery; where it has not,
+            no image can be told to be outside.
 
     Returns:
         Remarks for people about what is odd and right all the same.
@@ -113,29 +67,39 @@ def check_circo(content: Any, evaluation: Any, gallery_is_known: bool = True) ->
     Raises:
         ValueError: lists the first problems, each with its query and the rule that it breaks.
     """
-    _check_object(content)
-    galleries = {name: frozenset(map(int, ids)) for name, ids in evaluation.galleries.items()}
-
-    def check(answer: Any, query: Any) -> Iterator[str]:
-        images = galleries[query.category] if gallery_is_known else None
-        yield from _list_problems(answer, int, TOP, images, "images of the gallery")
-
-    numbers = {query: _to_numbers(answer) for query, answer in content.items()}
-    _finish(content, list(_problems(numbers, "query", evaluation, check)))
-    texts = numbers != content
+    if not isinstance(content, dict):
+        raise ValueError(f"must be an object of queries and lists of images, not {_shown(content)}")
+    file, problems = _recognize(rules, content)
+    if file is None:
+        raise ValueError(_message(problems))  # the rules for the lists are not known
+    answers = {key: answer for key, answer in content.items() if key not in file.header}
+    given = answers
+    if rules.image_type is int:
+        answers = {key: _to_numbers(answer) for key, answer in given.items()}
+    check = _list_checker(rules, file, evaluation, gallery_is_known)
+    problems += _problems(answers, rules.query, evaluation, check)
+    if not problems and (size := len(_encode(content))) > rules.max_bytes:
+        problems = [_too_large(size, rules.max_bytes)]
+    if problems:
+        raise ValueError(_message(problems))
+    texts = answers != given
     return ("its ids are texts, of which the server's script makes numbers",) if texts else ()
 
 
-def read_submission(path: str | os.PathLike) -> Any:
+def read_submission(path: str | os.PathLike, max_bytes: int) -> Any:
     """Return a file's content, to be checked.
+
+    Args:
+        path: the file.
+        max_bytes: size of the largest file that is read.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: too large, not JSON, or an object with a key twice; names the file.
     """
     size = epath.Path(path).stat().length
-    if size > MAX_BYTES:
-        raise ValueError(f"{os.fspath(path)}: {_too_large(size)}")
+    if size > max_bytes:
+        raise ValueError(f"{os.fspath(path)}: {_too_large(size, max_bytes)}")
     text = files.read_text(path)
     content = files.parse_json(text, path)
     if isinstance(content, dict):
@@ -158,6 +122,48 @@ def write_submissions(folder: str | os.PathLike, submissions: Mapping[str, Any])
             files.write_text(scratch / name, _encode(content))
 
 
+def _recognize(
+    rules: Submission, content: Mapping[Any, Any]
+) -> tuple[AnswerFile | None, list[str]]:
+    """Return which of a submission's files a content is, and what is wrong with its header."""
+    candidates = list(rules.files)
+    problems = []
+    for key in rules.files[0].header:
+        value = content.get(key)
+        allowed = list(dict.fromkeys(file.header[key] for file in rules.files))
+        if value not in allowed:
+            options = " or ".join(f'"{option}"' for option in allowed)
+            problems.append(f"{key}: must be {options}, not {_shown(value)}")
+        if len(allowed) > 1:  # this key tells the files apart
+            candidates = [file for file in candidates if file.header[key] == value]
+    return (candidates[0] if candidates else None), problems
+
+
+def _list_checker(
+    rules: Submission, file: AnswerFile, evaluation: Any, gallery_is_known: bool
+) -> Callable[[Any, Any], Iterator[str]]:
+    """Return a function from a query's list and the query to what is wrong with the list."""
+    kind = rules.image_type
+    galleries = {name: frozenset(map(kind, ids)) for name, ids in evaluation.galleries.items()}
+
+    def check(answer: Any, query: Any) -> Iterator[str]:
+        if file.ranking == "subset_top":
+            images = frozenset(map(kind, query.subset))
+        else:
+            images = galleries[query.category] if gallery_is_known else None
+        excluded = evaluation.protocol.reference == "excluded"
+        return _list_problems(
+            answer,
+            kind=kind,
+            count=file.count,
+            images=images,
+            candidates=file.candidates,
+            excluded=kind(query.reference) if excluded else None,
+        )
+
+    return check
+
+
 def _to_numbers(answer: Any) -> Any:
     """Return a list of ids with those that are texts as whole numbers; anything else as it is."""
     if not isinstance(answer, list):
@@ -166,46 +172,47 @@ def _to_numbers(answer: Any) -> Any:
 
 
 def _encode(content: Any) -> str:
-    # Indented, CIRR's file would be larger than its server allows.
+    # Indented, a large submission would exceed its server's limit.
     return json.dumps(content)
 
 
-def _check_object(content: Any) -> None:
-    if not isinstance(content, dict):
-        raise ValueError(f"must be an object of queries and lists of images, not {_shown(content)}")
-
-
-def _problems(answers: Mapping[Any, Any], what: str, evaluation: Any, check: Any) -> Iterator[str]:
+def _problems(
+    answers: Mapping[Any, Any],
+    noun: str,
+    evaluation: Any,
+    check: Callable[[Any, Any], Iterator[str]],
+) -> Iterator[str]:
     """Yield what is wrong with the keys, and with each query's list by ``check(answer, query)``."""
     queries = {query.id: query for query in evaluation.queries}
     for key in answers:
         if key not in queries:
-            yield f"{what} {_shown(key)}: not one of the split's {len(queries)} queries"
+            yield f"{noun} {_shown(key)}: not one of the split's {len(queries)} queries"
     for key, query in queries.items():
         if key not in answers:
-            yield f"{what} {key}: missing"
+            yield f"{noun} {key}: missing"
             continue
         for problem in check(answers[key], query):
-            yield f"{what} {key}: {problem}"
+            yield f"{noun} {key}: {problem}"
 
 
 def _list_problems(
     answer: Any,
+    *,
     kind: type,
     count: int,
     images: Collection[Any] | None,
-    whose: str,
-    excluded: str | None = None,
+    candidates: str,
+    excluded: Any,
 ) -> Iterator[str]:
     """Yield what is wrong with one query's list of images, once a rule.
 
     Args:
         answer: the list.
-        kind: type of an image's name.
+        kind: type of an image in it.
         count: images wanted; fewer where there are not so many.
-        images: those that may be named; None where they are not known.
-        whose: what these are, for people.
-        excluded: the reference, where the rules forbid it.
+        images: the images that may be listed; None where they are not known.
+        candidates: noun phrase for these images.
+        excluded: the reference, where the rules forbid it; otherwise None.
     """
     if not isinstance(answer, list):
         yield f"must be a list of images, not {_shown(answer)}"
@@ -226,18 +233,8 @@ def _list_problems(
         yield f"has its own reference {_shown(excluded)}"
     for image in answer:
         if images is not None and image not in images and image != excluded:
-            yield f"has {_shown(image)}, which is not among the {len(images)} {whose}"
+            yield f"has {_shown(image)}, which is not among the {len(images)} {candidates}"
             break
-
-
-def _finish(content: Any, problems: list[str]) -> None:
-    """Raise if there are problems, or if the file would be too large."""
-    if not problems:
-        size = len(_encode(content))
-        if size <= MAX_BYTES:
-            return
-        problems = [_too_large(size)]
-    raise ValueError(_message(problems))
 
 
 def _message(problems: list[str]) -> str:
@@ -247,8 +244,8 @@ def _message(problems: list[str]) -> str:
     return "\n  ".join(lines if len(problems) <= _SHOWN else [*lines, "..."])
 
 
-def _too_large(size: int) -> str:
-    return f"{size:,} bytes are more than the {MAX_BYTES:,} that a server takes"
+def _too_large(size: int, most: int) -> str:
+    return f"{size:,} bytes are more than the {most:,} that a server takes"
 
 
 def _shown(value: Any) -> str:

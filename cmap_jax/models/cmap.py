@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from cmap_jax.config_fields import check_values
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.models.encoders.resnet import DEPTHS
 from cmap_jax.models.image_encoder import ImageEncoder
-from cmap_jax.models.rematerialization import REMATS
 from cmap_jax.models.text_encoder import TextEncoder
 from cmap_jax.scoring import ComposedQuery
 
@@ -93,18 +93,10 @@ class CMAP(nn.Module):
             ValueError: a field with an impossible value, named with what is possible.
         """
         config = config.model if hasattr(config, "model") else config
+        check_values(config, "model")
         image, text = config.image, config.text
         variant = COMPOSERS[_choice("variant", config.variant, COMPOSERS)]
         _choice("image.depth", image.depth, DEPTHS)
-        _choice("image.cross_level", image.cross_level, ("down", "up", "none"))
-        _choice("text.encoder", text.encoder, ("bigru", "lstm"))
-        _choice("dtype", config.dtype, ("float32", "bfloat16", "float64"))
-        _choice("remat", config.remat, REMATS)
-        frozen_norm = _choice(
-            "image.frozen_backbone_batch_norm",
-            image.frozen_backbone_batch_norm,
-            ("batch", "running"),
-        )
         if config.embed_dim % 2 or config.embed_dim < 2:
             raise ValueError(
                 "config.model.embed_dim must be even: half for each direction of the GRU; got "
@@ -122,7 +114,8 @@ class CMAP(nn.Module):
                 "depth": image.depth,
                 "width": image.width,
                 "cross_level": image.cross_level,
-                "normalize_backbone_by_batch": not image.frozen or frozen_norm == "batch",
+                "normalize_backbone_by_batch": not image.frozen
+                or image.frozen_backbone_batch_norm == "batch",
                 "batch_norm_groups": image.batch_norm_groups,
                 "remat": config.remat,
             },

@@ -8,7 +8,6 @@ import jax
 from cmap_jax.models.layers import PRODUCT
 
 Remat = Literal["none", "products", "blocks"]
-REMATS = ("none", "products", "blocks")
 
 
 def rematerialize(

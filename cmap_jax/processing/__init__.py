@@ -1,13 +1,8 @@
 """What a model must know of raw input: text to ids, photographs to pixels."""
 
-import importlib
-from typing import Any
+from etils import epy
 
-_MODULES = frozenset({"files", "images", "progress", "tokenizer"})
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.processing import image_files, images, padded_resize, tokenizer
 
-
-def __getattr__(name: str) -> Any:
-    """Import a module of the package at its first use (PEP 562)."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["image_files", "images", "padded_resize", "tokenizer"]

@@ -1,1 +1,8 @@
 """Search in galleries of any size."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.retrieval import blocks, exact, placement, positions, scan
+
+__all__ = ["blocks", "exact", "placement", "positions", "scan"]

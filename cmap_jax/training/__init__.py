@@ -1,13 +1,38 @@
 """Training: the state, the optimiser, the step, checkpoints and the loop (SPEC 2, 3)."""
 
-import importlib
-from typing import Any
+from etils import epy
 
-_MODULES = frozenset({"check", "checkpointing", "optimizer", "train", "train_state", "train_step"})
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.training import (
+        check,
+        checkpointing,
+        curves,
+        display,
+        feed,
+        gradients,
+        initial_weights,
+        objective,
+        optimizer,
+        stopping,
+        train,
+        train_state,
+        train_step,
+        training_log,
+    )
 
-
-def __getattr__(name: str) -> Any:
-    """Import a module of the package at its first use (PEP 562)."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "check",
+    "checkpointing",
+    "curves",
+    "display",
+    "feed",
+    "gradients",
+    "initial_weights",
+    "objective",
+    "optimizer",
+    "stopping",
+    "train",
+    "train_state",
+    "train_step",
+    "training_log",
+]

@@ -46,7 +46,7 @@ class Checkpoints:
         Args:
             workdir: the workdir.
             keep: number of latest states that are kept.
-            run: the run's mark, `workdir.mark_of_run`.
+            run: the run's mark, `same_run.mark_of_run`.
         """
         self._root = workdir_lib.absolute(workdir)
         self._run = run

@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 
+from cmap_jax.config_fields import flatten
 from cmap_jax.evaluation.pictures import queries_grid
 from cmap_jax.evaluation.results import Result
 from cmap_jax.files import write_text
@@ -55,12 +56,9 @@ def tags(result: Result, prefix: str = "") -> dict[str, float]:
     }
 
 
-def flat(config: dict, prefix: str = "") -> dict[str, Any]:
+def flat(config: dict) -> dict[str, Any]:
     """Return a nested config as one level with dots, values that hparams can hold."""
-    fields = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            fields |= flat(value, f"{prefix}{key}.")
-        else:
-            fields[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
-    return fields
+    return {
+        path: value if isinstance(value, bool | int | float) else str(value)
+        for path, value in flatten(config).items()
+    }

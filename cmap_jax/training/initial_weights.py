@@ -15,26 +15,12 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from cmap_jax.config_fields import Kind, differences
 from cmap_jax.convert import load_reference_checkpoint, load_resnet, load_word_vectors
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
-from cmap_jax.workdir import description as workdir_lib
 
-# Fields of config.model that say how a model is trained, not what it computes.
-_TRAINING_FIELDS = (
-    "logit_scale",
-    "dtype",
-    "remat",
-    "image.batch_norm_groups",
-    "image.frozen",
-    "image.frozen_backbone_batch_norm",
-    "image.init_from",
-    "text.frozen",
-    "text.dropout",
-    "text.word_vectors",
-    "text.vocabulary_size",
-)
 _FREQUENT = 10  # unknown words that are named
 _WORD_STREAM = 3  # sets the words' random vectors apart from other draws from the same seed
 
@@ -205,8 +191,8 @@ def _read_model(config: ConfigDict) -> InitialWeights:
         loaded, variables, vocabulary = trained.config.model, trained.variables, trained.vocabulary
     else:
         loaded, variables, vocabulary = load_reference_checkpoint(source)
-    old, new = (_what_it_computes(c.to_dict()) for c in (loaded, config.model))
-    different = list(workdir_lib.differing_fields(old, new, "config.model"))
+    old, new = loaded.to_dict(), config.model.to_dict()
+    different = differences(old, new, Kind.MODEL, part="model")
     if different:
         raise ValueError(
             f"config.init_from: {source} holds another model:\n  "
@@ -214,17 +200,6 @@ def _read_model(config: ConfigDict) -> InitialWeights:
             + "\nSet these fields to what they are there, or start without it"
         )
     return InitialWeights(variables=variables, vocabulary=vocabulary)
-
-
-def _what_it_computes(model: dict[str, Any]) -> dict[str, Any]:
-    """Return a ``config.model`` without the fields that only say how it is trained."""
-    kept = {}
-    for name, value in model.items():
-        if isinstance(value, dict):
-            kept[name] = {k: v for k, v in value.items() if f"{name}.{k}" not in _TRAINING_FIELDS}
-        elif name not in _TRAINING_FIELDS:
-            kept[name] = value
-    return kept
 
 
 def _check_shapes(expected: Any, found: Any, source: str) -> None:

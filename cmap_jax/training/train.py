@@ -37,6 +37,7 @@ from cmap_jax.training.train_step import TrainStep, make_train_step
 from cmap_jax.training.training_log import TrainingLog
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.lock import WorkdirLock
+from cmap_jax.workdir.same_run import check_same_run, mark_of_run
 
 
 def train(
@@ -76,7 +77,7 @@ def _train(
     lock: WorkdirLock | None,
 ) -> Result:
     """Train in a workdir that nobody else works in."""
-    workdir_lib.check_same_run(workdir, config)
+    check_same_run(workdir, config)
     check_same_data(datasets, workdir)
     config = fit_vocabulary(config, datasets.vocabulary)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -86,9 +87,7 @@ def _train(
         initial = fit_initial_weights(config, initial, model, datasets)
     steps_per_epoch = datasets.train.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
-    checkpoints = Checkpoints(
-        workdir, config.train.checkpoints_to_keep, workdir_lib.mark_of_run(config)
-    )
+    checkpoints = Checkpoints(workdir, config.train.checkpoints_to_keep, mark_of_run(config))
     rules_changed = has_other_rules(datasets, workdir)
     write_description(config, datasets, workdir)
     state, train_step, progress = build_state(config, model, steps_per_epoch, mesh, checkpoints)

@@ -1,13 +1,8 @@
 """Pictures for people: data sets and results at a glance."""
 
-import importlib
-from typing import Any
+from etils import epy
 
-_MODULES = frozenset({"grids"})
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.visualization import grids, lettering
 
-
-def __getattr__(name: str) -> Any:
-    """Import a module of the package at its first use (PEP 562)."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["grids", "lettering"]

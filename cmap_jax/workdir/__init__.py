@@ -1,1 +1,8 @@
 """A self-describing model on disk; `cmap_jax.workdir.description` lists its files."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.workdir import description, fingerprint, lock, same_run, weights
+
+__all__ = ["description", "fingerprint", "lock", "same_run", "weights"]

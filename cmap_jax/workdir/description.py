@@ -1,30 +1,29 @@
-"""A self-describing model on disk: everything that a use of it needs, and nothing of the data.
+"""A self-describing model on disk: all that is needed to use it, without the training data.
 
 WORKDIR/config.json        the whole config
-        vocabulary.txt     the words, one a line in id order
+        vocabulary.txt     the words, one a line, in the order of their ids
         parameters.txt     name, shape and size of every parameter
-        model.json         preprocessing, protocol, data facts, versions, commit
-        checkpoints/       the latest states of the run, to continue from
-        best/              the variables with the best recall, to use
-        damaged/           checkpoints that could not be read, where there were any
-        run.lock           while a run is at work here
-        evaluation.json    what the best variables reach, by protocol; evaluation-<name>.json on
+        model.json         preprocessing, protocols, facts of the data, versions, commit
+        checkpoints/       the latest training states, from which the run continues
+        best/              the variables with the best recall on the val split
+        damaged/           checkpoints that could not be read, if there were any
+        run.lock           the lock of a run, while it works here
+        evaluation.json    metrics of the best variables, by protocol; evaluation-<name>.json for
                            another data set
-        rankings/          each query's best images, where asked for
+        rankings/          the first images of each query, with config.eval.rankings
 
-`cmap_jax.workdir.weights` writes and reads the weights, `cmap_jax.evaluation.results_file` the
-results; `cmap_jax.trained` loads it all for use.
+This module reads and writes all but the weights, which `cmap_jax.workdir.weights` handles, and the
+results, which `cmap_jax.evaluation.results_file` handles. `cmap_jax.workdir.same_run` decides
+whether a run may continue in a workdir, and `cmap_jax.trained` loads a model for use.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -32,7 +31,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cmap_jax.facts import DataFacts
-from cmap_jax.files import read_json, write_json
+from cmap_jax.files import is_remote, read_json, write_json
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import Protocol
@@ -40,35 +39,22 @@ from cmap_jax.protocols import Protocol
 CONFIG, VOCABULARY, MODEL = "config.json", "vocabulary.txt", "model.json"
 PARAMETERS = "parameters.txt"
 CHECKPOINTS, BEST = "checkpoints", "best"
-CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
-_FORMAT = 3  # of model.json; raised when a reader of the old one would misread the new one
+CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained
+# Version of model.json; increased when code that reads the old form would misread the new one.
+_FORMAT = 3
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
-# In the middle of a run: what says how and where it is computed, and not what. That data in another
-# place are the same, and read in the same way, is checked by their words, facts and preprocessing.
-_MAY_CHANGE = (
-    "config.data.cache_gb",
-    "config.data.directory",
-    "config.data.image_directory",
-    "config.data.near_names",
-    "config.data.read_as",
-    "config.data.unreadable_texts",
-    "config.distributed.heartbeat_timeout_seconds",
-    "config.mesh.data",
-    "config.mesh.fsdp",
-    "config.model.remat",
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a workdir says of itself besides the weights.
+    """The content of a workdir's files other than the weights.
 
     Attributes:
-        config: the whole config.
-        vocabulary: the words.
-        preprocessing: how a picture is read, and what is done to it.
-        protocols: what chose the best checkpoint comes first.
-        facts: of the training data, such as the number of skipped images.
+        config: the whole config, with the vocabulary's size filled in.
+        vocabulary: the words that the model can read, with their ids.
+        preprocessing: how an image file becomes the model's input.
+        protocols: the protocols that the run evaluates; the first one chose the best checkpoint.
+        facts: properties of the training data, such as the number of skipped images.
     """
 
     config: ConfigDict
@@ -79,7 +65,7 @@ class Description:
 
 
 def write_description(workdir: str | os.PathLike, description: Description) -> None:
-    """Write everything but the weights; ``config.json`` comes last and makes it a workdir."""
+    """Write all files but the weights; ``config.json`` is the last and makes it a workdir."""
     workdir = epath.Path(workdir)
     description.vocabulary.save(workdir / VOCABULARY)
     write_json(
@@ -100,8 +86,8 @@ def read_description(workdir: str | os.PathLike) -> Description:
     """Read a workdir's description.
 
     Raises:
-        FileNotFoundError: not a workdir; says what is missing.
-        ValueError: a broken file, a newer format, or files that do not fit one another.
+        FileNotFoundError: not a workdir; names the missing file.
+        ValueError: a broken file, another format, or files of different models.
     """
     workdir = epath.Path(workdir)
     config = read_config(workdir)
@@ -123,16 +109,16 @@ def read_description(workdir: str | os.PathLike) -> Description:
             f"{config.model.text.vocabulary_size}: it belongs to another model"
         )
     return Description(
-        config,
-        vocabulary,
-        ImagePreprocessing.from_dict(about["preprocessing"]),
-        tuple(Protocol.from_dict(fields) for fields in about["protocols"]),
-        about["facts"],
+        config=config,
+        vocabulary=vocabulary,
+        preprocessing=ImagePreprocessing.from_dict(about["preprocessing"]),
+        protocols=tuple(Protocol.from_dict(fields) for fields in about["protocols"]),
+        facts=about["facts"],
     )
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
-    """Return a workdir's config, or None if there is none."""
+    """Return a workdir's config; None for a folder without one."""
     path = epath.Path(workdir) / CONFIG
     return read_config_file(path) if path.exists() else None
 
@@ -142,7 +128,7 @@ def read_config_file(path: str | os.PathLike) -> ConfigDict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or no object; names the file.
+        ValueError: not JSON, or not an object; names the file.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -151,12 +137,14 @@ def read_config_file(path: str | os.PathLike) -> ConfigDict:
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
-    """Tell whether a run in the workdir has saved a state to continue from."""
+    """Return whether a run in the workdir has saved a state from which it can continue."""
     return bool(saved_steps(workdir))
 
 
 def unfinished(workdir: str | os.PathLike) -> tuple[int, int] | None:
-    """Return the last saved step of a run and that of its end; None where it is there, or no run.
+    """Return the last saved step and the total steps of a run that is not finished.
+
+    The result is None for a finished run, and for a workdir that was converted and holds no run.
 
     Raises:
         FileNotFoundError, ValueError: as `read_description`.
@@ -172,97 +160,42 @@ def unfinished(workdir: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def check_has_weights(workdir: str | os.PathLike) -> None:
-    """Refuse a workdir whose run has saved nothing yet, before data are read for it.
+    """Refuse a workdir without a checkpoint, before data are read for its evaluation.
 
     Raises:
-        FileNotFoundError: says so.
+        FileNotFoundError: the run has not saved anything yet.
     """
     if not saved_steps(workdir, BEST) and not saved_steps(workdir):
         raise FileNotFoundError(
-            f"{os.fspath(workdir)} has no checkpoint yet: its run has not come to the end of an "
+            f"{os.fspath(workdir)} has no checkpoint yet: its run has not reached the end of an "
             "epoch. Run it again to continue"
         )
 
 
 def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int]:
-    """Return the steps of which a run in the workdir has saved a state, in no order.
+    """Return the training steps of the checkpoints in a workdir, unsorted; empty without any.
 
     Args:
-        workdir: the workdir.
-        part: `CHECKPOINTS`, or `BEST` for the steps of its best variables.
+        workdir: a folder, local or in a bucket; it need not exist.
+        part: `CHECKPOINTS` for the states of a run, `BEST` for its best variables.
     """
     folder = epath.Path(workdir) / part
-    # Orbax knows which are complete; in a bucket, which cannot rename, it marks those.
+    # Orbax lists complete checkpoints only. In a bucket, where folders cannot be renamed, it marks
+    # a complete one with a file.
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
 def absolute(workdir: str | os.PathLike) -> epath.Path:
-    """Return a workdir's absolute path, as Orbax needs it; one in a bucket is that already."""
+    """Return a workdir's absolute path, as Orbax needs it; the URL of a bucket is unchanged."""
     path = os.fspath(workdir)
-    return epath.Path(path if "://" in path else os.path.abspath(path))
+    return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
 def _lists_to_tuples(value: Any) -> Any:
-    """Undo what JSON does to tuples."""
+    """Return a value read from JSON with tuples in place of lists."""
     if isinstance(value, dict):
         return {key: _lists_to_tuples(v) for key, v in value.items()}
     return tuple(_lists_to_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def mark_of_run(config: ConfigDict) -> str:
-    """Return what tells the checkpoints of one config and seed from those of others."""
-    fields = dict(_flatten(config.to_dict()))
-    kept = {name: value for name, value in fields.items() if name not in _MAY_CHANGE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _flatten(fields: Mapping, prefix: str = "config") -> Iterator[tuple[str, Any]]:
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
-
-
-def differing_fields(old: Mapping, new: Mapping, prefix: str = "config") -> Iterator[str]:
-    """Return a line for every field in which two configs differ.
-
-    A field that is None in ``new`` and is filled from the data counts as equal.
-    """
-    filled = ("config.model.text.vocabulary_size",)
-    for key in dict.fromkeys([*old, *new]):
-        name, a, b = f"{prefix}.{key}", old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differing_fields(a, b, name)
-        elif a != b and not (name in filled and b is None):
-            yield f"{name}: {a!r} there, {b!r} now"
-
-
-def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
-    """Refuse to go on in a workdir that belongs to another config or seed.
-
-    Raises:
-        ValueError: lists the differing fields.
-    """
-    old = read_config(workdir)
-    if old is None:
-        return
-    if CONVERTED_FROM in read_description(workdir).facts:
-        raise ValueError(
-            f"{os.fspath(workdir)} holds a converted model and no run that could go on; start one "
-            f"from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
-        )
-    lines = [
-        line
-        for line in differing_fields(old.to_dict(), config.to_dict())
-        if line.partition(":")[0] not in _MAY_CHANGE
-    ]
-    if lines:
-        raise ValueError(
-            f"{os.fspath(workdir)} holds a run with another config:\n  "
-            + "\n  ".join(lines)
-            + "\nChoose another folder with --workdir=..., or set these fields back to resume it"
-        )
 
 
 def _versions() -> dict[str, str]:
@@ -276,9 +209,9 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, if it is one."""
+    """Return the commit of the checkout that holds this code; None outside a checkout."""
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             cwd=pathlib.Path(__file__).parent,
             capture_output=True,
@@ -288,4 +221,4 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()

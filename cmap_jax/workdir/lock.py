@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from cmap_jax.files import is_remote
 from cmap_jax.workdir import description as workdir_lib
 
 LOCK = "run.lock"
@@ -67,7 +68,7 @@ class WorkdirLock:
         self._thread.join()
         if self._is_ours():
             self._path.unlink(missing_ok=True)
-        if self._made_folder and "://" not in os.fspath(self._path):  # a bucket has no folders
+        if self._made_folder and not is_remote(self._path):  # a bucket has no folders
             with contextlib.suppress(OSError):  # the run has written there
                 os.rmdir(self._path.parent)
 
@@ -88,7 +89,7 @@ class WorkdirLock:
 
     def _create(self) -> bool:
         """Write the lock file unless there is one."""
-        if "://" in os.fspath(self._path):
+        if is_remote(self._path):
             # A bucket has no exclusive creation: of two runs in the same second, the last wins.
             if self._path.exists():
                 return False

@@ -1,4 +1,4 @@
-"""The variables in a workdir's ``best/``: written with a fingerprint, read back and verified."""
+"""The variables in a workdir's ``best/``, saved with a fingerprint and verified when read."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,12 @@ from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
 
 
 def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
-    """Return what a checkpoint of ``best/`` holds, for an Orbax manager."""
+    """Return the content of a checkpoint of ``best/``, as Orbax's `CheckpointManager` saves it.
+
+    Args:
+        variables: all variables of the model.
+        mark: identifies the run; see `cmap_jax.workdir.same_run.mark_of_run`.
+    """
     about = {"run": mark, "fingerprint": fingerprint(variables)}
     return ocp.args.Composite(
         variables=ocp.args.StandardSave(variables), about=ocp.args.JsonSave(about)
@@ -21,21 +26,21 @@ def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
 
 
 def check_variables(workdir: str | os.PathLike, step: int, mark: str, like: Any) -> None:
-    """Refuse a checkpoint of ``best/`` that is damaged or another run's.
+    """Refuse a checkpoint of ``best/`` that is damaged or belongs to another run.
 
     Args:
-        workdir: the workdir.
-        step: which of the checkpoints.
-        mark: the run's.
-        like: arrays of the same shapes, where they are to be read to.
+        workdir: a folder that holds ``best/``, local or in a bucket.
+        step: training step of the checkpoint.
+        mark: the mark that `variables_to_save` was given.
+        like: arrays with the shapes, dtypes and shardings to read the variables with.
 
     Raises:
-        ValueError: says why.
+        ValueError: another run's mark, or an array that differs from the saved one.
     """
     expected = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
-    # A manager of its own: one that has read in this way refuses to write in the other.
+    # A manager that has restored with these arguments refuses to save with others: use a new one.
     with ocp.CheckpointManager(absolute(workdir) / BEST) as manager:
         args = ocp.args.Composite(about=ocp.args.JsonRestore())
         if manager.restore(step, args=args)["about"]["run"] != mark:
@@ -49,17 +54,17 @@ def read_variables(
     image_size: int,
     shard: Callable[[Any], Any] | None = None,
 ) -> tuple[int, Any]:
-    """Return the step and the best variables of a workdir; the latest if none is best yet.
+    """Return the step and the best variables of a workdir; the latest ones before an evaluation.
 
     Args:
-        workdir: the workdir.
-        model: what the variables belong to.
-        image_size: side of its images.
-        shard: from the variables' shapes to their shardings; None: on one device of this process.
+        workdir: a folder that holds ``best/`` or ``checkpoints/``, local or in a bucket.
+        model: the model that the workdir's config describes.
+        image_size: side of the model's images, pixels.
+        shard: maps the variables' shapes to their shardings; None: one device of this process.
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
-        ValueError: one that is damaged, or does not fit the model; names it.
+        ValueError: a checkpoint that is damaged or does not fit the model; names it.
     """
     expected = jax.eval_shape(
         lambda: model.init(jax.random.key(0), **CMAP.example_inputs(image_size))
@@ -93,11 +98,11 @@ def read_variables(
 
 
 def _read_verified(manager: ocp.CheckpointManager, step: int, item: str, expected: Any) -> Any:
-    """Read an item's arrays, or the part of them that is expected, and compare fingerprints."""
+    """Return an item's arrays, those that ``expected`` has, and verify their fingerprints."""
     restore = ocp.args.PyTreeRestore(
         expected,
         restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
-        # A state holds the optimiser's part too.
+        # A state also holds the optimiser's part, which is not read here.
         partial_restore=item == "state",
     )
     args = ocp.args.Composite(**{item: restore, "about": ocp.args.JsonRestore()})

@@ -7,12 +7,9 @@ See `input_pipeline.prepared` for what is written, and `base.ImageConfig` for th
 of one's own is JSON, ``--config='{"name": "jpeg224", "resize": 224, "quality": 90}'``.
 """
 
-from input_pipeline.builders.circo import Circo
-from input_pipeline.builders.cirr import Cirr
-from input_pipeline.builders.fashion200k import Fashion200k
-from input_pipeline.builders.fashion_iq import FashionIq
-from input_pipeline.builders.folder import Folder
-from input_pipeline.builders.garments import Garments
-from input_pipeline.builders.shoes import Shoes
+from input_pipeline.builders.base import make_builder
+from input_pipeline.registry import DATA_SETS
 
-__all__ = ["Circo", "Cirr", "Fashion200k", "FashionIq", "Folder", "Garments", "Shoes"]
+BUILDERS = {name: make_builder(data_set) for name, data_set in DATA_SETS.items()}
+
+__all__ = ["BUILDERS"]

@@ -1,7 +1,8 @@
-"""What all builders share: from a reader's records to ArrayRecord files."""
+"""The builder of every data set: from a reader's records to ArrayRecord files."""
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -9,35 +10,31 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from cmap_jax import config_fields
 from cmap_jax.files import expand
 from cmap_jax.processing.image_files import MAX_SIDE
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.progress import track
 from cmap_jax.remedies import spelled
+from input_pipeline.examples import BYTES, FIELDS, INTEGER, TEXT, TEXTS, example
 from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import FileLoader
 from input_pipeline.images.loading import PARALLEL_CALLS, FailedImages, pass_over
-from input_pipeline.images.near_names import POLICIES as NEAR_NAMES
 from input_pipeline.images.sources import FolderImages
 from input_pipeline.prepared import (
-    BYTES,
-    FIELDS,
     IMAGES,
-    INTEGER,
     RELEASE_NOTES,
-    TEXT,
-    TEXTS,
     VERSION,
     describe,
-    example,
     is_prepared,
     query_splits,
 )
+from input_pipeline.readers.data_set import DataSet
+from input_pipeline.reading import read_folder, read_rendered
 from input_pipeline.records import DataError, Records
-from input_pipeline.registry import read_folder
 
 _AT_ONCE = 64  # images of a batch
-_LEAST_SIDE = 32  # pixels: the least crop of a model
+_LEAST_SIDE = 32  # pixels, the least crop of a model
 
 _FEATURES = {
     TEXT: lambda doc: tfds.features.Text(doc=doc),
@@ -46,8 +43,7 @@ _FEATURES = {
     INTEGER: lambda doc: tfds.features.Scalar(np.int32, doc=doc),
 }
 
-
-# What `tfds build` takes in place of the config's fields.
+# The arguments of `tfds build` for some of the config's fields.
 _SPELLING = {
     "data.directory": "--manual_dir",
     "data.image_directory": """--config='{"name": "own", "image_directory": "{}"}'""",
@@ -58,7 +54,7 @@ _SPELLING = {
 
 @contextlib.contextmanager
 def _remedies_of_tfds() -> Iterator[None]:
-    """Let errors about data name flags that `tfds build` takes."""
+    """Rewrite the flags in errors about data as `tfds build` spells them."""
     try:
         yield
     except (DataError, FileNotFoundError) as error:
@@ -67,12 +63,12 @@ def _remedies_of_tfds() -> Iterator[None]:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ImageConfig(tfds.core.BuilderConfig):
-    """How images are stored, and where they come from.
+    """The form in which images are stored, and the place they come from.
 
     Attributes:
         resize: side in pixels after padding to a square, as ``config.data.resize``.
         encoding: "jpeg", or "png", which loses nothing.
-        quality: of JPEG, 1 to 100.
+        quality: quality of JPEG, 1 to 100; PNG ignores it.
         read_as: "released" or "upright", as ``config.data.read_as``; None: by the data set.
         image_directory: the folder with the images; None: inside the annotations' folder.
         missing_images: "fail"; or "skip": leave out what cannot be used and all that needs it.
@@ -97,8 +93,8 @@ class ImageConfig(tfds.core.BuilderConfig):
             self.image_directory = expand(self.image_directory)
         allowed = {
             "encoding": ("jpeg", "png"),
-            "missing_images": ("fail", "skip"),
-            "near_names": NEAR_NAMES,
+            "missing_images": config_fields.FIELDS["data.missing_images"].choices,
+            "near_names": config_fields.FIELDS["data.near_names"].choices,
             "read_as": (*READINGS, None),
         }
         for field, values in allowed.items():
@@ -113,37 +109,43 @@ class ImageConfig(tfds.core.BuilderConfig):
                 raise ValueError(f"{field} must be {least} to {most}, not {value!r}")
 
     def preprocessing(self, records: Records) -> ImagePreprocessing:
-        """Return what is done to a data set's images; the crop is none of the stored ones."""
+        """Return how images are read and resized; the crop is made later, from stored images."""
         read_as = self.read_as or records.read_as
         return ImagePreprocessing(resize=self.resize, crop=_LEAST_SIDE, read_as=read_as)
 
     @property
     def encoding_in_words(self) -> str:
-        """Return such as "jpeg 95"."""
+        """Return the encoding with its quality, such as "jpeg 95"."""
         return f"jpeg {self.quality}" if self.encoding == "jpeg" else self.encoding
 
     def encode(self, image: tf.Tensor) -> tf.Tensor:
-        """Return an image's bytes."""
+        """Return an image, uint8 [R, R, 3], as the bytes of a file."""
         if self.encoding == "png":
             return tf.io.encode_png(image)
         return tf.io.encode_jpeg(image, quality=self.quality)
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
+class RenderedConfig(ImageConfig):
+    """An `ImageConfig` of a data set that this library draws; it has the `Rendering`'s settings."""
+
+    def __post_init__(self):
+        """Refuse impossible settings before any work.
+
+        Raises:
+            ValueError: names the field.
+        """
+        super().__post_init__()
+        if self.image_directory:
+            raise ValueError("image_directory: rendered data keep their images with them")
+
+
 class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Builds a data set that a reader reads; see `input_pipeline.prepared` for the form."""
+    """Builds a data set of the registry; see `input_pipeline.prepared` for the form."""
 
     VERSION = tfds.core.Version(VERSION)
     RELEASE_NOTES = RELEASE_NOTES
-    BUILDER_CONFIGS: ClassVar[list[ImageConfig]] = [
-        ImageConfig(name="jpeg", description="JPEG of quality 95, 256 pixels a side."),
-        ImageConfig(name="png", description="Without loss, 256 pixels a side.", encoding="png"),
-    ]
-    builder_config_cls = ImageConfig
-
-    # Of the data set; each builder fills them in.
-    DESCRIPTION: ClassVar[str]
-    HOMEPAGE: ClassVar[str | None] = None
-    CITATION: ClassVar[str | None] = None
+    DATA_SET: ClassVar[DataSet]  # `make_builder` sets it, and the fields that depend on it
 
     def __init__(self, *, file_format: Any = None, **kwargs: Any):
         """Write ArrayRecord files unless told otherwise: they are read by position."""
@@ -152,12 +154,12 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.DESCRIPTION,
+            description=self.DATA_SET.description,
             features=tfds.features.FeaturesDict(
                 {name: _FEATURES[kind](doc) for name, (kind, doc) in FIELDS.items()}
             ),
-            homepage=self.HOMEPAGE,
-            citation=self.CITATION,
+            homepage=self.DATA_SET.homepage,
+            citation=self.DATA_SET.citation,
             metadata=tfds.core.MetadataDict(),
             # In the reader's order a position is known from the list of ids, without reading the
             # records; training has an order of its own anyway.
@@ -166,6 +168,12 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _read(self, dl_manager: tfds.download.DownloadManager) -> Records:
         """Return the records of the raw data set."""
+        rendering = self.DATA_SET.rendering
+        if rendering is not None:
+            settings = {name: getattr(self.builder_config, name) for name in rendering.settings}
+            folder = "-".join([self.name, *map(str, settings.values())])
+            directory = os.path.join(dl_manager.download_dir, folder)
+            return read_rendered(self.DATA_SET, directory, settings)
         directory = str(dl_manager.manual_dir)
         if is_prepared(directory):
             raise DataError(f"{directory} is prepared already; name the raw folder")
@@ -181,10 +189,10 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         failed = FailedImages(self.builder_config.missing_images)
 
         def usable() -> Records:
-            # All at once: a query goes with the last of its targets, whatever took each of them.
+            # All in one call: a query is lost with the last of its targets, for whatever reasons.
             return whole.without({*skipped, *failed}) if failed else records
 
-        # The images come first: those that fail on the way take their queries with them.
+        # The images come first, so that the queries of those that fail can be left out.
         queries = {s: self._queries(usable, failed, s) for s in query_splits(records)}
         return {IMAGES: self._images(records, usable, failed, skipped), **queries}
 
@@ -247,3 +255,42 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"decoded, {', '.join(failed)}: repair them, or remove what needs them from it"
             )
         yield from enumerate(examples)
+
+
+def make_builder(data_set: DataSet) -> type[RecordsBuilder]:
+    """Return the builder of a data set, registered with TFDS under the data set's name."""
+    config = ImageConfig if data_set.rendering is None else _rendered_config(data_set)
+    side = config(name="side").resize
+    manual = (
+        f"\nmanual_dir holds {data_set.manual_dir}.\n"
+        f"`cmap doctor {data_set.name} DIRECTORY` says what is missing or wrong.\n"
+    )
+    fields = {
+        "__doc__": data_set.description,
+        "__module__": __name__,
+        "name": data_set.name,
+        "DATA_SET": data_set,
+        "MANUAL_DOWNLOAD_INSTRUCTIONS": None if data_set.rendering else manual,
+        "BUILDER_CONFIGS": [
+            config(name="jpeg", description=f"JPEG of quality 95, {side} pixels a side."),
+            config(name="png", description=f"Without loss, {side} pixels a side.", encoding="png"),
+        ],
+        "builder_config_cls": config,
+    }
+    return type(_class_name(data_set), (RecordsBuilder,), fields)
+
+
+def _rendered_config(data_set: DataSet) -> type[RenderedConfig]:
+    """Return a config with a field for each setting of the data set's rendering."""
+    defaults = {"resize": data_set.rendering.side, **data_set.rendering.settings}
+    return dataclasses.make_dataclass(
+        f"{_class_name(data_set)}Config",
+        [(name, int, default) for name, default in defaults.items()],
+        bases=(RenderedConfig,),
+        eq=False,
+        kw_only=True,
+    )
+
+
+def _class_name(data_set: DataSet) -> str:
+    return "".join(word.capitalize() for word in data_set.name.split("_"))

@@ -1,1 +1,1 @@
-"""What is found wrong or worth knowing in a folder of data, before anything is trained on it."""
+"""The examination of a data folder before anything is trained on it: problems and remedies."""

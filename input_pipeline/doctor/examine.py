@@ -1,19 +1,17 @@
-"""Looks at a data folder before training does, and explains it.
+"""The examination of a data folder, before training reads it.
 
     report = examine("fashion_iq", "fashion-iq")
     report.verdict()             # "ready", or "training would fail: ..."
     report.findings              # problems, the worst first, each with its remedy
 
-Images are judged by the check that training makes itself, so what is found here and what training
-refuses, or leaves out under ``missing_images="skip"``, is the same.
+Images are judged by the check that training makes itself, so that the images reported here are the
+ones that training refuses, or leaves out under ``missing_images="skip"``.
 """
 
 import collections
-import dataclasses
 import re
 import time
 from collections.abc import Collection, Iterator, Sequence, Set
-from typing import Any
 
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.remedies import spelled
@@ -38,121 +36,22 @@ from input_pipeline.doctor.image_findings import (
     near_name_findings,
     trait_findings,
 )
-from input_pipeline.doctor.published import Count
-from input_pipeline.garments import reader as garments_reader
-from input_pipeline.images import near_names as near_names_lib
+from input_pipeline.doctor.report import ProtocolShare, Report, Share
 from input_pipeline.images.check import check_images, find_traits
+from input_pipeline.readers.data_set import DataSet
+from input_pipeline.reading import read_folder
 from input_pipeline.records import DataError, Evaluation, Records
-from input_pipeline.registry import data_set_name, garments_settings, read_folder, training_files
+from input_pipeline.registry import DATA_SETS, find_data_set
 
-# What `cmap doctor` takes in place of the config's fields.
+# The arguments of `cmap doctor` for some of the config's fields.
 SPELLING = {
     "data.directory": "the argument DIR",
     "data.image_directory": "--images",
     "data.near_names=accept": "--near-names",
 }
-BATCH_SIZE = 128  # of the configs
+BATCH_SIZE = 128  # that of the configs
 
 _SEVERITIES = ("error", "warning", "note")
-# The file by which each layout is known.
-_MARKS = {
-    "cirr": r"captions/cap\.rc2\.val\.json",
-    "fashion_iq": r"captions/cap\.(?!rc2\.)[^./]+\.(?:train|val)\.json",
-    "shoes": r"relative_captions_shoes\.json|triplet\.(?:train|val)\.json",
-    "fashion200k": r"labels/[^/]+_test_detect_all\.txt",
-    "circo": r"annotations/val\.json",
-    "folder": r"val\.(?:csv|jsonl)",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """How many of something are usable: their images are there and can be read."""
-
-    total: int
-    usable: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ProtocolShare:
-    """What is left of an evaluation.
-
-    Attributes:
-        name: of the protocol.
-        queries: those that evaluation under ``missing_images="skip"`` would still count.
-        gallery: images.
-        best: the highest recall (or mAP) in percent that can be reached with what is there, a lost
-            query counting as failed: the share of queries that have their reference, and in the
-            gallery a correct image other than an excluded reference, averaged as the protocol does;
-            None where the answers are not public.
-    """
-
-    name: str
-    queries: Share
-    gallery: Share
-    best: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What was found in a data folder.
-
-    Attributes:
-        name: the data set's.
-        directory: the folder of the annotations.
-        layout: which layout was found; empty where the annotations cannot be read, and then only
-            `findings` says more.
-        image_directory: the folder of the images.
-        counts: beside the published ones.
-        images: those that anything refers to.
-        needed: those that training and evaluation need.
-        triplets: for training; for Fashion200k, whose pairs are drawn, images.
-        items: that an epoch has; both caption orders of a triplet count.
-        protocols: what is left of each evaluation.
-        findings: problems, the worst first.
-        seconds: that all of this took.
-    """
-
-    name: str
-    directory: str
-    layout: str = ""
-    image_directory: str = ""
-    counts: tuple[Count, ...] = ()
-    images: Share = Share(0, 0)
-    needed: Share = Share(0, 0)
-    triplets: Share = Share(0, 0)
-    items: Share = Share(0, 0)
-    protocols: tuple[ProtocolShare, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    seconds: float = 0.0
-
-    def ready(self) -> bool:
-        """Tell whether training (CIRCO: evaluation) would start."""
-        return not any(f.severity == "error" for f in self.findings)
-
-    def verdict(self) -> str:
-        """Return in one line whether training would start, and why not."""
-        work = "evaluation" if self.name == "circo" else "training"
-        if self.ready():
-            accepted = any(f.kind == "near_names_accepted" for f in self.findings)
-            flags = [near_names_lib.FLAG] if accepted else []
-            flags += [f.fix for f in self.findings if f.kind == "few_items"]
-            return f"ready for {work}{' with ' if flags else ''}{' and '.join(flags)}"
-        problems = [f.title for f in self.findings if f.severity == "error"]
-        return f"{work} would fail: {'; '.join(problems)}"
-
-    def rate(self) -> float:
-        """Return how many image files a second were looked at."""
-        return self.images.total / self.seconds if self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report for JSON, with the verdict."""
-        return {
-            "ready": self.ready(),
-            "verdict": self.verdict(),
-            **dataclasses.asdict(self),
-            "files_per_second": self.rate(),
-        }
 
 
 def examine(
@@ -162,21 +61,21 @@ def examine(
     vocabulary: Vocabulary | None = None,
     near_names: str = "fail",
 ) -> Report:
-    """Look at a data set: annotations, every image file, and what follows for training.
+    """Examine a data set: annotations, every image file, and what follows for training.
 
-    Nothing is written, and garments are not rendered.
+    Nothing is written, and nothing is rendered.
 
     Args:
-        name: one of `readers.NAMES`.
+        name: an entry of `registry.DATA_SETS`, or an alias.
         directory: the folder of the annotations.
         image_directory: the folder of the images; None: inside ``directory``.
         vocabulary: a model's words, to compare the captions with; None: the training captions'.
-        near_names: as ``config.data.near_names``.
+        near_names: "fail", or "accept" to take files with near names for missing images.
 
     Raises:
         ValueError: no such data set, or one that is prepared.
     """
-    name = data_set_name(name)
+    data_set = find_data_set(name)
     if prepared.is_prepared(directory):
         raise ValueError(
             f"{directory} holds a prepared data set; the doctor looks at raw ones, before they are "
@@ -184,26 +83,30 @@ def examine(
         )
     started = time.perf_counter()
     try:
-        records = _read(name, directory, image_directory, near_names)
+        records = _read(data_set, directory, image_directory, near_names)
     except (ValueError, OSError) as error:
-        return Report(name, directory, findings=(_reading_finding(error, name, directory),))
+        return Report(
+            name=data_set.name,
+            directory=directory,
+            findings=(_reading_finding(error, data_set, directory),),
+        )
     reasons = check_images(records)
     usable = [image for i, image in records.images.items() if i not in reasons]
     annotations = list_annotations(records)
     readings = read_splits(records, annotations, vocabulary)
-    counts = published.compare(records, directory)
+    counts = tuple(data_set.counts(records, directory)) if data_set.counts else ()
     items = Share(len(records.train), _items_without(records, set(reasons)))
     findings = [
-        *_training_findings(name, items.total),
+        *_training_findings(data_set, items.total),
         *image_findings(
             records,
             reasons,
             _folders(directory, records.image_directory),
-            lambda folder: _read(name, directory, folder, near_names),
+            lambda folder: _read(data_set, directory, folder, near_names),
         ),
         *near_name_findings(records),
         *trait_findings(records, find_traits(records, [i.id for i in usable])),
-        *published.count_findings(name, counts),
+        *published.count_findings(data_set.name, counts),
         *repeated_row_findings(records, annotations),
         *gallery_findings(records),
         *duplicate_findings(records, usable, annotations),
@@ -211,10 +114,10 @@ def examine(
         *leak_findings(records),
         *caption_findings(records, annotations, readings),
         *word_findings(records, readings, vocabulary),
-        *(_garments_findings(directory) if name == "garments" else ()),
+        *_rendering_findings(data_set, directory),
     ]
     return Report(
-        name=name,
+        name=data_set.name,
         directory=directory,
         layout=records.layout,
         image_directory=records.image_directory,
@@ -234,21 +137,22 @@ def examine(
 
 
 def _read(
-    name: str, directory: str, image_directory: str | None, near_names: str = "fail"
+    data_set: DataSet, directory: str, image_directory: str | None, near_names: str = "fail"
 ) -> Records:
-    if name == "garments" and not image_directory:
-        # As training asks for them, which can set a few fields only.
-        return garments_reader.read(directory, **_garments_fields(directory))
-    return read_folder(name, directory, image_directory, near_names)
+    if data_set.rendering is not None and not image_directory:
+        # Training asks for the settings in its config, and refuses a folder with others. Nothing
+        # is drawn: the folder has settings, so it is complete.
+        data_set.rendering.render(directory, **_rendered_fields(data_set, directory))
+    return read_folder(data_set.name, directory, image_directory, near_names)
 
 
-def _garments_fields(directory: str) -> dict[str, int | float]:
-    """Return the fields of ``config.data.garments`` that the garments in a folder have."""
-    settings = garments_settings(directory)
-    return {key: settings[key] for key in ("seed", "image_size", "train_triplets")}
+def _rendered_fields(data_set: DataSet, directory: str) -> dict[str, int | float]:
+    """Return the fields of ``config.data.<name>`` with which a folder was rendered."""
+    settings = data_set.rendering.read_settings(directory)
+    return {key: settings[key] for key in data_set.rendering.settings}
 
 
-def _reading_finding(error: Exception, name: str, directory: str) -> Finding:
+def _reading_finding(error: Exception, data_set: DataSet, directory: str) -> Finding:
     """Return what is wrong with annotations that cannot be read, and what to do about it."""
     if isinstance(error, OSError) and error.filename:
         title = f"{error.filename}: {error.strerror}"
@@ -256,35 +160,36 @@ def _reading_finding(error: Exception, name: str, directory: str) -> Finding:
         title = spelled(str(error), SPELLING)
     if not isinstance(error, FileNotFoundError):
         fix = "mend that place"
-        if name not in ("folder", "garments"):
+        if data_set.published:
             fix += ", or take the file from its publisher again"
-    elif name == "garments":
+    elif data_set.rendering is not None:
         fix = (
             "training renders them into a folder that is empty or not there: python main.py "
-            f"--config=configs/garments.py --config.data.directory={directory}"
+            f"--config=configs/{data_set.name}.py --config.data.directory={directory}"
         )
-    elif others := _other_layouts(name, directory):
+    elif others := _other_layouts(data_set, directory):
         fix = f"what lies there looks like {' or '.join(others)}"
     else:
         fix = "give the folder of the annotations; if it is this one, restore what is missing there"
-    return Finding("annotations", "error", title, 1, (), fix)
+    return Finding(kind="annotations", severity="error", title=title, count=1, items=(), fix=fix)
 
 
-def _other_layouts(name: str, directory: str) -> dict[str, None]:
+def _other_layouts(data_set: DataSet, directory: str) -> dict[str, None]:
     """Return the commands for the layouts found at or below a folder, but not the one tried."""
-    found = {}
+    commands = {}
     if storage.is_folder(directory):
+        marks = {other: d.mark for other, d in DATA_SETS.items() if d.mark}
         for path in storage.walk(directory):
-            for other, mark in _MARKS.items():
+            for other, mark in marks.items():
                 match = re.fullmatch(rf"(?:(.*)/)?(?:{mark})", path)
-                if match and (match[1] or other != name):
-                    place = storage.join(directory, match[1]) if match[1] else directory
-                    found[f"cmap doctor {other} {place}"] = None
-    return found
+                if match and (match[1] or other != data_set.name):
+                    folder = storage.join(directory, match[1]) if match[1] else directory
+                    commands[f"cmap doctor {other} {folder}"] = None
+    return commands
 
 
 def _folders(directory: str, image_directory: str) -> tuple[str, ...]:
-    """Return where lost images may lie; a folder inside another is walked with it."""
+    """Return the folders to search for lost images; one that is inside the other is left out."""
     inside = f"{image_directory}/".startswith(f"{directory.rstrip('/')}/")
     return (directory,) if inside else (directory, image_directory)
 
@@ -296,7 +201,7 @@ def _share(ids: Collection[str], reasons: Collection[str]) -> Share:
 def _items_without(records: Records, missing: Set[str]) -> int:
     try:
         return len(records.train.without(missing))
-    except DataError:  # no two of the captions that are left differ in one word
+    except DataError:  # no pair can be drawn from the captions that are left
         return 0
 
 
@@ -318,7 +223,12 @@ def _protocol_share(evaluation: Evaluation, missing: Set[str]) -> ProtocolShare:
 
 
 def _best(evaluation: Evaluation, left: Evaluation) -> float:
-    """Return `ProtocolShare.best` of an evaluation, given what is left of it."""
+    """Return `ProtocolShare.best`.
+
+    Args:
+        evaluation: the complete evaluation.
+        left: the same evaluation without the unusable images.
+    """
     protocol = evaluation.protocol
     galleries = {category: set(ids) for category, ids in left.galleries.items()}
     groups: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
@@ -333,27 +243,40 @@ def _best(evaluation: Evaluation, left: Evaluation) -> float:
     return sum(shares) / len(shares)
 
 
-def _training_findings(name: str, items: int) -> Iterator[Finding]:
-    if items >= BATCH_SIZE or name == "circo":
+def _training_findings(data_set: DataSet, items: int) -> Iterator[Finding]:
+    if items >= BATCH_SIZE or data_set.evaluation_only:
         return
     if items:
-        title = f"{number(items, 'training item')}, fewer than the configs' batch of {BATCH_SIZE}"
-        fix = f"--config.train.batch_size={items} or less"
-        yield Finding("few_items", "warning", title, items, (), fix)
+        yield Finding(
+            kind="few_items",
+            severity="warning",
+            title=f"{number(items, 'training item')}, fewer than the configs' batch of "
+            f"{BATCH_SIZE}",
+            count=items,
+            items=(),
+            fix=f"--config.train.batch_size={items} or less",
+        )
         return
     yield Finding(
-        "nothing_to_train_on",
-        "error",
-        "nothing to train on",
-        0,
-        (),
-        f"put {training_files(name) or 'training annotations'} there, or only evaluate a model: "
-        "python main.py --mode=evaluate --workdir=...",
+        kind="nothing_to_train_on",
+        severity="error",
+        title="nothing to train on",
+        count=0,
+        items=(),
+        fix=f"put {data_set.training_files or 'training annotations'} there, or only evaluate a "
+        "model: python main.py --mode=evaluate --workdir=...",
     )
 
 
-def _garments_findings(directory: str) -> Iterator[Finding]:
-    fields = _garments_fields(directory).items()
-    flags = " ".join(f"--config.data.garments.{key}={value}" for key, value in fields)
-    title = "training must name the settings that these garments were rendered with"
-    yield Finding("garments_settings", "note", title, 1, (), flags)
+def _rendering_findings(data_set: DataSet, directory: str) -> Iterator[Finding]:
+    if data_set.rendering is None:
+        return
+    fields = _rendered_fields(data_set, directory).items()
+    yield Finding(
+        kind=f"{data_set.name}_settings",
+        severity="note",
+        title=f"training must name the settings that these {data_set.name} were rendered with",
+        count=1,
+        items=(),
+        fix=" ".join(f"--config.data.{data_set.name}.{key}={value}" for key, value in fields),
+    )

@@ -1,4 +1,4 @@
-"""What can be wrong or odd in a data set, and what its annotations show of that."""
+"""Problems and oddities of a data set, and those among them that its annotations show."""
 
 import collections
 import dataclasses
@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
-from input_pipeline.readers.fashion200k import SampledPairs
-from input_pipeline.records import FixedTriplets, Records
+from input_pipeline.records import Records
 from input_pipeline.texts import (
     ALLOW,
     MANY_UNKNOWN,
@@ -25,17 +24,17 @@ _SEVERITIES = ("note", "warning", "error")
 Severity = Literal["error", "warning", "note"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is wrong or odd in a data set.
+    """A problem or an oddity of a data set.
 
     Attributes:
-        kind: a name for scripts, such as "missing".
+        kind: word by which scripts recognize it, such as "missing".
         severity: "error": training would fail; "warning": numbers are affected; "note": neither.
         title: one line for people, with the number in it.
-        count: how many there are.
-        items: all of them.
-        fix: what to do about it: a command, a flag, a file.
+        count: number of images, annotations or words that are affected.
+        items: a line for each of these.
+        fix: the remedy: a command, a flag, a file.
     """
 
     kind: str
@@ -50,16 +49,16 @@ class Finding:
         return dataclasses.asdict(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """What a person wrote once: in Fashion200k's train an image's caption, elsewhere a triplet.
+    """A triplet that a person wrote once; where triplets are drawn, an image with its caption.
 
     Attributes:
         split: "train", "val", ...
-        category: of the gallery, or empty.
+        category: key of the gallery, or empty.
         reference: image id.
         targets: image ids; none where they are not known.
-        captions: in the order written.
+        captions: texts in the order written.
     """
 
     split: str
@@ -85,38 +84,46 @@ def list_annotations(records: Records) -> tuple[Annotation, ...]:
 
 
 def _train_annotations(records: Records) -> Iterator[Annotation]:
-    if isinstance(records.train, SampledPairs):
-        for image in records.train.items():
-            yield Annotation("train", "", image.reference, (), image.captions)
-        return
     before = None
-    for t in records.train.triplets:
+    for t in records.train.items():
         # Both orders of two captions stand one after the other.
         if len(t.captions) == 2 and dataclasses.replace(t, captions=t.captions[::-1]) == before:
             before = None
             continue
         before = t
-        yield Annotation("train", t.category, t.reference, (t.target,), t.captions)
+        yield Annotation(
+            split="train",
+            category=t.category,
+            reference=t.reference,
+            targets=(t.target,) if t.target else (),  # some are drawn later
+            captions=t.captions,
+        )
 
 
 def _query_annotations(records: Records) -> Iterable[Annotation]:
-    evaluations = [(split, e) for split, found in records.evaluations.items() for e in found]
-    found: dict[tuple[str, ...], Annotation] = {}
-    for split, evaluation in (*evaluations, *records.unlabelled.items()):
+    labelled = [(split, e) for split, several in records.evaluations.items() for e in several]
+    annotations: dict[tuple[str, ...], Annotation] = {}
+    for split, evaluation in (*labelled, *records.unlabelled.items()):
         for q in evaluation.queries:
-            annotation = Annotation(split, q.category, q.reference, q.targets, q.captions)
-            found.setdefault((split, q.category, q.annotation), annotation)
-    return found.values()
+            annotation = Annotation(
+                split=split,
+                category=q.category,
+                reference=q.reference,
+                targets=q.targets,
+                captions=q.captions,
+            )
+            annotations.setdefault((split, q.category, q.annotation), annotation)
+    return annotations.values()
 
 
 def by_split(annotations: Iterable[Annotation]) -> str:
-    """Return how many there are of each split: "12 train, 3 val"."""
+    """Return the number of annotations of each split, as "12 train, 3 val"."""
     counts = collections.Counter(a.split for a in annotations)
     return ", ".join(f"{count:,} {split}" for split, count in counts.items())
 
 
 def captions_by_split(annotations: Iterable[Annotation]) -> dict[str, list[str]]:
-    """Return the captions of each split, as written."""
+    """Return the captions of each split, as they were written."""
     captions: dict[str, list[str]] = collections.defaultdict(list)
     for a in annotations:
         captions[a.split] += a.captions
@@ -126,16 +133,22 @@ def captions_by_split(annotations: Iterable[Annotation]) -> dict[str, list[str]]
 def read_splits(
     records: Records, annotations: Iterable[Annotation], vocabulary: Vocabulary | None
 ) -> dict[str, Reading]:
-    """Return what a model with a vocabulary reads of each split; None: with the data's own."""
-    captions = captions_by_split(annotations)
+    """Return how a model reads the captions of each split.
+
+    Args:
+        records: the data set.
+        annotations: all of its annotations, or those of some splits.
+        vocabulary: a model's vocabulary; None: the one that training would count.
+    """
     known = vocabulary or Vocabulary.build(records.vocabulary_captions, records.extra_special)
-    return {split: read_captions(found, known) for split, found in captions.items()}
+    captions = captions_by_split(annotations)
+    return {split: read_captions(texts, known) for split, texts in captions.items()}
 
 
 def caption_findings(
     records: Records, annotations: Sequence[Annotation], readings: Mapping[str, Reading]
 ) -> Iterator[Finding]:
-    """Yield captions that are empty, and those that cleaning leaves no word of."""
+    """Yield captions that are empty, and captions that lose all their words in cleaning."""
     empty = list(_captions(annotations, lambda caption: not caption.strip()))
     lost = list(_captions(annotations, loses_all_words))
     shares = {split: reading.wordless_share for split, reading in readings.items()}
@@ -147,34 +160,59 @@ def caption_findings(
     legal = f"{_NOTHING}: a text without words is legal; to mend it, write a caption there"
     mend = legal if severity == "note" else f"{WORDLESS_REMEDY}; or {ALLOW}"
     many = [f"{share:.0%} of {split}" for split, share in shares.items() if share > MANY_WORDLESS]
-    for kind, what, found, gravity, fix in (
-        ("empty_caption", "empty", empty, "note", legal),
-        ("wordless_caption", "without a word once cleaned", lost, severity, mend),
-    ):
-        if found:
-            counts = by_split(a for a, _, _ in found)
-            share = f": {', '.join(many)}" if found is lost and many else ""
-            yield Finding(
-                kind,
-                gravity,
-                f"{number(len(found), 'caption')} {what} ({counts}){share}",
-                len(found),
-                tuple(f"{a}, caption {place}: {caption!r}" for a, place, caption in found),
-                fix,
-            )
+    yield from _caption_finding(
+        empty, kind="empty_caption", severity="note", state="empty", remark="", fix=legal
+    )
+    yield from _caption_finding(
+        lost,
+        kind="wordless_caption",
+        severity=severity,
+        state="without a word once cleaned",
+        remark=f": {', '.join(many)}" if many else "",
+        fix=mend,
+    )
+
+
+def _caption_finding(
+    captions: Sequence[tuple[Annotation, int, str]],
+    *,
+    kind: str,
+    severity: Severity,
+    state: str,
+    remark: str,
+    fix: str,
+) -> Iterator[Finding]:
+    if captions:
+        counts = by_split(annotation for annotation, _, _ in captions)
+        yield Finding(
+            kind=kind,
+            severity=severity,
+            title=f"{number(len(captions), 'caption')} {state} ({counts}){remark}",
+            count=len(captions),
+            items=tuple(f"{a}, caption {at}: {caption!r}" for a, at, caption in captions),
+            fix=fix,
+        )
 
 
 def _captions(
     annotations: Iterable[Annotation], is_such: Callable[[str], bool]
 ) -> Iterator[tuple[Annotation, int, str]]:
+    """Yield the captions with a property: annotation, position in it from 1, and text."""
     for a in annotations:
-        for place, caption in enumerate(a.captions, 1):
+        for position, caption in enumerate(a.captions, 1):
             if is_such(caption):
-                yield a, place, caption
+                yield a, position, caption
 
 
 def _severity(records: Records, split: str, share: float, many: float) -> Severity:
-    """Return how grave it is that a share of a split's texts cannot be read."""
+    """Return the severity of a share of a split's texts that cannot be read.
+
+    Args:
+        records: the data set.
+        split: name of the split.
+        share: part of its captions or words, 0 to 1.
+        many: the share above which numbers are affected.
+    """
     if share > TOO_MUCH and split in trained_splits(records):
         return "error"
     return "warning" if share > many else "note"
@@ -182,33 +220,33 @@ def _severity(records: Records, split: str, share: float, many: float) -> Severi
 
 def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
     """Yield triplets and queries whose reference is a target too."""
-    found = [a for a in annotations if a.reference in a.targets]
-    if found:
+    same = [a for a in annotations if a.reference in a.targets]
+    if same:
         yield Finding(
-            "reference_is_target",
-            "warning",
-            f"{number(len(found), 'annotation')} with reference = target ({by_split(found)})",
-            len(found),
-            tuple(map(str, found)),
-            "remove them from your own annotations; published ones stay as they are: such a query "
-            "cannot be answered where the reference is excluded",
+            kind="reference_is_target",
+            severity="warning",
+            title=f"{number(len(same), 'annotation')} with reference = target ({by_split(same)})",
+            count=len(same),
+            items=tuple(map(str, same)),
+            fix="remove them from your own annotations; published ones stay as they are: such a "
+            "query cannot be answered where the reference is excluded",
         )
 
 
 def repeated_row_findings(records: Records, annotations: Sequence[Annotation]) -> Iterator[Finding]:
-    """Yield rows of own tables that are there more than once; what was published stays as it is."""
+    """Yield rows of own tables that occur more than once; published annotations are not judged."""
     repeated: Mapping[str, int] = records.facts.get("repeated_rows", {})
     if repeated:
         count = sum(repeated.values())
         splits = ", ".join(f"{n:,} {split}" for split, n in repeated.items())
         times = collections.Counter(annotations)
         yield Finding(
-            "repeated_row",
-            "warning",
-            f"{number(count, 'repeated row')} ({splits})",
-            count,
-            tuple(f"{a}: {n} times" for a, n in times.items() if n > 1),
-            "take the copies out of the tables: each is trained on, or asked, once more",
+            kind="repeated_row",
+            severity="warning",
+            title=f"{number(count, 'repeated row')} ({splits})",
+            count=count,
+            items=tuple(f"{a}: {n} times" for a, n in times.items() if n > 1),
+            fix="take the copies out of the tables: each is trained on, or asked, once more",
         )
 
 
@@ -224,24 +262,24 @@ def gallery_findings(records: Records) -> Iterator[Finding]:
             ]
             if lost:
                 yield Finding(
-                    "no_target_in_gallery",
-                    "warning",
-                    f"{number(len(lost), 'query', 'queries')} of {evaluation.protocol.name} with "
-                    "no target in the gallery",
-                    len(lost),
-                    tuple(lost),
-                    "add the targets to the gallery's file: such queries are left out and counted",
+                    kind="no_target_in_gallery",
+                    severity="warning",
+                    title=f"{number(len(lost), 'query', 'queries')} of {evaluation.protocol.name} "
+                    "with no target in the gallery",
+                    count=len(lost),
+                    items=tuple(lost),
+                    fix="add the targets to the gallery's file: such queries are left out and "
+                    "counted",
                 )
 
 
 def leak_findings(records: Records) -> Iterator[Finding]:
     """Yield images that training shows and an evaluation asks for, by pair of categories."""
     shown: dict[str, set[str]] = collections.defaultdict(set)
-    if isinstance(records.train, FixedTriplets):
-        for t in records.train.triplets:
-            shown[t.category] |= {t.reference, t.target}
-    else:
-        shown[""] = set(records.train.image_ids())
+    for t in records.train.items():
+        shown[t.category].add(t.reference)
+        if t.target:  # others are drawn later
+            shown[t.category].add(t.target)
     for split, evaluations in records.evaluations.items():
         targets, references, gallery = (collections.defaultdict(set) for _ in range(3))
         for evaluation in evaluations:
@@ -254,13 +292,21 @@ def leak_findings(records: Records) -> Iterator[Finding]:
             for category in gallery:
                 overlap = [sorted(ids & x[category]) for x in (targets, references, gallery)]
                 if any(overlap):
-                    yield _leak(split, category, train_category, *overlap)
+                    yield _leak(
+                        split,
+                        category,
+                        train_category,
+                        targets=overlap[0],
+                        references=overlap[1],
+                        gallery=overlap[2],
+                    )
 
 
 def _leak(
     split: str,
     category: str,
     train_category: str,
+    *,
     targets: Sequence[str],
     references: Sequence[str],
     gallery: Sequence[str],
@@ -273,20 +319,20 @@ def _leak(
     )
     if not targets and not references:
         return Finding(
-            "gallery_in_train",
-            "note",
-            f"{number(len(gallery), 'gallery image')} of {asked} also in {train}",
-            len(gallery),
-            tuple(gallery),
-            f"{_NOTHING}: none of them is asked for",
+            kind="gallery_in_train",
+            severity="note",
+            title=f"{number(len(gallery), 'gallery image')} of {asked} also in {train}",
+            count=len(gallery),
+            items=tuple(gallery),
+            fix=f"{_NOTHING}: none of them is asked for",
         )
     return Finding(
-        "leak",
-        "warning",
-        f"{counts} of {asked} also in {train}",
-        len(targets) or len(references),
-        tuple(targets or references),
-        "take these images out of the training triplets of your own data; with published data, "
+        kind="leak",
+        severity="warning",
+        title=f"{counts} of {asked} also in {train}",
+        count=len(targets) or len(references),
+        items=tuple(targets or references),
+        fix="take these images out of the training triplets of your own data; with published data, "
         "say it beside the numbers",
     )
 
@@ -298,13 +344,18 @@ def word_findings(
 
     Args:
         records: the data set.
-        readings: what a model with the vocabulary reads of each split.
-        vocabulary: that of a model; None: the one that training would count.
+        readings: for each split, how its captions are read with the vocabulary.
+        vocabulary: a model's vocabulary; None: the one that training would count.
     """
     if vocabulary is None and not records.vocabulary_captions:
-        title = "words are not checked: there are no training captions to count them in"
-        fix = "give a model's words: --vocabulary WORKDIR/vocabulary.txt"
-        yield Finding("words_not_checked", "note", title, 0, (), fix)
+        yield Finding(
+            kind="words_not_checked",
+            severity="note",
+            title="words are not checked: there are no training captions to count them in",
+            count=0,
+            items=(),
+            fix="give a model's words: --vocabulary WORKDIR/vocabulary.txt",
+        )
         return
     own = Vocabulary.build(records.vocabulary_captions, records.extra_special)
     remedy = words_remedy(vocabulary)
@@ -320,12 +371,12 @@ def word_findings(
             severity = "warning"
             fix = "give the vocabulary.txt of a model that was trained on this data set"
         yield Finding(
-            "unknown_word",
-            severity,
-            f"{number(len(reading.unknown), 'word')} of the {split} captions not in the "
+            kind="unknown_word",
+            severity=severity,
+            title=f"{number(len(reading.unknown), 'word')} of the {split} captions not in the "
             f"vocabulary: {reading.unknown.total():,} of {reading.words:,} occurrences "
             f"({reading.unknown_share:.1%})",
-            len(reading.unknown),
-            tuple(f"{word} ({n:,})" for word, n in reading.unknown.most_common()),
-            fix,
+            count=len(reading.unknown),
+            items=tuple(f"{word} ({n:,})" for word, n in reading.unknown.most_common()),
+            fix=fix,
         )

@@ -1,10 +1,11 @@
-"""What is wrong with the image files of a data set, and which are the same."""
+"""Problems of the image files of a data set, and files that are the same."""
 
 import collections
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from cmap_jax.files import is_remote
 from cmap_jax.processing.image_files import CMYK, FRAMES, SIXTEEN_BIT, TRANSPARENT, TURNED
 from cmap_jax.processing.images import RELEASED, UPRIGHT
 from input_pipeline import storage
@@ -13,12 +14,14 @@ from input_pipeline.images import lost_images, near_names
 from input_pipeline.images.check import in_parallel
 from input_pipeline.images.lost_images import Reader
 from input_pipeline.records import Image, Records
+from input_pipeline.registry import find_data_set
 
+# Remedies for a damaged file: of a published data set, and of one's own.
 _AGAIN = "download these files again or leave them out: no other setting mends them"
 _AGAIN_OWN = "copy these files again from where they come from, or leave them out"
 _ACCEPT = f"{near_names.FLAG} (here: --near-names)"
 
-# How a reason of `image_check.check_images` begins -> kind, words of the title, remedy.
+# The beginning of a reason from `check.check_images` -> kind, words of the title, remedy.
 _KINDS = {
     "missing: a link": ("broken_link", "that are links to nothing", "restore what they point to"),
     near_names.CERTAIN: (
@@ -37,7 +40,7 @@ _KINDS = {
         "put the files there, or name the folder that has them: "
         "--config.data.image_directory=DIR (here: --images DIR)",
     ),
-    # Not a reason, but said of some that are missing.
+    # No reason begins like this: some missing images are told apart by it.
     "elsewhere": ("misplaced", "missing, with files of their names elsewhere", ""),
     "zero bytes": ("zero_bytes", "of zero bytes", _AGAIN),
     "truncated": ("truncated", "truncated", _AGAIN),
@@ -67,61 +70,63 @@ def image_findings(
 
     Args:
         records: the data set.
-        reasons: why an image cannot be used, by id, from `image_check.check_images`.
-        folders: where images that are not in their place are looked for.
-        read: reads the data set with its images in another folder.
+        reasons: why an image cannot be used, by id, from `check.check_images`.
+        folders: folders that are searched for misplaced images.
+        read: function that reads the data set with its images in another folder.
     """
+    data_set = find_data_set(records.name)
     missing = [records.images[i] for i, reason in reasons.items() if reason == "missing"]
     usable = records.images.keys() - reasons.keys()
-    lost = lost_images.find(records, missing, usable, folders, read)
+    lost = lost_images.find(records, missing, usable, folders=folders, read=read)
     needed = records.image_ids()
     groups: dict[tuple[bool, str, bool], list[str]] = collections.defaultdict(list)
     for i, reason in reasons.items():
         start = next(start for start in _KINDS if reason.startswith(start))
-        start = "elsewhere" if i in lost.places else start
+        start = "elsewhere" if i in lost.paths else start
         groups[i not in needed, start, i not in lost.mended].append(i)
     for (spare, start, _), ids in sorted(groups.items()):
-        kind, what, fix = _KINDS[start]
+        kind, state, fix = _KINDS[start]
         images = [records.images[i] for i in ids]
         items = [f"{i.path}{_detail(reasons[i.id])}" for i in images]
         if kind == "misplaced":
-            items = [f"{i.path} is at {lost.places[i.id]}" for i in images]
+            items = [f"{i.path} is at {lost.paths[i.id]}" for i in images]
             fix = lost.remedy(ids)
         elif kind == "link_out":
             items = [f"{i.path} -> {os.path.realpath(i.path)}" for i in images]
             fix = lost_images.mend_links(records, images, usable, read)
         elif kind == "unsupported_format":
             fix = "; ".join(sorted({reasons[i].rpartition("; ")[2] for i in ids}))
-        elif records.name == "garments":
+        elif data_set.rendering is not None:
             fix = f"delete {records.image_directory}: training renders it again"
-        elif records.name == "folder" and fix is _AGAIN:
+        elif fix is _AGAIN and not data_set.published:
             fix = _AGAIN_OWN
+        use = ", which only submissions need" if spare else ""
         yield Finding(
-            kind,
-            "warning" if spare else "error",
-            f"{number(len(ids), 'image')} {what}{', which only submissions need' if spare else ''}",
-            len(ids),
-            tuple(items),
-            fix,
+            kind=kind,
+            severity="warning" if spare else "error",
+            title=f"{number(len(ids), 'image')} {state}{use}",
+            count=len(ids),
+            items=tuple(items),
+            fix=fix,
         )
 
 
 def near_name_findings(records: Records) -> Iterator[Finding]:
-    """Yield the images whose files have near names, where these were accepted."""
+    """Yield the images that are taken from files with near names."""
     images = [records.images[i] for i in records.near_names]
     if images:
         yield Finding(
-            "near_names_accepted",
-            "note",
-            f"{number(len(images), 'image')} taken from files with near names",
-            len(images),
-            tuple(f"{image.id}: {image.path}" for image in images),
-            f"give training {near_names.FLAG} too",
+            kind="near_names_accepted",
+            severity="note",
+            title=f"{number(len(images), 'image')} taken from files with near names",
+            count=len(images),
+            items=tuple(f"{image.id}: {image.path}" for image in images),
+            fix=f"give training {near_names.FLAG} too",
         )
 
 
-# A trait of `image_files.TRAITS` -> what such images are, and what is done with them by the way
-# they are read, or in both.
+# A trait of `image_files.TRAITS` -> words for such images, and how they are treated: one sentence,
+# or one for each value of config.data.read_as.
 _BY_UPRIGHT, _BY_RELEASED = (f"config.data.read_as is {way}" for way in (UPRIGHT, RELEASED))
 _LIKE_A_PERSON = f"--config.data.read_as={UPRIGHT} reads them as a person sees them"
 _TRAITS = {
@@ -148,22 +153,28 @@ _TRAITS = {
 
 
 def trait_findings(records: Records, traits: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
-    """Yield the images that are no plain pictures of 8 bits, and what is done with them.
+    """Yield the images that are no plain pictures of 8 bits, and how they are treated.
 
     Args:
         records: the data set.
-        traits: the ids of the images with each trait, from `image_check.find_traits`.
+        traits: the ids of the images with each trait, from `check.find_traits`.
     """
-    for trait, (what, done) in _TRAITS.items():
+    for trait, (state, treatment) in _TRAITS.items():
         if ids := traits.get(trait):
-            done = done if isinstance(done, str) else done[records.read_as]
-            title = f"{number(len(ids), 'image')} {what}"
-            places = tuple(records.images[i].path for i in ids)
-            yield Finding(trait, "note", title, len(ids), places, f"nothing to do: {done}")
+            if not isinstance(treatment, str):
+                treatment = treatment[records.read_as]
+            yield Finding(
+                kind=trait,
+                severity="note",
+                title=f"{number(len(ids), 'image')} {state}",
+                count=len(ids),
+                items=tuple(records.images[i].path for i in ids),
+                fix=f"nothing to do: {treatment}",
+            )
 
 
 def _detail(reason: str) -> str:
-    """Return what a reason says beyond its kind, such as ": Permission denied"."""
+    """Return the part of a reason that its kind does not say, such as ": Permission denied"."""
     if reason.startswith((near_names.CERTAIN, near_names.UNCERTAIN)):
         return f": {reason}"
     kind, colon, detail = reason.partition(": ")
@@ -178,19 +189,19 @@ def duplicate_findings(
     Args:
         records: the data set.
         usable: the images whose files can be read.
-        annotations: all of it.
+        annotations: every annotation once, from `findings.list_annotations`.
     """
     groups = _same_bytes(usable)
     if groups:
         yield Finding(
-            "duplicate",
-            "note",
-            f"{number(sum(map(len, groups)), 'image')} with a copy of the same bytes, "
+            kind="duplicate",
+            severity="note",
+            title=f"{number(sum(map(len, groups)), 'image')} with a copy of the same bytes, "
             f"{number(len(groups), 'group')}",
-            len(groups),
-            _lines(groups),
-            "keep one of each group and name it in the annotations; in a gallery the other copies "
-            "count as wrong",
+            count=len(groups),
+            items=_lines(groups),
+            fix="keep one of each group and name it in the annotations; in a gallery the other "
+            "copies count as wrong",
         )
     train = set(records.train.image_ids())
     for split, evaluations in records.evaluations.items():
@@ -202,13 +213,13 @@ def duplicate_findings(
                 across.append(group)
         if across:
             yield Finding(
-                "duplicate_across",
-                "warning",
-                f"{number(len(across), 'group')} of images of the same bytes across train and "
-                f"{split}",
-                len(across),
-                _lines(across),
-                "take the copies out of the training annotations; with published data, say it "
+                kind="duplicate_across",
+                severity="warning",
+                title=f"{number(len(across), 'group')} of images of the same bytes across train "
+                f"and {split}",
+                count=len(across),
+                items=_lines(across),
+                fix="take the copies out of the training annotations; with published data, say it "
                 "beside the numbers",
             )
     group_of = {image.id: at for at, group in enumerate(groups) for image in group}
@@ -222,20 +233,21 @@ def duplicate_findings(
     ]
     if same:
         yield Finding(
-            "duplicate_pair",
-            "warning",
-            f"{number(len(same), 'annotation')} whose reference and target have the same bytes "
-            f"({by_split(same)})",
-            len(same),
-            tuple(map(str, same)),
-            "remove these annotations: their text describes no difference",
+            kind="duplicate_pair",
+            severity="warning",
+            title=f"{number(len(same), 'annotation')} whose reference and target have the same "
+            f"bytes ({by_split(same)})",
+            count=len(same),
+            items=tuple(map(str, same)),
+            fix="remove these annotations: their text describes no difference",
         )
 
 
 def _same_bytes(images: Sequence[Image]) -> list[list[Image]]:
-    """Return the groups of images whose files are the same; files of a size of their own are not.
+    """Return the groups of images whose files hold the same bytes.
 
-    A remote file's size costs as much as its content, so there all are read.
+    Only files of equal size are compared. In a bucket a file's size costs as much as its content,
+    so all files are read there.
     """
     sizes = in_parallel(_size, [i.path for i in images], "sizing", "images")
     by_size = _grouped(zip(sizes, images, strict=True))
@@ -252,12 +264,12 @@ def _grouped(keyed: Iterable[tuple[object, Image]]) -> list[list[Image]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _size(place: str) -> int:
-    return 0 if storage.is_remote(place) else os.path.getsize(place)
+def _size(path: str) -> int:
+    return 0 if is_remote(path) else os.path.getsize(path)
 
 
-def _digest(place: str) -> bytes:
-    with storage.open_file(place) as file:
+def _digest(path: str) -> bytes:
+    with storage.open_file(path) as file:
         return hashlib.file_digest(file, hashlib.blake2b).digest()
 
 

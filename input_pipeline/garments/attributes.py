@@ -1,6 +1,6 @@
-"""What a garment is: six attributes, every combination of their values, and how they are split.
+"""Garments: six attributes, every combination of their values, and the split into train and test.
 
-A garment is a point of a grid (4 types x 8 colours x 5 patterns x 4 sleeves x 4 necklines x
+A garment is a point of a grid (4 types x 8 colors x 5 patterns x 4 sleeves x 4 necklines x
 3 lengths = 7,680), so "the same, but ..." has exactly one answer in the whole grid.
 """
 
@@ -12,10 +12,11 @@ import math
 
 import numpy as np
 
-# In the order of a garment's id. The order of the values of an ordinal attribute is its scale.
+# The order is that of a garment's id. The values of an ordinal attribute are in the order of its
+# scale.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "type": ("dress", "shirt", "coat", "jumpsuit"),
-    "colour": ("red", "pink", "yellow", "green", "blue", "purple", "white", "black"),
+    "color": ("red", "pink", "yellow", "green", "blue", "purple", "white", "black"),
     "pattern": ("solid", "striped", "dotted", "checked", "floral"),
     "sleeves": ("sleeveless", "short", "elbow", "long"),
     "neckline": ("round", "v", "square", "high"),
@@ -23,7 +24,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 NAMES: tuple[str, ...] = tuple(ATTRIBUTES)
 SIZES: tuple[int, ...] = tuple(len(values) for values in ATTRIBUTES.values())
-ORDINAL: frozenset[str] = frozenset({"sleeves", "length"})  # the ones "longer" makes sense for
+ORDINAL: frozenset[str] = frozenset({"sleeves", "length"})  # may be "longer" or "shorter"
 COUNT: int = math.prod(SIZES)
 
 # Numbers of garments; the rest of the grid is for training.
@@ -40,7 +41,7 @@ class Garment:
     """
 
     type: str
-    colour: str
+    color: str
     pattern: str
     sleeves: str
     neckline: str
@@ -58,13 +59,13 @@ class Garment:
 
     @property
     def index(self) -> int:
-        """The place in the grid, 0 to `COUNT` - 1, the last attribute varying fastest."""
+        """The position in the grid, 0 to `COUNT` - 1, the last attribute varying fastest."""
         codes = [ATTRIBUTES[name].index(getattr(self, name)) for name in NAMES]
         return int(np.ravel_multi_index(codes, SIZES))
 
 
 def garment(index: int) -> Garment:
-    """The garment at a place in the grid; the inverse of `Garment.index`.
+    """The garment at a position in the grid; the inverse of `Garment.index`.
 
     Raises:
         ValueError: `index` is outside 0 to `COUNT` - 1.

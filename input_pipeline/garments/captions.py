@@ -17,10 +17,10 @@ from input_pipeline.garments.attributes import ATTRIBUTES, NAMES, ORDINAL, Garme
 
 # Steps of a scale beyond this are named outright.
 MOST_STEPS = 2
-# How often a change that can be named by steps is.
+# The probability that a change which can be named by steps is named so.
 RELATIVE = 0.5
 
-# What completes a caption; "is", "has" or "with" is part of it.
+# Phrases that complete a caption; "is", "has" or "with" is part of them.
 ABSOLUTE: dict[str, dict[str, tuple[str, ...]]] = {
     "type": {
         "dress": ("is a dress", "is a dress instead"),
@@ -28,9 +28,9 @@ ABSOLUTE: dict[str, dict[str, tuple[str, ...]]] = {
         "coat": ("is a coat", "is an open coat"),
         "jumpsuit": ("is a jumpsuit", "is a jumpsuit with legs"),
     },
-    "colour": {
+    "color": {
         value: (f"is {value}", f"is {value} in color", f"is a {value} one")
-        for value in ATTRIBUTES["colour"]
+        for value in ATTRIBUTES["color"]
     },
     "pattern": {
         "solid": ("is solid", "has no pattern", "is plain"),
@@ -57,7 +57,7 @@ ABSOLUTE: dict[str, dict[str, tuple[str, ...]]] = {
         "long": ("is long", "is long in length"),
     },
 }
-# Steps up the scale -> what completes a caption.
+# Steps up the scale -> phrases that complete a caption.
 RELATIVE_PHRASES: dict[str, dict[int, tuple[str, ...]]] = {
     "sleeves": {
         -2: ("has much shorter sleeves", "has far less sleeve"),
@@ -77,10 +77,10 @@ _OPENINGS = ("", "", "", "the garment ", "it ", "this one ")
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One change as it is told: outright (`value`) or by `steps` up the scale, never both.
+    """One change as a caption names it: by its `value` or by `steps` up the scale, never both.
 
     Attributes:
-        attribute: one of `NAMES`.
+        attribute: one of `attributes.NAMES`.
         value: the target's value, or None.
         steps: -2 to 2 and not 0 where `value` is None, else 0.
     """
@@ -98,10 +98,10 @@ class Change:
         value = self.value
         if value is None:
             values = ATTRIBUTES[self.attribute]
-            place = values.index(getattr(item, self.attribute)) + self.steps
-            if not 0 <= place < len(values):
+            position = values.index(getattr(item, self.attribute)) + self.steps
+            if not 0 <= position < len(values):
                 raise ValueError(f"{self} leads off the scale from {item.id}")
-            value = values[place]
+            value = values[position]
         return dataclasses.replace(item, **{self.attribute: value})
 
 
@@ -111,8 +111,8 @@ class GarmentTriplet:
 
     Attributes:
         reference, target: garments of one split, different in as many attributes as `changes`.
-        changes: what the captions tell, in any order.
-        captions: two, lower-case ASCII letters and spaces.
+        changes: all changes that the captions name, in any order.
+        captions: two texts of lower-case ASCII letters and spaces.
     """
 
     reference: Garment
@@ -126,18 +126,18 @@ def triplets(
 ) -> Iterator[GarmentTriplet]:
     """Draws triplets within one split.
 
-    The targets go round the split in shuffled rounds, so that the uses of two garments differ by
-    one at most. The number of changes is drawn, then the reference uniformly among the members
-    that differ from the target in just so many attributes. (Attributes with more values so change
-    more often. Were the attributes drawn first, the few garments that differ in small attributes
-    would each be far likelier than the rest, and guessing from the reference alone would pay:
-    `oracles.py`.)
+    The targets are the members in shuffled rounds, so that the uses of two garments differ by one
+    at most. The number of changes is drawn, then the reference uniformly among the members that
+    differ from the target in exactly that many attributes. (Attributes with more values therefore
+    change more often. If the attributes were drawn first, the few garments that differ in small
+    attributes would each be far likelier than the rest, and guessing from the reference alone would
+    pay: see `oracles`.)
 
     Args:
         members: indices of the split's garments, [N] integers.
-        count: how many.
+        count: number of triplets to draw.
         three_changes: the fraction of triplets with three changes, 0 to 1; the others have two.
-        rng: consumed.
+        rng: generator from which all choices are drawn, in a fixed order.
 
     Raises:
         ValueError: `members` is so small that a target has no reference.
@@ -146,21 +146,23 @@ def triplets(
     order = np.concatenate(
         [rng.permutation(len(members)) for _ in range(-(-count // len(members)))]
     )[:count]
-    for place in order:
+    for row in order:
         changed = 3 if rng.random() < three_changes else 2
-        distance = (codes != codes[place]).sum(axis=1)
+        distance = (codes != codes[row]).sum(axis=1)
         candidates = np.flatnonzero(distance == changed)
         if not len(candidates):
             raise ValueError(
-                f"no garment of the {len(members)} differs from {garment(members[place]).id} in "
+                f"no garment of the {len(members)} differs from {garment(members[row]).id} in "
                 f"{changed} attributes: the split is too small"
             )
-        reference, target = garment(members[rng.choice(candidates)]), garment(members[place])
-        changes = _tell(reference, target, rng)
+        reference, target = garment(members[rng.choice(candidates)]), garment(members[row])
+        changes = _name_changes(reference, target, rng)
         yield GarmentTriplet(reference, target, changes, _write(changes, rng))
 
 
-def _tell(reference: Garment, target: Garment, rng: np.random.Generator) -> tuple[Change, ...]:
+def _name_changes(
+    reference: Garment, target: Garment, rng: np.random.Generator
+) -> tuple[Change, ...]:
     """Chooses how to name each difference."""
     changes = []
     for name in NAMES:
@@ -178,15 +180,15 @@ def _tell(reference: Garment, target: Garment, rng: np.random.Generator) -> tupl
 def _write(changes: tuple[Change, ...], rng: np.random.Generator) -> tuple[str, str]:
     """Words the changes in two captions, as two people would.
 
-    Mostly each caption has its own part; in three of ten one names everything and the other
-    repeats a part of it.
+    In seven of ten triplets each caption has its own changes; in the others one caption names all
+    of them and the other repeats one.
     """
-    told = [changes[i] for i in rng.permutation(len(changes))]
+    shuffled = [changes[i] for i in rng.permutation(len(changes))]
     if rng.random() < 0.3:
-        parts = [told, [told[rng.integers(len(told))]]]
+        parts = [shuffled, [shuffled[rng.integers(len(shuffled))]]]
     else:
-        cut = rng.integers(1, len(told))
-        parts = [told[:cut], told[cut:]]
+        cut = rng.integers(1, len(shuffled))
+        parts = [shuffled[:cut], shuffled[cut:]]
     if rng.random() < 0.5:
         parts.reverse()
     first, second = (_sentence(part, rng) for part in parts)

@@ -1,7 +1,7 @@
-"""Draws a garment as a catalogue would show it, on a dress form before a plain backdrop.
+"""Pictures of garments as a catalog shows them, on a dress form before a plain backdrop.
 
-Shapes are in the units of `canvas`. Every garment stays inside the central 64/72 of the picture:
-a crop of that part cuts nothing off.
+Shapes are in the units of `canvas`. Every garment stays inside the central 64/72 of the picture, so
+that a crop of that part cuts nothing off.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _BODY = {
     "coat": (26.0, 24.0, 25.0),
     "jumpsuit": (22.0, 19.0, 16.0),
 }
-# One step of length is more than what two types of the same length differ by, so that "is
-# longer" is true of the picture when the type changes as well.
+# One step of length is more than the difference between two types of the same length, so that "is
+# longer" is true in the picture even if the type changes as well.
 _HEM = {
     "dress": {"short": 12.0, "medium": 26.0, "long": 40.0},
     "shirt": {"short": 8.0, "medium": 21.0, "long": 34.0},
@@ -40,20 +40,20 @@ _SLEEVE = {"short": 0.30, "elbow": 0.62, "long": 1.0}  # fraction of the arm
 def render(item: Garment, seed: int = 0, *, view: int = 0, size: int = 72) -> Image.Image:
     """Draws one picture of a garment.
 
-    A pure function of its arguments: `seed`, the garment and `view` fix the backdrop, the light,
-    the noise, the phase of the pattern and the garment's place, size and tilt.
+    This is a pure function: `seed`, the garment and `view` determine the backdrop, the light, the
+    noise, the phase of the pattern and the garment's position, size and tilt.
 
     Args:
-        item: what to draw.
-        seed: of the whole data set, not negative.
-        view: another picture of the same garment, not negative.
-        size: pixels a side; made for 64 and above.
+        item: the garment to draw.
+        seed: seed of the whole data set, not negative.
+        view: number of the picture among those of the same garment, not negative.
+        size: pixels a side; details are lost below 64.
 
     Returns:
         An RGB picture, `size` x `size`.
     """
     rng = np.random.default_rng([seed, item.index, view])
-    pen = Pen(item.colour, rng, size)
+    pen = Pen(item.color, rng, size)
     pen.lay_cloth(item.pattern, rng)
     _dress_form(pen)
     if item.type == "coat":
@@ -68,7 +68,7 @@ def render(item: Garment, seed: int = 0, *, view: int = 0, size: int = 72) -> Im
 
 
 def render_files(directory: pathlib.Path, indices: Sequence[int], seed: int, size: int) -> None:
-    """Writes `ID.jpg` into `directory` for the garment at each place in the grid."""
+    """Writes `ID.jpg` into `directory` for the garment at each of some positions in the grid."""
     for index in indices:
         item = garment(index)
         picture = render(item, seed, size=size)

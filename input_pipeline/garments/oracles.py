@@ -1,24 +1,24 @@
-"""How far one gets with half of a query: ceilings, exact for one who judges each image by itself.
+"""Oracles: the best recalls that half of a query allows, for a model that judges images singly.
 
-A model that scores above both oracles has put picture and text together; one below has perhaps
-only found a shortcut. Each ranks the gallery by the exact probability that a garment is the
-target, for one who judges every picture of the gallery by itself, as the models here do.
+A model that scores above both oracles has put picture and text together; a model below them may
+have found a shortcut only. An oracle ranks the gallery by the exact probability that a garment is
+the target, given one picture of the gallery at a time, as the models here see it.
 
-- The text oracle knows what the captions tell, not the reference. Wording, order and division in
-  two captions are drawn independently of the garments, so the set of changes is all there is to
-  know. Every target consistent with it is equally probable: the number of references that it
-  could have been reached from, over the whole grid, is the same for each.
-- The reference oracle knows the reference's attributes, not the text. A target is as probable as
-  the number of attributes in which it differs makes it.
+- The text oracle knows the changes that the captions name, and not the reference. Wording, order
+  and division in two captions are drawn independently of the garments, so the changes are all that
+  there is to know. Every target consistent with them is equally probable: the number of references
+  that lead to it, over the whole grid, is the same for each.
+- The reference oracle knows the reference's attributes, and not the text. The probability of a
+  target depends only on the number of attributes in which it differs.
 
-"By itself" is what averages over the whole grid instead of the split that was dealt: garments are
-dealt to splits at random, so one picture tells nothing of the others. An oracle that also knows
-which garments the gallery holds can tell more, since a target that few of them lead to is less
-probable: with the test split as the gallery it reaches 27 to 29% at 10 from the text, and 18 to 19%
-from the reference.
+Probabilities are averages over the whole grid and not over the gallery: garments are assigned to
+splits at random, so one picture says nothing about the others. An oracle that also knows which
+garments the gallery holds does better, since a target that few of them lead to is less probable:
+with the test split as the gallery it reaches 27 to 29% at 10 from the text, and 18 to 19% from the
+reference.
 
-Ties count by expectation: with b garments above the target and m level with it, itself included,
-it is among the first k with probability (k - b) / m, within 0 and 1.
+Ties count by expectation: with b garments above the target and m level with it, the target
+included, it is among the first k with probability (k - b) / m, limited to 0 to 1.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def ceilings(
     """The expected recalls of both oracles.
 
     Args:
-        queries: every target is in the gallery; the reference is left out of the ranking.
+        queries: triplets whose targets are in the gallery; a query's reference is not ranked.
         gallery: indices of the garments, [N] integers.
-        three_changes: as given to `captions.triplets`.
+        three_changes: the fraction of triplets with three changes, 0 to 1.
 
     Returns:
         `{"text_oracle": {"R@1": ..., "R@10": ..., "R@50": ...}, "reference_oracle": {...}}`, in
@@ -72,7 +72,7 @@ def ceilings(
 
 
 def _possible(change: Change) -> np.ndarray:
-    """Which values of the attribute a target may have, told this change alone: [size] bool."""
+    """The values of the attribute that a target may have, given this change alone: [size] bool."""
     values = ATTRIBUTES[change.attribute]
     if change.value is not None:
         return np.array([value == change.value for value in values])
@@ -83,18 +83,23 @@ def _possible(change: Change) -> np.ndarray:
 def _chance_by_distance(three_changes: float) -> np.ndarray:
     """P(a certain garment is the target | it differs in d attributes), d = 0 to 6: [7] float."""
     # The number of garments at each distance: the coefficients of prod(1 + (size - 1) x).
-    neighbours = np.array([1.0])
+    neighbors = np.array([1.0])
     for size in SIZES:
-        neighbours = np.convolve(neighbours, [1.0, size - 1.0])
-    share = np.zeros(len(SIZES) + 1)
-    share[2], share[3] = 1 - three_changes, three_changes
-    return share / neighbours
+        neighbors = np.convolve(neighbors, [1.0, size - 1.0])
+    probability = np.zeros(len(SIZES) + 1)  # by distance
+    probability[2], probability[3] = 1 - three_changes, three_changes
+    return probability / neighbors
 
 
 def _hits(weight: np.ndarray, is_target: np.ndarray) -> list[float]:
-    """The probability that the target is within each cutoff, ranking by weight: both [N]."""
-    mine = weight[is_target][0]
-    above, level = np.count_nonzero(weight > mine), np.count_nonzero(weight == mine)
+    """The probability that the target is among the first k, for each cutoff k.
+
+    Args:
+        weight: value by which garments are ranked, highest first, [N] float.
+        is_target: True for the target alone, [N] bool.
+    """
+    own = weight[is_target][0]
+    above, level = np.count_nonzero(weight > own), np.count_nonzero(weight == own)
     return [min(max((k - above) / level, 0.0), 1.0) for k in CUTOFFS]
 
 

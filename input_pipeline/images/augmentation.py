@@ -16,10 +16,16 @@ def draw_crops(
 ) -> Int32[np.ndarray, "N 2 3"]:
     """Draw `top, left, flip` for the reference and the target of every item of an epoch.
 
-    All offsets are alike, and a flip has p = 0.5; all draws are independent.
+    Offsets are uniform, a flip has probability 0.5, and all draws are independent.
+
+    Args:
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+        items: number of items in the epoch, N.
+        preprocessing: sizes in pixels before and after the crop.
 
     Returns:
-        What `cut` takes.
+        For each item the crops of the reference and of the target, in the form that `cut` takes.
     """
     rng = np.random.default_rng([seed, _AUGMENTATION, epoch])
     last = preprocessing.resize - preprocessing.crop
@@ -29,8 +35,8 @@ def draw_crops(
     return crops
 
 
-def centre_crop(preprocessing: ImagePreprocessing) -> Int32[np.ndarray, "3"]:
-    """Return `top, left, flip` of the evaluation path: the centre, an odd remainder after it."""
+def center_crop(preprocessing: ImagePreprocessing) -> Int32[np.ndarray, "3"]:
+    """Return `top, left, flip` of the center; of an odd margin the larger part comes last."""
     offset = (preprocessing.resize - preprocessing.crop) // 2
     return np.array([offset, offset, 0], np.int32)
 
@@ -41,11 +47,11 @@ def cut(
     crops: Int[np.ndarray, "*batch 3"],
     size: int,
 ) -> UInt8[np.ndarray, "*batch S S 3"]:
-    """Cut crops from images in memory; `cut_one` does it for one.
+    """Cut crops from images in memory; `cut_one` is the same for one image.
 
     Args:
-        squares: the images; nothing is copied but the crops.
-        rows: which image.
+        squares: the images, M of R x R pixels; only the crops are copied.
+        rows: index of the image for each crop, 0 to M - 1.
         crops: first row of the crop; first column, counted *after* the flip; 1 to flip, left to
             right, else 0.
         size: side of the crop, S pixels.
@@ -71,9 +77,9 @@ def cut_one(
     """Flip and crop one image; `preprocess.cut` is the same in tf.data.
 
     Args:
-        square: the image.
-        crop: as `cut` takes it; it must not leave the image.
-        out: where the pixels go.
+        square: an image of R x R pixels.
+        crop: first row, first column after the flip, and 1 to flip; it must not leave the image.
+        out: array that receives the pixels.
     """
     size = len(out)
     top, left, flip = crop.tolist()
@@ -82,5 +88,5 @@ def cut_one(
         return
     start = len(square) - size - left  # the same columns before the flip
     mirrored = square[top : top + size, start : start + size][:, ::-1]
-    for channel in range(3):  # pixel by pixel it takes four times as long
+    for channel in range(3):  # copying all channels at once takes four times as long
         out[..., channel] = mirrored[..., channel]

@@ -1,4 +1,4 @@
-"""A look at every image file before long work starts: for training, and for `cmap doctor`."""
+"""The check of every image file before long work starts: for training, and for `cmap doctor`."""
 
 import collections
 import concurrent.futures
@@ -9,75 +9,88 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cmap_jax.files import is_remote
 from cmap_jax.progress import track
 from input_pipeline import storage
 from input_pipeline.images import near_names
 from input_pipeline.records import DataError, Records
 
-# Threads. In a bucket a look is mostly waiting; at home more threads only wait for one another's
-# turn with the interpreter (16 of them take three times as long as one, files in memory).
+# Threads. For a bucket the time is mostly spent waiting. For local files the threads compete for
+# the interpreter: with the files in memory, 16 threads take three times as long as one.
 _WORKERS, _WORKERS_IN_BUCKET = 4, 16
-_CHUNK = 64  # places a thread takes at once
+_CHUNK = 64  # files that a thread takes at once
 _SHOWN = 5  # examples in a message
 
 
 def check_images(records: Records, ids: Iterable[str] | None = None) -> dict[str, str]:
-    """Look at image files; return the reason of each that cannot be used, by image id.
+    """Check image files; return the reason of each that cannot be used, by image id.
 
     A link that leads out of the image folder is refused. For a missing image the reason shows a
-    file with a near name, where there is one. The images of a prepared data set were looked at when
-    it was prepared.
+    file with a near name, where there is one. The images of a prepared data set are not checked
+    again.
 
     Args:
         records: the data set.
-        ids: of the images; None: all that the records hold.
+        ids: ids of the images to check; None: all that the records hold.
     """
     if records.prepared is not None:
         return {}
     ids = tuple(records.images if ids is None else ids)
     check = _checker(records.image_directory)
-    found = in_parallel(check, [records.images[i].path for i in ids], "checking", "images")
-    reasons = {i: reason for i, reason in zip(ids, found, strict=True) if reason is not None}
+    results = in_parallel(check, [records.images[i].path for i in ids], "checking", "images")
+    reasons = {i: reason for i, reason in zip(ids, results, strict=True) if reason is not None}
     near = near_names.find(records, (i for i, reason in reasons.items() if reason == "missing"))
     return reasons | {i: n.reason() for i, n in near.items()}
 
 
 def find_traits(records: Records, ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return which image files have each trait of `image_files.TRAITS`, by trait; none: left out.
+    """Return the ids of the images with each trait of `image_files.TRAITS` that occurs, by trait.
 
     Args:
         records: the data set.
-        ids: images that can be used.
+        ids: ids of images that can be used.
     """
     ids = tuple(ids)
-    found: dict[str, list[str]] = collections.defaultdict(list)
-    places = [records.images[i].path for i in ids]
-    looks = in_parallel(storage.image_traits, places, "describing", "images")
-    for i, traits in zip(ids, looks, strict=True):
+    with_trait: dict[str, list[str]] = collections.defaultdict(list)
+    paths = [records.images[i].path for i in ids]
+    for i, traits in zip(
+        ids, in_parallel(storage.image_traits, paths, "describing", "images"), strict=True
+    ):
         for trait in traits:
-            found[trait].append(i)
-    return found
+            with_trait[trait].append(i)
+    return with_trait
 
 
 def in_parallel(
-    work: Callable[[str], Any], places: Sequence[str], what: str, unit: str
+    function: Callable[[str], Any], paths: Sequence[str], activity: str, unit: str
 ) -> Iterator[Any]:
-    """Yield the results of some work on each place, in order, with progress."""
-    # Handing out files one by one takes as long as looking at a small one.
-    chunks = [places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK)]
-    remote = any(storage.is_remote(place) for place in places[:1])
+    """Yield the results of a function for each path, in order, with progress.
+
+    Args:
+        function: the work on one path; several threads call it.
+        paths: local paths, or paths in one bucket.
+        activity: verb for the progress line, such as "checking".
+        unit: noun for the things counted there, such as "images".
+    """
+    # Handing out files one by one takes as long as checking a small one.
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    remote = any(is_remote(path) for path in paths[:1])
     workers = _WORKERS_IN_BUCKET if remote else _WORKERS
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         try:
-            results = pool.map(lambda chunk: [work(place) for place in chunk], chunks)
+            results = pool.map(lambda chunk: [function(path) for path in chunk], chunks)
             flat = itertools.chain.from_iterable(results)
-            yield from track(flat, len(places), what, unit)
+            yield from track(flat, len(paths), activity, unit)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for all the rest
 
 
 def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[str, ...]]:
-    """Return the records without unusable images, and the ids of those.
+    """Return the records without unusable images, and the ids of these images.
+
+    Args:
+        records: the data set.
+        policy: "fail" or "skip", the value of ``config.data.missing_images``.
 
     Raises:
         DataError: there are some, or were when the data were prepared, and the policy is "fail"; or
@@ -111,11 +124,11 @@ def describe_unusable(
 
     Args:
         records: the data set.
-        reasons: by image id, from `check_images`.
-        near_flag: how the command at hand is told to accept near names.
+        reasons: why an image cannot be used, by id, from `check_images`.
+        near_flag: the flag by which the command at hand accepts near names.
     """
     near = [i for i, reason in reasons.items() if reason.startswith(near_names.CERTAIN)]
-    # Those with near names come first: they are the easiest to mend.
+    # Images with near names come first, as they are the easiest to mend.
     examples = list(dict.fromkeys([*near, *reasons]))[:_SHOWN]
     lines = [
         f"{len(reasons)} of {len(records.images)} images cannot be used, such as",
@@ -129,28 +142,27 @@ def describe_unusable(
 
 
 def _checker(image_directory: str) -> Callable[[str], str | None]:
-    """Return a function from an image's place to the reason why it cannot be used, or None."""
+    """Return a function from an image's path to the reason why it cannot be used, or None."""
     leads_out = link_checker(image_directory)
 
-    def check(place: str) -> str | None:
-        # Before the file is opened.
-        if leads_out(place):
+    def check(path: str) -> str | None:
+        if leads_out(path):  # such a file is not opened
             return f"a link that leads out of {image_directory}"
-        return storage.check_image(place)
+        return storage.check_image(path)
 
     return check
 
 
 def link_checker(image_directory: str) -> Callable[[str], bool]:
-    """Return a function that tells whether a place in a folder is a link that leads out of it."""
-    if storage.is_remote(image_directory):
+    """Return a function that tells whether a path in a folder is a link that leads out of it."""
+    if is_remote(image_directory):
         return lambda _: False
     root = os.path.realpath(image_directory)
-    # The links on the way to a folder are followed once, not once an image.
+    # The links on the way to a folder are followed once for all of its images.
     real_folder = functools.lru_cache(maxsize=1 << 16)(os.path.realpath)
 
-    def leads_out(place: str) -> bool:
-        folder, name = os.path.split(place)
+    def leads_out(path: str) -> bool:
+        folder, name = os.path.split(path)
         real = os.path.join(real_folder(folder), name)
         if os.path.islink(real):
             real = os.path.realpath(real)

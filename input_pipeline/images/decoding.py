@@ -32,10 +32,10 @@ from input_pipeline.images.sources import FolderImages
 from input_pipeline.prepared import PreparedImages
 from input_pipeline.records import DataError, Records
 
-# One thread more than cores: while some wait for the interpreter, the others are in PIL's code,
-# which does not need it.
+# One thread more than cores: PIL's code runs without the interpreter's lock, so that the others can
+# wait for it.
 _THREADS = CORES + 1
-_BATCHES = 2  # in work at once, so that no thread is idle at a batch's end
+_BATCHES = 2  # batches decoded at the same time, so that no thread is idle at a batch's end
 
 # Parameters of glibc's `mallopt`, and their values in bytes.
 _ALLOCATION = {
@@ -48,7 +48,7 @@ _ALLOCATION = {
 class FileLoader:
     """Decodes files with PIL, in threads of its own.
 
-    Per image, tf.data's own threads would cost a fifth more: see benchmarks/results.
+    In tf.data's threads an image would take a fifth longer: see benchmarks/results.
     """
 
     key_dtype = tf.string
@@ -56,7 +56,13 @@ class FileLoader:
     def __init__(
         self, source: FolderImages, preprocessing: ImagePreprocessing, failed: FailedImages
     ):
-        """See `ImageLoader`."""
+        """Start the threads.
+
+        Args:
+            source: the image files.
+            preprocessing: how images are read, and their sizes in pixels.
+            failed: record of the images that cannot be decoded.
+        """
         keep_freed_memory()
         self.source = source
         self.preprocessing = preprocessing
@@ -76,7 +82,7 @@ class FileLoader:
         return self.sized_squares(plan, size).map(lambda squares, sizes: squares)
 
     def sized_squares(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-        """Return what `squares` does, and int32 [N, 2]: each picture's height and width."""
+        """Return batches of `squares`, each with the original height and width, int32 [N, 2]."""
         side = self.preprocessing.resize
 
         def decode(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -138,14 +144,19 @@ class FileLoader:
 
 
 class RecordLoader:
-    """Decodes prepared images in tf.data: they need no resize, and TensorFlow is twice as fast."""
+    """Decodes prepared images in tf.data, which need no resize: twice as fast as PIL."""
 
     key_dtype = tf.string
 
     def __init__(
         self, source: PreparedImages, preprocessing: ImagePreprocessing, failed: FailedImages
     ):
-        """See `ImageLoader`.
+        """Take the records.
+
+        Args:
+            source: the prepared images.
+            preprocessing: how images are read, and their sizes in pixels.
+            failed: record of the images that cannot be decoded.
 
         Raises:
             DataError: the images were prepared with another preprocessing.
@@ -197,7 +208,7 @@ class RecordLoader:
 def open_loader(
     records: Records, preprocessing: ImagePreprocessing, failed: FailedImages
 ) -> Decoder:
-    """Return what decodes the images of a data set, raw or prepared.
+    """Return the decoder of a data set's images, raw or prepared.
 
     Raises:
         DataError: the images were prepared with another preprocessing.
@@ -208,7 +219,7 @@ def open_loader(
 
 
 def _map_items(plan: tf.data.Dataset, size: int, function: Callable[[Any], Any]) -> tf.data.Dataset:
-    """Apply a function to the items of a plan's batches, many at once."""
+    """Apply a function to the items of a plan's batches, in parallel."""
     return (
         plan.prefetch(1)  # the records of a batch are read here
         .unbatch()
@@ -219,14 +230,14 @@ def _map_items(plan: tf.data.Dataset, size: int, function: Callable[[Any], Any])
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what was freed, where it is glibc.
+    """Tell the C library, where it is glibc, to keep freed memory for later use.
 
-    PIL needs some megabytes for an image, and frees them again. By default they come fresh from the
-    kernel each time, page by page, which takes a third of the time of decoding.
+    PIL needs some megabytes for an image, and frees them again. By default the kernel provides them
+    anew each time, page by page, which takes a third of the time of decoding.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another library, or another system
+    except (OSError, AttributeError, TypeError):  # the C library is not glibc
         return
     for parameter, value in _ALLOCATION.items():
         mallopt(parameter, value)

@@ -1,8 +1,8 @@
-"""From image ids to crops in tf.data: decoded as they are needed, or kept decoded in memory.
+"""From image ids to crops in tf.data: decoded whenever needed, or kept decoded in memory.
 
-Either loader takes a plan, a data set of batches that say which images and which crops, and gives
-the pixels in their place, the same from both. An image that fails in the middle of a pass is found,
-named, and handled by ``config.data.missing_images``.
+A loader takes a plan, a tf.data.Dataset of batches that name images and crops, and replaces the
+names by pixels; both kinds of loader give the same pixels. An image that fails in the middle of a
+pass is identified, named in a message, and treated as ``config.data.missing_images`` says.
 """
 
 import logging
@@ -24,29 +24,38 @@ from input_pipeline.records import DataError
 Batch = dict[str, np.ndarray]
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# Items or batches that tf.data works on at once. An image is decoded by one thread, so there are as
-# many as cores, and others that fetch what comes next.
+# Items or batches that tf.data works on at once. One thread decodes an image, so there is one for
+# each core, and as many to prefetch.
 PARALLEL_CALLS = 2 * CORES
-_AHEAD = 2  # batches made while one is used
-_AT_ONCE = 64  # images of a batch on the way into memory
+_AHEAD = 2  # batches to prefetch
+_AT_ONCE = 64  # images of a batch when all are decoded into memory
 
 
 class FailedImages(dict[str, str]):
-    """Images that could not be decoded, and why: what the look at all files does not find."""
+    """Reasons why images could not be decoded, by id, which the check of all files did not find."""
 
     def __init__(self, policy: str, *, may_skip: bool = True):
-        """Take ``config.data.missing_images``, "fail" or "skip", and whether "skip" is a remedy."""
+        """Start without failures.
+
+        Args:
+            policy: "fail" or "skip", the value of ``config.data.missing_images``.
+            may_skip: whether errors offer "skip" as a remedy.
+        """
         super().__init__()
         self._policy = policy
         self._may_skip = may_skip
 
-    def add(self, found: Mapping[str, str], source: ImageSource) -> None:
-        """Take images that failed, and say so.
+    def add(self, reasons: Mapping[str, str], source: ImageSource) -> None:
+        """Record images that failed, and log them.
+
+        Args:
+            reasons: why each of them failed, by id.
+            source: the images' source, which knows their files.
 
         Raises:
-            DataError: under "fail"; names ids, files and reasons.
+            DataError: the policy is "fail"; names ids, files and reasons.
         """
-        lines = [f"image {i} ({source.where(i)}): {reason}" for i, reason in found.items()]
+        lines = [f"image {i} ({source.where(i)}): {reason}" for i, reason in reasons.items()]
         if self._policy == "fail":
             remedy = ", or leave out what needs it with --config.data.missing_images=skip"
             raise DataError(
@@ -54,17 +63,17 @@ class FailedImages(dict[str, str]):
             )
         for line in lines:
             logging.warning("%s. It is left out from here on, and counted in the results.", line)
-        self.update(found)
+        self.update(reasons)
 
 
 class ImageLoader(Interface):
-    """Fills crops into a plan.
+    """Replaces the images that a plan names by their pixels.
 
     Attributes:
-        source: the encoded images under it.
-        preprocessing: how they are read, and the sizes.
-        failed: the images that turned out to be unusable.
-        key_dtype: of the keys.
+        source: the encoded images.
+        preprocessing: how images are read, and their sizes in pixels.
+        failed: images that turned out to be unusable during the passes so far.
+        key_dtype: type of the keys by which a plan names images.
     """
 
     source: ImageSource
@@ -73,7 +82,7 @@ class ImageLoader(Interface):
     key_dtype: tf.DType
 
     def keys(self, images: Sequence[str]) -> Sequence[Any]:
-        """Return for each image what a plan names it by."""
+        """Return the keys by which a plan names some images."""
 
     def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
         """Return the plan's batches with pixels in place of keys.
@@ -82,10 +91,10 @@ class ImageLoader(Interface):
             plan: batches of ``size`` items (the last may have fewer) of K images each, with
                 ``image``, keys [N, K], and ``crop``, int32 [N, K, 3] as `augmentation.cut` takes
                 it, beside anything else.
-            size: N.
+            size: items in a batch, N.
 
         Returns:
-            The same with ``image`` K arrays uint8 [N, S, S, 3], and without ``crop``.
+            The same batches with ``image`` K arrays uint8 [N, S, S, 3], and without ``crop``.
         """
 
     def why_unusable(self, image: str) -> str | None:
@@ -96,11 +105,11 @@ class Decoder(ImageLoader, Interface):
     """Decodes images as they are needed."""
 
     def squares(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-        """Return the images before any crop: data of uint8 [N, R, R, 3].
+        """Return the images before any crop: batches of uint8 [N, R, R, 3].
 
         Args:
             plan: batches with ``image``, keys [N, 1], of ``size`` images (the last may have fewer).
-            size: N.
+            size: images in a batch, N.
         """
 
 
@@ -110,7 +119,12 @@ class MemoryLoader:
     key_dtype = tf.int32
 
     def __init__(self, decoding: Decoder, images: Sequence[str]):
-        """Remember what to decode when the first batch is asked for."""
+        """Remember the images, which are decoded when the first batch is asked for.
+
+        Args:
+            decoding: loader that decodes the images.
+            images: ids of all images that will be asked for.
+        """
         self.source, self.failed = decoding.source, decoding.failed
         self.preprocessing = decoding.preprocessing
         self._decoding = decoding
@@ -120,11 +134,11 @@ class MemoryLoader:
         self._filling = threading.Lock()
 
     def keys(self, images: Sequence[str]) -> Sequence[Any]:
-        """Return the images' rows."""
+        """Return the images' rows in memory."""
         return [self._rows[i] for i in images]
 
     def load(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-        """Cut; see `ImageLoader`. The first time all images are decoded, with progress.
+        """Cut crops; see `ImageLoader`. The first call decodes all images, with progress.
 
         Raises:
             DataError: an image cannot be decoded, and the policy is "fail".
@@ -149,18 +163,18 @@ class MemoryLoader:
 
         parts = pass_over(self._images, _AT_ONCE, self._decoding, self._decoding.squares)
         batches = -(-count // _AT_ONCE)
-        for rows, found in track(parts, batches, "decoding", f"x {_AT_ONCE} images"):
-            squares[rows] = found
+        for rows, decoded in track(parts, batches, "decoding", f"x {_AT_ONCE} images"):
+            squares[rows] = decoded
         return squares
 
 
 def make_loader(decoding: Decoder, images: Sequence[str], most_bytes: float) -> ImageLoader:
-    """Return a loader in memory if all images fit there, else one that decodes them each time.
+    """Return a loader that keeps all images in memory if they fit, else one that decodes each time.
 
     Args:
-        decoding: the latter.
-        images: the ids of all images that will be asked for.
-        most_bytes: what the decoded images may take.
+        decoding: the loader that decodes each time.
+        images: ids of all images that will be asked for.
+        most_bytes: memory in bytes that the decoded images may take.
     """
     needed = len(images) * decoding.preprocessing.resize**2 * 3
     if needed <= most_bytes:
@@ -183,9 +197,9 @@ def fill_batches(
 
     Args:
         plan: batches with ``image``, keys [N, K], and ``crop``, int32 [N, K, 3].
-        cut: from keys [N] and crops [N, 3] to pixels, uint8 [N, S, S, 3].
-        side: S.
-        parallel_calls: batches in work at once.
+        cut: function from keys [N] and crops [N, 3] to pixels, uint8 [N, S, S, 3].
+        side: side of a crop in pixels, S.
+        parallel_calls: number of batches that are filled at the same time.
     """
 
     def fill(batch: dict[str, Any]) -> dict[str, Any]:
@@ -207,27 +221,28 @@ def pass_over(
     loader: ImageLoader,
     stage: Callable[[tf.data.Dataset, int], tf.data.Dataset],
 ) -> Iterator[tuple[list[int], Any]]:
-    """Yield what becomes of all images, each once, ``size`` at a time, in order.
+    """Process all images in batches, each image once, in order.
 
     Args:
-        images: their ids.
-        size: images in a batch, N; the last one has the rest.
-        loader: knows the images.
-        stage: from a plan, batches with ``image``, keys [N, 1], and N, to batches of the same N.
+        images: ids of the images.
+        size: images in a batch, N; the last batch may have fewer.
+        loader: loader of these images.
+        stage: the processing: a function from a plan, batches with ``image``, keys [N, 1], and from
+            N to batches of results with N rows.
 
     Yields:
-        The positions in ``images`` of those that did not fail, and the batch's rows for them.
+        The positions in ``images`` of a batch's images that did not fail, and the rows for them.
     """
 
     def ids(step: int) -> Sequence[str]:
         return images[step * size : (step + 1) * size]
 
     def usable(step: int) -> list[str]:
-        # A batch keeps its size: what failed is replaced, and its row left out at the end.
-        stand_in = next((i for i in images if i not in loader.failed), None)
-        if stand_in is None:
+        # A batch keeps its size: an image that failed is replaced, and its row removed at the end.
+        substitute = next((i for i in images if i not in loader.failed), None)
+        if substitute is None:
             raise DataError(f"none of {len(images)} images can be decoded")
-        return [stand_in if i in loader.failed else i for i in ids(step)]
+        return [substitute if i in loader.failed else i for i in ids(step)]
 
     steps = -(-len(images) // size)
 
@@ -241,7 +256,7 @@ def pass_over(
             tf.data.Dataset.from_generator(lambda: plan(start), output_signature=signature), size
         )
 
-    for step, batch in enumerate(iterate(make, 0, steps, usable, loader)):
+    for step, batch in enumerate(iterate(make, 0, steps, images=usable, loader=loader)):
         kept = [n for n, image in enumerate(ids(step)) if image not in loader.failed]
         rows = tf.nest.map_structure(lambda array, kept=kept: array[kept], batch)
         yield [step * size + n for n in kept], rows
@@ -257,22 +272,23 @@ def iterate(
     """Yield a batch for each of the steps in [start, stop), whatever images fail on the way.
 
     Args:
-        make: from a step to the data set of the batches from there on, without the images that
-            ``loader.failed`` holds at that time.
+        make: function from a step to the tf.data.Dataset of the batches from that step on, without
+            the images that ``loader.failed`` holds at the time of the call.
         start: the first step.
-        stop: where to end: the end is counted, not awaited.
-        images: the ids of the images of a step.
-        loader: where they come from; learns what failed.
+        stop: the step after the last; the data set itself need not end there.
+        images: function from a step to the ids of its images.
+        loader: loader of these images; its ``failed`` receives the images that fail.
 
     Raises:
-        DataError: an image failed, and the policy is "fail"; or it failed for another reason than
-            an image.
+        DataError: an image failed, and the policy is "fail"; or no image is the reason for the
+            failure.
     """
     options = tf.data.Options()
-    # Parallelism is fixed in the graph. With autotuning on, the end of a sequence was seen to take
-    # up to a minute to arrive; for the same reason the end is counted.
+    # Parallelism is fixed in the graph. With autotuning, the end of a sequence was seen to arrive
+    # up to a minute late; for the same reason steps are counted, and the end is not awaited.
     options.autotune.enabled = False
-    # By default there is a thread a core, and one that waits for the interpreter keeps it.
+    # By default there is one thread for each core, and a thread that waits for the interpreter
+    # blocks its core.
     options.threading.private_threadpool_size = PARALLEL_CALLS
     step = start
     while step < stop:
@@ -283,13 +299,13 @@ def iterate(
                 batch = next(batches)
             except tf.errors.OpError as error:
                 # TensorFlow names neither the file nor the item.
-                asked = [i for i in dict.fromkeys(images(step)) if i not in loader.failed]
-                found = {i: loader.why_unusable(i) for i in asked}
-                found = {i: reason for i, reason in found.items() if reason is not None}
-                # Another pass may have met the image first, and this one only has to plan anew.
-                if not found and len(loader.failed) == known:
+                suspects = [i for i in dict.fromkeys(images(step)) if i not in loader.failed]
+                checked = {i: loader.why_unusable(i) for i in suspects}
+                reasons = {i: reason for i, reason in checked.items() if reason is not None}
+                # If another pass has recorded the image meanwhile, a new plan is enough.
+                if not reasons and len(loader.failed) == known:
                     raise DataError(f"the input pipeline failed: {error.message}") from error
-                loader.failed.add(found, loader.source)
+                loader.failed.add(reasons, loader.source)
                 break
             yield batch
             step += 1

@@ -1,6 +1,6 @@
-"""Where the encoded bytes of an image come from: one interface, whatever lies under it.
+"""Sources of encoded images: one interface to image files and to prepared data sets.
 
-source = open_images(records)  # a folder of files, or a prepared data set
+source = open_images(records)
 encoded = source.read("B008BHCT58")
 """
 
@@ -15,13 +15,13 @@ class ImageSource(Interface):
     """The encoded bytes of images, by id."""
 
     def where(self, image: str) -> str:
-        """Return the file, or the place in it, for messages."""
+        """Return the file, or the position in it, for messages."""
 
     def read(self, image: str) -> bytes:
         """Return an image's bytes.
 
         Raises:
-            OSError: it cannot be read; names the place.
+            OSError: it cannot be read; names the file.
         """
 
 
@@ -29,7 +29,11 @@ class FolderImages:
     """Images as files of their own, local or in a bucket."""
 
     def __init__(self, images: Mapping[str, Image]):
-        """Take the images by id."""
+        """Remember the path of each image.
+
+        Args:
+            images: the images by id.
+        """
         self._paths = {i: image.path for i, image in images.items()}
 
     def where(self, image: str) -> str:
@@ -42,5 +46,5 @@ class FolderImages:
 
 
 def open_images(records: Records) -> ImageSource:
-    """Return where the images of a data set are."""
+    """Return the source of a data set's images: its files, or its prepared records."""
     return FolderImages(records.images) if records.prepared is None else records.prepared

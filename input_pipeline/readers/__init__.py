@@ -1,1 +1,1 @@
-"""One file a data set: from a folder to `input_pipeline.records`."""
+"""One file a data set: how it is read from a folder, and all else that is known of it."""

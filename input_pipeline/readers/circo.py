@@ -1,16 +1,17 @@
 """CIRCO on disk -> records (SPEC 5): for evaluation only.
 
-``annotations/{val,test}.json``, and the images of COCO's unlabeled2017 in
-``COCO2017_unlabeled/unlabeled2017``, ``unlabeled2017``, or the image folder itself. The gallery is
-what ``image_info_unlabeled2017.json`` lists where that file is, and all images in the folder
-elsewhere. An image's id is its number, padded to 12 digits.
+A folder holds ``annotations/{val,test}.json``, and the images of COCO's unlabeled2017 in
+``COCO2017_unlabeled/unlabeled2017``, ``unlabeled2017``, or the image folder itself. The gallery
+consists of the images that ``image_info_unlabeled2017.json`` lists or, without that file, of all
+images in the folder. An image's id is its number, padded to 12 digits.
 """
 
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.protocols import PROTOCOLS, AnswerFile, Submission
 from input_pipeline import storage
 from input_pipeline.readers.annotations import (
     check_caption,
@@ -20,10 +21,10 @@ from input_pipeline.readers.annotations import (
     read_entries,
     shown,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
-TRAINING_FILES = ""  # there are none
-GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
+GALLERY_IMAGES = 123_403  # images of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
 GALLERY_LIST = "image_info_unlabeled2017.json"
 _LISTS = (
@@ -57,14 +58,14 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         splits["test"] = _read_annotations(root, "test")
     folder = next(
         (
-            place
-            for place in (storage.join(image_root, name) for name in _FOLDERS)
-            if storage.is_folder(place)
+            path
+            for path in (storage.join(image_root, name) for name in _FOLDERS)
+            if storage.is_folder(path)
         ),
         image_root,
     )
     listed, source = _read_gallery(root, image_root, folder)
-    # An image that an annotation names and nobody has is missing, not unheard of.
+    # An image that only an annotation names belongs to the gallery too, and counts as missing.
     named = dict.fromkeys(
         i for qs in splits.values() for q in qs for i in (q.reference, *q.targets)
     )
@@ -104,7 +105,16 @@ def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
         reference = _image_id(entry["reference_img_id"], where)
         caption = check_caption(entry["relative_caption"], where)
         name = str(entry["id"])
-        queries.append(Query(name, reference, (caption,), targets, "all", name))
+        queries.append(
+            Query(
+                id=name,
+                reference=reference,
+                captions=(caption,),
+                targets=targets,
+                category="all",
+                annotation=name,
+            )
+        )
     return tuple(queries)
 
 
@@ -119,30 +129,105 @@ def _image_id(number: Any, where: str) -> str:
 def find_gallery_list(directory: str, image_directory: str | None = None) -> str | None:
     """Return COCO's list of the gallery, in the folder of the annotations or images, or None."""
     roots = (image_directory or directory, directory)
-    places = (storage.join(root, name) for name in _LISTS for root in roots)
-    return next((place for place in places if storage.exists(place)), None)
+    paths = (storage.join(root, name) for name in _LISTS for root in roots)
+    return next((path for path in paths if storage.exists(path)), None)
 
 
 def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], str]:
-    """Return the gallery's ids, and what told them."""
+    """Return the gallery's ids, and where they come from, in words."""
     source = find_gallery_list(root, image_root)
     if source is not None:
         content = storage.read_json(source)
         check_keys(content, {"images": list}, source)
-        found = []
+        ids = []
         for number, image in enumerate(content["images"]):
             where = f"{source}: image {number}"
             check_keys(image, {"id": int}, where)
-            found.append(_image_id(image["id"], where))
+            ids.append(_image_id(image["id"], where))
     else:
         source = f"the files in {folder}"
-        found = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
-    if len(found) != GALLERY_IMAGES:
+        ids = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
+    if len(ids) != GALLERY_IMAGES:
         logging.warning(
             "%s: %d images of COCO's unlabeled2017, which has %d; numbers on another gallery "
             "cannot be compared with published ones",
             source,
-            len(found),
+            len(ids),
             GALLERY_IMAGES,
         )
-    return found, source
+    return ids, source
+
+
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of queries, ground truths and gallery images."""
+    (val,) = records.evaluations["val"]
+    yield Count.compare("val queries", len(val.queries), 220)
+    yield Count.compare("val ground truths", sum(len(q.targets) for q in val.queries), 916)
+    test = records.unlabelled.get("test")
+    queries = len(test.queries) if test else 0
+    absent = "" if queries else "no annotations/test.json"
+    yield Count.compare("test queries", queries, 800, absent)
+    remark = (
+        f"the gallery is what {GALLERY_LIST} lists or, without that file, what lies in the image "
+        "folder"
+    )
+    yield Count.compare("gallery images", len(val.galleries["all"]), GALLERY_IMAGES, remark)
+
+
+def _explain_unknown_gallery(
+    directory: str, image_directory: str | None, evaluation: Evaluation
+) -> str:
+    """Return how to get the list of the gallery, or nothing where the gallery is known."""
+    listed = find_gallery_list(directory, image_directory) is not None
+    if listed or len(evaluation.galleries["all"]) >= GALLERY_IMAGES:
+        return ""
+    return (
+        "Whether the ids are of CIRCO's gallery cannot be judged here: that needs COCO's list of "
+        f"it, {storage.join(directory, 'annotations', GALLERY_LIST)}, which is in "
+        "http://images.cocodataset.org/annotations/image_info_unlabeled2017.zip"
+    )
+
+
+# The rules are on the data set's own page. A query's list may hold its reference.
+_SUBMISSION = Submission(
+    split="test",
+    server="https://circo.micc.unifi.it",
+    query="query",
+    image_type=int,
+    max_bytes=5_000_000,  # the server states no limit; real files have 0.3 MB
+    files=(
+        AnswerFile(
+            name="submission.json",
+            header={},
+            ranking="top",
+            count=50,
+            candidates="images of the gallery",
+        ),
+    ),
+)
+
+DATA_SET = DataSet(
+    name="circo",
+    read=read,
+    mark=r"annotations/val\.json",
+    evaluation_only=True,
+    counts=_counts,
+    submission=_SUBMISSION,
+    explain_unknown_gallery=_explain_unknown_gallery,
+    description=(
+        "Zero-shot composed image retrieval with several right images a query; for evaluation "
+        "only. The answers of the test split are known to the data set's server alone."
+    ),
+    homepage="https://github.com/miccunifi/CIRCO",
+    citation="""
+@inproceedings{baldrati2023zeroshot,
+  title = {Zero-Shot Composed Image Retrieval with Textual Inversion},
+  author = {Baldrati, Alberto and Agnolucci, Lorenzo and Bertini, Marco and Del Bimbo, Alberto},
+  booktitle = {ICCV},
+  year = {2023}
+}""",
+    manual_dir=(
+        "`annotations`, and `COCO2017_unlabeled` with the images and COCO's "
+        "`annotations/image_info_unlabeled2017.json`"
+    ),
+)

@@ -1,12 +1,13 @@
 """Fashion200k's layout on disk -> records, with its online sampling of training pairs (SPEC 5).
 
-``labels/<category>_{train,test}_detect_all.txt`` (path, detection score, caption; tab-separated),
-``test_queries.txt`` beside ``labels`` or in the image folder, images under ``women/``; a leading
-``women/`` may be present or absent in labels, queries and folders.
+A folder holds ``labels/<category>_{train,test}_detect_all.txt`` (path, detection score, caption;
+tab-separated), ``test_queries.txt`` beside ``labels`` or in the image folder, and images under
+``women/``; a leading ``women/`` may be present or absent in labels, queries and folders.
 """
 
 import collections
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from input_pipeline.readers.annotations import (
     find_base,
     shown,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -29,12 +31,11 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "labels/<category>_train_detect_all.txt"
 PUBLISHED_ORDER = ("dress", "skirt", "jacket", "pants", "top")
 _SUFFIX = "_{split}_detect_all.txt"
 _PREFIX = "women/"
 _MARKS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}
-_SAMPLING = 0x200  # sets this stream of random numbers apart from others with the same seed
+_SAMPLING = 0x200  # separates this stream of random numbers from others with the same seed
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
@@ -82,8 +83,8 @@ def replace_marks(caption: str) -> str:
 
 def parents(caption: str) -> list[str]:
     """Return a caption's parents: for each word, the caption without that word's letters."""
-    found = (caption.replace(word, "").replace("  ", " ").strip() for word in caption.split())
-    return list(dict.fromkeys(found))
+    without = (caption.replace(word, "").replace("  ", " ").strip() for word in caption.split())
+    return list(dict.fromkeys(without))
 
 
 def modification(source: str, target: str) -> str:
@@ -97,11 +98,14 @@ def modification(source: str, target: str) -> str:
 
 
 class SampledPairs:
-    """Training pairs drawn online: one a training image and epoch (SPEC 5).
+    """Training pairs drawn online: one pair for each training image and epoch (SPEC 5).
 
     Two captions with a common parent differ in one word; an image with such a caption can be
     modified.
     """
+
+    unit: ClassVar[str] = "images"
+    stored_as: ClassVar[str] = "captions"
 
     def __init__(self, captions: dict[str, str]):
         """Index the captions by parent.
@@ -130,12 +134,17 @@ class SampledPairs:
         if not self._modifiable:
             raise DataError("no two training captions differ in one word: no pair can be sampled")
 
+    @classmethod
+    def from_items(cls, items: Iterable[Triplet]) -> "SampledPairs":
+        """Build the source from each image with its own caption."""
+        return cls({item.reference: item.captions[0] for item in items})
+
     def __len__(self) -> int:
         """Return the number of training images: each is a source once an epoch."""
         return len(self._ids)
 
     def draw(self, seed: int, epoch: int, item: int) -> Triplet:
-        """Draw a pair whose source is image ``item``, or a modifiable one if it is not."""
+        """Draw a pair whose source is image ``item``, or another image if that has no sibling."""
         rng = np.random.default_rng([seed, _SAMPLING, epoch, item])
 
         def choose(options: list | tuple) -> str:
@@ -150,7 +159,7 @@ class SampledPairs:
         return Triplet(source, choose(self._images[other]), (modification(caption, other),))
 
     def items(self) -> Iterable[Triplet]:
-        """Return each image with its own caption; the target is still to be drawn."""
+        """Return each image with its own caption and an empty target, which `draw` chooses."""
         return (Triplet(image, "", (caption,)) for image, caption in self._captions.items())
 
     def image_ids(self) -> Iterable[str]:
@@ -158,7 +167,7 @@ class SampledPairs:
         return self._ids
 
     def longest_texts(self) -> Iterable[tuple[str, ...]]:
-        """Return a text for every word, with the word in both places."""
+        """Return a text for every word, with the word before and after the change."""
         words = {word for caption in self._images for word in caption.split()}
         return {(f"replace {word} with {word}",) for word in words}
 
@@ -187,21 +196,21 @@ def _normalize_path(path: str, where: str) -> str:
 def _read_labels(root: str, split: str) -> dict[str, str]:
     """Return the caption of each image, label files in the published order (SPEC 5).
 
-    There are none of train where only evaluation is possible.
+    Where only evaluation is possible, the train split is empty.
     """
     suffix = _SUFFIX.format(split=split)
     folder = storage.join(root, "labels")
-    found = {n.removesuffix(suffix) for n in storage.names(folder) if n.endswith(suffix)}
-    if not found and split == "test":
+    present = {n.removesuffix(suffix) for n in storage.names(folder) if n.endswith(suffix)}
+    if not present and split == "test":
         raise FileNotFoundError(
             f"{folder}: no <category>{suffix}; this is not Fashion200k's layout. Set "
             "--config.data.directory to the folder that holds labels"
         )
-    for category in found:  # a file's name may be anything, and stands in messages
+    for category in present:  # a file's name may be anything, and is part of messages
         check_path(f"{category}{suffix}", folder)
-    published = [c for c in PUBLISHED_ORDER if c in found]
+    published = [c for c in PUBLISHED_ORDER if c in present]
     captions: dict[str, str] = {}
-    for category in (*published, *sorted(found - set(published))):
+    for category in (*published, *sorted(present - set(published))):
         file = storage.join(folder, f"{category}{suffix}")
         for number, line in enumerate(_lines(file), 1):
             where = f"{file}, line {number}"
@@ -225,11 +234,11 @@ def _find_queries(root: str, image_root: str) -> str:
 
 
 def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
-    """Return the queries; a target is right with every image that bears its caption."""
+    """Return the queries; every image with the caption of a query's target is correct."""
     same: dict[str, list[str]] = collections.defaultdict(list)
     for image, caption in captions.items():
         same[caption].append(image)
-    # One tuple for all queries with that caption: thousands of images may share it.
+    # All queries with one target caption share a tuple, as it may have thousands of images.
     right = {caption: tuple(images) for caption, images in same.items()}
     queries = []
     for number, line in enumerate(_lines(file), 1):
@@ -243,8 +252,59 @@ def _read_queries(file: str, captions: dict[str, str]) -> tuple[Query, ...]:
         source, target = fields
         text = modification(replace_marks(captions[source]), replace_marks(captions[target]))
         name = f"{number - 1}"
-        queries.append(Query(name, source, (text,), right[captions[target]], "all", name))
+        queries.append(
+            Query(
+                id=name,
+                reference=source,
+                captions=(text,),
+                targets=right[captions[target]],
+                category="all",
+                annotation=name,
+            )
+        )
     return tuple(queries)
 
 
-__all__ = ["SampledPairs", "modification", "parents", "read", "replace_marks"]
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of queries and, as the publication rounds them, of training images."""
+    (evaluation,) = records.evaluations["val"]
+    labels = storage.names(storage.join(directory, "labels"))
+    suffix = _SUFFIX.format(split="train")
+    present = {name.removesuffix(suffix) for name in labels if name.endswith(suffix)}
+    absent = [c for c in PUBLISHED_ORDER if c not in present]
+    remark = f"no labels of {', '.join(absent)}" if absent else ""
+    thousands = round(len(records.train) / 1000)
+    yield Count.compare("train images, in thousands", thousands, 172, remark)
+    yield Count.compare("test queries", len(evaluation.queries), 33_480)
+
+
+DATA_SET = DataSet(
+    name="fashion200k",
+    read=read,
+    mark=r"labels/[^/]+_test_detect_all\.txt",
+    training=SampledPairs,
+    training_files="labels/<category>_train_detect_all.txt",
+    counts=_counts,
+    description=(
+        "Garments of five categories with captions. A query replaces one word of an image's "
+        "caption, and every image with that caption is right. An example of the train split is an "
+        "image with its caption: training draws its target and text anew each epoch."
+    ),
+    homepage="https://github.com/xthan/fashion-200k",
+    citation="""
+@inproceedings{han2017automatic,
+  title = {Automatic Spatially-aware Fashion Concept Discovery},
+  author = {Han, Xintong and Wu, Zuxuan and Huang, Phoenix X. and Zhang, Xiao and Zhu, Menglong and
+            Li, Yuan and Zhao, Yang and Davis, Larry S.},
+  booktitle = {ICCV},
+  year = {2017}
+}
+@inproceedings{vo2019composing,
+  title = {Composing Text and Image for Image Retrieval - An Empirical Odyssey},
+  author = {Vo, Nam and Jiang, Lu and Sun, Chen and Murphy, Kevin and Li, Li-Jia and Fei-Fei, Li and
+            Hays, James},
+  booktitle = {CVPR},
+  year = {2019}
+}""",
+    manual_dir="`labels`, the images in `women`, and `test_queries.txt` of the TIRG paper",
+)

@@ -1,8 +1,8 @@
 """FashionIQ's layout on disk -> records (SPEC 5). The rendered garments use the same layout.
 
-Annotations: ``captions/cap.<category>.<split>.json`` and
-``image_splits/split.<category>.<split>.json``. Images, as seen in the wild: ``images/ID.jpg``,
-``images/ID.png``, ``<category>/ID.jpg``, ``resized_image/<category>/ID.jpg``.
+Annotations are ``captions/cap.<category>.<split>.json`` and
+``image_splits/split.<category>.<split>.json``. Images may be ``images/ID.jpg``, ``images/ID.png``,
+``<category>/ID.jpg`` or ``resized_image/<category>/ID.jpg``.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from input_pipeline.readers.annotations import (
     read_entries,
     read_image_list,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -29,15 +30,24 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "captions/cap.<category>.train.json"
 PUBLISHED_ORDER = ("dress", "shirt", "toptee")
-# CIRR's files have such names too, with its release in the category's place.
+# "rc2" is no category: files of CIRR are named ``cap.rc2.<split>.json``.
 _CAPTIONS = re.compile(r"cap\.(?P<category>(?!rc2\.)[^.]+)\.(?P<split>train|val)\.json")
+_SPLITS = ("train", "val", "test")
+# By category: train triplets and images, val triplets, images of the original and the val gallery.
+_PUBLISHED = {
+    "dress": (5_985, 11_452, 2_017, 3_817, 2_628),
+    "shirt": (5_988, 19_036, 2_038, 6_346, 3_089),
+    "toptee": (6_027, 16_121, 1_961, 5_373, 2_902),
+}
+_PUBLISHED_TEST = {"dress": 3_818, "shirt": 6_346, "toptee": 5_374}
+_PUBLISHED_ENTRIES = 77_683  # in all split files
+_PUBLISHED_IDS = 74_381  # among these entries
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
-    """Read FashionIQ: all categories found, trained together, evaluated on val (SPEC 3, 6).
+    """Read FashionIQ: all its categories, trained together, evaluated on val (SPEC 3, 6).
 
     The training files may be absent: such a folder can still be evaluated on.
 
@@ -88,26 +98,34 @@ class Layout:
 
     Attributes:
         directory: the folder of the annotations.
-        categories: those with captions, the published ones first and in their order.
-        trained: the ones among them that have captions to train on.
+        categories: categories with captions, the published ones first and in their order.
+        trained: categories that have captions to train on.
     """
 
     def __init__(self, directory: str, image_directory: str | None = None):
-        """Find the categories; raises FileNotFoundError where there are none."""
+        """Find the categories.
+
+        Args:
+            directory: the folder of the annotations.
+            image_directory: the folder of the images; None: inside ``directory``.
+
+        Raises:
+            FileNotFoundError: there are no categories, or no such folder.
+        """
         self.directory, self._image_directory = check_folders(directory, image_directory)
         captions = storage.join(self.directory, "captions")
         files = [match for n in storage.names(captions) if (match := _CAPTIONS.fullmatch(n))]
-        found = {match["category"] for match in files}
-        if not found:
+        present = {match["category"] for match in files}
+        if not present:
             raise FileNotFoundError(
                 f"{captions}: neither cap.<category>.train.json nor cap.<category>.val.json; this "
                 "is not FashionIQ's layout. Set --config.data.directory to the folder that holds "
                 "captions and image_splits"
             )
-        for category in found:  # a file's name may be anything, and stands in messages
+        for category in present:  # a file's name may be anything, and is part of messages
             check_path(category, captions)
-        published = [c for c in PUBLISHED_ORDER if c in found]
-        self.categories = (*published, *sorted(found - set(published)))
+        published = [c for c in PUBLISHED_ORDER if c in present]
+        self.categories = (*published, *sorted(present - set(published)))
         trained = {match["category"] for match in files if match["split"] == "train"}
         self.trained = tuple(c for c in self.categories if c in trained)
 
@@ -144,7 +162,13 @@ class Layout:
         evaluations: Mapping[str, tuple[Evaluation, ...]],
         facts: Mapping[str, object],
     ) -> Records:
-        """Assemble the records from the training files and some evaluations."""
+        """Assemble the records from the training files and some evaluations.
+
+        Args:
+            name: name of the data set, as FashionIQ is not the only one with this layout.
+            evaluations: evaluations by split.
+            facts: facts to be printed and stored with results.
+        """
         train = {category: self.annotations(category, "train") for category in self.trained}
         triplets = FixedTriplets(
             tuple(
@@ -170,7 +194,7 @@ class Layout:
                 for position in (0, 1)
                 for a in annotations
             ),
-            # Where some categories are trained on and others are not, the model is another one.
+            # A model that was trained on some of the categories only is marked as such.
             facts={**facts, "categories_not_trained": evaluated} if evaluated and train else facts,
             searched=self._image_folders(),
         )
@@ -187,9 +211,9 @@ class Layout:
         )
 
     def _find_images(self, ids: Mapping[str, None], folders: Sequence[str]) -> dict[str, Image]:
-        """Return the images; one that is not found gets the place where it is looked for first."""
-        places = find_images(ids, folders, _SUFFIXES)
-        return {i: Image(i, places.get(i) or storage.join(folders[0], f"{i}.jpg")) for i in ids}
+        """Return the images; one without a file gets the path at which it is looked for first."""
+        files = find_images(ids, folders, _SUFFIXES)
+        return {i: Image(i, files.get(i) or storage.join(folders[0], f"{i}.jpg")) for i in ids}
 
 
 def both_orders(annotations: Sequence[Annotation], category: str) -> Iterator[Query]:
@@ -198,5 +222,88 @@ def both_orders(annotations: Sequence[Annotation], category: str) -> Iterator[Qu
         for order, captions in enumerate((a.captions, a.captions[::-1])):
             annotation = f"{category}/{number}"
             yield Query(
-                f"{annotation}/{order}", a.reference, captions, (a.target,), category, annotation
+                id=f"{annotation}/{order}",
+                reference=a.reference,
+                captions=captions,
+                targets=(a.target,),
+                category=category,
+                annotation=annotation,
             )
+
+
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of triplets, of images and of what all split files name together."""
+    splits = {
+        (category, split): _image_list(
+            storage.join(directory, "image_splits", f"split.{category}.{split}.json")
+        )
+        for category in PUBLISHED_ORDER
+        for split in _SPLITS
+    }
+    original, val = records.evaluations["val"][:2]
+    for category, published in _PUBLISHED.items():
+        annotations = {q.annotation for q in original.queries if q.category == category}
+        here = (
+            sum(t.category == category for t in records.train.items()) // 2,  # two caption orders
+            len(splits[category, "train"]),
+            len(annotations),
+            len(original.galleries.get(category, ())),
+            len(val.galleries.get(category, ())),
+        )
+        names = (
+            *("train triplets", "train images", "val triplets"),
+            *("images of gallery original", "images of gallery val"),
+        )
+        absent = "" if category in original.galleries else f"no captions/cap.{category}.train.json"
+        for name, number, expected in zip(names, here, published, strict=True):
+            yield Count.compare(f"{category} {name}", number, expected, absent)
+    for category, expected in _PUBLISHED_TEST.items():
+        absent = f"no image_splits/split.{category}.test.json; training does not need it"
+        number = len(splits[category, "test"])
+        yield Count.compare(f"{category} test images", number, expected, "" if number else absent)
+    ids = {c: {i for split in _SPLITS for i in splits[c, split]} for c in PUBLISHED_ORDER}
+    everything = set().union(*ids.values())
+    entries = sum(map(len, splits.values()))
+    yield Count.compare(
+        "entries of all split files", entries, _PUBLISHED_ENTRIES, "the files above"
+    )
+    shared = len(ids["shirt"] & ids["toptee"])
+    remark = f"{shared:,} ids stand in files of both shirt and toptee: those are no missing images"
+    yield Count("image ids in them", len(everything), _PUBLISHED_IDS, remark if shared else "")
+
+
+def _image_list(file: str) -> tuple[str, ...]:
+    """Return the ids of a file that reading does not need; none where it is absent or broken."""
+    try:
+        return read_image_list(file)
+    except (ValueError, OSError):
+        return ()
+
+
+DATA_SET = DataSet(
+    name="fashion_iq",
+    aliases=("fashioniq",),
+    read=read,
+    mark=r"captions/cap\.(?!rc2\.)[^./]+\.(?:train|val)\.json",
+    training_files="captions/cap.<category>.train.json",
+    suffixes=_SUFFIXES,
+    counts=_counts,
+    description=(
+        "Composed image retrieval of dresses, shirts and tops: a reference image and two captions "
+        "lead to a target image. The answers of the test split are not public."
+    ),
+    homepage="https://github.com/XiaoxiaoGuo/fashion-iq",
+    citation="""
+@inproceedings{wu2021fashioniq,
+  title = {Fashion {IQ}: A New Dataset Towards Retrieving Images by Natural Language Feedback},
+  author = {Wu, Hui and Gao, Yupeng and Guo, Xiaoxiao and Al-Halah, Ziad and Rennie, Steven and
+            Grauman, Kristen and Feris, Rogerio},
+  booktitle = {CVPR},
+  year = {2021}
+}""",
+    manual_dir=(
+        "`captions` and `image_splits` of the project's repository, and the images (from their "
+        "product pages, or a copy of somebody's) in `images`, `<category>` or "
+        "`resized_image/<category>`"
+    ),
+)

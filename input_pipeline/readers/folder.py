@@ -1,7 +1,7 @@
-"""Any folder of images with a table of reference, text and target -> records.
+"""Any folder of images with tables of reference, text and target -> records.
 
-``train`` and ``val``, and ``test`` where there is one, each a ``.csv`` or a ``.jsonl`` file in the
-folder::
+The tables are ``train``, ``val`` and, optionally, ``test``, each a ``.csv`` or a ``.jsonl`` file in
+the folder::
 
     reference,text,target
     dresses/12.jpg,is red and longer,dresses/97.jpg
@@ -10,8 +10,8 @@ folder::
 
 Images are named by their path in the image folder, by that path without the suffix, or by the bare
 file name where only one image has it. A text is one caption or a list of two (in CSV a second
-column, ``text2``); a line of JSONL may list several targets. What is searched is what the file
-itself names; and, where there is a ``gallery.txt`` (an image a line), the images that it lists.
+column, ``text2``); a line of JSONL may list several targets. The gallery consists of the images
+that the table itself names; a ``gallery.txt`` (an image a line) makes a second gallery.
 """
 
 import collections
@@ -35,6 +35,7 @@ from input_pipeline.readers.annotations import (
     find_images,
     shown,
 )
+from input_pipeline.readers.data_set import DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -45,7 +46,6 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "train.csv or train.jsonl"
 _SPLITS = ("train", "val", "test")
 _COLUMNS = ("reference", "text", "target")
 _GALLERY = "gallery.txt"
@@ -72,7 +72,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
             f"{root}: no val.csv or val.jsonl, a table of reference, text and target. Set "
             "--config.data.directory to the folder that holds it"
         )
-    named: dict[str, str] = {}  # where each image is named first
+    named: dict[str, str] = {}  # image -> file and line that name it first
     tables = {split: list(_read_table(file, named)) for split, file in files.items()}
     for split, rows in tables.items():
         if not rows:
@@ -117,17 +117,17 @@ def read(directory: str, image_directory: str | None = None) -> Records:
 
 
 def _find_table(root: str, here: Set[str], split: str) -> str | None:
-    """Return a split's file, or None; two forms of it would contradict each other."""
-    found = [name for name in (f"{split}.csv", f"{split}.jsonl") if name in here]
-    if len(found) > 1:
-        raise DataError(f"{root}: has both {found[0]} and {found[1]}; keep one")
-    return storage.join(root, found[0]) if found else None
+    """Return a split's file, or None; two files are refused, as they may contradict each other."""
+    present = [name for name in (f"{split}.csv", f"{split}.jsonl") if name in here]
+    if len(present) > 1:
+        raise DataError(f"{root}: has both {present[0]} and {present[1]}; keep one")
+    return storage.join(root, present[0]) if present else None
 
 
 def _read_table(
     file: str, named: dict[str, str]
 ) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Yield reference, captions and targets of every row; note where images are named."""
+    """Yield reference, captions and targets of every row; add its images to ``named``."""
     rows = _read_csv(file) if file.endswith(".csv") else _read_jsonl(file)
     for where, row in rows:
         texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
@@ -146,7 +146,7 @@ def _read_table(
 def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     text = io.StringIO(storage.read_text(file), newline="")
     reader = csv.reader(text, strict=True, skipinitialspace=True)  # people type "a.jpg, is red"
-    line = 1  # where a row begins; it may go on over several lines
+    line = 1  # first line of a row, which may span several lines
     try:
         header = [column.strip() for column in next(reader, [])]
         for column in _COLUMNS:
@@ -184,7 +184,7 @@ def _read_jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
-    """Return the images that a file lists; note where they are named."""
+    """Return the images that a file lists, and add them to ``named``."""
     ids = {}
     for number, line in enumerate(storage.read_text(file).split("\n"), 1):
         if line.strip():
@@ -200,7 +200,14 @@ def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
 def _queries(rows: _Rows) -> Iterator[Query]:
     for number, (reference, captions, targets) in enumerate(rows):
         for order, text in enumerate(dict.fromkeys((captions, captions[::-1]))):
-            yield Query(f"{number}/{order}", reference, text, targets, "all", f"{number}")
+            yield Query(
+                id=f"{number}/{order}",
+                reference=reference,
+                captions=text,
+                targets=targets,
+                category="all",
+                annotation=f"{number}",
+            )
 
 
 def _locate(root: str, ids: Mapping[str, str]) -> tuple[dict[str, Image], tuple[str, ...]]:
@@ -210,19 +217,19 @@ def _locate(root: str, ids: Mapping[str, str]) -> tuple[dict[str, Image], tuple[
 
     Args:
         root: the folder of the images.
-        ids: the names of the images, and where each is written.
+        ids: names of the images, each with the file and line that name it first.
 
     Returns:
-        The images, and the folders in which bare names were looked for.
+        The images, and the folders that were searched for bare names.
     """
     upper = [suffix.upper() for suffix in IMAGE_SUFFIXES]
     suffixes = ("", *IMAGE_SUFFIXES, *upper)
-    places = find_images(ids, [root], suffixes)
+    files = find_images(ids, [root], suffixes)
     tops = {i.partition("/")[0] for i in ids}
-    if not places and len(tops) == 1 and all("/" in i for i in ids):
+    if not files and len(tops) == 1 and all("/" in i for i in ids):
         below = {i.partition("/")[2]: i for i in ids}
-        places = {below[name]: p for name, p in find_images(below, [root], suffixes).items()}
-    lost = [i for i in ids if i not in places and "/" not in i]
+        files = {below[name]: f for name, f in find_images(below, [root], suffixes).items()}
+    lost = [i for i in ids if i not in files and "/" not in i]
     searched = {}
     if lost:
         paths: dict[str, list[str]] = collections.defaultdict(list)
@@ -238,14 +245,31 @@ def _locate(root: str, ids: Mapping[str, str]) -> tuple[dict[str, Image], tuple[
                 options = " or ".join(map(shown, paths[i][:3]))
                 raise DataError(f"{ids[i]}: {shown(i)} may be {options}; name it by its path")
             if i in paths:
-                places[i] = storage.join(root, paths[i][0])
+                files[i] = storage.join(root, paths[i][0])
     known: dict[str, str] = {}
-    for i, place in places.items():
-        other = known.setdefault(posixpath.normpath(place), i)
-        if other != i:  # it would stand in the gallery twice
+    for i, file in files.items():
+        other = known.setdefault(posixpath.normpath(file), i)
+        if other != i:  # the image would be in the gallery twice
             raise DataError(
                 f"{ids[i]}: {shown(i)} is the image that is called {shown(other)} in "
                 f"{ids[other].rpartition('/')[2]}; use one name"
             )
-    images = {i: Image(i, places.get(i) or storage.join(root, i)) for i in ids}
+    images = {i: Image(i, files.get(i) or storage.join(root, i)) for i in ids}
     return images, tuple(searched)
+
+
+DATA_SET = DataSet(
+    name="folder",
+    read=read,
+    mark=r"val\.(?:csv|jsonl)",
+    training_files="train.csv or train.jsonl",
+    published=False,
+    description=(
+        "Composed image retrieval on images of one's own: tables name a reference image, a text "
+        "and a target image."
+    ),
+    manual_dir=(
+        "`train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and "
+        "`gallery.txt`, and the images that they name"
+    ),
+)

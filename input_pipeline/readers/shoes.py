@@ -1,12 +1,13 @@
 """The Shoes data set on disk -> records (SPEC 5).
 
-Raw: ``relative_captions_shoes.json``, ``train_im_names.txt`` and ``eval_im_names.txt``, with bare
-file names. Prepared: ``triplet.{train,val}.json`` and ``split.{train,val}.json``, with paths
-relative to the image folder. Images: ``womens_*/<number>/img_*.jpg``, at the top of the image
-folder or under ``womens/``. An image's id is its bare file name.
+Raw annotations are ``relative_captions_shoes.json``, ``train_im_names.txt`` and
+``eval_im_names.txt``, with bare file names. Prepared annotations are ``triplet.{train,val}.json``
+and ``split.{train,val}.json``, with paths relative to the image folder. Images are
+``womens_*/<number>/img_*.jpg``, at the top of the image folder or under ``womens/``. An image's id
+is its bare file name.
 """
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
@@ -18,6 +19,7 @@ from input_pipeline.readers.annotations import (
     read_entries,
     read_image_list,
 )
+from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -28,7 +30,6 @@ from input_pipeline.records import (
     Triplet,
 )
 
-TRAINING_FILES = "train_im_names.txt, or triplet.train.json and split.train.json"
 _RAW = "relative_captions_shoes.json"
 _NAME_LISTS = {"train": "train_im_names.txt", "val": "eval_im_names.txt"}
 
@@ -61,7 +62,14 @@ def read(directory: str, image_directory: str | None = None) -> Records:
             "--config.data.directory to the folder that holds the annotations"
         )
     queries = tuple(
-        Query(f"{number}", t.reference, t.captions, (t.target,), "all", f"{number}")
+        Query(
+            id=f"{number}",
+            reference=t.reference,
+            captions=t.captions,
+            targets=(t.target,),
+            category="all",
+            annotation=f"{number}",
+        )
         for number, t in enumerate(triplets["val"])
     )
     evaluation = Evaluation(PROTOCOLS["shoes"], {"all": splits["val"]}, queries)
@@ -77,15 +85,15 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         searched=folders,
     )
     ids = records.image_ids()
-    places = find_images(ids, folders)
-    # One that is not found gets the place where the others are.
+    files = find_images(ids, folders)
+    # The folder of an image without a file is unknown; the pattern says where the others are.
     expected = storage.join(base, "womens_*", "*")
-    images = {i: Image(i, places.get(i) or storage.join(expected, i)) for i in ids}
+    images = {i: Image(i, files.get(i) or storage.join(expected, i)) for i in ids}
     return records.with_images(images)
 
 
 def _read_raw(root: str, here: Set[str]) -> tuple[_Splits, _Triplets]:
-    """Return ids and triplets by split; a pair belongs to a split that holds both its names."""
+    """Return ids and triplets by split; a pair belongs to the split that has both of its names."""
     splits = {
         split: _read_names(storage.join(root, name))
         for split, name in _NAME_LISTS.items()
@@ -138,8 +146,53 @@ def _bare(path: str) -> str:
 
 
 def _image_folders(root: str) -> tuple[str, tuple[str, ...]]:
-    """Return the folder that holds ``womens_*``, and all in which images are looked for."""
+    """Return the folder that holds ``womens_*``, and all folders that are searched for images."""
     base = storage.join(root, "womens") if "womens" in storage.names(root) else root
     kinds = [storage.join(base, n) for n in storage.names(base) if n.startswith("womens_")]
     folders = [storage.join(kind, n) for kind in kinds for n in storage.names(kind) if "." not in n]
     return base, (*folders, *kinds, base)
+
+
+def _counts(records: Records, directory: str) -> Iterator[Count]:
+    """Yield the numbers of triplets, also of those that lead nowhere, and of the gallery."""
+    (evaluation,) = records.evaluations["val"]
+    yield Count.compare("train triplets", len(records.train), 8_990)
+    yield Count.compare("eval triplets", len(evaluation.queries), 1_761)
+    yield Count.compare("images of the eval list", len(evaluation.galleries["all"]), 4_658)
+    pairs = [(t.reference, (t.target,)) for t in records.train.items()]
+    pairs += [(q.reference, q.targets) for q in evaluation.queries]
+    same = sum(reference in targets for reference, targets in pairs)
+    yield Count.compare("triplets with reference = target", same, 27)
+
+
+DATA_SET = DataSet(
+    name="shoes",
+    read=read,
+    mark=r"relative_captions_shoes\.json|triplet\.(?:train|val)\.json",
+    training_files="train_im_names.txt, or triplet.train.json and split.train.json",
+    counts=_counts,
+    description=(
+        "Composed image retrieval of women's shoes: a reference image and a relative caption lead "
+        "to a target image."
+    ),
+    homepage="https://github.com/XiaoxiaoGuo/fashion-retrieval",
+    citation="""
+@inproceedings{guo2018dialog,
+  title = {Dialog-based Interactive Image Retrieval},
+  author = {Guo, Xiaoxiao and Wu, Hui and Cheng, Yu and Rennie, Steven and Tesauro, Gerald and
+            Feris, Rogerio},
+  booktitle = {NeurIPS},
+  year = {2018}
+}
+@inproceedings{berg2010automatic,
+  title = {Automatic Attribute Discovery and Characterization from Noisy Web Data},
+  author = {Berg, Tamara L. and Berg, Alexander C. and Shih, Jonathan},
+  booktitle = {ECCV},
+  year = {2010}
+}""",
+    manual_dir=(
+        "`relative_captions_shoes.json`, `train_im_names.txt` and `eval_im_names.txt`, or "
+        "`triplet.*.json` and `split.*.json`; and the images of the Attribute Discovery data "
+        "set, `womens_*/...`"
+    ),
+)

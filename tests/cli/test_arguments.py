@@ -6,17 +6,17 @@ import importlib
 import pytest
 from command_line import run
 from fake_data import shoes as write_shoes
-from ml_collections import ConfigDict
 
 from cmap_jax.cli import arguments, command, flags
+from cmap_jax.config_fields import FIELDS, flatten
 from configs import default
 
-# Texts of subcommands and main.py that are no paths.
+# String arguments of subcommands and main.py that are not paths.
 NO_PATHS = {"dataset", "data", "split", "protocol", "coordinator"}
 
 
 def _actions():
-    """Yield every argument of every subcommand that takes a text from the person."""
+    """Yield every argument of every subcommand that takes a string from the user."""
     for name in command._SUBCOMMANDS:
         if name == command._TRAIN:  # its flags are main.py's
             continue
@@ -30,11 +30,11 @@ def _actions():
 
 
 def test_every_path_argument_is_expanded():
-    found = list(_actions())
-    assert len(found) > 15
+    actions = list(_actions())
+    assert len(actions) > 15
     wrong = [
         f"{module}: {action.dest}"
-        for module, action in found
+        for module, action in actions
         if (action.type is arguments.path) == (action.dest in NO_PATHS)
     ]
     assert not wrong, f"give these type=path, or list them in NO_PATHS: {wrong}"
@@ -47,16 +47,9 @@ def test_every_path_flag_of_main_is_expanded():
 
 
 def test_every_path_field_is_expanded():
-    def names(config: ConfigDict, prefix: str = ""):
-        for key, value in config.items():
-            if isinstance(value, ConfigDict):
-                yield from names(value, f"{prefix}{key}.")
-            elif config.get_type(key) is str:
-                yield f"{prefix}{key}"
-
     words = ("directory", "folder", "file", "path", "init_from", "vectors")
-    fields = {name for name in names(default.get_config()) if name.endswith(words)}
-    assert fields == set(arguments.PATH_FIELDS)
+    paths = {name for name in flatten(default.get_config()) if name.endswith(words)}
+    assert paths == {name for name, field in FIELDS.items() if field.is_path}
 
 
 def test_fields(monkeypatch):

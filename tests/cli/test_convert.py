@@ -21,7 +21,8 @@ import cmap_jax  # noqa: E402
 from cmap_jax.cli import command  # noqa: E402
 from cmap_jax.processing.tokenizer import Vocabulary  # noqa: E402
 from cmap_jax.training.check import check_config  # noqa: E402
-from input_pipeline import create_datasets, fashion_iq  # noqa: E402
+from input_pipeline import create_datasets  # noqa: E402
+from input_pipeline.readers import fashion_iq  # noqa: E402
 
 
 def _released(path, words: int, data_name: str | None = "fashionIQ"):
@@ -100,14 +101,14 @@ def test_evaluated_from_the_command_line_and_fine_tuned(tmp_path):
     evaluation = json.loads((tmp_path / "released" / "evaluation.json").read_text())
     assert evaluation["protocols"]["fashioniq/val"]["queries"] == 24
 
-    # No run could go on in it, and what it holds stays.
+    # No run can continue in it, and its files stay unchanged.
     config = f"--config={ROOT / 'configs' / 'fashioniq.py'}"
     done = run(config, where, "--workdir=released", cwd=tmp_path)
     assert done.returncode == 1
     assert "holds a converted model and no run" in done.stderr
     assert cmap_jax.load(tmp_path / "released").step == 0
 
-    # The second stage from the workdir and from the file itself.
+    # Fine-tuning starts from the workdir, and from the checkpoint itself.
     small = [
         *("--config.model.embed_dim=8", "--config.model.image.width=4"),
         *("--config.model.text.word_dim=6", "--config.model.image.depth=18"),
@@ -148,7 +149,7 @@ def test_refusals(tmp_path, capsys):
     _released(path, words, data_name="fashion200K")
     message = refused("--vocab", str(write_fashion200k(tmp_path / "f200k")))
     assert "they do not belong together" in message
-    alone = write_fashion_iq(tmp_path / "alone")  # to evaluate on
+    alone = write_fashion_iq(tmp_path / "alone")  # a data set for evaluation only
     for captions in (alone / "captions").glob("*.train.json"):
         captions.unlink()
     _released(path, words)
@@ -194,4 +195,4 @@ def test_each_data_set_has_its_config(tmp_path, data_name):
     config = cmap_jax.load(tmp_path / "out").config
     check_config(config)
     with pytest.raises((ValueError, OSError), match="directory"):
-        create_datasets(config)  # its reader is there
+        create_datasets(config)  # the reader exists; no folder is named

@@ -1,4 +1,4 @@
-"""What ends a command with one line and the remedy, and what with a traceback."""
+"""Errors that end a command with one line and a remedy, and those that keep their traceback."""
 
 import errno
 
@@ -59,7 +59,7 @@ def test_buckets_that_tensorflow_cannot_reach(capsys):
     assert status == 1
     assert line.startswith("main.py: gs://b/x/config cannot be reached: no host. Check its name")
     error = tf.errors.UnimplementedError(None, None, "scheme 's3' not implemented (file: 's3://b')")
-    assert "s3://b: nothing here can read s3://. Use gs://" in _ended(capsys, error)[1]
+    assert "s3://b: no installed package can read s3://. Use gs://" in _ended(capsys, error)[1]
     assert explain(tf.errors.InternalError(None, None, "of another kind")) is None
 
 
@@ -90,7 +90,7 @@ def test_the_words_and_the_status_of_a_command(capsys):
     [
         ("cuda", AssertionError(), r"JAX_PLATFORMS=cuda: .* here\. .*'cmap_jax\[cuda\]'.*=cpu"),
         ("tpu,cpu", RuntimeError("no libtpu"), r"\(no libtpu\).*'cmap_jax\[tpu\]'"),
-        ("quantum", RuntimeError("unknown"), r"JAX_PLATFORMS=quantum.*there is, or set"),
+        ("quantum", RuntimeError("unknown"), r"JAX_PLATFORMS=quantum.*that exist, or set"),
     ],
 )
 def test_a_platform_that_is_not_there(platform, raised, message, monkeypatch):
@@ -101,6 +101,6 @@ def test_a_platform_that_is_not_there(platform, raised, message, monkeypatch):
     devices.jax.config = type("Config", (), {"jax_platforms": platform})
     with pytest.raises(ValueError, match=message):
         devices.check_devices()
-    devices.jax.config.jax_platforms = None  # a fault, then, that nobody asked for
+    devices.jax.config.jax_platforms = None  # without a request, the error is unexpected
     with pytest.raises(type(raised)):
         devices.check_devices()

@@ -222,4 +222,4 @@ def test_a_run_that_has_saved_nothing(trained, tmp_path, monkeypatch, capsys):
     shutil.rmtree(run / "best")
     monkeypatch.setattr("input_pipeline.datasets.read_records", lambda _: pytest.fail("was read"))
     assert command.main(["evaluate", str(run), "--dir", str(tmp_path)]) == 1
-    assert f"{run} has no checkpoint yet: its run has not come to" in capsys.readouterr().err
+    assert f"{run} has no checkpoint yet: its run has not reached" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command line as it is read: help, the config that is meant, and one line for each mistake."""
+"""Parsing of the command line: help, the config that is used, and one line for each mistake."""
 
 import subprocess
 import sys
@@ -109,12 +109,12 @@ def test_the_config_that_is_meant(trained, tmp_path, monkeypatch):
         "w",
         ["--cluster"],
     )
-    # The last one counts, as absl has it.
+    # The last of several values counts, as in absl.
     assert _meant("--config=x.py", f"--config={GARMENTS}", "--workdir=a", "-workdir=b")[:2] == (
         GARMENTS,
         "b",
     )
-    # Without a config, that of the workdir; a stored config, wherever its run goes on.
+    # Without a config the workdir's is used; a stored config is read wherever its run continues.
     for mode in ("train", "describe", "evaluate"):
         assert _meant(f"--mode={mode}", f"--workdir={trained}")[:2] == (own, str(trained))
     assert _meant(f"--config={stored}")[:2] == (f"{own}/config.json", str(trained))
@@ -123,7 +123,7 @@ def test_the_config_that_is_meant(trained, tmp_path, monkeypatch):
     (tmp_path / "mine.json").write_text((trained / "config.json").read_text())
     mine = str(tmp_path / "mine.json")
     assert _meant(f"--config={mine}")[:2] == (config_files.from_workdir(mine), "runs/mine")
-    # Those who installed the package have no folder of configs.
+    # An installed package has no folder of configs in the current folder.
     monkeypatch.chdir(tmp_path)
     assert _meant("--config=configs/garments.py:debug")[:2] == (
         f"{GARMENTS}:debug",
@@ -136,7 +136,7 @@ def test_a_stored_config_is_read_whole(trained):
     assert read.model.embed_dim == 8
     assert read.data.name == "cirr"
     assert read.loss.margins == default.get_config().loss.margins
-    assert read.get_type("init_from") is str  # what is empty takes an override all the same
+    assert read.get_type("init_from") is str  # a field that is None takes an override of its type
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ _WHOLE = "from configs import default\ndef get_config():\n    config = default.g
         ("import nothing_like_it", "x.py raises ModuleNotFoundError in line 1: No module named"),
         ("def get_config():\n    return {}['a']", "x.py raises KeyError in line 2: 'a'"),
         ("def get_config():\n    raise ValueError('no')", "x.py raises ValueError in line 2: no"),
-        ("config = 3", "x.py is no config file: it has no get_config"),
+        ("config = 3", "x.py is not a config file: it has no get_config"),
         ("def get_config():\n    return 3", "its get_config must return a ConfigDict, not 3"),
         (
             f"{_WHOLE}    config.optimizer.learning_rat = 1\n    return config",
@@ -215,7 +215,7 @@ def test_mistyped_words_of_cmap(arguments, hint, capsys):
 def test_cmap_train_is_main(capsys):
     assert "cmap train: which config?" in _ended(capsys, "train")
     assert "cmap train: no config file x.py" in _ended(capsys, "train", "--config=x.py")
-    # As far as main.py comes with it.
+    # The other modes work too.
     line = _ended(capsys, "train", "--mode=evaluate", "--workdir=/nowhere")
     assert "cmap train: /nowhere is not a workdir" in line
 
@@ -230,7 +230,7 @@ def _ended(capsys, *arguments):
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
 @pytest.mark.parametrize("status", [130, 143])
 def test_a_stopped_run_ends_the_program_with_its_status(mode, status, monkeypatch, capsys):
-    """So that the next command of a shell's `&&` does not start."""
+    """A shell's `&&` then does not start the next command."""
     from cmap_jax.cli import compilation_cache, run, train
 
     def stop(config, workdir, *, evaluate_only, command):
@@ -242,7 +242,7 @@ def test_a_stopped_run_ends_the_program_with_its_status(mode, status, monkeypatc
     values |= {"CONFIG": "config", "WORKDIR": "w", "MODE": mode, "CLUSTER": False, "VERBOSE": False}
     for name, value in values.items():
         monkeypatch.setattr(flags, name, types.SimpleNamespace(value=value))
-    monkeypatch.setattr(train, "logging", mock.MagicMock())  # the test run's own settings stay
+    monkeypatch.setattr(train, "logging", mock.MagicMock())  # keeps the settings of the test run
     monkeypatch.setattr(compilation_cache, "use_compilation_cache", lambda _: None)
     monkeypatch.setattr(run, "run", stop)
     with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""The train and evaluate modes: refusals in their order, before any data are read; and endings."""
+"""The train and evaluate modes: refusals before any data are read, interruptions and results."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
     ],
 )
 def test_impossible_values_go_before_another_runs_config(field, value, message, tmp_path, no_data):
-    """Whatever stands in the workdir: setting the field back is no remedy for what cannot be."""
+    """An impossible value is refused before a difference from the workdir's config."""
     config = small_config()
     stored = config.copy_and_resolve_references()
     stored.train.epochs = 7
@@ -96,7 +96,7 @@ def test_an_unfinished_run_is_said_to_be(tmp_path, monkeypatch, capsys):
 
 
 def test_evaluation_does_not_ask_for_training_batches(trained, no_data):
-    """Eight devices do not divide the training batch; that is no matter of evaluation."""
+    """A training batch that the eight devices cannot split does not prevent an evaluation."""
     config = from_workdir.get_config(str(trained))
     config.train.batch_size = 9
     config.data.directory = None
@@ -104,4 +104,22 @@ def test_evaluation_does_not_ask_for_training_batches(trained, no_data):
         run.read_for_evaluation(config, str(trained))
     config.eval.batch_size = 9
     with pytest.raises(ValueError, match=r"config\.eval\.batch_size=9 is not a multiple of the 8"):
+        run.read_for_evaluation(config, str(trained))
+
+
+def test_a_trained_model_is_evaluated_as_it_was_made(trained, no_data):
+    """How results are computed may differ, as when a run continues; the model may not."""
+    config = from_workdir.get_config(str(trained))
+    config.model.remat = "blocks"
+    config.optimizer.learning_rate = 1.0
+    config.data.missing_images = "skip"
+    with pytest.raises(pytest.fail.Exception, match="was read"):
+        run.read_for_evaluation(config, str(trained))
+    config.model.dtype = "bfloat16"
+    config.model.text.word_dim += 1
+    config.data.crop = 32
+    changed = (
+        r"config\.data\.crop: 64 there, 32 now; config\.model\.dtype: .* now; config\.model\.text"
+    )
+    with pytest.raises(ValueError, match=f"a trained model cannot be changed: {changed}"):
         run.read_for_evaluation(config, str(trained))

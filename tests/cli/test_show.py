@@ -1,5 +1,6 @@
 """`cmap show`: any data set, its triplets paired as its reader pairs them."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -11,9 +12,8 @@ from PIL import Image
 
 from cmap_jax.cli import command, show
 from cmap_jax.processing.images import ImageReadError, read_image
-from input_pipeline import garments
-from input_pipeline.garments import reader as garments_reader
-from input_pipeline.registry import READERS
+from input_pipeline.garments import folder
+from input_pipeline.registry import DATA_SETS
 
 
 def _garments(root):
@@ -34,19 +34,16 @@ def _garments(root):
         **{"seed": 3, "image_size": 40, "train_triplets": 7, "val_queries": 7},
         **{"test_queries": 7, "three_changes": 0.5},
     }
-    stamp = {"format_version": garments.FORMAT_VERSION, "settings": settings, "oracles": {}}
-    (root / garments.STAMP).write_text(json.dumps(stamp))
+    stamp = {"format_version": folder.FORMAT_VERSION, "settings": settings, "oracles": {}}
+    (root / folder.STAMP).write_text(json.dumps(stamp))
     return root
 
 
-WRITERS = {**{name: getattr(fake_data, name) for name in READERS}, "garments": _garments}
+WRITERS = {name: getattr(fake_data, name, _garments) for name in DATA_SETS}
 
 
 def _read(name, root):
-    if name != "garments":
-        return READERS[name].read(str(root))
-    settings = json.loads((root / garments.STAMP).read_text())["settings"]
-    return garments_reader.read(str(root), **settings)
+    return DATA_SETS[name].read(str(root), None)
 
 
 @pytest.fixture
@@ -260,10 +257,11 @@ def test_a_target_outside_every_gallery(tmp_path, rows, capsys):
 
 def test_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
     root = fake_data.shoes(tmp_path / "data")
-    monkeypatch.setattr(READERS["shoes"], "read", lambda *_: pytest.fail("was read"))
+    shoes = dataclasses.replace(DATA_SETS["shoes"], read=lambda *_: pytest.fail("was read"))
+    monkeypatch.setitem(DATA_SETS, "shoes", shoes)
     out = tmp_path / "new" / "grid.png"
     (tmp_path / "file").write_text("")
-    known = ", ".join((*READERS, "garments"))
+    known = ", ".join(DATA_SETS)
     for message, *arguments in (
         (f"no data set 'shoe'; there are {known}", "shoe", root, out),
         ("must end in .png, .jpg, .jpeg", "shoes", root, tmp_path / "new" / "grid.pdf"),
@@ -279,7 +277,7 @@ def test_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
 
 
 def test_garments_are_not_rendered(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(garments, "_write", lambda *_: pytest.fail("was rendered"))
+    monkeypatch.setattr(folder, "_write", lambda *_: pytest.fail("was rendered"))
     (tmp_path / "empty").mkdir()
     out = tmp_path / "grid.png"
     message = _refused(capsys, "garments", tmp_path / "empty", out)
@@ -289,7 +287,7 @@ def test_garments_are_not_rendered(tmp_path, monkeypatch, capsys):
     root = _garments(tmp_path / "garments")
     message = _refused(capsys, "garments", root, out, "--images", str(root))
     assert "garments keep their images with them" in message
-    stamp = root / garments.STAMP
+    stamp = root / folder.STAMP
     content = json.loads(stamp.read_text())
     content["settings"]["sleeves"] = 4  # as a later version may have it
     stamp.write_text(json.dumps(content))

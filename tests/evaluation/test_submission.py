@@ -13,6 +13,8 @@ from cmap_jax.protocols import PROTOCOLS
 from input_pipeline.readers import circo, cirr
 from input_pipeline.records import Evaluation, Query
 
+CIRR, CIRCO = cirr.DATA_SET.submission, circo.DATA_SET.submission
+
 
 def _cirr_evaluation(queries: int = 7, images: int = 60, name: str = "{}-img0") -> Evaluation:
     ids = tuple(name.format(i) for i in range(images))
@@ -112,12 +114,12 @@ def _single_faults(content: dict, evaluation: Evaluation, rng: random.Random):
         yield {**content, "metric": "recall_subset"}, "must have 3 images"
 
 
-def _check_faults(check, content: dict, evaluation: Evaluation, seed: int) -> None:
+def _check_faults(rules, content: dict, evaluation: Evaluation, seed: int) -> None:
     before = json.dumps(content)
     faults = 0
     for wrong, message in _single_faults(content, evaluation, random.Random(seed)):
         with pytest.raises(ValueError, match=re.escape(message)):
-            check(wrong, evaluation)
+            submission.check_submission(rules, wrong, evaluation)
         faults += 1
     assert faults > 15
     assert json.dumps(content) == before
@@ -128,7 +130,7 @@ def _check_faults(check, content: dict, evaluation: Evaluation, seed: int) -> No
 def test_cirr(seed, images):
     evaluation = _cirr_evaluation(images=images)
     records = _records(evaluation, seed)
-    files = submission.cirr_submissions(records)
+    files = submission.make_submission(CIRR, records)
     assert set(files) == {"recall.json", "recall_subset.json"}
     for record in records:
         assert files["recall.json"][record["query"]] == record["top"]
@@ -138,9 +140,9 @@ def test_cirr(seed, images):
         assert list(content)[:2] == ["version", "metric"]
         assert (content["version"], content["metric"]) == ("rc2", metric)
         assert {len(answer) for answer in _answers(content).values()} == {count}
-        submission.check_cirr(content, evaluation)
-        submission.check_cirr(_through_json(content), evaluation)
-        _check_faults(submission.check_cirr, content, evaluation, seed)
+        submission.check_submission(CIRR, content, evaluation)
+        submission.check_submission(CIRR, _through_json(content), evaluation)
+        _check_faults(CIRR, content, evaluation, seed)
 
 
 @pytest.mark.parametrize("images", [20, 50, 60])
@@ -148,53 +150,55 @@ def test_cirr(seed, images):
 def test_circo(seed, images):
     evaluation = _circo_evaluation(images=images)
     records = _records(evaluation, seed)
-    ((name, content),) = submission.circo_submissions(records).items()
+    ((name, content),) = submission.make_submission(CIRCO, records).items()
     assert name == "submission.json"
     assert content == {r["query"]: [int(i) for i in r["top"]] for r in records}
     # With at most 50 images every list has the reference, which the rules allow.
     assert images > 50 or all(int(r["reference"]) in content[r["query"]] for r in records)
-    submission.check_circo(content, evaluation)
-    assert submission.check_circo(_through_json(content), evaluation) == ()
-    _check_faults(submission.check_circo, content, evaluation, seed)
+    submission.check_submission(CIRCO, content, evaluation)
+    assert submission.check_submission(CIRCO, _through_json(content), evaluation) == ()
+    _check_faults(CIRCO, content, evaluation, seed)
 
 
 def test_circo_takes_ids_that_are_texts():
     """The server's script makes whole numbers of them, padded or not."""
     evaluation = _circo_evaluation(images=60)
-    (content,) = submission.circo_submissions(_records(evaluation, 0)).values()
+    (content,) = submission.make_submission(CIRCO, _records(evaluation, 0)).values()
     for as_text in (str, "{:012d}".format):
         texts = {query: list(map(as_text, answer)) for query, answer in content.items()}
-        (remark,) = submission.check_circo(texts, evaluation)
+        (remark,) = submission.check_submission(CIRCO, texts, evaluation)
         assert "texts" in remark
     (query, answer), *_ = content.items()
     mixed = {**content, query: [str(answer[0]), *answer[1:]]}
-    assert len(submission.check_circo(mixed, evaluation)) == 1
+    assert len(submission.check_submission(CIRCO, mixed, evaluation)) == 1
     with pytest.raises(ValueError, match="which is not among the 60 images of the gallery"):
-        submission.check_circo({**content, query: ["61", *answer[1:]]}, evaluation)
+        submission.check_submission(CIRCO, {**content, query: ["61", *answer[1:]]}, evaluation)
 
 
 def test_circo_without_the_gallery_judges_all_but_the_ids():
     evaluation = _circo_evaluation(images=60)
-    (content,) = submission.circo_submissions(_records(evaluation, 0)).values()
+    (content,) = submission.make_submission(CIRCO, _records(evaluation, 0)).values()
     (query, answer), *_ = content.items()
     stranger = {**content, query: [999_999, *answer[1:]]}
-    submission.check_circo(stranger, evaluation, gallery_is_known=False)
+    submission.check_submission(CIRCO, stranger, evaluation, gallery_is_known=False)
     for wrong, message in (
         (answer[:49], f"query {query}: must have 50 images, not 49"),
         ([answer[1], *answer[1:]], f"query {query}: has {answer[1]} 2 times"),
         ([None, *answer[1:]], f"query {query}: None is not a whole number"),
     ):
         with pytest.raises(ValueError, match=message):
-            submission.check_circo({**content, query: wrong}, evaluation, gallery_is_known=False)
+            submission.check_submission(
+                CIRCO, {**content, query: wrong}, evaluation, gallery_is_known=False
+            )
 
 
 def test_longer_rankings_are_cut():
     evaluation = _cirr_evaluation(images=70)
-    for content in submission.cirr_submissions(_records(evaluation, count=60)).values():
-        submission.check_cirr(content, evaluation)
+    for content in submission.make_submission(CIRR, _records(evaluation, count=60)).values():
+        submission.check_submission(CIRR, content, evaluation)
     evaluation = _circo_evaluation(images=70)
-    for content in submission.circo_submissions(_records(evaluation, count=60)).values():
-        submission.check_circo(content, evaluation)
+    for content in submission.make_submission(CIRCO, _records(evaluation, count=60)).values():
+        submission.check_submission(CIRCO, content, evaluation)
 
 
 def test_a_set_that_names_the_reference_or_a_member_twice():
@@ -208,30 +212,30 @@ def test_a_set_that_names_the_reference_or_a_member_twice():
         (Query(query.id, query.reference, query.captions, (), "all", "0", subset=pair),),
     )
     content = {"version": "rc2", "metric": "recall_subset", query.id: list(pair[2:])}
-    submission.check_cirr(content, few)
+    submission.check_submission(CIRR, content, few)
     content[query.id].append(query.subset[3])
     with pytest.raises(ValueError, match="must have 2 images, not 3"):
-        submission.check_cirr(content, few)
+        submission.check_submission(CIRR, content, few)
 
 
 @pytest.mark.parametrize("content", [[], None, "rc2", [["version", "rc2"]]])
 def test_not_an_object(content):
-    for check in (submission.check_cirr, submission.check_circo):
+    for rules in (CIRR, CIRCO):
         with pytest.raises(ValueError, match="must be an object of queries"):
-            check(content, _circo_evaluation())
+            submission.check_submission(rules, content, _circo_evaluation())
 
 
 def test_first_problems_are_listed():
     evaluation = _circo_evaluation(queries=9)
-    (content,) = submission.circo_submissions(_records(evaluation)).values()
+    (content,) = submission.make_submission(CIRCO, _records(evaluation)).values()
     with pytest.raises(ValueError, match=r"9 problems\n") as refused:
-        submission.check_circo({key: [] for key in content}, evaluation)
+        submission.check_submission(CIRCO, {key: [] for key in content}, evaluation)
     lines = str(refused.value).splitlines()
     assert [line.split(":")[0].strip() for line in lines[1:-1]] == [f"query {i}" for i in range(5)]
     assert lines[-1].strip() == "..."
     absurd = {**content, "0": ["\ud800" * 1000]}
     with pytest.raises(ValueError, match="query 0: ") as refused:
-        submission.check_circo(absurd, evaluation)
+        submission.check_submission(CIRCO, absurd, evaluation)
     assert str(refused.value).isascii()
     assert len(str(refused.value)) < 200
 
@@ -239,40 +243,40 @@ def test_first_problems_are_listed():
 def test_too_large():
     """All right in itself, but the names are as long as no data set's."""
     evaluation = _cirr_evaluation(queries=450, images=500, name="{:0>240}")
-    content = submission.cirr_submissions(_records(evaluation))["recall.json"]
+    content = submission.make_submission(CIRR, _records(evaluation))["recall.json"]
     with pytest.raises(ValueError, match=r"[\d,]+ bytes are more than the 5,000,000"):
-        submission.check_cirr(content, evaluation)
+        submission.check_submission(CIRR, content, evaluation)
 
 
 def test_read(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(FileNotFoundError, match=r"a\.json"):
-        submission.read_submission(path)
+        submission.read_submission(path, CIRR.max_bytes)
     path.write_text('{"0": [1], "1": [2]}')
-    assert submission.read_submission(path) == {"0": [1], "1": [2]}
+    assert submission.read_submission(path, CIRR.max_bytes) == {"0": [1], "1": [2]}
     path.write_text('{"0": [1], "1": [2], "0": [1]}')
     with pytest.raises(ValueError, match=r"a\.json: the key '0' is there twice"):
-        submission.read_submission(path)
+        submission.read_submission(path, CIRR.max_bytes)
     path.write_text('{"0": [1], "1"')
     with pytest.raises(ValueError, match=r"a\.json: not JSON at line 1"):
-        submission.read_submission(path)
+        submission.read_submission(path, CIRR.max_bytes)
     path.write_text("[" + "1," * 2_500_000 + "1]")
     with pytest.raises(ValueError, match=r"a\.json: 5,000,003 bytes are more than"):
-        submission.read_submission(path)
+        submission.read_submission(path, CIRR.max_bytes)
 
 
 def test_written_at_once_or_not_at_all(tmp_path):
     evaluation = _cirr_evaluation()
-    files = submission.cirr_submissions(_records(evaluation))
+    files = submission.make_submission(CIRR, _records(evaluation))
     folder = tmp_path / "new" / "folder"
     submission.write_submissions(folder, files)
     assert {path.name for path in folder.iterdir()} == set(files)
     for name, content in files.items():
         # Not indented: CIRR's real file would be larger than its server takes.
         assert (folder / name).read_text() == json.dumps(content)
-        found = submission.read_submission(folder / name)
+        found = submission.read_submission(folder / name, CIRR.max_bytes)
         assert found == content
-        submission.check_cirr(found, evaluation)
+        submission.check_submission(CIRR, found, evaluation)
     with pytest.raises(OSError, match="folder"):
         submission.write_submissions(folder, {"other.json": {}})
     with pytest.raises(TypeError):
@@ -287,11 +291,11 @@ def test_written_at_once_or_not_at_all(tmp_path):
 def test_cirr_example(real_data, tmp_path, metric):
     evaluation = cirr.read(str(real_data / "cirr")).unlabelled["test1"]
     path = real_data / "cirr" / "submission_examples" / f"test1_pred_ranks_{metric}.json"
-    content = submission.read_submission(path)
+    content = submission.read_submission(path, CIRR.max_bytes)
     assert len(_answers(content)) == 4148
-    submission.check_cirr(content, evaluation)
+    submission.check_submission(CIRR, content, evaluation)
     for seed in range(3):
-        _check_faults(submission.check_cirr, content, evaluation, seed)
+        _check_faults(CIRR, content, evaluation, seed)
     # What is written is what the authors wrote, to the byte.
     submission.write_submissions(tmp_path / "again", {"a.json": content})
     assert (tmp_path / "again" / "a.json").read_bytes() == path.read_bytes()
@@ -303,10 +307,10 @@ def test_circo_example(real_data, split, queries):
     evaluation = _circo_split(real_data, split)
     assert len(evaluation.queries) == queries
     path = real_data / "circo" / "submission_examples" / f"submission_{split}.json"
-    content = submission.read_submission(path)
-    submission.check_circo(content, evaluation)
+    content = submission.read_submission(path, CIRR.max_bytes)
+    submission.check_submission(CIRCO, content, evaluation)
     for seed in range(3):
-        _check_faults(submission.check_circo, content, evaluation, seed)
+        _check_faults(CIRCO, content, evaluation, seed)
 
 
 def _circo_split(real_data, split: str) -> Evaluation:

@@ -24,13 +24,16 @@ from cmap_jax.processing.images import (
     read_image,
 )
 from configs import garments
-from input_pipeline import builders, prepared
-from input_pipeline.builders import base
+from input_pipeline import examples, prepared
+from input_pipeline.builders import BUILDERS, base
 from input_pipeline.builders.base import ImageConfig
-from input_pipeline.builders.garments import GarmentsConfig
 from input_pipeline.images.check import check_images
+from input_pipeline.readers.garments import read_settings
+from input_pipeline.reading import read_folder, read_records
 from input_pipeline.records import DataError
-from input_pipeline.registry import NAMES, READERS, garments_settings, read_folder, read_records
+from input_pipeline.registry import DATA_SETS
+
+GarmentsConfig = BUILDERS["garments"].builder_config_cls
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -42,7 +45,7 @@ class _OfFakeData:
     def setUpClass(cls):
         root = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory())) / "data"
         root.mkdir()
-        if cls.DATASET_CLASS is not builders.Garments:  # they are rendered into it
+        if cls.DATASET_CLASS is not BUILDERS["garments"]:  # they are rendered into it
             fake_data.DATA_SETS[cls.DATASET_CLASS.name](root)
         cls.EXAMPLE_DIR = str(root)
         super().setUpClass()
@@ -59,7 +62,7 @@ class _OfFakeData:
     def test_says_what_it_is(self):
         info = self.builder.info
         assert info.description
-        assert set(info.features) == set(prepared.FIELDS)
+        assert set(info.features) == set(examples.FIELDS)
         assert all(feature.doc.desc for feature in info.features.values())
         assert info.citation or self.builder.name in ("folder", "garments")
         assert self.builder.MANUAL_DOWNLOAD_INSTRUCTIONS or self.builder.name == "garments"
@@ -82,20 +85,20 @@ def _small(**fields):
 
 
 # Two categories of 6 annotations, in both orders; one protocol of val joins the captions only once.
-FashionIqTest = _case(builders.FashionIq, images=30, train=2 * 6 * 2, val=2 * 6 * 3)
-ShoesTest = _case(builders.Shoes, images=17, train=6, val=6)
-Fashion200kTest = _case(builders.Fashion200k, images=30, train=18, val=6)  # an image, an example
-CirrTest = _case(builders.Cirr, images=31, train=6, val=6, test1=6)
-CircoTest = _case(builders.Circo, images=60, val=6, test=6)
-FolderTest = _case(builders.Folder, images=23, train=6, val=6, test=6)
+FashionIqTest = _case(BUILDERS["fashion_iq"], images=30, train=2 * 6 * 2, val=2 * 6 * 3)
+ShoesTest = _case(BUILDERS["shoes"], images=17, train=6, val=6)
+Fashion200kTest = _case(BUILDERS["fashion200k"], images=30, train=18, val=6)  # an image, an example
+CirrTest = _case(BUILDERS["cirr"], images=31, train=6, val=6, test1=6)
+CircoTest = _case(BUILDERS["circo"], images=60, val=6, test=6)
+FolderTest = _case(BUILDERS["folder"], images=23, train=6, val=6, test=6)
 GarmentsTest = _case(
-    builders.Garments,
+    BUILDERS["garments"],
     GarmentsConfig(name="tiny", resize=32, image_size=16, train_triplets=64),
     **{"images": 7680, "train": 2 * 64, "val": 2 * 1000, "test": 2 * 2000},
 )
 
 
-def _build(out, raw, builder=builders.FashionIq, config=None, **download):
+def _build(out, raw, builder=BUILDERS["fashion_iq"], config=None, **download):
     """Build into a folder and return the prepared data set's own."""
     made = builder(data_dir=str(out), config=config or _small())
     made.download_and_prepare(
@@ -139,12 +142,10 @@ def _same_images(folder, expected):
         np.testing.assert_array_equal(tf.io.decode_png(record["image"]), square, image.id)
 
 
-@pytest.mark.parametrize("name", builders.__all__)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_the_configs_that_have_a_name(name):
-    side = 72 if name == "Garments" else 256
-    found = {
-        c.name: (c.encoding, c.quality, c.resize) for c in getattr(builders, name).BUILDER_CONFIGS
-    }
+    side = 72 if name == "garments" else 256
+    found = {c.name: (c.encoding, c.quality, c.resize) for c in BUILDERS[name].BUILDER_CONFIGS}
     assert found == {"jpeg": ("jpeg", 95, side), "png": ("png", 95, side)}
 
 
@@ -157,7 +158,7 @@ def test_a_config_of_ones_own(tmp_path):
         "quality": 30,
         "image_directory": f"{tmp_path}/pictures",
     }
-    config = builders.FashionIq.builder_config_cls(**json.loads(json.dumps(fields)))
+    config = BUILDERS["fashion_iq"].builder_config_cls(**json.loads(json.dumps(fields)))
     folder = _build(tmp_path / "out", raw, config=config)
     assert folder == tmp_path / "out" / "fashion_iq" / "mine" / "2.0.0"
     about = _metadata(folder)
@@ -211,10 +212,10 @@ def test_garments_keep_their_images_with_them():
 @pytest.mark.parametrize("count", [3, 6])  # the smallest splits have 6 examples
 def test_several_shards_keep_the_order(tmp_path, count):
     raw = fake_data.circo(tmp_path / "raw")
-    folder = _build(tmp_path / "out", raw, builders.Circo, num_shards=count)
+    folder = _build(tmp_path / "out", raw, BUILDERS["circo"], num_shards=count)
     files = [file.name for file in folder.glob(f"*-{prepared.IMAGES}.*")]
     assert len(files) == count, files
-    expected = READERS["circo"].read(str(raw))
+    expected = DATA_SETS["circo"].read(str(raw))
     _same_images(folder, expected)
     assert _content(prepared.read(str(folder), "circo")) == _content(expected)
 
@@ -245,10 +246,10 @@ def test_a_large_split_is_not_sorted_in_one_piece(tmp_path, monkeypatch, most):
 
     monkeypatch.setattr(shuffle._Bucket, "read_values", spy)
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", most)  # bytes; above, TFDS sorts on disk
-    folder = _build(tmp_path / "out", raw, builders.Circo)
+    folder = _build(tmp_path / "out", raw, BUILDERS["circo"])
     assert sum(sizes) == (60 if most == 20_000 else 0)
     assert max(sizes, default=0) <= 1  # what is in memory at once
-    _same_images(folder, READERS["circo"].read(str(raw)))
+    _same_images(folder, DATA_SETS["circo"].read(str(raw)))
 
 
 DAMAGES = {"missing": pathlib.Path.unlink, "empty": lambda p: p.write_bytes(b""), "inside": _damage}
@@ -276,13 +277,13 @@ def test_an_unusable_image_stops_the_build(tmp_path, in_many_batches, kind):
     assert prepared.find_below(str(tmp_path / "out")) == []
     assert not list((tmp_path / "out").rglob("*.array_record*"))
     file.write_bytes(healthy)
-    _same_images(_build(tmp_path / "out", raw), READERS["fashion_iq"].read(str(raw)))
+    _same_images(_build(tmp_path / "out", raw), DATA_SETS["fashion_iq"].read(str(raw)))
 
 
 @pytest.mark.parametrize("name", ["fashion_iq", "fashion200k", "cirr"])
 def test_unusable_images_are_left_out(tmp_path, in_many_batches, name):
     raw = fake_data.DATA_SETS[name](tmp_path / "raw")
-    whole = READERS[name].read(str(raw))
+    whole = DATA_SETS[name].read(str(raw))
     lost = dict(zip(list(whole.images)[1:19:3], [*DAMAGES.values()] * 2, strict=True))
     for image, damage in lost.items():
         damage(pathlib.Path(whole.images[image].path))
@@ -303,25 +304,25 @@ def test_unusable_images_are_left_out(tmp_path, in_many_batches, name):
 
 def test_near_names_are_taken(tmp_path):
     raw = fake_data.circo(tmp_path / "raw")
-    whole = READERS["circo"].read(str(raw))
+    whole = DATA_SETS["circo"].read(str(raw))
     for image in whole.images.values():
         path = pathlib.Path(image.path)
         path.rename(path.with_name(path.stem.lstrip("0") + ".JPG"))
     with pytest.raises(DataError, match=r"missing, but there is '1\.JPG', which differs in letter"):
-        _build(tmp_path / "out", raw, builders.Circo)
-    folder = _build(tmp_path / "out", raw, builders.Circo, _small(near_names="accept"))
+        _build(tmp_path / "out", raw, BUILDERS["circo"])
+    folder = _build(tmp_path / "out", raw, BUILDERS["circo"], _small(near_names="accept"))
     found = prepared.read(str(folder), "circo")
     assert _content(found) == _content(whole)
 
 
 def test_a_query_whose_targets_are_lost_in_different_ways(tmp_path):
     raw = fake_data.circo(tmp_path / "raw")
-    whole = READERS["circo"].read(str(raw))
+    whole = DATA_SETS["circo"].read(str(raw))
     (evaluation,) = whole.evaluations["val"]
     lost = evaluation.queries[0].targets
     for image, damage in zip(lost, DAMAGES.values(), strict=True):
         damage(pathlib.Path(whole.images[image].path))
-    folder = _build(tmp_path / "out", raw, builders.Circo, _small(missing_images="skip"))
+    folder = _build(tmp_path / "out", raw, BUILDERS["circo"], _small(missing_images="skip"))
     found = prepared.read(str(folder), "circo")
     assert _content(found) == _content(whole.without(set(lost)))
 
@@ -332,14 +333,14 @@ def test_no_query_left_of_a_split(tmp_path):
     config = _small(missing_images="skip")
     (raw / "test" / "1.jpg").rename(tmp_path / "1.jpg")
     # What is not there from the start takes the split away, ...
-    folder = _build(tmp_path / "a", raw, builders.Folder, config)
+    folder = _build(tmp_path / "a", raw, BUILDERS["folder"], config)
     (evaluation, _) = prepared.read(str(folder), "folder").evaluations["test"]
     assert (evaluation.queries, evaluation.skipped) == ((), 1)
     # ... but TFDS, which has been told of the split, refuses to write it without an example.
     (tmp_path / "1.jpg").rename(raw / "test" / "1.jpg")
     _damage(raw / "test" / "1.jpg")
     with pytest.raises(DataError, match=r"'test'.*test/1\.jpg"):
-        _build(tmp_path / "b", raw, builders.Folder, config)
+        _build(tmp_path / "b", raw, BUILDERS["folder"], config)
 
 
 def _tfds_build(folder, *arguments):
@@ -363,7 +364,7 @@ def test_tfds_build_renders_garments(tmp_path):
     (folder,) = prepared.find_below(str(tmp_path / "prepared"))
     assert folder == f"{tmp_path}/prepared/garments/tiny/2.0.0"
     (raw,) = (tmp_path / "prepared" / "downloads").glob("garments*")
-    settings = garments_settings(str(raw))
+    settings = read_settings(str(raw))
     assert {k: settings[k] for k in ("seed", "image_size", "train_triplets")} == {
         k: fields[k] for k in ("seed", "image_size", "train_triplets")
     }
@@ -377,10 +378,10 @@ def test_tfds_build_of_manual_data(tmp_path):
     _tfds_build(tmp_path, "folder/png", "--manual_dir=raw")
     folder = str(tmp_path / "prepared" / "folder" / "png" / "2.0.0")
     found = prepared.read(folder, "folder")
-    assert _content(found) == _content(READERS["folder"].read(str(tmp_path / "raw")))
+    assert _content(found) == _content(DATA_SETS["folder"].read(str(tmp_path / "raw")))
     assert found.facts["prepared"]["resize"] == 256
     # The folder above is a likely mistake.
-    for name in NAMES:
+    for name in DATA_SETS:
         with pytest.raises(DataError, match=rf"holds prepared data sets; .*: {folder}$"):
             read_folder(name, str(tmp_path / "prepared"))
     config = garments.get_config()
@@ -396,7 +397,7 @@ def test_tfds_build_of_photographs(tmp_path, real_data):
     folder = tmp_path / "prepared" / "fashion200k" / "jpeg" / "2.0.0"
     found = prepared.read(str(folder), "fashion200k")
     assert len(found.images) == 3409
-    assert _content(found) == _content(READERS["fashion200k"].read(str(raw)))
+    assert _content(found) == _content(DATA_SETS["fashion200k"].read(str(raw)))
 
 
 def test_remedies_are_those_of_tfds(tmp_path):
@@ -404,10 +405,10 @@ def test_remedies_are_those_of_tfds(tmp_path):
     raw = fake_data.folder(tmp_path / "raw")
     _damage(raw / "val" / "0.jpg")
     with pytest.raises(DataError) as late:  # found where it is decoded
-        _build(tmp_path / "a", raw, builders.Folder)
+        _build(tmp_path / "a", raw, BUILDERS["folder"])
     (raw / "val" / "0.jpg").unlink()
     with pytest.raises(DataError) as early:
-        _build(tmp_path / "b", raw, builders.Folder)
+        _build(tmp_path / "b", raw, BUILDERS["folder"])
     for error in (late, early):
         assert """--config='{"name": "own", "missing_images": "skip"}'""" in str(error.value)
         assert "--config.data" not in str(error.value)
@@ -415,11 +416,11 @@ def test_remedies_are_those_of_tfds(tmp_path):
     for table in raw.glob("*.csv"):
         table.unlink()
     with pytest.raises(FileNotFoundError, match="Set --manual_dir to the folder"):
-        _build(tmp_path / "c", raw, builders.Folder)
+        _build(tmp_path / "c", raw, BUILDERS["folder"])
 
 
 def test_what_is_prepared_is_not_prepared_again(tmp_path):
     raw = fake_data.folder(tmp_path / "raw")
-    once = _build(tmp_path / "once", raw, builders.Folder)
+    once = _build(tmp_path / "once", raw, BUILDERS["folder"])
     with pytest.raises(DataError, match="is prepared already; name the raw folder"):
-        _build(tmp_path / "twice", once, builders.Folder)
+        _build(tmp_path / "twice", once, BUILDERS["folder"])

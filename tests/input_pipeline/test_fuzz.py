@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import storage
 from input_pipeline.records import Records
-from input_pipeline.registry import READERS
+from input_pipeline.registry import DATA_SETS
 
 every_set = pytest.mark.parametrize("name", fake_data.DATA_SETS)
 
@@ -26,7 +26,7 @@ def data_set(tmp_path_factory):
     written = {}
 
     def get(name):
-        reader = READERS[name.split()[0]]
+        reader = DATA_SETS[name.split()[0]]
         if name not in written:
             root = fake_data.DATA_SETS[name](tmp_path_factory.mktemp("d"))
             with mock.patch.object(storage, "read_text", wraps=storage.read_text) as read_text:

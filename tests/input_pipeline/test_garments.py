@@ -14,7 +14,17 @@ import pytest
 from PIL import Image
 
 from input_pipeline import garments
-from input_pipeline.garments import attributes, canvas, captions, drawing, oracles
+from input_pipeline.garments import (
+    attributes,
+    canvas,
+    captions,
+    drawing,
+    oracles,
+    rendering,
+)
+from input_pipeline.garments import (
+    folder as folder_lib,
+)
 from input_pipeline.garments.attributes import ATTRIBUTES, NAMES, Garment, garment
 
 A_DRESS = Garment("dress", "red", "dotted", "long", "v", "short")
@@ -37,8 +47,8 @@ def test_grid_and_ids():
         assert garment(index).index == index
         codes = [ATTRIBUTES[name].index(getattr(garment(index), name)) for name in NAMES]
         assert attributes.grid()[index].tolist() == codes
-    with pytest.raises(ValueError, match="colour is 'mauve'"):
-        dataclasses.replace(A_DRESS, colour="mauve")
+    with pytest.raises(ValueError, match="color is 'mauve'"):
+        dataclasses.replace(A_DRESS, color="mauve")
 
 
 def test_splits_are_disjoint_and_complete():
@@ -63,7 +73,7 @@ def test_render_is_a_pure_function():
     assert drawing.render(A_DRESS, 3, size=100).size == (100, 100)
 
 
-def test_garments_stay_inside_the_centre_crop(monkeypatch):
+def test_garments_stay_inside_the_center_crop(monkeypatch):
     boxes = []
     photograph = drawing.photograph
 
@@ -209,7 +219,7 @@ def brute_force(queries, gallery, three_changes):
                 text[-1] += np.prod([told(c, before, candidate) for c in query.changes])
             apart = distance(query.reference, candidate)
             share = {2: 1 - three_changes, 3: three_changes}.get(apart, 0)
-            picture.append(share / neighbours(apart))
+            picture.append(share / neighbors(apart))
         for name, weights in (("text_oracle", text), ("reference_oracle", picture)):
             mine = weights[candidates.index(query.target)]
             above, level = sum(w > mine for w in weights), sum(w == mine for w in weights)
@@ -219,7 +229,7 @@ def brute_force(queries, gallery, three_changes):
 
 
 @functools.cache
-def neighbours(apart: int) -> int:
+def neighbors(apart: int) -> int:
     return sum(distance(garment(0), garment(i)) == apart for i in range(attributes.COUNT))
 
 
@@ -271,7 +281,7 @@ SMALL = {"image_size": 16, "train_triplets": 40, "val_queries": 10, "test_querie
 @pytest.fixture
 def no_drawing(monkeypatch):
     """Most tests of the folder need no pictures."""
-    monkeypatch.setattr(garments, "_render", lambda *args: None)
+    monkeypatch.setattr(rendering, "render", lambda *args: None)
 
 
 def load(path: pathlib.Path):
@@ -294,8 +304,8 @@ def test_layout_on_disk(tmp_path, no_drawing):
             assert set(entry) == {"target", "candidate", "captions"}
             assert len(entry["captions"]) == 2
             assert {entry["target"], entry["candidate"]} <= set(ids[name])
-    stamp = load(folder / garments.STAMP)
-    assert stamp["format_version"] == garments.FORMAT_VERSION
+    stamp = load(folder / folder_lib.STAMP)
+    assert stamp["format_version"] == folder_lib.FORMAT_VERSION
     assert stamp["settings"] == {"seed": 0, "three_changes": 0.2, **SMALL}
     assert stamp["counts"]["test"] == {"images": 2000, "triplets": 20}
     assert set(stamp["oracles"]) == {"garments/test", "garments/all"}
@@ -306,12 +316,12 @@ def test_complete_folder_is_kept_and_others_are_refused(tmp_path, no_drawing, mo
     empty = tmp_path / "garments"
     empty.mkdir()
     folder = garments.prepare(empty, **SMALL)
-    before = (folder / garments.STAMP).stat().st_mtime_ns
+    before = (folder / folder_lib.STAMP).stat().st_mtime_ns
     assert garments.prepare(folder, **SMALL) == folder
-    assert (folder / garments.STAMP).stat().st_mtime_ns == before
+    assert (folder / folder_lib.STAMP).stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"garments .*seed is 0 there and 5 here.* or delete it"):
         garments.prepare(folder, **SMALL, seed=5)
-    monkeypatch.setattr(garments, "FORMAT_VERSION", 99)
+    monkeypatch.setattr(folder_lib, "FORMAT_VERSION", 99)
     with pytest.raises(ValueError, match="format_version is 1 there and 99 here"):
         garments.prepare(folder, **SMALL)
 
@@ -333,7 +343,7 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(garments, "_render", fail)
+    monkeypatch.setattr(rendering, "render", fail)
     with pytest.raises(RuntimeError, match="no ink"):
         garments.prepare(tmp_path / "garments", **SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -343,9 +353,9 @@ def test_what_a_killed_run_left_is_removed(tmp_path, no_drawing):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     target = tmp_path / "garments"
-    stale = tmp_path / (garments._partial_prefix(target) + str(ended.pid))
+    stale = tmp_path / (folder_lib._partial_prefix(target) + str(ended.pid))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
-        busy = tmp_path / (garments._partial_prefix(target) + str(running.pid))
+        busy = tmp_path / (folder_lib._partial_prefix(target) + str(running.pid))
         for folder in (stale, busy):
             (folder / "images").mkdir(parents=True)
         garments.prepare(target, **SMALL)
@@ -355,8 +365,8 @@ def test_what_a_killed_run_left_is_removed(tmp_path, no_drawing):
 
 
 def test_drawing_in_child_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(garments, "_IMAGES_PER_WORKER", 20)
-    garments._render(tmp_path, 45, seed=2, size=32)
+    monkeypatch.setattr(rendering, "_IMAGES_PER_WORKER", 20)
+    rendering.render(tmp_path, 45, seed=2, size=32)
     names = {path.stem for path in tmp_path.iterdir()}
     assert names == {garment(i).id for i in range(45)}
     again = tmp_path / "again"
@@ -370,9 +380,10 @@ def test_drawing_in_child_processes(tmp_path, monkeypatch):
     assert np.abs(error).mean() < 3  # the JPEG is nearly lossless
 
 
-def test_a_failing_child_is_reported(tmp_path):
+def test_a_failing_child_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "_PROGRESS_SECONDS", 60)  # progress would list the folder
     with pytest.raises(RuntimeError, match=r"drawing garments failed(?s:.*)FileNotFoundError"):
-        garments._render(tmp_path / "missing", 2, seed=0, size=32)
+        rendering.render(tmp_path / "missing", 2, seed=0, size=32)
 
 
 def test_drawing_needs_neither_tensorflow_nor_jax():
@@ -384,6 +395,6 @@ def test_drawing_needs_neither_tensorflow_nor_jax():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_palette_covers_the_colours():
-    assert set(canvas._PALETTE) == set(ATTRIBUTES["colour"])
+def test_palette_covers_the_colors():
+    assert set(canvas._PALETTE) == set(ATTRIBUTES["color"])
     assert set(canvas._PRINTS) == set(ATTRIBUTES["pattern"])

@@ -25,8 +25,9 @@ from cmap_jax.workdir import description as workdir
 from input_pipeline import create_datasets, prepared, storage
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.images.sources import open_images
+from input_pipeline.reading import read_folder
 from input_pipeline.records import DataError
-from input_pipeline.registry import READERS, read_folder
+from input_pipeline.registry import DATA_SETS
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def _content(records):
 @pytest.mark.parametrize("name", fake_data.DATA_SETS)
 def test_the_same_records(raw, built, name):
     data_set = name.split()[0]
-    expected = READERS[data_set].read(str(raw(name)))
+    expected = DATA_SETS[data_set].read(str(raw(name)))
     folder = str(built(name))
     found = read_folder(data_set, folder)
     assert _content(found) == _content(expected)
@@ -130,7 +131,7 @@ def test_the_same_records(raw, built, name):
 
 @pytest.mark.parametrize("name", ["cirr", "circo"])
 def test_the_same_queries_for_a_server(raw, built, name):
-    expected = READERS[name].read(str(raw(name)))
+    expected = DATA_SETS[name].read(str(raw(name)))
     found = prepared.read(str(built(name)), name)
     (split,) = expected.unlabelled
     assert _content(found.for_submission(split)) == _content(expected.for_submission(split))
@@ -194,7 +195,7 @@ def test_jpeg_gives_the_same_but_for_the_codec(raw, built):
     assert 0.1 < errors.mean() < 6
     assert np.percentile(errors, 90) < 15
     # Exactly: the codec's error on what the raw image gives, and no other.
-    records = READERS[name].read(str(raw(name)))
+    records = DATA_SETS[name].read(str(raw(name)))
     stored = prepared.read(str(folder), name).prepared
     for image, place in records.images.items():
         encoded = storage.read_bytes(place.path)
@@ -229,7 +230,7 @@ def test_the_way_to_read_is_the_same_raw_and_prepared(raw, tmp_path, read_as):
     expected = read_as or "upright"
     found = prepared.read(str(folder), "folder")
     assert found.facts["prepared"]["read_as"] == found.read_as == expected
-    for image, place in READERS["folder"].read(str(root)).images.items():
+    for image, place in DATA_SETS["folder"].read(str(root)).images.items():
         square = load_square(place.path, ImagePreprocessing(40, 32, read_as=expected))
         with Image.open(io.BytesIO(found.prepared.read(image))) as stored:
             np.testing.assert_array_equal(np.asarray(stored), np.asarray(square), image)

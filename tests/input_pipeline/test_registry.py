@@ -14,8 +14,9 @@ from cmap_jax.processing.tokenizer import Vocabulary
 from input_pipeline import create_datasets
 from input_pipeline.images.check import check_images
 from input_pipeline.readers import annotations, fashion_iq, folder
+from input_pipeline.reading import read_folder
 from input_pipeline.records import DataError, Records
-from input_pipeline.registry import READERS, read_folder
+from input_pipeline.registry import DATA_SETS
 
 every_set = pytest.mark.parametrize("name", fake_data.DATA_SETS)
 
@@ -62,7 +63,7 @@ def _plain(records: Records, root: str) -> dict:
 
 
 def _read(name: str, directory: str, image_directory: str | None = None) -> Records:
-    return READERS[name.split()[0]].read(directory, image_directory)
+    return DATA_SETS[name.split()[0]].read(directory, image_directory)
 
 
 @every_set

@@ -194,11 +194,11 @@ def test_batch_norm_gradient_in_float64(x64):
     [
         ({"variant": "cmapp"}, r"config\.model\.variant must be one of cmap, em_only"),
         ({"image_depth": 101}, r"image\.depth must be one of 18, 34, 50; got 101"),
-        ({"image_cross_level": "sideways"}, "down, up, none"),
-        ({"text_encoder": "gru"}, "bigru, lstm"),
-        ({"dtype": "float16"}, "float32, bfloat16"),
+        ({"image_cross_level": "sideways"}, '"down", "up" or "none"'),
+        ({"text_encoder": "gru"}, '"bigru" or "lstm"'),
+        ({"dtype": "float16"}, '"float32", "bfloat16"'),
         ({"embed_dim": 7}, "must be even"),
-        ({"text_vocabulary_size": 0}, "vocabulary_size is not set"),
+        ({"text_vocabulary_size": None}, "vocabulary_size is not set"),
     ],
 )
 def test_impossible_configs_are_refused(settings, message):

@@ -21,7 +21,7 @@ from cmap_jax.training.check import check_config
         ("mesh.fsdp", 3, r"config\.mesh\.fsdp=3 does not give the 8 devices"),
         ("mesh.fsdp", 0, r"config\.mesh\.fsdp=0 must be 1 or more"),
         ("train.non_finite", "ignore", '"stop" or "skip", not .ignore.'),
-        ("model.remat", "all", r"config\.model\.remat must be one of none, products, blocks"),
+        ("model.remat", "all", 'remat must be "none", "products" or "blocks"'),
         ("distributed.heartbeat_timeout_seconds", 0, r"heartbeat_timeout_seconds must be 1"),
         ("eval.every_epochs", 0, r"config\.eval\.every_epochs"),
         ("seed", -1, r"config\.seed must be 0 to 4294967295, not -1"),

@@ -1,5 +1,7 @@
 """Gradients of a batch that is encoded in parts, and of encoders that keep less."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from small import EMBED, HIDDEN, VOCABULARY, WORD, one_device, random_batch, sma
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP, TrainingOutputs
 from cmap_jax.models.composers import modified_branch, preserved_branch
-from cmap_jax.models.rematerialization import REMATS
+from cmap_jax.models.rematerialization import Remat
 from cmap_jax.models.text_encoder import TextEncoder
 from cmap_jax.scoring import ComposedQuery, PreservationInputs
 from cmap_jax.training.gradients import _join, _split, make_gradient_function
@@ -131,7 +133,7 @@ def test_a_backbone_that_is_computed_again_is_the_same(x64):
 def test_texts_that_are_computed_again_are_the_same(encoder):
     batch = random_batch(4)
     found = {}
-    for remat in REMATS:
+    for remat in get_args(Remat):
         model = TextEncoder(VOCABULARY, EMBED, encoder, WORD, HIDDEN, 0.0, remat=remat)
         inputs = batch["text_tokens"], batch["text_lengths"]
         variables = model.init(jax.random.key(0), *inputs, train=False)
@@ -148,7 +150,7 @@ def test_remat_keeps_less():
     """What the backward pass is handed, by policy: all, products alone, block inputs alone."""
     sizes = {}
     images = jax.ShapeDtypeStruct((64, 64, 64, 3), jnp.float32)
-    for remat in REMATS:
+    for remat in get_args(Remat):
         config = small_config()
         config.model.remat = remat
         model = CMAP.from_config(config)

@@ -1,4 +1,4 @@
-"""The number of an array is the same wherever it is computed, and knows every bit of it."""
+"""An array's checksum does not depend on its sharding, and changes with every bit."""
 
 import jax
 import ml_dtypes
@@ -21,7 +21,7 @@ def test_host_and_device_agree(shape, dtype):
 
 
 def test_a_hand_computed_number():
-    """Words 3 and 5 at places 0 and 1; no carry passes from one half to the other."""
+    """Words 3 and 5 at positions 0 and 1; no carry passes from one half to the other."""
     low = 3 * 1 + 5 * (0x9E3779B1 | 1)
     high = 3 * 1 + 5 * (0x85EBCA77 | 1)
     expected = low % 2**32 | high % 2**32 << 32
@@ -34,6 +34,6 @@ def test_split_arrays_have_the_number_of_whole_ones():
     split = jax.device_put(values, sharding.split_over_devices(mesh))
     whole = jax.device_put(values, sharding.replicated(mesh))
     assert fingerprint.fingerprint([split]) == fingerprint.fingerprint([whole])
-    values = values.copy()  # an array on a CPU may share the memory of what it was made of
+    values = values.copy()  # a JAX array on a CPU may share the memory of its NumPy source
     values[3, 1] = np.nextafter(values[3, 1], 9)
     assert fingerprint.fingerprint([jax.numpy.asarray(values)]) != fingerprint.fingerprint([whole])

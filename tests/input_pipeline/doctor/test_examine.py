@@ -16,6 +16,8 @@ from configs import default
 from input_pipeline import create_datasets
 from input_pipeline.doctor import examine as doctor
 from input_pipeline.doctor import published
+from input_pipeline.readers.data_set import Count
+from input_pipeline.reading import read_folder
 from input_pipeline.records import DataError
 
 LAYOUTS = {
@@ -202,7 +204,7 @@ def test_formats_and_pixels_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_misses_its_images(tmp_path, name):
     root = LAYOUTS[name](tmp_path / name)
-    image = next(iter(doctor._read(name, str(root), None).images.values()))
+    image = next(iter(read_folder(name, str(root)).images.values()))
     os.unlink(image.path)
     errors = _kinds(doctor.examine(name, str(root)), "error")
     assert [f.count for f in errors.values()] == [1]
@@ -260,7 +262,7 @@ def test_a_category_to_evaluate_on_alone(tmp_path):
     assert report.ready()
     assert report.layout.endswith("to evaluate on alone: toptee")
     assert report.triplets.total == 6
-    records = doctor._read("fashion_iq", str(root), None)
+    records = read_folder("fashion_iq", str(root))
     assert set(records.evaluations["val"][0].galleries) == {"dress", "toptee"}
     assert records.facts["categories_not_trained"] == ["toptee"]
 
@@ -653,7 +655,7 @@ def test_training_agrees(tmp_path, name):
     config.train.batch_size = 1
     assert doctor.examine(name, str(root)).ready()
     create_datasets(config)
-    images = sorted(i.path for i in doctor._read(name, str(root), None).images.values())
+    images = sorted(i.path for i in read_folder(name, str(root)).images.values())
     for path in images[::7]:
         pathlib.Path(path).write_bytes(b"")
     report = doctor.examine(name, str(root))
@@ -676,7 +678,7 @@ def test_training_agrees(tmp_path, name):
 
 
 def test_counts_that_differ_from_the_published():
-    same, other = published.Count("val queries", 3, 3), published.Count("train", 0, 5, "no train")
+    same, other = Count("val queries", 3, 3), Count("train", 0, 5, "no train")
     assert list(published.count_findings("cirr", [same])) == []
     assert list(published.count_findings("garments", [])) == []
     (incomplete,) = published.count_findings("cirr", [same, other])

@@ -8,9 +8,9 @@ from jaxtyping import jaxtyped
 from PIL import Image
 
 from cmap_jax.processing.images import ImagePreprocessing, random_crop_flip
-from cmap_jax.processing.images import centre_crop as pil_centre_crop
+from cmap_jax.processing.images import centre_crop as pil_center_crop
 from input_pipeline.images import preprocess
-from input_pipeline.images.augmentation import centre_crop, cut, draw_crops
+from input_pipeline.images.augmentation import center_crop, cut, draw_crops
 
 PREPROCESSING = ImagePreprocessing(resize=40, crop=32)
 SQUARES = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), np.uint8)
@@ -45,9 +45,9 @@ def test_tensorflow_cuts_the_same():
 @pytest.mark.parametrize("resize", [40, 39, 32])
 def test_the_centre_is_pils(resize):
     squares = SQUARES[:, :resize, :resize]
-    crop = centre_crop(ImagePreprocessing(resize=resize, crop=32))
+    crop = center_crop(ImagePreprocessing(resize=resize, crop=32))
     (pixels,) = cut(squares, np.array([2]), crop[None], 32)
-    expected = pil_centre_crop(Image.fromarray(squares[2]), 32)
+    expected = pil_center_crop(Image.fromarray(squares[2]), 32)
     np.testing.assert_array_equal(pixels, np.asarray(expected))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, preprocess_image
 from input_pipeline.images.check import check_images
-from input_pipeline.registry import READERS
+from input_pipeline.registry import DATA_SETS
 
 
 def _png(width: int, height: int) -> bytes:
@@ -57,7 +57,7 @@ def _damaged_image(draw, path: pathlib.Path, content: bytes, healthy: pathlib.Pa
 @pytest.mark.parametrize("name", fake_data.DATA_SETS)
 @few_or_many(20, 500)
 def test_damaged_images(tmp_path, name, examples):
-    reader, root = READERS[name.split()[0]], fake_data.DATA_SETS[name](tmp_path)
+    reader, root = DATA_SETS[name.split()[0]], fake_data.DATA_SETS[name](tmp_path)
     records = reader.read(str(root))
     images = records.images
     assert check_images(records) == {}

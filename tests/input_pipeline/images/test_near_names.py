@@ -8,8 +8,7 @@ import fake_data
 import pytest
 
 from configs import default
-from input_pipeline import create_datasets, storage
-from input_pipeline import registry as readers
+from input_pipeline import create_datasets, reading, storage
 from input_pipeline.doctor import examine as doctor
 from input_pipeline.images import near_names
 from input_pipeline.images.check import check_images
@@ -57,7 +56,7 @@ def _errors(report: doctor.Report) -> dict[str, doctor.Finding]:
 def test_a_near_name_is_shown_and_accepted_on_demand(tmp_path, case):
     named, file, difference = PAIRS[case]
     root = _write(tmp_path / "own", named, file)
-    records = readers.read_folder("folder", str(root))
+    records = reading.read_folder("folder", str(root))
     (reason,) = check_images(records).values()
     assert reason == f"missing, but there is {file!r}, which differs in {difference}"
     # The doctor shows both names, and one flag; nobody is asked to put files there.
@@ -67,7 +66,7 @@ def test_a_near_name_is_shown_and_accepted_on_demand(tmp_path, case):
     assert "--config.data.near_names=accept" in errors["near_name"].fix
     assert "put the files" not in errors["near_name"].fix
     # The flag works.
-    accepted = readers.read_folder("folder", str(root), None, "accept")
+    accepted = reading.read_folder("folder", str(root), None, "accept")
     assert check_images(accepted) == {}
     assert accepted.images[named].path == str(root / file)
     assert accepted.near_names == (named,)
@@ -127,7 +126,7 @@ def test_an_uncertain_near_name_is_not_taken(tmp_path):
     (item,) = errors["uncertain_name"].items
     assert item == f"{root}/01.jpg: missing; uncertain near names: '001.jpg', '1.png'"
     assert "put the files" not in errors["uncertain_name"].fix
-    assert readers.read_folder("folder", str(root), None, "accept").near_names == ()
+    assert reading.read_folder("folder", str(root), None, "accept").near_names == ()
 
 
 def test_a_file_is_no_second_image(tmp_path):
@@ -139,7 +138,7 @@ def test_a_file_is_no_second_image(tmp_path):
         errors = _errors(doctor.examine("folder", str(root)))
         assert set(errors) == {"uncertain_name"}
         assert "'01.jpg'" in errors["uncertain_name"].items[0]
-        assert readers.read_folder("folder", str(root), None, "accept").near_names == ()
+        assert reading.read_folder("folder", str(root), None, "accept").near_names == ()
 
 
 def test_folders_with_near_names(tmp_path):
@@ -171,7 +170,7 @@ LAYOUTS = {
 def test_every_layout(tmp_path, name):
     """Wherever a reader looks for images, it finds those with near names."""
     root = LAYOUTS[name](tmp_path / name)
-    images = readers.read_folder(name, str(root)).images
+    images = reading.read_folder(name, str(root)).images
     for image in images.values():
         path = pathlib.Path(image.path)
         path.rename(path.with_name(path.stem.upper() + ".Webp"))
@@ -197,7 +196,7 @@ def test_a_folder_is_listed_once(tmp_path, monkeypatch):
     root = fake_data.fashion_iq(tmp_path)
     for image in (root / "images").iterdir():
         image.rename(image.with_suffix(".tiff"))
-    records = readers.read_folder("fashion_iq", str(root))
+    records = reading.read_folder("fashion_iq", str(root))
     listed = []
     names = storage.names
     monkeypatch.setattr(storage, "names", lambda folder: listed.append(folder) or names(folder))

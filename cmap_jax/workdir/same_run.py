@@ -1,0 +1,48 @@
+"""Whether a run may continue in a workdir, and whether a checkpoint is one of that run."""
+
+import hashlib
+import json
+import os
+
+from ml_collections import ConfigDict
+
+from cmap_jax.config_fields import FIELDS, Kind, differences, flatten
+from cmap_jax.workdir.description import CONVERTED_FROM, read_config, read_description
+
+
+def mark_of_run(config: ConfigDict) -> str:
+    """Return 16 characters that differ between runs whose configs differ in a fixed field.
+
+    Checkpoints carry this mark. Fields of `Kind.ENVIRONMENT`, which may change when a run
+    continues, have no effect on it.
+    """
+    environment = {path for path, field in FIELDS.items() if field.kind == Kind.ENVIRONMENT}
+    kept = {
+        f"config.{path}": value
+        for path, value in flatten(config.to_dict()).items()
+        if path not in environment
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
+    """Refuse to continue in a workdir that belongs to a run with another config or seed.
+
+    Raises:
+        ValueError: lists the fields that differ and may not.
+    """
+    old = read_config(workdir)
+    if old is None:
+        return
+    if CONVERTED_FROM in read_description(workdir).facts:
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a converted model and no run that could continue; start "
+            f"one from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
+        )
+    lines = differences(old.to_dict(), config.to_dict(), Kind.RUN)
+    if lines:
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a run with another config:\n  "
+            + "\n  ".join(lines)
+            + "\nChoose another folder with --workdir=..., or set these fields back to continue it"
+        )

@@ -1,0 +1,127 @@
+"""The examples of a prepared data set: their fields, and reading them from ArrayRecord files."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from input_pipeline.records import DataError
+
+# TFDS has one set of fields for all splits: an image's example fills the first four, and that of a
+# query or a training triplet the others. A field has a type and a description that users see.
+TEXT, TEXTS, BYTES, INTEGER = "text", "list of texts", "bytes", "integer"
+FIELDS = {
+    "id": (TEXT, "Id of the image, or of the query, unique in its split; empty for a triplet."),
+    "image": (BYTES, "JPEG or PNG, padded to a square and resized; tf.io.decode_image reads it."),
+    "height": (INTEGER, "Height of the original image in pixels."),
+    "width": (INTEGER, "Width of the original image in pixels."),
+    "reference": (TEXT, "Id of the reference image."),
+    "captions": (TEXTS, "One or two captions, in the order in which they are joined."),
+    "targets": (TEXTS, "Ids of the correct images; none where the answers are not public."),
+    "category": (TEXT, "Key of the gallery that is searched."),
+    "annotation": (TEXT, "Id of the annotation; the two caption orders of an annotation share it."),
+    "protocols": (TEXTS, "Names of the evaluation protocols that include this query."),
+    "subset": (TEXTS, "Ids of the images among which R_subset@K ranks as well."),
+}
+_EMPTY = {TEXT: "", TEXTS: (), BYTES: b"", INTEGER: 0}
+_AT_ONCE = 1024  # records read in one call
+
+
+def example(**fields: Any) -> dict[str, Any]:
+    """Return an example with its empty fields filled in."""
+    return {name: fields.get(name, _EMPTY[kind]) for name, (kind, _) in FIELDS.items()}
+
+
+class SerializedExamples:
+    """The serialized examples of a split, read by position."""
+
+    def __init__(self, source: Any, name: str):
+        """Wrap what TFDS opened.
+
+        Args:
+            source: a data source of TFDS that gives serialized examples.
+            name: folder and split, for messages.
+        """
+        self._source = source
+        self._name = name
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._source)
+
+    def read(self, positions: Sequence[int]) -> list[bytes]:
+        """Return the examples at some positions, read in one call.
+
+        Raises:
+            DataError: a file is damaged or missing.
+        """
+        try:
+            return list(self._source.__getitems__(list(positions)))
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise DataError(f"{self._name} cannot be read, build it again: {error}") from error
+
+
+class StoredExamples:
+    """The files of a prepared data set.
+
+    Attributes:
+        directory: the folder with the version's number, as `tfds build` wrote it.
+        version: number of the stored form, such as "2.0.0".
+        splits: names of the splits.
+    """
+
+    def __init__(self, directory: str):
+        """Open the files.
+
+        Raises:
+            DataError: they are damaged, or no prepared data set at all.
+        """
+        import tensorflow_datasets as tfds  # only here: seconds to load
+
+        self.directory = directory
+        try:
+            self._builder = tfds.builder_from_directory(directory)
+        except Exception as error:  # damaged files lead to errors of many kinds
+            raise DataError(f"{directory}: no prepared data set: {error}") from error
+        self.version = str(self._builder.info.version)
+        self.splits = tuple(self._builder.info.splits)
+        self._raw = tfds.decode.DeserializeMethod.RAW_BYTES
+
+    def open(self, split: str) -> SerializedExamples:
+        """Return the serialized examples of a split.
+
+        Raises:
+            DataError: they are not in ArrayRecord files, or cannot be read.
+        """
+        try:
+            source = self._builder.as_data_source(split, deserialize_method=self._raw)
+        except NotImplementedError as error:
+            raise DataError(
+                f"{self.directory}: not in ArrayRecord files, which alone are read by position; "
+                "build it again without --file_format"
+            ) from error
+        except Exception as error:
+            raise DataError(f"{self.directory}: {split} cannot be read: {error}") from error
+        return SerializedExamples(source, f"{self.directory}: {split}")
+
+    def examples(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the examples of a split, in their order."""
+        records = self.open(split)
+        for start in range(0, len(records), _AT_ONCE):
+            yield from map(parse, records.read(range(start, len(records))[:_AT_ONCE]))
+
+
+def parse(record: bytes) -> dict[str, Any]:
+    """Return the fields of a serialized example."""
+    import tensorflow as tf
+
+    features = tf.train.Example.FromString(record).features.feature
+    fields = {}
+    for name, (kind, _) in FIELDS.items():
+        if kind == INTEGER:
+            (fields[name],) = features[name].int64_list.value
+            continue
+        values = features[name].bytes_list.value
+        if kind == TEXTS:
+            fields[name] = tuple(value.decode() for value in values)
+        else:
+            fields[name] = values[0] if kind == BYTES else values[0].decode()
+    return fields
