@@ -1,8 +1,9 @@
-"""A trained model, out of a workdir that holds all that a use of it needs.
+"""A trained model, loaded from a workdir that holds all that its use needs.
 
 trained = load("runs/garments")
-pyramid = trained.encode_images(["dress.jpg"])
-text = trained.encode_text(["is red and longer"])
+pyramid = trained.encode_images(["dress.jpg", "skirt.jpg"])             # [L, 2, D]
+query = trained.compose(["dress.jpg"], ["is red and longer"])
+scores = cmap_jax.scoring.score(query, pyramid)                         # [1, 2]
 """
 
 import functools
@@ -16,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cmap_jax import scoring
+from cmap_jax.encoding import BATCH, ONE_BY_ONE, TEXT_WIDTH, BatchEncoder
 from cmap_jax.files import complete_folder, expand
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing import images as images_lib
@@ -25,22 +27,20 @@ from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.same_run import mark_of_run
 from cmap_jax.workdir.weights import read_variables, variables_to_save
 
-# Programs are compiled for these shapes alone: compiling takes longer than encoding padding.
-_BATCH = 32  # images or texts encoded at once
-_ONE_BY_ONE = 4  # up to so many images are encoded one by one, faster than a batch of padding
-_TEXT_WIDTH = 32  # tokens; longer texts have twice as many, or four times
+_logger = logging.getLogger(__name__)
+
 _NAMED_IMAGES = 20  # unreadable images in an error
 _NAMED_WORDS = 10  # unknown words in a warning
 _SHOWN = 80  # characters of a text in a warning
 
 
 class EncodedImages(NamedTuple):
-    """Embeddings of those of a sequence of images that could be read.
+    """Embeddings of the readable images of a sequence.
 
     Attributes:
-        pyramid: [L, K, D] float32; ``pyramid[:, i]`` is that of ``images[kept[i]]``.
-        kept: positions in the sequence of the images that could be read, [K] int64, ascending.
-        skipped: the positions of the others, each with the reason.
+        pyramid: [L, K, D] float32; ``pyramid[:, i]`` is the embedding of ``images[kept[i]]``.
+        kept: positions of the readable images in the sequence, [K] int64, ascending.
+        skipped: the reason by position of each image that cannot be read.
     """
 
     pyramid: np.ndarray
@@ -51,14 +51,17 @@ class EncodedImages(NamedTuple):
 class Trained:
     """A trained model, ready to use.
 
+        >>> load("runs/garments")
+        Trained(variant='cmap', step=4000, protocol='garments/val', levels=3, embed_dim=512, ...)
+
     Attributes:
         config: the whole config of its run.
         model: the Flax module.
-        variables: its parameters and statistics.
-        vocabulary: the words it knows.
-        preprocessing: what is done to an image.
-        protocol: what chose these weights.
-        step: training steps that these weights have seen.
+        variables: the module's parameters and statistics.
+        vocabulary: the words that the model knows.
+        preprocessing: how an image is read, resized and cropped.
+        protocol: the evaluation protocol by which these variables were the best.
+        step: training steps that these variables have seen.
     """
 
     def __init__(self, description: Description, model: CMAP, variables: Any, step: int):
@@ -71,44 +74,55 @@ class Trained:
         self.protocol = description.protocols[0]
         self.step = step
 
-    def encode_text(self, texts: Sequence[str | Sequence[str]]) -> np.ndarray:
-        """Encode texts, each one caption or a sequence of one or two, to [B, D] float32.
+    def __repr__(self) -> str:
+        """Return variant, step, protocol and sizes."""
+        fields = {
+            "variant": self.config.model.variant,
+            "step": self.step,
+            "protocol": self.protocol.name,
+            "levels": len(self.model.levels),
+            "embed_dim": self.config.model.embed_dim,
+            "image_size": self.preprocessing.crop,
+            "parameters": sum(x.size for x in jax.tree.leaves(self.variables["params"])),
+        }
+        return f"Trained({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
-        Words that the model does not know are all the same to it; a warning names them.
+    def encode_text(self, texts: Sequence[str | Sequence[str]]) -> np.ndarray:
+        """Encode texts to [B, D] float32.
+
+            trained.encode_text(["is red", ("is longer", "has no sleeves")])         # [2, D]
+
+        All words that the model does not know are the same to it; a warning names them.
+
+        Args:
+            texts: B texts, each one caption or a sequence of one or two captions.
+
+        Raises:
+            TypeError: one text in place of a sequence of texts.
         """
-        if isinstance(texts, str):
-            raise TypeError("encode_text takes a sequence of texts: [text]")
-        if problem := _unread(texts, self.vocabulary):
-            logging.warning("%s", problem)
-        tokens, lengths = self.vocabulary.encode_batch(texts)
-        if self.config.model.text.lstm_pool_padding:
-            # An embedding depends on the width of its batch, and on nothing else to be padded.
-            return np.asarray(self._encode_text(self.variables, tokens, lengths))
-        width = _TEXT_WIDTH
-        while width < tokens.shape[1]:
-            width *= 2
-        tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
-        parts = [np.zeros((0, self.config.model.embed_dim), np.float32)]
-        for start in range(0, len(tokens), _BATCH):
-            rows = slice(start, start + _BATCH)
-            batch = (_fill_up(x[rows], _BATCH) for x in (tokens, lengths))
-            encoded = np.asarray(self._encode_text(self.variables, *batch))
-            parts.append(encoded[: len(tokens[rows])])
-        return np.concatenate(parts)
+        tokens, lengths = self._tokens(texts)
+        if not len(tokens):
+            return np.zeros((0, self.config.model.embed_dim), np.float32)
+        return self._encoder.encode_text(self.variables, tokens, lengths)
 
     def encode_images(
         self, images: Sequence[Any], on_error: Literal["raise", "skip"] = "raise"
     ) -> np.ndarray | EncodedImages:
         """Encode images to their pyramid, [L, B, D] float32.
 
+            trained.encode_images(["dress.jpg", PIL.Image.open("skirt.png")])    # [L, 2, D]
+            pyramid, kept, skipped = trained.encode_images(paths, on_error="skip")
+
         Args:
-            images: paths, PIL images, encoded bytes or uint8 arrays [H, W, 3], as
+            images: B paths, PIL images, encoded bytes or uint8 arrays [H, W, 3], as
                 `cmap_jax.processing.images.read_image` takes them.
-            on_error: where images cannot be read, "raise" an error that lists all of them, or
-                "skip" them; the result is then an `EncodedImages`, whether any was skipped or not.
+            on_error: "raise" an error that lists all images that cannot be read, or "skip" them.
+                Under "skip" the result is an `EncodedImages`, even if all images can be read.
 
         Raises:
-            ImageReadError: images that cannot be read, under "raise"; or none that can.
+            ImageReadError: images cannot be read, under "raise"; or none can.
+            TypeError: one path in place of a sequence of images.
+            ValueError: no images, or another ``on_error``.
         """
         if isinstance(images, str | os.PathLike):
             raise TypeError("encode_images takes a sequence of images: [image]")
@@ -116,13 +130,14 @@ class Trained:
             raise ValueError("no images to encode")
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
-        size = 1 if len(images) <= _ONE_BY_ONE else _BATCH
+        size = 1 if len(images) <= ONE_BY_ONE else BATCH
         pyramids, skipped = [], {}
         for start in range(0, len(images), size):
             pixels = self._read(images, range(start, min(start + size, len(images))), skipped)
             # After an error that will be raised, the rest is read for its list alone.
             if pixels and (on_error == "skip" or not skipped):
-                pyramids.append(self._encode_pixels(np.stack(pixels), size))
+                pixels = np.stack(pixels)
+                pyramids.append(self._encoder.encode_images(self.variables, pixels, size))
         if skipped and (on_error == "raise" or not pyramids):
             raise images_lib.ImageReadError(_unreadable(skipped, len(images)))
         pyramid = np.concatenate(pyramids, axis=1)
@@ -134,33 +149,36 @@ class Trained:
     def compose(
         self, images: Sequence[Any], texts: Sequence[str | Sequence[str]]
     ) -> scoring.ComposedQuery:
-        """Compose queries of reference images and texts, one of each a query.
+        """Compose queries, each of one reference image and one text.
 
-        The result is scored against the pyramid of a gallery by `scoring.score`.
+            query = trained.compose(["dress.jpg"], [("is longer", "has no sleeves")])
+            scores = cmap_jax.scoring.score(query, trained.encode_images(gallery))    # [1, N]
 
         Args:
             images: B reference images, as `encode_images` takes them.
             texts: B texts, as `encode_text` takes them.
 
         Raises:
-            ImageReadError: images that cannot be read; lists all of them.
-            ValueError: not as many texts as images, or none.
+            ImageReadError: images cannot be read; lists all of them.
+            ValueError: the numbers of images and texts differ, or are zero.
         """
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images, but {len(texts)} texts; give one of each")
-        pyramid, text = self.encode_images(images), self.encode_text(texts)
-        parts = []
-        for start in range(0, len(text), _BATCH):
-            rows = slice(start, start + _BATCH)
-            references = _fill_up(pyramid[:, rows], _BATCH, axis=1)
-            query = self._compose(self.variables, references, _fill_up(text[rows], _BATCH))
-            parts.append(scoring.take(jax.tree.map(np.asarray, query), slice(len(text[rows]))))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+        pyramid = self.encode_images(images)
+        return self._encoder.compose(self.variables, pyramid, *self._tokens(texts))
+
+    def _tokens(self, texts: Sequence[str | Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids, [B, T], and their lengths, [B]; warn of texts that cannot be read."""
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of texts: [text]")
+        if problem := _unread(texts, self.vocabulary):
+            _logger.warning("%s", problem)
+        return self.vocabulary.encode_batch(texts)
 
     def _read(
         self, images: Sequence[Any], positions: range, skipped: dict[int, str]
     ) -> list[np.ndarray]:
-        """Return the pixels of those images that can be read; of the others, note the reason."""
+        """Return the pixels of the readable images, and add to ``skipped`` why others are not."""
         pixels = []
         for position in positions:
             try:
@@ -169,37 +187,19 @@ class Trained:
                 skipped[position] = str(error)
         return pixels
 
-    def _encode_pixels(self, pixels: np.ndarray, size: int) -> np.ndarray:
-        """Encode at most ``size`` images, uint8 [B, S, S, 3], with the program for ``size``."""
-        encoded = self._encode_images(self.variables, _fill_up(pixels, size))
-        return np.asarray(encoded)[:, : len(pixels)]
-
     @functools.cached_property
-    def _encode_text(self) -> Any:
-        return jax.jit(lambda v, t, n: self.model.apply(v, t, n, method="encode_text"))
-
-    @functools.cached_property
-    def _encode_images(self) -> Any:
-        return jax.jit(lambda v, x: self.model.apply(v, x, method="encode_images"))
-
-    @functools.cached_property
-    def _compose(self) -> Any:
-        def compose(variables: Any, pyramid: jax.Array, text: jax.Array) -> scoring.ComposedQuery:
-            query = self.model.apply(variables, pyramid, text, method="compose")
-            return query.replace(preservation=None)
-
-        return jax.jit(compose)
-
-
-def _fill_up(rows: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
-    """Return an array with ``count`` rows; the new ones are zero."""
-    widths = [(0, 0)] * rows.ndim
-    widths[axis] = (0, count - rows.shape[axis])
-    return np.pad(rows, widths)
+    def _encoder(self) -> BatchEncoder:
+        reads_padding = self.config.model.text.lstm_pool_padding
+        return BatchEncoder(self.model, text_width=None if reads_padding else TEXT_WIDTH)
 
 
 def _unreadable(reasons: Mapping[int, str], total: int) -> str:
-    """Return a text about all images that cannot be read."""
+    """Return the message about the images that cannot be read.
+
+    Args:
+        reasons: the reason by position of each such image.
+        total: number of all images.
+    """
     lines = [f"image {position}: {reason}" for position, reason in reasons.items()]
     if len(lines) == 1 and total == 1:
         return reasons[0]
@@ -215,7 +215,7 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
 
 
 def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str:
-    """Return what a model with this vocabulary cannot read of some texts; empty if nothing."""
+    """Return a warning about words that a vocabulary lacks; empty if there are none."""
     captions = [c for text in texts for c in ((text,) if isinstance(text, str) else text)]
     problems = []
     if unknown := vocabulary.unknown_words(captions):
@@ -240,11 +240,11 @@ def load(workdir: str | os.PathLike) -> Trained:
     """Load the best variables of a workdir. Needs neither the data nor TensorFlow.
 
     Args:
-        workdir: its folder; ``~`` and ``$NAME`` are expanded.
+        workdir: the folder of a run or of a converted model; ``~`` and ``$NAME`` are expanded.
 
     Raises:
         FileNotFoundError: not a workdir, or one without a checkpoint yet.
-        ValueError: files that are broken or do not fit one another; says which.
+        ValueError: files are broken or do not fit one another; says which.
     """
     workdir = expand(os.fspath(workdir))
     description = workdir_lib.read_description(workdir)
@@ -257,6 +257,12 @@ def write_model(
     workdir: str | os.PathLike, description: Description, model: CMAP, variables: Any
 ) -> None:
     """Write a workdir that holds a model and no run; it appears when it is complete.
+
+    Args:
+        workdir: a folder that does not exist, or is empty.
+        description: everything but the weights.
+        model: the Flax module that ``description.config`` describes.
+        variables: the module's parameters and statistics.
 
     Raises:
         ValueError: the variables are not those of the model.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmap_jax.config_fields import check_values
+from cmap_jax.facts import DataFacts, UnreadTexts
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary, tokenize
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
@@ -44,17 +45,17 @@ class Datasets:
     train: TrainingData | None
     evaluations: Mapping[str, EvaluationData]
     word_counts: Mapping[str, int]
-    known_facts: Mapping[str, Any]
+    known_facts: DataFacts
     failed: Mapping[str, str]
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Facts to be stored with results: skipped images, oracle ceilings, training items."""
-        skipped = sorted({*self.known_facts["skipped_images"], *self.failed})
-        return {**self.known_facts, "images_skipped": len(skipped), "skipped_images": skipped}
+    def facts(self) -> DataFacts:
+        """Facts to be stored with models and results."""
+        skipped = sorted({*self.known_facts.skipped_images, *self.failed})
+        return dataclasses.replace(self.known_facts, skipped_images=tuple(skipped))
 
     @property
-    def unread_texts(self) -> dict[str, dict[str, Any]]:
+    def unread_texts(self) -> dict[str, UnreadTexts]:
         """The share of the queries' texts that a model cannot read, by protocol."""
         evaluations = [e for data in self.evaluations.values() for e in data.evaluations]
         return unread_shares(evaluations, self.vocabulary)
@@ -115,11 +116,11 @@ def create_datasets(
     if training:  # an evaluation needs each image once
         loader = make_loader(decoding, tuple(records.images), data.cache_gb * 1e9)
     process = {"process_index": process_index, "process_count": process_count}
-    facts = {**records.facts, "skipped_images": skipped}
+    facts = dataclasses.replace(DataFacts.from_dict(records.facts), skipped_images=skipped)
     counts: collections.Counter[str] = collections.Counter()
     train = None
     if training:
-        facts["training_items"] = len(records.train)
+        facts = dataclasses.replace(facts, training_items=len(records.train))
         for caption in records.vocabulary_captions:
             counts.update(tokenize(caption))
         train = TrainingData(

@@ -3,8 +3,8 @@
 import collections
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
+from cmap_jax.facts import UnreadTexts
 from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words, tokenize
 from input_pipeline.records import DataError, Evaluation, Records
 
@@ -116,19 +116,14 @@ def check_readable(readings: Mapping[str, Reading], vocabulary: Vocabulary, reme
 
 def unread_shares(
     evaluations: Iterable[Evaluation], vocabulary: Vocabulary
-) -> dict[str, dict[str, Any]]:
-    """Return by protocol how much of its queries' texts a vocabulary cannot read.
-
-    Returns:
-        "unknown_words_percent"; "most_frequent_unknown": how often some of these words occur; and
-        "wordless_captions_percent", of captions that lose all words in cleaning.
-    """
+) -> dict[str, UnreadTexts]:
+    """Return by protocol how much of its queries' texts a vocabulary cannot read."""
     shares = {}
     for evaluation in evaluations:
         reading = read_captions([c for q in evaluation.queries for c in q.captions], vocabulary)
-        shares[evaluation.protocol.name] = {
-            "unknown_words_percent": 100 * reading.unknown_share,
-            "most_frequent_unknown": dict(reading.unknown.most_common(_NAMED)),
-            "wordless_captions_percent": 100 * reading.wordless_share,
-        }
+        shares[evaluation.protocol.name] = UnreadTexts(
+            unknown_words_percent=100 * reading.unknown_share,
+            most_frequent_unknown=dict(reading.unknown.most_common(_NAMED)),
+            wordless_captions_percent=100 * reading.wordless_share,
+        )
     return shares

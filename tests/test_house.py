@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [
     {
         "config_fields",
+        "facts",
         "files",
         "processing",
         "progress",
@@ -30,7 +31,7 @@ LAYERS = [
     },
     {"models", "losses"},
     {"convert"},
-    {"workdir", "trained"},
+    {"encoding", "workdir", "trained"},
     {"visualization", "retrieval"},
     {"evaluation"},
     {"training", "serving", "reporting"},
@@ -39,6 +40,7 @@ LAYERS = [
 # The parts of `cmap_jax` that `input_pipeline` may import.
 KNOWN_TO_THE_PIPELINE = {
     "config_fields",
+    "facts",
     "files",
     "processing",
     "progress",

@@ -98,7 +98,7 @@ def test_evaluation_reads_as_the_model_does(written, tmp_path):
     datasets = read_for_evaluation(config, folder)
     evaluate(config, folder, datasets)
     assert datasets.preprocessing.read_as == "upright"
-    stored = json.loads((written["upright"] / workdir.EVALUATION).read_text())
+    stored = json.loads((written["upright"] / "evaluation.json").read_text())
     assert stored["facts"]["data"]["read_as"] == "upright"
     config.data.read_as = "released"
     with pytest.raises(ValueError, match=r"trained on pictures read as upright, .* as released; "):
@@ -128,7 +128,9 @@ def test_another_way_in_the_middle_of_a_run_is_refused(written):
     folder = written["released"]
     description = workdir.read_description(folder)
     datasets = types.SimpleNamespace(
-        vocabulary=description.vocabulary, preprocessing=description.preprocessing, facts={}
+        vocabulary=description.vocabulary,
+        preprocessing=description.preprocessing,
+        facts=types.SimpleNamespace(to_dict=dict),
     )
     check_same_data(datasets, folder)
     datasets.preprocessing = dataclasses.replace(description.preprocessing, read_as="upright")

@@ -4,6 +4,7 @@ import logging
 import time
 
 import compilations
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,9 +12,9 @@ from small import EMBED, write_workdir
 
 import cmap_jax
 from cmap_jax import scoring
+from cmap_jax.encoding import BATCH, ONE_BY_ONE, BatchEncoder
 from cmap_jax.processing.images import ImageReadError, preprocess_image
 from cmap_jax.processing.tokenizer import Vocabulary
-from cmap_jax.trained import _BATCH, _ONE_BY_ONE
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,10 @@ def _directly(trained, images) -> np.ndarray:
 
 
 def test_two_programs_serve_all_numbers_of_images(trained):
-    images = _images(_BATCH + 7)
+    images = _images(BATCH + 7)
     expected = _directly(trained, images)
     with compilations.counted() as seconds:
-        for count in (1, 2, _ONE_BY_ONE, _ONE_BY_ONE + 1, _BATCH - 1, _BATCH, _BATCH + 7):
+        for count in (1, 2, ONE_BY_ONE, ONE_BY_ONE + 1, BATCH - 1, BATCH, BATCH + 7):
             pyramid = trained.encode_images(images[:count])
             np.testing.assert_allclose(pyramid, expected[:, :count], atol=1e-5)
     assert len(seconds) <= 2
@@ -49,7 +50,7 @@ def test_one_program_serves_all_numbers_of_texts(trained):
         trained.model.apply(trained.variables, tokens, lengths, method="encode_text")
     )
     with compilations.counted() as seconds:
-        for count in (1, 2, _BATCH, _BATCH + 3):
+        for count in (1, 2, BATCH, BATCH + 3):
             encoded = trained.encode_text(texts[:count])
             np.testing.assert_allclose(encoded, expected[:count], atol=1e-5)
     assert len(seconds) <= 1
@@ -57,8 +58,34 @@ def test_one_program_serves_all_numbers_of_texts(trained):
     assert trained.encode_text(["is " * 50]).shape == (1, EMBED)
 
 
+def test_texts_are_padded_to_few_shapes(trained):
+    tokens, lengths = np.ones((BATCH + 3, 33), np.int32), np.full(BATCH + 3, 33, np.int32)
+    for text_width, width in ((32, 64), (77, 77), (None, 33)):
+        encoder = BatchEncoder(trained.model, text_width=text_width)
+        padded, counts = encoder._pad_texts(tokens, lengths, slice(BATCH, 2 * BATCH))
+        assert padded.shape == (BATCH, width)
+        assert (padded[:3, :33] == 1).all()
+        assert padded.sum() == 3 * 33
+        assert counts.tolist() == [33] * 3 + [0] * (BATCH - 3)
+
+
+def test_a_model_says_what_it_is(trained):
+    count = sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
+    assert repr(trained) == (
+        "Trained(variant='cmap', step=0, protocol='folder/val', levels=3, "
+        f"embed_dim={EMBED}, image_size=64, parameters={count})"
+    )
+
+
+def test_one_text_is_not_a_sequence_of_texts(trained):
+    with pytest.raises(TypeError, match="sequence of texts"):
+        trained.encode_text("is red")
+    with pytest.raises(TypeError, match="sequence of texts"):
+        trained.compose(_images(2), "is")
+
+
 def test_composed_queries_are_the_models(trained):
-    images, texts = _images(_BATCH + 2), ["is red", "longer"] * (_BATCH // 2 + 1)
+    images, texts = _images(BATCH + 2), ["is red", "longer"] * (BATCH // 2 + 1)
     expected = trained.model.apply(
         trained.variables, _directly(trained, images), trained.encode_text(texts), method="compose"
     )
@@ -79,21 +106,21 @@ def test_all_unreadable_images_are_listed_at_once(trained, tmp_path):
     Image.fromarray(_images(1)[0]).save(good)
     broken, gone = tmp_path / "broken.jpg", tmp_path / "gone.jpg"
     broken.write_bytes(b"GIF")
-    images = [good, broken, *_images(_BATCH), gone, good]
+    images = [good, broken, *_images(BATCH), gone, good]
     with pytest.raises(ImageReadError) as caught:
         trained.encode_images(images)
     lines = str(caught.value).splitlines()
     assert "2 of 36 images cannot be read" in lines[0]
     assert 'on_error="skip"' in lines[0]
     assert lines[1].strip().startswith(f"image 1: {broken}: not an image")
-    assert lines[2].strip() == f"image {_BATCH + 2}: {gone}: missing"
+    assert lines[2].strip() == f"image {BATCH + 2}: {gone}: missing"
     assert len(lines) == 3
 
     found = trained.encode_images(images, on_error="skip")
-    readable = [image for i, image in enumerate(images) if i not in (1, _BATCH + 2)]
-    assert found.kept.tolist() == [0, *range(2, _BATCH + 2), _BATCH + 3]
-    assert list(found.skipped) == [1, _BATCH + 2]
-    assert found.skipped[_BATCH + 2] == f"{gone}: missing"
+    readable = [image for i, image in enumerate(images) if i not in (1, BATCH + 2)]
+    assert found.kept.tolist() == [0, *range(2, BATCH + 2), BATCH + 3]
+    assert list(found.skipped) == [1, BATCH + 2]
+    assert found.skipped[BATCH + 2] == f"{gone}: missing"
     np.testing.assert_allclose(found.pyramid, trained.encode_images(readable), atol=1e-6)
 
     nothing_wrong = trained.encode_images([good], on_error="skip")

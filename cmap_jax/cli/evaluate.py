@@ -1,4 +1,4 @@
-"""Evaluate a trained model, on its own data set or another one, and draw what it finds.
+"""Evaluate a trained model on its own data set or another one, and draw some queries.
 
 cmap evaluate runs/fashioniq --shortcuts --grid grid.png
 cmap evaluate runs/fashioniq --grid grid.png --protocol fashioniq/val
@@ -8,21 +8,16 @@ cmap evaluate runs/cirr --data circo --dir CIRCO --images coco/unlabeled2017
 import argparse
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
-from cmap_jax.protocols import PROTOCOLS, Protocol
+from cmap_jax.evaluation.pictures import choose_queries, queries_grid, results_title
+from cmap_jax.evaluation.results import ProtocolResult
+from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.remedies import OTHERS
-from cmap_jax.visualization.grids import (
-    check_destination,
-    result_row,
-    results_grid,
-    results_title,
-    save,
-)
+from cmap_jax.visualization.grids import check_destination, save
 
 SPELLING = {
     "data.directory": "--dir",
@@ -31,8 +26,7 @@ SPELLING = {
     "data.near_names=accept": "--near-names",
     OTHERS: "python main.py --mode=evaluate --workdir=...",
 }
-_COLUMNS = 8  # results a query in a picture
-_ROWS = 8  # queries in a picture, by default
+_ROWS = 8  # default number of queries in a picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,35 +43,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-unusable",
         action="store_true",
-        help="leave out images that cannot be used and what needs them; results are stamped so",
+        help="leave out unusable images and the queries that need them; the results say so",
     )
-    parser.add_argument("--rankings", action="store_true", help="write each query's first images")
+    parser.add_argument(
+        "--rankings", action="store_true", help="write the first images of each query"
+    )
     parser.add_argument(
         "--shortcuts",
         action="store_true",
-        help="also the text alone and the image alone; once computed they are kept",
+        help="also measure the text alone and the image alone; later evaluations keep the numbers",
     )
     parser.add_argument(
-        "--grid", metavar="FILE", type=path, help="draw some queries and what they find"
+        "--grid", metavar="FILE", type=path, help="draw some queries with their first images"
     )
     parser.add_argument(
-        "--protocol", metavar="NAME", help="whose queries are drawn; default: the first"
+        "--protocol", metavar="NAME", help="draw queries of this protocol; default: the first"
     )
     parser.add_argument("--count", type=int, default=_ROWS, help="queries in the picture")
-    parser.add_argument("--seed", type=int, default=0, help="which queries are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of queries")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, print the table, and draw."""
     _check(arguments)
     check_devices()
-    # Only here: TensorFlow takes seconds to load.
+    # TensorFlow takes seconds to load, hence the imports in here.
     from cmap_jax import sharding
     from cmap_jax.cli import from_workdir, run
+    from cmap_jax.evaluation.results_file import results_path
     from cmap_jax.workdir import description as workdir_lib
     from input_pipeline.registry import find_data_set
 
-    workdir_lib.read_description(arguments.workdir)  # refuses what is no workdir, with the reason
+    workdir_lib.read_description(arguments.workdir)  # refuses a folder that is none
     config = from_workdir.get_config(arguments.workdir)
     if arguments.data:
         from_workdir.use_data_set(config, find_data_set(arguments.data).name)
@@ -91,25 +88,25 @@ def run(arguments: argparse.Namespace) -> int:
         config.data.near_names = arguments.near_names
     config.eval.rankings = arguments.rankings or bool(arguments.grid)
     config.eval.shortcuts = arguments.shortcuts
-    # This machine may have other devices than the run had; neither changes any number.
+    # This machine may have other devices than the run had. Neither field changes a number.
     config.mesh.data, config.mesh.fsdp = -1, 1
     config.eval.batch_size = sharding.round_up(config.eval.batch_size, sharding.make_mesh())
     use_compilation_cache(None)
     datasets = run.read_for_evaluation(config, arguments.workdir)
-    protocol = _drawn_protocol(datasets, arguments.protocol)
+    protocol = _drawn_protocol(datasets, arguments.protocol)  # before the long work
     result = run.evaluate(config, arguments.workdir, datasets)
     step = run.print_results(config, arguments.workdir)
-    file = workdir_lib.results_file(arguments.workdir, config.data.name)
+    file = results_path(arguments.workdir, config.data.name)
     print(f"\nAll of it, for cmap compare: {file}")
     if arguments.grid:
         name = epath.Path(arguments.workdir).absolute().name
         model = f"{name} ({config.model.variant}, step {step:,})"
-        _draw(result, datasets, protocol, model, arguments)
+        _draw(result.protocols[protocol], datasets, model, arguments)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot work, before anything is read."""
+    """Refuse impossible arguments before anything is read."""
     if arguments.protocol and not arguments.grid:
         raise ValueError("--protocol says whose queries --grid draws: give --grid FILE too")
     if arguments.protocol and arguments.protocol not in PROTOCOLS:
@@ -122,29 +119,26 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--count must be 1 or more, not {arguments.count}")
 
 
-def _drawn_protocol(datasets: Any, name: str | None) -> Protocol:
-    """Return the protocol of that name, or the first, of those that the data are evaluated by."""
-    protocols = {
-        e.protocol.name: e.protocol for d in datasets.evaluations.values() for e in d.evaluations
-    }
-    if name is not None and name not in protocols:
-        raise ValueError(f"--protocol {name}: this data set has {', '.join(protocols)}")
-    return protocols[name] if name else next(iter(protocols.values()))
+def _drawn_protocol(datasets: Any, name: str | None) -> str:
+    """Return the protocol whose queries are drawn: ``name``, or the first of the data set.
+
+    Raises:
+        ValueError: the data set is not evaluated by that protocol; lists its protocols.
+    """
+    names = [e.protocol.name for data in datasets.evaluations.values() for e in data.evaluations]
+    if name is not None and name not in names:
+        raise ValueError(f"--protocol {name}: this data set has {', '.join(names)}")
+    return name or names[0]
 
 
-def _draw(
-    result: Any, datasets: Any, protocol: Protocol, model: str, arguments: argparse.Namespace
-) -> None:
-    """Draw random queries of a protocol with their best images."""
-    records = result.rankings[protocol.name]
+def _draw(result: ProtocolResult, datasets: Any, model: str, arguments: argparse.Namespace) -> None:
+    """Draw random queries of a protocol with their best images, and say where the picture is."""
+    name = result.protocol.name
     data = next(
         data
         for data in datasets.evaluations.values()
-        if any(e.protocol.name == protocol.name for e in data.evaluations)
+        if any(e.protocol.name == name for e in data.evaluations)
     )
-    rng = np.random.default_rng(arguments.seed)
-    chosen = rng.choice(len(records), min(arguments.count, len(records)), replace=False)
-    rows = [result_row(records[i], data.read_image, _COLUMNS) for i in sorted(chosen)]
-    title = results_title(model, protocol, result.protocols[protocol.name])
-    save(results_grid(rows, title), arguments.grid)
-    print(f"\n{len(rows)} queries under {protocol.name} with their first images: {arguments.grid}")
+    records = choose_queries(result, arguments.count, arguments.seed)
+    save(queries_grid(records, data.read_image, results_title(model, result)), arguments.grid)
+    print(f"\n{len(records)} queries under {name} with their first images: {arguments.grid}")

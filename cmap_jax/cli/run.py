@@ -1,16 +1,18 @@
 """The train and evaluate modes of main.py: data in, a table out."""
 
-from collections.abc import Mapping
-
 import jax
 import tensorflow as tf
 from ml_collections import ConfigDict
 
 import input_pipeline
 from cmap_jax import sharding
-from cmap_jax.cli import tables
+from cmap_jax.cli.results_table import results_table
 from cmap_jax.config_fields import Kind, differences
-from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
+from cmap_jax.evaluation.evaluator import Evaluator, Interrupted
+from cmap_jax.evaluation.results import Result
+from cmap_jax.evaluation.results_file import RANKINGS, read_results, results_path
+from cmap_jax.evaluation.workdir import evaluate_workdir
+from cmap_jax.facts import DataFacts
 from cmap_jax.files import check_can_write
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training import train as train_lib
@@ -45,7 +47,7 @@ def run(
     print_results(config, workdir)
     print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
     if config.eval.rankings:
-        print(f"Each query's first images are in {workdir}/{workdir_lib.RANKINGS}")
+        print(f"Each query's first images are in {workdir}/{RANKINGS}")
     else:
         print(
             f"Next, each query's first 50 images: {command} --mode=evaluate "
@@ -58,15 +60,15 @@ def print_results(config: ConfigDict, workdir: str) -> int:
 
     Where the run is unfinished, that is said too.
     """
-    content = workdir_lib.read_results(workdir, config.data.name)
-    print(tables.results(content))
+    stored = read_results(results_path(workdir, config.data.name))
+    print(results_table(stored))
     if progress := workdir_lib.unfinished(workdir):
         last, total = progress
         print(
             f"\nThe run is unfinished: it stands at step {last:,} of {total:,}. These are its best "
-            f"variables so far, of step {content['step']:,}."
+            f"variables so far, of step {stored.step:,}."
         )
-    return content["step"]
+    return stored.step
 
 
 def _train(config: ConfigDict, workdir: str) -> None:
@@ -112,7 +114,9 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    _check_prepared_alike(description.facts, datasets.facts, workdir, config.data.directory)
+    _check_prepared_alike(
+        DataFacts.from_dict(description.facts), datasets.facts, workdir, config.data.directory
+    )
     return datasets
 
 
@@ -131,7 +135,14 @@ def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     with StopRequest() as stop:
         try:
-            return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
+            return evaluate_workdir(
+                config,
+                evaluator=evaluator,
+                mesh=mesh,
+                datasets=datasets,
+                workdir=workdir,
+                should_stop=stop,
+            )
         except Interrupted:
             raise Stopped(
                 f"stopped in the evaluation; nothing was written to {workdir}", stop.exit_status
@@ -157,9 +168,9 @@ def _read_as_trained(
     return config
 
 
-def _check_prepared_alike(theirs: Mapping, ours: Mapping, workdir: str, directory: str) -> None:
+def _check_prepared_alike(theirs: DataFacts, ours: DataFacts, workdir: str, directory: str) -> None:
     """Refuse to evaluate on data that were prepared in another version than the model's."""
-    versions = [facts.get("prepared", {}).get("version") for facts in (theirs, ours)]
+    versions = [(facts.prepared or {}).get("version") for facts in (theirs, ours)]
     if None not in versions and versions[0] != versions[1]:
         raise ValueError(
             f"{workdir}: the model was trained on data prepared in version {versions[0]}, but "

@@ -1,4 +1,4 @@
-"""Draw random triplets of a data set (reference, text, target): whether they are paired rightly.
+"""Draw random triplets of a data set (reference, text, target), to see whether the pairs fit.
 
 cmap show fashion200k data/fashion200k --out grid.png
 cmap show fashion_iq data/fashion_iq --images /photos --split val --count 12 --seed 1 --out val.jpg
@@ -31,8 +31,8 @@ SPELLING = {
     "data.image_directory": "--images",
     "data.near_names=accept": "--near-names",
 }
-_MOST = 100  # rows; more make no picture that anyone looks at
-_TARGETS = 3  # images a query shows of those that are right
+_MOST = 100  # rows; a larger picture is of no use
+_TARGETS = 3  # right images shown of a query
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         metavar="DIR",
         type=path,
-        help="the folder with the images; default: found in the other",
+        help="the folder with the images; default: found inside the other folder",
     )
     add_near_names(parser)
     parser.add_argument(
@@ -57,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         metavar="NAME",
-        help="draw the queries of an evaluation, such as fashioniq/val, in place of a split's",
+        help="draw the queries of an evaluation, such as fashioniq/val, in place of a split",
     )
     parser.add_argument("--count", type=int, default=8, help="number of triplets; default 8")
-    parser.add_argument("--seed", type=int, default=0, help="which ones are drawn; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice; default 0")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw the picture and say what it shows."""
+    """Draw the picture and print a line about it."""
     name = find_data_set(arguments.dataset).name
     _check(arguments)
     records = read_folder(name, arguments.directory, arguments.images, arguments.near_names)
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot work, before anything is read."""
+    """Refuse impossible arguments before anything is read."""
     if not 1 <= arguments.count <= _MOST:
         raise ValueError(f"--count must be 1 to {_MOST}, not {arguments.count}")
     if arguments.seed < 0:
@@ -107,8 +107,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _queries_of(records: Records, protocol: str) -> Sequence[Query]:
-    """Return the queries that a protocol ranks the gallery for."""
-    known = {e.protocol.name: e.queries for found in records.evaluations.values() for e in found}
+    """Return the queries of a protocol's evaluation.
+
+    Raises:
+        DataError: there are none; names the protocols with queries.
+    """
+    known = {
+        e.protocol.name: e.queries for of_split in records.evaluations.values() for e in of_split
+    }
     if not known.get(protocol):
         raise DataError(
             f"{records.name} has no queries of a protocol {protocol!r} there; give --protocol "
@@ -118,10 +124,14 @@ def _queries_of(records: Records, protocol: str) -> Sequence[Query]:
 
 
 def _items_of(records: Records, split: str) -> TripletSource | Sequence[Query]:
-    """Return a split's training items or queries."""
+    """Return a split's training items or queries.
+
+    Raises:
+        DataError: there are none; names the splits with items or queries.
+    """
     queries = {
-        **{name: found[0].queries for name, found in records.evaluations.items()},
-        **{name: found.queries for name, found in records.unlabelled.items()},
+        **{name: of_split[0].queries for name, of_split in records.evaluations.items()},
+        **{name: evaluation.queries for name, evaluation in records.unlabelled.items()},
     }
     source = records.train if split == "train" else queries.get(split, ())
     if not len(source):
@@ -135,7 +145,7 @@ def _items_of(records: Records, split: str) -> TripletSource | Sequence[Query]:
 def _draw_items(
     source: TripletSource | Sequence[Query], count: int, seed: int
 ) -> list[Triplet | Query]:
-    """Return random items, or queries, of `_items_of` or `_queries_of`."""
+    """Return ``count`` random training items or queries, or all where there are fewer."""
     chosen = np.random.default_rng(seed).choice(
         len(source), size=min(count, len(source)), replace=False
     )
@@ -145,15 +155,15 @@ def _draw_items(
 
 
 def _shown(item: Triplet | Query) -> tuple[str, ...]:
-    """Return the ids of an item's images: the reference, then the targets that are shown."""
+    """Return the ids of the images that are drawn: the reference, then the first targets."""
     targets = (item.target,) if isinstance(item, Triplet) else item.targets[:_TARGETS]
     return (item.reference, *targets)
 
 
 def _load(records: Records, items: Sequence[Triplet | Query]) -> dict[str, Drawable]:
-    """Return the images by id, or the errors in their places."""
+    """Return each image by its id, or the error that is drawn instead."""
     ids = dict.fromkeys(i for item in items for i in _shown(item))
-    # A target need not be in a gallery, and then nobody looked for its file.
+    # The reader has not looked for the file of a target that is in no gallery.
     known = [i for i in ids if i in records.images]
     reasons = check_images(records, known)
     source = open_images(records)
@@ -170,12 +180,19 @@ def _load(records: Records, items: Sequence[Triplet | Query]) -> dict[str, Drawa
 
 
 def _row(item: Triplet | Query, images: Mapping[str, Drawable], name: str) -> TripletRow:
+    """Return the row that shows an item of the data set ``name``."""
     ids = _shown(item)
-    # Where there are no categories, readers call the only one "all", or as the data set.
+    # Without categories, readers call the only one "all" or by the data set's name.
     notes = [item.category] if item.category not in ("", "all", name) else []
     if isinstance(item, Query) and not item.targets:
         notes.append("the answer is not public")
     elif isinstance(item, Query) and len(item.targets) > _TARGETS:
         notes.append(f"{_TARGETS} of {len(item.targets)} right images")
     reference, *targets = (images[i] for i in ids)
-    return TripletRow(reference, item.captions, targets, ids, ", ".join(notes))
+    return TripletRow(
+        reference=reference,
+        captions=item.captions,
+        targets=targets,
+        names=ids,
+        note=", ".join(notes),
+    )

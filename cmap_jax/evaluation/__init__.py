@@ -8,9 +8,23 @@ with epy.lazy_api_imports(globals()):
         evaluator,
         metrics,
         outcomes,
+        pictures,
         ranking,
         results,
+        results_file,
         submission,
+        workdir,
     )
 
-__all__ = ["compare", "evaluator", "metrics", "outcomes", "ranking", "results", "submission"]
+__all__ = [
+    "compare",
+    "evaluator",
+    "metrics",
+    "outcomes",
+    "pictures",
+    "ranking",
+    "results",
+    "results_file",
+    "submission",
+    "workdir",
+]

@@ -1,4 +1,4 @@
-"""From scores to ranks, first images and average precisions (SPEC 6)."""
+"""Ranks, best images and average precisions of a matrix of scores (SPEC 6)."""
 
 import functools
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ def ranks(
 ) -> np.ndarray:
     """Return the expected 0-based rank of each query's best-ranked correct image (SPEC 6).
 
-    It is the number of wrong images that score strictly higher, and of the wrong images at exactly
-    the same score the part that stands before the correct one on average: with e of them and c
-    correct ones, e / (c + 1). Ranks are therefore real numbers. The gallery is not sorted.
+    The rank is the number of wrong images with a strictly higher score, plus the expected number of
+    wrong images before the correct one among those of equal score: e / (c + 1) for e wrong and c
+    correct images. Ranks are therefore real numbers. The gallery is not sorted.
 
     Args:
-        scores: [B, N], on whatever device; they are read once and stay there.
-        targets: correct positions in the gallery: one a row ([B]), several a row (a sequence of
-            sequences, or [B, M] padded with -1), or a bool mask [B, N].
-        exclude: positions whose score counts as -inf, in the same forms; the reference image.
+        scores: [B, N] on any device; they are read once and stay there.
+        targets: positions of the correct images in the gallery: one a row ([B]), several a row (a
+            sequence of sequences, or [B, M] padded with -1), or a bool mask [B, N].
+        exclude: positions whose score counts as -inf, such as the reference's, in the same forms.
 
     Returns:
-        [B] float64. N - 1 where the only correct image is excluded and all other scores are
-        finite; -1 where there is no correct image at all.
+        [B] float64: N - 1 where the only correct image is excluded and all other scores are
+        finite, and -1 where there is no correct image at all.
 
     Raises:
-        ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
+        ValueError: the shapes do not fit, a position is outside the gallery, or a score is NaN.
     """
     return place(scores, targets, exclude).ranks()
 
@@ -39,13 +39,13 @@ def ranks(
 def place(
     scores: np.ndarray | jax.Array, targets: Positions, exclude: Positions | None = None
 ) -> Placement:
-    """Return where each query's best-ranked correct image stands, [B]; arguments as `ranks`."""
+    """Return the placement of each query's best-ranked correct image, [B]; arguments as `ranks`."""
     if scores.ndim != 2:
         raise ValueError(f"scores must be [B, N], not {scores.shape}")
     correct, excluded = (padded_positions(p, scores.shape) for p in (targets, exclude))
     if not scores.size:
         return Placement(*np.zeros((3, len(scores)), np.int64))
-    with jax.enable_x64(scores.dtype == np.float64):  # else such scores would be rounded
+    with jax.enable_x64(scores.dtype == np.float64):  # without it, float64 would be rounded
         picked, *counts, broken = map(np.asarray, _count(scores, correct, excluded))
     if broken:
         raise ValueError(BROKEN)
@@ -57,16 +57,21 @@ def place(
 def _count(
     scores: jax.Array, correct: jax.Array, excluded: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Count the wrong images above the best correct one and level with it, without excluded ones.
+    """Count the wrong images above and at the best correct image's score; excluded ones not.
+
+    Args:
+        scores: [B, N].
+        correct: positions of the correct images, [B, M], padded with -1.
+        excluded: positions of the excluded images, [B, E], padded with -1.
 
     Returns:
-        The correct images' scores, [B, M], -inf where excluded or none; the two counts, [B] each;
-        and whether a score is NaN.
+        The correct images' scores, [B, M], with -inf for excluded ones and padding; the two counts,
+        [B] each; and whether any score is NaN.
     """
 
     def at(positions: jax.Array) -> jax.Array:
         values = jnp.take_along_axis(scores, jnp.maximum(positions, 0), axis=1)
-        return jnp.where(positions >= 0, values, jnp.nan)  # equal to nothing, above nothing
+        return jnp.where(positions >= 0, values, jnp.nan)  # NaN equals nothing and exceeds nothing
 
     is_excluded = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
     picked = jnp.where(is_excluded, jnp.nan, at(correct))
@@ -84,8 +89,8 @@ def top(scores: np.ndarray | jax.Array, count: int, exclude: Positions | None = 
     """Return the positions of the ``count`` best images of each row, best first.
 
     Args:
-        scores: [B, N], on whatever device.
-        count: images a row; all N where there are fewer.
+        scores: [B, N] on any device.
+        count: number of images a row; all N where there are fewer.
         exclude: positions whose score counts as -inf, as in `ranks`; they come last.
 
     Returns:
@@ -99,7 +104,7 @@ def top(scores: np.ndarray | jax.Array, count: int, exclude: Positions | None = 
 @functools.partial(jax.jit, static_argnames="count")
 def _top(scores: jax.Array, excluded: jax.Array, *, count: int) -> jax.Array:
     rows = jnp.arange(len(scores))[:, None]
-    # -1 pads: out of range at the other end, and dropped.
+    # The padding, -1, would count from the end; N is out of range and dropped.
     columns = jnp.where(excluded >= 0, excluded, scores.shape[1])
     scores = scores.at[rows, columns].set(-jnp.inf, mode="drop")
     return jax.lax.top_k(scores, count)[1]
@@ -108,29 +113,29 @@ def _top(scores: jax.Array, excluded: jax.Array, *, count: int) -> jax.Array:
 def average_precision(placement: Placement, cutoffs: Sequence[int]) -> dict[int, np.ndarray]:
     """Return AP@K of each query, as CIRCO defines it (SPEC 5).
 
-    The sum over the correct images among the first K of the precision at their place, divided by
-    min(correct images, K). Tied images have expected places: of c correct ones among e wrong ones
-    of the same score, the j-th has j e / (c + 1) of these before it on average (SPEC 6).
+    It is the sum of the precisions at the ranks of the correct images among the first K, divided by
+    min(correct images, K). Tied images have expected ranks: with c correct and e wrong images of
+    the same score, the j-th correct one has j e / (c + 1) of the wrong ones before it (SPEC 6).
 
     Args:
-        placement: of every correct image, [B, M].
-        cutoffs: the K.
+        placement: the placements of every correct image, [B, M].
+        cutoffs: one or more values of K.
 
     Returns:
         [B] float64 in 0..1 for each K; 0 for a query without a correct image.
     """
     exists = placement.correct > 0
-    # Best first; images that are none come last.
+    # The best come first, the padding last.
     order = np.lexsort((placement.tied, placement.higher, ~exists), axis=1)
     exists, higher, tied, correct = (
         np.take_along_axis(x, order, axis=1)
         for x in (exists, placement.higher, placement.tied, placement.correct)
     )
-    number = np.arange(1, exists.shape[1] + 1)  # correct images up to here, this one included
+    number = np.arange(1, exists.shape[1] + 1)  # correct images so far, this one included
     same = (higher[:, :, None] == higher[:, None, :]) & (tied[:, :, None] == tied[:, None, :])
     before = np.tri(exists.shape[1], k=0, dtype=bool)
     among_equals = (same & before & exists[:, None, :]).sum(axis=2)
-    wrong = higher + among_equals * tied / (correct + 1)  # expected number before this one
+    wrong = higher + among_equals * tied / (correct + 1)  # their expected number before this image
     rank = wrong + number - 1  # 0-based
     precision = np.where(exists, number / (rank + 1), 0.0)
     counts = exists.sum(axis=1)

@@ -1,7 +1,7 @@
-"""What became of each query, and every number that is reported of it (SPEC 6).
+"""The rank of each query, and every number that is reported of the ranks (SPEC 6).
 
-A number is defined once, as a function of weighted queries: with weight one for each it is the
-result, with the weights of a resample it is one draw of the bootstrap.
+A number is defined once, as a function of weighted queries. With a weight of one for each query it
+is the result; with the weights of a resample it is one draw of the bootstrap.
 """
 
 import dataclasses
@@ -13,26 +13,27 @@ import numpy as np
 from cmap_jax.protocols import Protocol, split_metric
 from cmap_jax.retrieval.positions import NO_TARGET
 
-DRAWS = 2000  # of a bootstrap
-CONFIDENCE = (2.5, 97.5)  # percentiles: 95%
-_AT_ONCE = 2**22  # weights drawn at once
+DRAWS = 2000  # resamples of a bootstrap
+CONFIDENCE = (2.5, 97.5)  # percentiles of a 95% interval
+_AT_ONCE = 2**22  # weights drawn at once, to bound the memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What became of the queries of one evaluation, those that count; all arrays are [Q].
+    """The ranks of an evaluation's queries that count; all arrays are [Q].
 
     Attributes:
-        groups: number of queries of each category; their queries follow one another.
-        annotation: int, which annotation a query comes from; numbered within the evaluation.
-        rank: float64, 0-based, expected rank of the best-ranked correct image; a fraction where
+        groups: number of queries of each category. The arrays hold the categories one after
+            another, in this order.
+        annotation: int64, number of the annotation that a query comes from.
+        rank: float64, expected 0-based rank of the best-ranked correct image; a fraction where
             wrong images have exactly its score.
-        subset_rank: float64, as ``rank`` among the query's subset; None where the protocol has
-            none.
-        average_precision: by K, in 0..1; empty where the protocol reports none.
-        tied: int, number of wrong images at exactly the score of the best correct one; None: there
-            are none.
-        skipped: queries that do not count, having no correct image in the gallery.
+        subset_rank: float64, the same within the query's subset; None where the protocol has no
+            subsets.
+        average_precision: float64 in 0..1, by cutoff K; empty where the protocol reports none.
+        tied: int64, number of wrong images at exactly the score of the best correct one; None
+            stands for zeros.
+        skipped: number of queries that do not count, having no correct image in the gallery.
     """
 
     groups: Mapping[str, int]
@@ -44,7 +45,7 @@ class Outcomes:
     skipped: int = 0
 
     def __post_init__(self):
-        """Fill in that nothing is tied."""
+        """Replace ``tied=None`` by zeros."""
         if self.tied is None:
             object.__setattr__(self, "tied", np.zeros(len(self.rank), np.int64))
 
@@ -58,18 +59,28 @@ class Outcomes:
         average_precision: Mapping[int, np.ndarray],
         tied: np.ndarray | None = None,
     ) -> "Outcomes":
-        """Build from rows for all queries, grouped by category; leaves out those of rank -1."""
+        """Build outcomes of all queries; those of rank -1 are counted as skipped and left out.
+
+        Args:
+            categories: [B], the queries of each category one after another.
+            annotations: [B], ids.
+            rank: [B] float64, -1 for a query without a correct image.
+            subset_rank: [B] float64, or None.
+            average_precision: [B] float64, by cutoff K.
+            tied: [B] int64, or None for zeros.
+        """
         counts = rank != NO_TARGET
         kept = np.asarray(categories, dtype=object)[counts]
         names = list(dict.fromkeys(kept))
+        ids = np.asarray(annotations, dtype=str)[counts]
         return cls(
-            {name: int((kept == name).sum()) for name in names},
-            np.unique(np.asarray(annotations, dtype=str)[counts], return_inverse=True)[1],
-            rank[counts],
-            None if subset_rank is None else subset_rank[counts],
-            {k: values[counts] for k, values in average_precision.items()},
-            None if tied is None else tied[counts],
-            int((~counts).sum()),
+            groups={name: int((kept == name).sum()) for name in names},
+            annotation=np.unique(ids, return_inverse=True)[1],
+            rank=rank[counts],
+            subset_rank=None if subset_rank is None else subset_rank[counts],
+            average_precision={k: values[counts] for k, values in average_precision.items()},
+            tied=None if tied is None else tied[counts],
+            skipped=int((~counts).sum()),
         )
 
     def __len__(self) -> int:
@@ -98,21 +109,22 @@ class Outcomes:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Outcomes":
-        """Build from `to_dict`'s result.
+        """Build outcomes from the result of `to_dict`.
 
-        Results of earlier versions did not count ties. They are read, so that they can be refused
-        by the name of their protocol.
+        Results of earlier versions have no ties. They can be read all the same, because a
+        comparison refuses them by the name of their protocol.
         """
         subset = fields["subset_rank"]
         tied = fields.get("tied")
+        precisions = fields["average_precision"].items()
         return cls(
-            fields["groups"],
-            np.asarray(fields["annotation"], np.int64),
-            np.asarray(fields["rank"], np.float64),
-            None if subset is None else np.asarray(subset, np.float64),
-            {int(k): np.asarray(v, np.float64) for k, v in fields["average_precision"].items()},
-            None if tied is None else np.asarray(tied, np.int64),
-            fields["skipped"],
+            groups=fields["groups"],
+            annotation=np.asarray(fields["annotation"], np.int64),
+            rank=np.asarray(fields["rank"], np.float64),
+            subset_rank=None if subset is None else np.asarray(subset, np.float64),
+            average_precision={int(k): np.asarray(v, np.float64) for k, v in precisions},
+            tied=None if tied is None else np.asarray(tied, np.int64),
+            skipped=fields["skipped"],
         )
 
 
@@ -122,13 +134,14 @@ def statistics(
     """Return every number of a protocol for each row of weights.
 
     Args:
-        protocol: gives the metrics and the averaging.
-        outcomes: of Q queries.
-        weights: [R, Q], how often each query counts.
+        protocol: the rules, which name the metrics and the averaging.
+        outcomes: the ranks of Q queries.
+        weights: [R, Q], the number of times that each query counts.
 
     Returns:
-        [R] float64 each: the headline, each metric and, with categories, ``<category>/<metric>``,
-        in percent; ``median_rank`` (floor(median) + 1) and ``mean_rank`` (mean + 1).
+        [R] float64 by name, in percent: the headline, each metric and, where the protocol averages
+        over categories, ``<category>/<metric>``. Ranks, counted from 1: ``median_rank``
+        (floor(median) + 1) and ``mean_rank`` (mean + 1).
     """
     by_category = protocol.averaging == "categories"
     groups = outcomes.groups if by_category else {"all": len(outcomes)}
@@ -160,7 +173,7 @@ def statistics(
 
 
 def summarize(protocol: Protocol, outcomes: Outcomes) -> dict[str, float | int]:
-    """Return what a protocol reports (SPEC 6): `statistics`, and how many queries there were.
+    """Return the numbers that a protocol reports (SPEC 6): `statistics` and counts of queries.
 
     Where the best correct image of some queries has exactly the score of a wrong one,
     ``tied_queries`` is the share of these queries, in percent.
@@ -171,12 +184,12 @@ def summarize(protocol: Protocol, outcomes: Outcomes) -> dict[str, float | int]:
     if not len(outcomes):
         raise ValueError(f"{protocol.name}: no query has a correct image in its gallery")
     numbers = statistics(protocol, outcomes, np.ones((1, len(outcomes))))
-    found: dict[str, float | int] = {name: float(value[0]) for name, value in numbers.items()}
-    found["median_rank"] = int(found["median_rank"])
+    summary: dict[str, float | int] = {name: float(value[0]) for name, value in numbers.items()}
+    summary["median_rank"] = int(summary["median_rank"])
     tied = 100.0 * float((outcomes.tied > 0).mean())
     if tied:
-        found["tied_queries"] = tied
-    return {**found, "queries": len(outcomes), "skipped": outcomes.skipped}
+        summary["tied_queries"] = tied
+    return {**summary, "queries": len(outcomes), "skipped": outcomes.skipped}
 
 
 def bootstrap_intervals(
@@ -184,8 +197,8 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the 95% interval of every number, by resampling annotations.
 
-    An annotation's queries are drawn together: they are not independent. Categories are resampled
-    one by one, so that each keeps its size.
+    An annotation's queries are drawn together, because they are not independent. Each category is
+    resampled by itself and keeps its number of annotations.
     """
     draws = _draw_statistics(protocol, [outcomes], seed)[0]
     return {name: _interval(values) for name, values in draws.items()}
@@ -194,7 +207,7 @@ def bootstrap_intervals(
 def bootstrap_differences(
     protocol: Protocol, first: Outcomes, second: Outcomes, *, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Return the 95% interval of second minus first, number by number; both see the same draws.
+    """Return the 95% interval of second minus first for every number, by a paired bootstrap.
 
     Raises:
         ValueError: the outcomes are not of the same queries.
@@ -215,7 +228,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def _draw_statistics(
     protocol: Protocol, all_outcomes: Sequence[Outcomes], seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """Return all draws of each of some outcomes of the same queries, [DRAWS] each."""
+    """Return the draws of every number, [DRAWS] each, for several outcomes of the same queries."""
     rng = np.random.default_rng(seed)
     like = all_outcomes[0]
     at_once = max(1, min(DRAWS, _AT_ONCE // len(like)))
@@ -228,7 +241,7 @@ def _draw_statistics(
 
 
 def _draw_weights(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how often each query counts in each draw, [draws, Q]."""
+    """Return the number of times that each query counts in each draw, [draws, Q]."""
     blocks, start = [], 0
     for count in outcomes.groups.values():
         rows = slice(start, start + count)
@@ -242,7 +255,7 @@ def _draw_weights(outcomes: Outcomes, draws: int, rng: np.random.Generator) -> n
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the median of values that count several times, [Q] and [R, Q] -> [R]."""
+    """Return the weighted medians of values, [Q], for each row of weights, [R, Q] -> [R]."""
     order = np.argsort(values, kind="stable")
     values, up_to = values[order], np.cumsum(weights[:, order], axis=1)
     total = up_to[:, -1]

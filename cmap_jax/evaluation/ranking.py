@@ -1,4 +1,4 @@
-"""The queries of one evaluation and category are searched for and become outcomes and rankings."""
+"""The ranks and the best images of the queries of one evaluation and category."""
 
 import dataclasses
 from collections.abc import Sequence, Set
@@ -14,19 +14,20 @@ from cmap_jax.retrieval.placement import Placement, place_among
 from cmap_jax.retrieval.positions import NO_TARGET
 from cmap_jax.scoring import ComposedQuery
 
-TOP = 50  # images a query in the rankings
+TOP = 50  # best images in a query's record
 
 
 class Ranking:
     """Ranks the queries of a category, block by block.
 
     Attributes:
-        annotations: annotation of each query ranked so far.
-        records: a record a query, where they are kept: "query", "reference", "text", "targets",
-            "rank" (0-based, a real number, see `retrieval.placement`; None without a correct image
-            in the gallery), "tied" (number of wrong images at exactly the score of the best correct
-            one), "top" (ids, by score and then by position in the gallery) and, where queries have
-            subsets, "subset_top".
+        annotations: the annotation of each query ranked so far.
+        records: a record of each query for which it was asked, JSON values by name: "query",
+            "reference", "text", "targets", "rank" (0-based, a real number, see
+            `retrieval.placement`; None without a correct image in the gallery), "tied" (number of
+            wrong images at exactly the score of the best correct one), "top" (ids of the best
+            images, by score and then by position in the gallery) and, where queries have subsets,
+            "subset_top".
     """
 
     def __init__(
@@ -43,13 +44,14 @@ class Ranking:
         Args:
             protocol: the rules.
             gallery: image ids, in the order of the index.
-            keep_records: whether to make `records` of all queries.
-            examples: ids of queries of which records are made in any case.
-            padding: sizes that every search is filled up to, before orders are averaged.
+            keep_records: whether all queries are recorded.
+            examples: ids of queries that are recorded in any case.
+            padding: sizes to which every search is padded, counted before caption orders are
+                averaged.
         """
         self._protocol = protocol
         self._gallery = gallery
-        self._place = {image: i for i, image in enumerate(gallery)}
+        self._positions = {image: i for i, image in enumerate(gallery)}
         self._keep_records = keep_records
         self._examples = examples
         if protocol.captions == "averaged":
@@ -65,24 +67,24 @@ class Ranking:
         """Rank the next queries.
 
         Args:
-            queries: what they are, B records; under the caption policy "averaged" the two orders of
-                each annotation, one behind the other.
-            composed: the same queries, to be scored.
+            queries: B queries as the data set states them. Under the caption policy "averaged" the
+                two caption orders of an annotation are neighbours.
+            composed: embeddings of the same queries.
             index: the gallery.
 
         Raises:
-            ValueError: the orders of an annotation do not follow one another, or a score is NaN.
+            ValueError: the caption orders of an annotation are not neighbours, or a score is NaN.
         """
         if self._protocol.captions == "averaged":
             queries, composed = self._average(queries, composed)
-        place = self._place
-        targets = [[place[t] for t in q.targets if t in place] for q in queries]
+        positions = self._positions
+        targets = [[positions[t] for t in q.targets if t in positions] for q in queries]
         exclude = self._protocol.reference == "excluded"
-        references = [place.get(q.reference, -1) if exclude else -1 for q in queries]
+        references = [positions.get(q.reference, -1) if exclude else -1 for q in queries]
         cutoffs = self._protocol.cutoffs("mAP")
         recorded = [self._keep_records or query.id in self._examples for query in queries]
         count = TOP if any(recorded) else 0
-        found = index.search(
+        hits = index.search(
             composed,
             count,
             targets=targets,
@@ -91,8 +93,8 @@ class Ranking:
             padding=self._padding,
         )
         if cutoffs:
-            self._precisions.append(metrics.average_precision(found.placements, cutoffs))
-        placement = found.placements.best()
+            self._precisions.append(metrics.average_precision(hits.placements, cutoffs))
+        placement = hits.placements.best()
         self._placements.append(placement)
         self.annotations += [q.annotation for q in queries]
         subsets = None
@@ -100,21 +102,26 @@ class Ranking:
             subsets = self._rank_subsets(queries, composed, index)
         if count:
             self._record(
-                queries, recorded, placement, found.positions[:, :TOP], references, subsets
+                queries=queries,
+                recorded=recorded,
+                placement=placement,
+                best=hits.positions[:, :TOP],
+                references=references,
+                subsets=subsets,
             )
 
     def placement(self) -> Placement:
-        """Return where the best correct image of each query so far stands, [Q]."""
+        """Return the placement of each query's best correct image so far, [Q]."""
         return Placement.concatenate(self._placements)
 
     def subset_ranks(self) -> np.ndarray | None:
-        """Return the ranks within the subsets, or None where the protocol has none."""
+        """Return the ranks within the subsets so far, [Q], or None where there are no subsets."""
         if not self._protocol.cutoffs("R_subset"):
             return None
         return np.concatenate([np.empty(0), *self._subset_ranks])
 
     def average_precisions(self) -> dict[int, np.ndarray]:
-        """Return AP@K of all queries so far by K; empty where the protocol reports none."""
+        """Return AP@K of all queries so far, [Q] by K; empty where the protocol reports none."""
         return {
             k: np.concatenate([np.empty(0), *(p[k] for p in self._precisions)])
             for k in self._protocol.cutoffs("mAP")
@@ -123,7 +130,7 @@ class Ranking:
     def _average(
         self, queries: Sequence, composed: ComposedQuery
     ) -> tuple[Sequence, ComposedQuery]:
-        """Return an annotation's first query, and queries with the mean of both orders' scores."""
+        """Return each annotation's first query, and queries that score the mean of both orders."""
         firsts, seconds = queries[::2], queries[1::2]
         if [q.annotation for q in firsts] != [q.annotation for q in seconds]:
             raise ValueError(
@@ -135,19 +142,20 @@ class Ranking:
     def _rank_subsets(
         self, queries: Sequence, composed: ComposedQuery, index: ExactIndex
     ) -> list[list[str]]:
-        """Rank within each query's subset; return it without the reference.
+        """Rank within each query's subset, and return the subsets without the reference, sorted.
 
         The order is by score, then by position in the gallery, as in every list of results.
         """
+        positions = self._positions
         members = [
-            sorted({i for i in q.subset if i in self._place} - {q.reference}, key=self._place.get)
+            sorted({i for i in q.subset if i in positions} - {q.reference}, key=positions.get)
             for q in queries
         ]
         width = max(map(len, members), default=0) or 1
         columns = np.full((len(queries), width), -1, np.int32)
         for row, images in zip(columns, members, strict=True):
-            row[: len(images)] = [self._place[i] for i in images]
-        # Padding scores -inf and comes last.
+            row[: len(images)] = [positions[i] for i in images]
+        # The padding has a score of -inf and comes last.
         scores = index.scores_at(composed, columns, self._padding)
         correct = np.zeros(columns.shape, bool)
         for row, images, query in zip(correct, members, queries, strict=True):
@@ -169,6 +177,7 @@ class Ranking:
         references: list[int],
         subsets: list[list[str]] | None,
     ) -> None:
+        """Append a record of each query for which ``recorded`` is true."""
         ranks = placement.ranks()
         for number in np.flatnonzero(recorded):
             query = queries[number]
@@ -187,7 +196,7 @@ class Ranking:
 
 
 def _to_json(rank: float) -> int | float | None:
-    """Return a rank as it is written: a whole number, with which scripts index lists, as an int."""
+    """Return a rank for JSON: a whole number as an int, which scripts can index lists with."""
     if rank == NO_TARGET:
         return None
     return int(rank) if float(rank).is_integer() else float(rank)

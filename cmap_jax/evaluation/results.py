@@ -1,110 +1,128 @@
-"""``evaluation.json``: an evaluation's numbers, and all that a comparison with another needs."""
+"""The results of an evaluation in memory, one object a protocol.
+
+    result = evaluator(variables, data, shortcuts=True)
+    result.headline()                                              # 41.6
+    result.protocols["fashioniq/original"].numbers["R@10"]         # 30.1, percent
+    result.protocols["fashioniq/original"].shortcuts["text"]       # the numbers of the text alone
+
+`cmap_jax.evaluation.results_file` writes and reads them.
+"""
 
 import dataclasses
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cmap_jax.evaluation.evaluator import Result
-from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
-from cmap_jax.files import read_json
+from cmap_jax.evaluation.outcomes import Outcomes
+from cmap_jax.facts import DataFacts, UnreadTexts
 from cmap_jax.protocols import Protocol
 
-# Facts that tell the variables and the data of one evaluation from those of another.
-_STAMPS = ("variables", "data", "prepared", "skipped_images")
+Numbers = Mapping[str, float | int]
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredResult:
-    """What a file of results holds of one protocol.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtocolResult:
+    """The result of an evaluation under one protocol.
 
     Attributes:
-        protocol: the rules, as they were.
-        numbers: what was found.
-        outcomes: what became of each query.
-        conditions: digests of the gallery and the queries.
-        skipped_images: ids of the images that could not be used.
+        protocol: the rules.
+        numbers: recalls and precisions in percent, ranks and counts by name; see
+            `outcomes.summarize`.
+        outcomes: the rank of each query, from which the numbers are computed.
+        conditions: version of the rules and digests of galleries and queries. Only results under
+            equal conditions are compared.
+        shortcuts: the numbers of the same model with one half of each query taken away, by the half
+            that is left, "text" or "image"; None where this half scores all images alike. Empty
+            where shortcuts were not asked for.
+        rankings: a record a query, see `ranking.Ranking`; empty where they were not asked for.
+        examples: records of a few queries; empty where they were not asked for.
+        intervals: 95% interval of every number; empty in a result that is not stored yet, since
+            resampling takes seconds.
     """
 
     protocol: Protocol
-    numbers: Mapping[str, float]
+    numbers: Numbers
     outcomes: Outcomes
     conditions: Mapping[str, Any]
-    skipped_images: tuple[str, ...]
+    shortcuts: Mapping[str, Numbers | None] = dataclasses.field(default_factory=dict)
+    rankings: Sequence[Mapping[str, Any]] = ()
+    examples: Sequence[Mapping[str, Any]] = ()
+    intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
-def results_to_dict(step: int, result: Result, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of ``evaluation.json``.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The results of an evaluation.
 
-    Args:
-        step: training steps of the variables that were evaluated.
-        result: what they reach; recalls in percent.
-        facts: what the numbers must be stamped with, such as the skipped images.
-
-    Returns:
-        "step"; by protocol "protocols" (the numbers), "intervals" (95%, by resampling annotations),
-        "shortcuts", "definitions", "conditions" and "outcomes"; and "facts".
+    Attributes:
+        protocols: by the protocol's name, in the order of the evaluations. The headline of the
+            first one chooses the best checkpoint.
     """
-    return {
-        "step": step,
-        "protocols": result.protocols,
-        "intervals": {
-            name: {key: list(pair) for key, pair in bootstrap_intervals(p, outcomes).items()}
-            for (name, p), outcomes in zip(
-                result.definitions.items(), result.outcomes.values(), strict=True
-            )
-        },
-        "shortcuts": {name: halves for name, halves in result.shortcuts.items() if halves},
-        "facts": dict(facts),
-        "definitions": {name: p.to_dict() for name, p in result.definitions.items()},
-        "conditions": result.conditions,
-        "outcomes": {name: outcomes.to_dict() for name, outcomes in result.outcomes.items()},
-    }
+
+    protocols: Mapping[str, ProtocolResult]
+
+    def headline(self) -> float:
+        """Return the number that chooses the best checkpoint, in percent."""
+        first = next(iter(self.protocols.values()))
+        return first.numbers[first.protocol.headline_name]
 
 
-def keep_shortcuts(content: dict[str, Any], earlier: Mapping[str, Any]) -> None:
-    """Take over shortcuts that an earlier evaluation found and this one was not asked for.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageOrigin:
+    """The data set of an evaluation and how its images were read; see ``config.data``.
 
-    Only where they are shortcuts of the same variables on the same data, which the stamps tell.
-
-    Args:
-        content: of `results_to_dict`; protocols without shortcuts are filled in.
-        earlier: a file of results, of any version.
+    Attributes:
+        name: the data set's name.
+        directory: the folder with its annotations.
+        image_directory: the folder with its images; None: found inside ``directory``.
+        resize: side of the resized image, pixels.
+        crop: side of the centre crop, pixels.
+        read_as: how files were decoded, "released" or "upright".
     """
-    here, there = (
-        json.dumps([c.get("step"), *(c.get("facts", {}).get(key) for key in _STAMPS)])
-        for c in (content, earlier)
-    )
-    if here != there:
-        return
-    for name, halves in earlier.get("shortcuts", {}).items():
-        same = content["conditions"].get(name) == earlier.get("conditions", {}).get(name)
-        if same and name in content["protocols"]:
-            content["shortcuts"].setdefault(name, halves)
+
+    name: str | None = None
+    directory: str | None = None
+    image_directory: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+    read_as: str | None = None
 
 
-def read_results(path: str | os.PathLike) -> dict[str, StoredResult]:
-    """Read the results in an ``evaluation.json`` by protocol.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationFacts:
+    """Facts of the data and the variables behind an evaluation's numbers.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file; names it.
+    Attributes:
+        data_set: facts of the data set.
+        unread_texts: the part of the queries' texts that the model cannot read, by protocol.
+        data: the data set and how its images were read.
+        variables: digest of the model's variables; see `cmap_jax.workdir.fingerprint.digest`.
     """
-    content = read_json(path)
-    try:
+
+    data_set: DataFacts
+    unread_texts: Mapping[str, UnreadTexts] = dataclasses.field(default_factory=dict)
+    data: ImageOrigin = ImageOrigin()
+    variables: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts for JSON."""
+        unread = {name: dataclasses.asdict(texts) for name, texts in self.unread_texts.items()}
         return {
-            name: StoredResult(
-                Protocol.from_dict(content["definitions"][name]),
-                numbers,
-                Outcomes.from_dict(content["outcomes"][name]),
-                content["conditions"][name],
-                tuple(content["facts"].get("skipped_images", ())),
-            )
-            for name, numbers in content["protocols"].items()
+            **self.data_set.to_dict(),
+            "unread_texts": unread,
+            "data": dataclasses.asdict(self.data),
+            "variables": self.variables,
         }
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{os.fspath(path)} is no evaluation.json of this version: write it again with "
-            "python main.py --mode=evaluate --workdir=..."
-        ) from error
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "EvaluationFacts":
+        """Build facts from the result of `to_dict`; files of earlier versions lack some of them."""
+        of_data_set = dict(fields)
+        unread = of_data_set.pop("unread_texts", {})
+        data = of_data_set.pop("data", {})
+        variables = of_data_set.pop("variables", None)
+        return cls(
+            data_set=DataFacts.from_dict(of_data_set),
+            unread_texts={name: UnreadTexts(**texts) for name, texts in unread.items()},
+            data=ImageOrigin(**data),
+            variables=variables,
+        )

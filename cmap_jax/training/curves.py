@@ -9,9 +9,9 @@ from absl import logging
 from clu import parameter_overview
 
 from cmap_jax.config_fields import flatten
-from cmap_jax.evaluation.evaluator import Result
+from cmap_jax.evaluation.pictures import queries_grid
+from cmap_jax.evaluation.results import Result
 from cmap_jax.files import write_text
-from cmap_jax.visualization.grids import result_row, results_grid
 from cmap_jax.workdir import description as workdir_lib
 
 EXAMPLES = 4  # queries of the picture that each evaluation makes
@@ -34,23 +34,23 @@ def write_examples(result: Result, data: Any, writer: Any, step: int) -> None:
     """Show TensorBoard what a few queries find."""
     if jax.process_index() > 0:
         return
-    for protocol, records in result.examples.items():
-        rows = [result_row(record, data.read_image, _COLUMNS) for record in records]
-        if rows:
-            sheet = np.asarray(results_grid(rows, f"{protocol}, step {step:,}"))
-            writer.write_images(step, {f"{protocol}/examples": sheet[None]})
+    for name, results in result.protocols.items():
+        if results.examples:
+            title = f"{name}, step {step:,}"
+            sheet = queries_grid(results.examples, data.read_image, title, _COLUMNS)
+            writer.write_images(step, {f"{name}/examples": np.asarray(sheet)[None]})
 
 
 def tags(result: Result, prefix: str = "") -> dict[str, float]:
     """Return TensorBoard tags, each with its protocol's name."""
     return {
         f"{prefix}{protocol}/{name}": value
-        for protocol, numbers in result.protocols.items()
-        for name, value in numbers.items()
+        for protocol, results in result.protocols.items()
+        for name, value in results.numbers.items()
     } | {
         f"{prefix}shortcuts/{half}/{protocol}/{name}": value
-        for protocol, halves in result.shortcuts.items()
-        for half, numbers in halves.items()
+        for protocol, results in result.protocols.items()
+        for half, numbers in results.shortcuts.items()
         if numbers is not None
         for name, value in numbers.items()
     }

@@ -7,12 +7,12 @@ finished: steps are dispatched ahead of them, and say nothing.
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from cmap_jax.evaluation.evaluator import Result
+from cmap_jax.evaluation.results import ProtocolResult, Result
 from cmap_jax.progress import LiveLine, format_seconds
 
 _RECENT = 50  # steps over which speed is measured
@@ -130,8 +130,8 @@ class Display:
             result: what they reach.
             best: step and headline of the best evaluation before; None if this is the best so far.
         """
-        name, protocol = next(iter(result.definitions.items()))
-        recalls = _recalls(result.protocols[name], protocol)
+        name, first = next(iter(result.protocols.items()))
+        protocol, recalls = first.protocol, _recalls(first)
         rank = "the best so far"
         if best is not None:
             rank = f"the best so far is {protocol.headline_name} {best[1]:.2f} of step {best[0]:,}"
@@ -141,9 +141,9 @@ class Display:
     def ended(self, step: int, result: Result) -> None:
         """Print what the best variables reach, a line a protocol."""
         self.say(f"the best variables, of step {step:,}:")
-        width = max(map(len, result.definitions))
-        for name, protocol in result.definitions.items():
-            self.say(f"  {name:{width}}  {_recalls(result.protocols[name], protocol)}")
+        width = max(map(len, result.protocols))
+        for name, results in result.protocols.items():
+            self.say(f"  {name:{width}}  {_recalls(results)}")
 
     def close(self) -> None:
         """Take the live line away; another call of a method brings it back."""
@@ -165,9 +165,9 @@ class Display:
         return time.monotonic() - self._paused
 
 
-def _recalls(numbers: Mapping[str, float], protocol: Any) -> str:
-    names = dict.fromkeys((*protocol.metrics, protocol.headline_name))
-    return ", ".join(f"{name} {numbers[name]:.2f}" for name in names)
+def _recalls(result: ProtocolResult) -> str:
+    names = dict.fromkeys((*result.protocol.metrics, result.protocol.headline_name))
+    return ", ".join(f"{name} {result.numbers[name]:.2f}" for name in names)
 
 
 def describe_run(config: Any, datasets: Any, workdir: str, parameters: int, steps: str) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
-from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
-from cmap_jax.evaluation.results import keep_shortcuts, results_to_dict
+from cmap_jax.evaluation.evaluator import Evaluator, Interrupted
+from cmap_jax.evaluation.results import Result
+from cmap_jax.evaluation.workdir import evaluate_workdir
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.protocols import Protocol
 from cmap_jax.training import curves
@@ -35,10 +36,8 @@ from cmap_jax.training.train_state import TrainState, create_train_state
 from cmap_jax.training.train_step import TrainStep, make_train_step
 from cmap_jax.training.training_log import TrainingLog
 from cmap_jax.workdir import description as workdir_lib
-from cmap_jax.workdir.fingerprint import digest
 from cmap_jax.workdir.lock import WorkdirLock
 from cmap_jax.workdir.same_run import check_same_run, mark_of_run
-from cmap_jax.workdir.weights import read_variables
 
 
 def train(
@@ -266,7 +265,7 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
         problem = (
             f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"
         )
-    elif dict(old.facts) != (facts := json.loads(json.dumps(dict(datasets.facts)))):
+    elif dict(old.facts) != (facts := json.loads(json.dumps(datasets.facts.to_dict()))):
         differing = [k for k in {**old.facts, **facts} if old.facts.get(k) != facts.get(k)]
         problem = "; ".join(
             f"{key} was {str(old.facts.get(key))[:200]} and is {str(facts.get(key))[:200]}"
@@ -302,7 +301,7 @@ def write_description(config: ConfigDict, datasets: Any, workdir: str | os.PathL
                 datasets.vocabulary,
                 datasets.preprocessing,
                 _protocols(datasets),
-                datasets.facts,
+                datasets.facts.to_dict(),
             ),
         )
 
@@ -339,49 +338,3 @@ def build_state(
 def _for_one_run() -> dict[str, Any] | None:
     """Return options for a program that runs once: on CPU, optimising it takes longer than it."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-
-
-def evaluate_workdir(
-    config: ConfigDict,
-    evaluator: Evaluator,
-    mesh: Mesh,
-    datasets: Any,
-    workdir: str | os.PathLike,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Result:
-    """Evaluate the best variables of a workdir on all splits, and write what they reach there.
-
-    Raises:
-        Interrupted: ``should_stop`` returned true between two batches.
-    """
-    model = CMAP.from_config(config)
-    # Split as the state is in training: the programs of the evaluations before serve here too.
-    step, variables = read_variables(
-        workdir, model, config.data.crop, lambda shapes: sharding.by_size(shapes, mesh)
-    )
-    merged = Result()
-    for data in datasets.evaluations.values():
-        merged.merge(
-            evaluator(
-                variables,
-                data,
-                rankings=config.eval.rankings,
-                shortcuts=config.eval.shortcuts,
-                should_stop=should_stop,
-            )
-        )
-    of = {k: config.data[k] for k in ("name", "directory", "image_directory", "resize", "crop")}
-    of["read_as"] = datasets.preprocessing.read_as
-    stamps = {
-        **datasets.facts,
-        "unread_texts": datasets.unread_texts,
-        "data": of,
-        "variables": digest(variables),
-    }
-    content = results_to_dict(step, merged, stamps)
-    if jax.process_index() == 0:
-        # Where there are none, or a broken file, there is nothing to keep.
-        with contextlib.suppress(OSError, ValueError):
-            keep_shortcuts(content, workdir_lib.read_results(workdir, config.data.name))
-        workdir_lib.write_results(workdir, content, merged.rankings)
-    return merged

@@ -1,4 +1,4 @@
-"""Grids of triplets and of search results, as one puts them in a paper's appendix.
+"""Grids of triplets and of search results, as in a paper's appendix.
 
     rows = [TripletRow("dress.jpg", ("is red", "is longer"), ["red.jpg"])]
     save(triplet_grid(rows, "my data, train"), "grid.png")
@@ -13,8 +13,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 from PIL import Image, ImageDraw
@@ -22,38 +21,37 @@ from PIL import Image, ImageDraw
 from cmap_jax.files import check_can_write, write_bytes
 from cmap_jax.processing.images import ImageReadError, ImageSource, read_image
 from cmap_jax.processing.padded_resize import pad_to_square
-from cmap_jax.protocols import Protocol
 from cmap_jax.visualization.lettering import leading, wrap, write
 
-# Pixels. `SIDE` is an image's; the page takes as many rows side by side as fit on it.
+# Pixels. `SIDE` is an image's side; as many rows stand side by side as fit on the page.
 SIDE = 160
 _TEXT, _ARROW, _GAP, _PARAGRAPH, _BETWEEN, _MARGIN, _PAGE = 184, 48, 12, 6, 56, 28, 1400
-_FOUND_AT = SIDE + _GAP + _TEXT + _ARROW  # where the images to the right of the text begin
+_RESULTS_AT = SIDE + _GAP + _TEXT + _ARROW  # left edge of the images to the right of the text
 _FRAME, _BADGE = 4, 24
 _TITLE, _CAPTION, _HEADER, _SMALL = 22, 15, 13, 12  # font sizes
 _NAME_LINES, _NOTE_LINES = 2, 2
 
 _PAPER, _INK, _GREY, _HAIRLINE = (255, 255, 255), (32, 32, 32), (112, 112, 112), (216, 216, 216)
 _MISSING = (232, 232, 232)
-# Okabe and Ito's bluish green, which colour-blind people tell from the others too.
+# Bluish green of Okabe and Ito's palette, which colour-blind people can tell from the rest.
 RIGHT = (0, 158, 115)
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _SAVING = {"PNG": {}, "JPEG": {"quality": 92, "subsampling": 0}}
 
-# An image that its caller could not get is drawn as the tile that says why.
+# An image or, where the caller could not get it, the error, which is drawn as a grey tile.
 Drawable = ImageSource | ImageReadError
 
 
 @dataclasses.dataclass(frozen=True)
 class TripletRow:
-    """A reference image, the captions, and the image or images that they lead to.
+    """A reference image, the captions, and the target images.
 
     Attributes:
-        reference: what `read_image` takes, or the error in its place.
-        captions: in order; may be empty.
-        targets: images, as `reference`.
-        names: ids to write under the reference and each target; empty: none.
+        reference: an image as `read_image` takes it, or the error drawn instead.
+        captions: texts in their order; may be empty.
+        targets: images in the same forms.
+        names: ids written under the reference and each target; empty: nothing is written.
         note: small print below the captions, such as the category.
     """
 
@@ -66,18 +64,18 @@ class TripletRow:
 
 @dataclasses.dataclass(frozen=True)
 class ResultRow:
-    """A query and the best images that were found for it.
+    """A query and its best images.
 
     Attributes:
-        reference: what `read_image` takes, or the error in its place.
-        captions: in order; may be empty.
-        results: images, best first, each with whether it is a right one.
+        reference: an image as `read_image` takes it, or the error drawn instead.
+        captions: texts in their order; may be empty.
+        results: images in the same forms, best first, each with whether it is a right one.
         rank: 0-based rank of the best right image, written where none is among the results or
             where wrong images tie with it; None: not known.
+        names: ids written under the reference and each result; empty: nothing is written.
+        note: small print below the captions, such as the category.
         tied: number of wrong images at exactly the score of the best right one. Where it is not 0,
             the rank is an average over the orders of equal images.
-        names: ids to write under the reference and each result; empty: none.
-        note: small print below the captions, such as the category.
     """
 
     reference: Drawable
@@ -89,32 +87,11 @@ class ResultRow:
     tied: int = 0
 
 
-def result_row(
-    record: Mapping[str, Any], read: Callable[[str], Drawable], columns: int
-) -> ResultRow:
-    """Return the row of a query as rankings record it; see `evaluation.ranking.Ranking`.
-
-    Args:
-        record: the query's.
-        read: from an image's id to the image, or to the error in its place.
-        columns: number of the best images that are shown.
-    """
-    ids = record["top"][:columns]
-    return ResultRow(
-        read(record["reference"]),
-        record["text"],
-        [(read(i), i in record["targets"]) for i in ids],
-        record["rank"],
-        names=(record["reference"], *ids),
-        tied=record["tied"],
-    )
-
-
 def triplet_grid(rows: Sequence[TripletRow], title: str) -> Image.Image:
     """Draw triplets: reference, text, target; side by side where the page is wide enough.
 
     Args:
-        rows: drawn in reading order. An image that cannot be read becomes a grey tile with the
+        rows: triplets in reading order. An image that cannot be read becomes a grey tile with the
             reason.
         title: the line on top, such as the data set's name and split.
 
@@ -138,7 +115,7 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
     Args:
         rows: a query each, from top to bottom. An image that cannot be read becomes a grey tile
             with the reason.
-        title: the line on top, such as `results_title`.
+        title: the line on top, such as the model and its recall.
 
     Returns:
         An image of mode "RGB".
@@ -154,25 +131,12 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
             notes.append(_rank_note(row.rank, row.tied))
         drawn.append(_row(row, row.results, notes))
     columns = max((len(row.results) for row in rows), default=0)
-    # Two lines: the recall stands at the end, and must not be cut off.
-    return _draw(drawn, [str(place + 1) for place in range(columns)], title, most_title_lines=2)
-
-
-def results_title(model: str, protocol: Protocol, numbers: Mapping[str, float]) -> str:
-    """Return the title of a grid of results: model, protocol and recall.
-
-    Args:
-        model: what people call it.
-        protocol: the rules that the queries were ranked by.
-        numbers: what the model reaches under it, percent.
-    """
-    names = dict.fromkeys([*protocol.headline, protocol.headline_name])
-    recalls = ", ".join(f"{name} {numbers[name]:.2f}" for name in names)
-    return f"{model} · {protocol.name} · {recalls}"
+    # Two lines of title: the recall is at the end and must not be cut off.
+    return _draw(drawn, [str(rank + 1) for rank in range(columns)], title, most_title_lines=2)
 
 
 def _rank_note(rank: float, tied: int) -> str:
-    """Return what a row says of the rank of its best right image; ranks are counted from 1."""
+    """Return the note on the rank of a row's best right image, counted from 1."""
     if not tied:
         return f"right one at rank {rank + 1:,.0f}"
     return f"right one tied with {tied:,}, rank {rank + 1:,.1f} on average"
@@ -194,7 +158,7 @@ def check_destination(path: str | os.PathLike) -> None:
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write a picture beside its place and rename it there; parents are made.
+    """Write a picture as a whole, or not at all; missing parent folders are made.
 
     Raises:
         ValueError, OSError: as `check_destination`.
@@ -209,6 +173,8 @@ def save(image: Image.Image, path: str | os.PathLike) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Cell:
+    """An image of a row with the lines under it."""
+
     image: Drawable
     name: list[str]  # lines
     correct: bool
@@ -216,15 +182,18 @@ class _Cell:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
+    """A row as it is drawn."""
+
     captions: Sequence[str]
     notes: Sequence[str]
     cells: Sequence[_Cell]  # the reference first
 
 
 def _row(
-    row: TripletRow | ResultRow, found: Sequence[tuple[Drawable, bool]], notes: list[str]
+    row: TripletRow | ResultRow, results: Sequence[tuple[Drawable, bool]], notes: list[str]
 ) -> _Row:
-    images = [(row.reference, False), *found]
+    """Lay out a row; ``results`` are the images after the reference, with whether each is right."""
+    images = [(row.reference, False), *results]
     names = row.names or [""] * len(images)
     if len(names) != len(images):
         raise ValueError(f"{len(names)} names for {len(images)} images; give one an image")
@@ -238,10 +207,10 @@ def _row(
 def _draw(
     rows: Sequence[_Row], headers: Sequence[str], title: str, most_title_lines: int = 1
 ) -> Image.Image:
-    """Return the sheet: the title, the headers over every column of rows, and the rows."""
+    """Draw the sheet: the title, the headers over every column of rows, and the rows."""
     if not rows:
         raise ValueError("nothing to draw: no rows")
-    row_width = _FOUND_AT + len(headers) * (SIDE + _GAP) - _GAP
+    row_width = _RESULTS_AT + len(headers) * (SIDE + _GAP) - _GAP
     names = max(len(cell.name) for row in rows for cell in row.cells)
     row_height = SIDE + names * leading(_SMALL) + 2 * _GAP
     across = min(len(rows), max(1, (_PAGE - 2 * _MARGIN + _BETWEEN) // (row_width + _BETWEEN)))
@@ -252,7 +221,7 @@ def _draw(
     height = rows_at + math.ceil(len(rows) / across) * row_height - 2 * _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    write(pen, (_MARGIN, _MARGIN), title_lines, _TITLE, _INK)
+    write(pen, (_MARGIN, _MARGIN), title_lines, size=_TITLE, colour=_INK)
     for column in range(across):
         x = _MARGIN + column * (row_width + _BETWEEN)
         _draw_headers(pen, x, headers_at, headers)
@@ -267,36 +236,38 @@ def _draw(
 
 
 def _draw_headers(pen: ImageDraw.ImageDraw, x: int, y: int, headers: Sequence[str]) -> None:
-    write(pen, (x + SIDE + _GAP, y), ["text"], _HEADER, _GREY)
-    for place, header in zip(_places(x, len(headers)), ["reference", *headers], strict=True):
-        write(pen, (place + SIDE // 2, y), [header], _HEADER, _GREY, anchor="ma")
+    """Write the headers of one column of rows, its upper left corner at (x, y)."""
+    write(pen, (x + SIDE + _GAP, y), ["text"], size=_HEADER, colour=_GREY)
+    for left, header in zip(_lefts(x, len(headers)), ["reference", *headers], strict=True):
+        write(pen, (left + SIDE // 2, y), [header], size=_HEADER, colour=_GREY, anchor="ma")
 
 
 def _draw_row(sheet: Image.Image, x: int, y: int, row: _Row) -> None:
+    """Draw a row, its upper left corner at (x, y)."""
     pen = ImageDraw.Draw(sheet)
     _draw_text(pen, x + SIDE + _GAP, y, row)
     if len(row.cells) > 1:
-        tip, middle = x + _FOUND_AT - _GAP, y + SIDE // 2
+        tip, middle = x + _RESULTS_AT - _GAP, y + SIDE // 2
         pen.line((tip - 24, middle, tip - 6, middle), fill=_GREY, width=2)
         pen.polygon([(tip - 8, middle - 5), (tip, middle), (tip - 8, middle + 5)], fill=_GREY)
-    for place, cell in zip(_places(x, len(row.cells) - 1), row.cells, strict=True):
-        sheet.paste(_tile(cell.image), (place, y))
-        # Without the line a photograph on white would have no edge.
-        pen.rectangle((place, y, place + SIDE - 1, y + SIDE - 1), outline=_HAIRLINE)
+    for left, cell in zip(_lefts(x, len(row.cells) - 1), row.cells, strict=True):
+        sheet.paste(_tile(cell.image), (left, y))
+        # Without the line a photograph on a white ground would have no edge.
+        pen.rectangle((left, y, left + SIDE - 1, y + SIDE - 1), outline=_HAIRLINE)
         if cell.correct:
-            _draw_frame(sheet, place, y)
-        name_at = (place + SIDE // 2, y + SIDE + _GAP // 2)
-        write(pen, name_at, cell.name, _SMALL, _GREY, anchor="ma")
+            _draw_frame(sheet, left, y)
+        name_at = (left + SIDE // 2, y + SIDE + _GAP // 2)
+        write(pen, name_at, cell.name, size=_SMALL, colour=_GREY, anchor="ma")
 
 
-def _places(x: int, found: int) -> list[int]:
-    """Return where a row's images begin: the reference at x, then those that are found."""
-    return [x, *(x + _FOUND_AT + place * (SIDE + _GAP) for place in range(found))]
+def _lefts(x: int, count: int) -> list[int]:
+    """Return the left edges of a row's images: the reference at x, then ``count`` results."""
+    return [x, *(x + _RESULTS_AT + number * (SIDE + _GAP) for number in range(count))]
 
 
 def _draw_frame(sheet: Image.Image, x: int, y: int) -> None:
-    """Frame the image at (x, y) as a right one, and put a tick into its upper right corner."""
-    out = _FRAME + 1  # a line of paper between image and frame
+    """Frame the image at (x, y) as a right one, with a tick in its upper right corner."""
+    out = _FRAME + 1  # leaves a white line between image and frame
     frame = (x - out, y - out, x + SIDE - 1 + out, y + SIDE - 1 + out)
     ImageDraw.Draw(sheet).rectangle(frame, outline=RIGHT, width=_FRAME)
     scale = 4  # PIL draws without antialiasing
@@ -309,29 +280,30 @@ def _draw_frame(sheet: Image.Image, x: int, y: int) -> None:
 
 
 def _tile(image: Drawable) -> Image.Image:
-    """Return an image as a square of `SIDE`, or a grey one with the reason why there is none."""
+    """Return an image as a square of `SIDE`, or a grey square with the reason that it has none."""
     if isinstance(image, ImageReadError):
         return _missing(str(image))
     try:
         picture = read_image(image)
     except ImageReadError as error:
         message = str(error)
-        # It begins with the path, which is long, or with the kind of thing that was given.
+        # The message begins with the path, which is long, or with the type of the argument.
         path = isinstance(image, str | os.PathLike)
         name = os.fspath(image) if path else message.partition(":")[0]
         return _missing(message.removeprefix(f"{name}: "))
-    # Padded last: the edge of the padding stays sharp, and a huge image affordable.
+    # Padding after resizing keeps the edge sharp and a huge image affordable.
     scale = SIDE / max(picture.size)
     size = tuple(max(1, round(pixels * scale)) for pixels in picture.size)
     return pad_to_square(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 def _missing(reason: str) -> Image.Image:
+    """Return a grey tile with a reason on it."""
     tile = Image.new("RGB", (SIDE, SIDE), _MISSING)
     room = SIDE - 2 * _GAP
     lines = wrap(reason, _HEADER, room, room // leading(_HEADER))
-    place = (SIDE // 2, (SIDE - len(lines) * leading(_HEADER)) // 2)
-    write(ImageDraw.Draw(tile), place, lines, _HEADER, _GREY, anchor="ma")
+    top = (SIDE // 2, (SIDE - len(lines) * leading(_HEADER)) // 2)
+    write(ImageDraw.Draw(tile), top, lines, size=_HEADER, colour=_GREY, anchor="ma")
     return tile
 
 
@@ -345,9 +317,9 @@ def _draw_text(pen: ImageDraw.ImageDraw, x: int, y: int, row: _Row) -> None:
     parts = []  # lines, size, colour
     for caption, lines in zip(captions, wanted, strict=True):
         if caption:
-            # A fair share, or what the others leave.
-            share = max(1, most // len(captions), most - (sum(wanted) - lines))
-            parts.append((wrap(f"“{caption}”", _CAPTION, _TEXT, share), _CAPTION, _INK))
+            # An equal part of the lines, or all lines that the other captions leave.
+            limit = max(1, most // len(captions), most - (sum(wanted) - lines))
+            parts.append((wrap(f"“{caption}”", _CAPTION, _TEXT, limit), _CAPTION, _INK))
         else:
             parts.append((["(empty)"], _CAPTION, _GREY))
     if notes:
@@ -355,7 +327,7 @@ def _draw_text(pen: ImageDraw.ImageDraw, x: int, y: int, row: _Row) -> None:
     height = sum(len(lines) * leading(size) + _PARAGRAPH for lines, size, _ in parts) - _PARAGRAPH
     y += (SIDE - height) // 2
     for lines, size, colour in parts:
-        write(pen, (x, y), lines, size, colour)
+        write(pen, (x, y), lines, size=size, colour=colour)
         y += len(lines) * leading(size) + _PARAGRAPH
 
 
@@ -366,9 +338,7 @@ __all__ = [
     "ResultRow",
     "TripletRow",
     "check_destination",
-    "result_row",
     "results_grid",
-    "results_title",
     "save",
     "triplet_grid",
 ]

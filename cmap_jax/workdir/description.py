@@ -12,38 +12,33 @@ WORKDIR/config.json        the whole config
                            another data set
         rankings/          the first images of each query, with config.eval.rankings
 
-This module reads and writes all but the weights, which `cmap_jax.workdir.weights` handles;
-`cmap_jax.workdir.same_run` decides whether a run may continue in a workdir, and `cmap_jax.trained`
-loads a model for use.
+This module reads and writes all but the weights, which `cmap_jax.workdir.weights` handles, and the
+results, which `cmap_jax.evaluation.results_file` handles. `cmap_jax.workdir.same_run` decides
+whether a run may continue in a workdir, and `cmap_jax.trained` loads a model for use.
 """
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from cmap_jax.files import is_remote, read_json, write_json, write_text
+from cmap_jax.facts import DataFacts
+from cmap_jax.files import is_remote, read_json, write_json
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import Protocol
 
-CONFIG, VOCABULARY, MODEL, EVALUATION = (
-    "config.json",
-    "vocabulary.txt",
-    "model.json",
-    "evaluation.json",
-)
+CONFIG, VOCABULARY, MODEL = "config.json", "vocabulary.txt", "model.json"
 PARAMETERS = "parameters.txt"
-CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
+CHECKPOINTS, BEST = "checkpoints", "best"
 CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained
 # Version of model.json; increased when code that reads the old form would misread the new one.
 _FORMAT = 3
@@ -155,10 +150,11 @@ def unfinished(workdir: str | os.PathLike) -> tuple[int, int] | None:
         FileNotFoundError, ValueError: as `read_description`.
     """
     description = read_description(workdir)
-    if CONVERTED_FROM in description.facts or "training_items" not in description.facts:
+    items = DataFacts.from_dict(description.facts).training_items
+    if CONVERTED_FROM in description.facts or items is None:
         return None
     train = description.config.train
-    total = train.epochs * (description.facts["training_items"] // train.batch_size)
+    total = train.epochs * (items // train.batch_size)
     last = max(saved_steps(workdir), default=0)
     return (last, total) if last < total else None
 
@@ -200,41 +196,6 @@ def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists_to_tuples(v) for key, v in value.items()}
     return tuple(_lists_to_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def write_results(
-    workdir: str | os.PathLike,
-    content: Mapping[str, Any],
-    rankings: Mapping[str, Sequence[Mapping]],
-) -> None:
-    """Write a file of results and, where there are any, the rankings.
-
-    The results on the data set that the model was trained on are ``evaluation.json``; those on
-    another one are ``evaluation-<name>.json``, beside it.
-
-    Args:
-        workdir: the workdir.
-        content: what `cmap_jax.evaluation.results.results_to_dict` returns.
-        rankings: a record a query for each protocol.
-    """
-    workdir = epath.Path(workdir)
-    for protocol, records in rankings.items():
-        if records:
-            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            write_text(workdir / RANKINGS / f"{protocol.replace('/', '-')}.jsonl", lines)
-    write_json(results_file(workdir, content["facts"]["data"]["name"]), content)
-
-
-def results_file(workdir: str | os.PathLike, data_name: str) -> epath.Path:
-    """Return the place of the results on a data set."""
-    workdir = epath.Path(workdir)
-    own = read_config(workdir).data.name == data_name
-    return workdir / (EVALUATION if own else f"evaluation-{data_name}.json")
-
-
-def read_results(workdir: str | os.PathLike, data_name: str) -> dict[str, Any]:
-    """Return the results on a data set, as `write_results` wrote them."""
-    return read_json(results_file(workdir, data_name))
 
 
 def _versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`cmap evaluate`, and evaluation on another data set than the model's own."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,11 @@ from fake_data import fashion_iq as write_fashion_iq
 from PIL import Image
 from small import write_workdir
 
-from cmap_jax.cli import command, flags, from_workdir, tables
-from cmap_jax.evaluation.results import keep_shortcuts
+from cmap_jax.cli import command, flags, from_workdir
+from cmap_jax.cli.results_table import results_table
+from cmap_jax.evaluation.results import Result
+from cmap_jax.evaluation.results_file import StoredResults, read_results
+from cmap_jax.facts import DataFacts, UnreadTexts
 from cmap_jax.visualization import grids
 from cmap_jax.workdir import description as workdir
 
@@ -32,7 +36,7 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
         titles.append(title)
         return draw(rows, title)
 
-    monkeypatch.setattr("cmap_jax.cli.evaluate.results_grid", results_grid)
+    monkeypatch.setattr("cmap_jax.evaluation.pictures.results_grid", results_grid)
     arguments = ["evaluate", str(trained), "--dir", str(data)]
     grid = tmp_path / "pictures" / "grid.png"
     assert command.main([*arguments, "--shortcuts", "--grid", str(grid), "--count", "3"]) == 0
@@ -139,19 +143,25 @@ def test_main_takes_the_data_set_of_a_config_beside_a_workdir(trained):
 
 
 def test_what_was_left_out_is_printed(trained):
-    content = json.loads((trained / "evaluation.json").read_text())
-    content["facts"] |= {"images_skipped": 3, "categories_missing": ["shirt"]}
-    content["facts"]["unread_texts"] = {
-        name: {
-            "unknown_words_percent": percent,
-            "most_frequent_unknown": {"navy": 2},
-            "wordless_captions_percent": lost,
-        }
+    stored = read_results(trained / "evaluation.json")
+    cirr = stored.result.protocols["cirr/val"]
+    cirr = dataclasses.replace(
+        cirr, numbers={**cirr.numbers, "skipped": 2}, shortcuts={**cirr.shortcuts, "text": None}
+    )
+    unread = {
+        name: UnreadTexts(
+            unknown_words_percent=percent,
+            most_frequent_unknown={"navy": 2},
+            wordless_captions_percent=lost,
+        )
         for name, percent, lost in (("a/val", 0.0, 0.0), ("b/x", 1.01, 60.0), ("b/y", 1.01, 0.0))
     }
-    content["protocols"]["cirr/val"]["skipped"] = 2
-    content["shortcuts"]["cirr/val"]["text"] = None
-    printed = tables.results(content)
+    facts = dataclasses.replace(
+        stored.facts,
+        data_set=DataFacts(skipped_images=("a", "b", "c"), categories_missing=("shirt",)),
+        unread_texts=unread,
+    )
+    printed = results_table(StoredResults(stored.step, Result({"cirr/val": cirr}), facts))
     assert "b/x, b/y: the model does not know 1% of the words, such as navy: it" in printed
     assert "b/x: no word is left of 60% of the captions" in printed
     assert "a/val" not in printed
@@ -162,64 +172,13 @@ def test_what_was_left_out_is_printed(trained):
     assert set(row.split()) == {"text", "alone", "-"}
 
 
-def _results(**changes):
-    """An evaluation's content, as far as shortcuts are concerned; two underscores: one deeper."""
-    content = {
-        "step": 3,
-        "facts": {"variables": "abc", "data": {"directory": "d"}, "skipped_images": ("x",)},
-        "protocols": {"a": {}, "b": {}},
-        "conditions": {"a": {"version": 2, "gallery": "g"}, "b": {"version": 1, "gallery": "h"}},
-        "shortcuts": {},
-    }
-    for name, value in changes.items():
-        *parents, last = name.split("__")
-        here = content
-        for parent in parents:
-            here = here[parent]
-        here[last] = value
-    return content
-
-
-def test_shortcuts_are_kept_where_nothing_has_changed():
-    text, other = {"text": {"R@1": 1.0}, "image": None}, {"text": None, "image": None}
-    earlier = json.loads(json.dumps(_results(shortcuts={"a": text, "b": text, "gone": text})))
-    content = _results()
-    keep_shortcuts(content, earlier)
-    assert content["shortcuts"] == {"a": text, "b": text}
-    # What was found now goes first.
-    content = _results(shortcuts={"a": other})
-    keep_shortcuts(content, earlier)
-    assert content["shortcuts"] == {"a": other, "b": text}
-    # Of one protocol, another gallery or another version of the rules.
-    content = _results(conditions__a__version=3)
-    keep_shortcuts(content, earlier)
-    assert content["shortcuts"] == {"b": text}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"step": 4},
-        {"facts__variables": "abd"},
-        {"facts__data": {"directory": "e"}},
-        {"facts__skipped_images": ()},
-        {"facts__prepared": {"version": "2.0.0"}},
-    ],
-    ids=str,
-)
-def test_shortcuts_of_other_variables_or_data_are_dropped(change):
-    content = _results(**change)
-    keep_shortcuts(content, _results(shortcuts={"a": {"text": None, "image": None}}))
-    assert content["shortcuts"] == {}
-    keep_shortcuts(content, {})  # of another version
-    assert content["shortcuts"] == {}
-
-
 def test_a_grid_of_any_protocol_and_images_left_out(tmp_path, capsys, monkeypatch):
     run = write_workdir(tmp_path / "run", "fashion_iq", "fashioniq/original")
     data = write_fashion_iq(tmp_path / "data")
     titles = []
-    monkeypatch.setattr("cmap_jax.cli.evaluate.results_grid", lambda _, title: titles.append(title))
+    monkeypatch.setattr(
+        "cmap_jax.cli.evaluate.queries_grid", lambda _, __, title: titles.append(title)
+    )
     monkeypatch.setattr("cmap_jax.cli.evaluate.save", lambda *_: None)
     (data / "images" / "dval0.jpg").unlink()
     arguments = ["evaluate", str(run), "--dir", str(data), "--grid", str(tmp_path / "g.png")]

@@ -8,31 +8,31 @@ import pytest
 
 from cmap_jax.cli import command
 from cmap_jax.evaluation.compare import compare
-from cmap_jax.evaluation.evaluator import Result
 from cmap_jax.evaluation.outcomes import Outcomes, summarize
-from cmap_jax.evaluation.results import read_results, results_to_dict
+from cmap_jax.evaluation.results import EvaluationFacts, ProtocolResult, Result
+from cmap_jax.evaluation.results_file import StoredResults, read_results, with_intervals
+from cmap_jax.facts import DataFacts
 from cmap_jax.files import write_json
 from cmap_jax.protocols import PROTOCOLS
 
 
 def _write(path, seed=0, names=("shoes",), skipped=(), version=None, **conditions):
     """Write an evaluation.json of 200 annotations."""
-    result = Result()
+    results = {}
     for name in names:
         version = version or PROTOCOLS[name].version
         protocol = dataclasses.replace(PROTOCOLS[name], version=version)
         ranks = np.random.default_rng(seed).integers(0, 30 * (seed + 1), 200)
         outcomes = Outcomes({"all": 200}, np.arange(200), ranks)
-        result.definitions[name] = protocol
-        result.outcomes[name] = outcomes
-        result.protocols[name] = summarize(protocol, outcomes) | {"gallery_images": 50}
-        result.conditions[name] = {
-            "version": version,
-            "gallery": "abc",
-            "queries": "def",
-            **conditions,
-        }
-    write_json(path, results_to_dict(7, result, {"skipped_images": list(skipped)}))
+        results[name] = ProtocolResult(
+            protocol=protocol,
+            numbers=summarize(protocol, outcomes) | {"gallery_images": 50},
+            outcomes=outcomes,
+            conditions={"version": version, "gallery": "abc", "queries": "def", **conditions},
+        )
+    facts = EvaluationFacts(data_set=DataFacts(skipped_images=skipped))
+    stored = StoredResults(7, with_intervals(Result(results)), facts)
+    write_json(path, stored.to_dict())
     return path
 
 
@@ -111,10 +111,10 @@ def test_workdirs_or_files_two_or_more(tmp_path, capsys):
     assert header.split() == columns
     (recall,) = (row.split() for row in rows if row.split()[:1] == ["R@10"])
     found = [read_results(f"{folder}/evaluation.json") for folder in folders]
-    one = found[0]["shoes"].numbers["R@10"]
+    one = found[0].result.protocols["shoes"].numbers["R@10"]
     assert recall[1] == f"{one:.2f}"
     for other in found[1:]:  # each against the first
-        number = other["shoes"].numbers["R@10"]
+        number = other.result.protocols["shoes"].numbers["R@10"]
         at = recall.index(f"{number:.2f}")
         assert recall[at + 1] == f"{number - one:+.2f}"
         difference = compare(found[0], other)["shoes"]["R@10"]
@@ -125,7 +125,8 @@ def test_workdirs_or_files_two_or_more(tmp_path, capsys):
     assert command.main(["compare", *folders, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert list(plain) == ["b", "c"]
-    assert plain["c"]["shoes"]["R@10"]["second"] == found[2]["shoes"].numbers["R@10"]
+    third = found[2].result.protocols["shoes"].numbers["R@10"]
+    assert plain["c"]["shoes"]["R@10"]["second"] == third
 
 
 def test_columns_are_told_apart(tmp_path, capsys):

@@ -82,10 +82,10 @@ def test_fashion_iq_side_by_side(everything, tmp_path):
                 queries = queries[::2]
                 scores = scores.reshape(len(queries), 2, -1).mean(axis=1)
             expected += [_rank(r, gallery, q) for r, q in zip(scores, queries, strict=True)]
-        assert result.outcomes[name].rank.tolist() == expected, name
-        assert [r["rank"] for r in result.rankings[name]] == expected
-        assert result.protocols[name]["queries"] == len(expected)
-    assert result.headline() == result.protocols["fashioniq/original"]["mR"]
+        assert result.protocols[name].outcomes.rank.tolist() == expected, name
+        assert [r["rank"] for r in result.protocols[name].rankings] == expected
+        assert result.protocols[name].numbers["queries"] == len(expected)
+    assert result.headline() == result.protocols["fashioniq/original"].numbers["mR"]
 
     # Half of each query taken away.
     original = records.evaluations["val"][0]
@@ -95,7 +95,7 @@ def test_fashion_iq_side_by_side(everything, tmp_path):
             queries = [q for q in original.queries if q.category == category]
             scores = everything.dense(data, queries, gallery, blind=(half,))
             ranks += [_rank(r, gallery, q) for r, q in zip(scores, queries, strict=True)]
-        found = result.shortcuts["fashioniq/original"][half]
+        found = result.protocols["fashioniq/original"].shortcuts[half]
         assert found["mean_rank"] == pytest.approx(np.mean(ranks) + 1)
 
 
@@ -110,7 +110,7 @@ def test_cirr_and_circo(everything, tmp_path):
         expected = [
             _rank(r, gallery, q, exclude) for r, q in zip(scores, evaluation.queries, strict=True)
         ]
-        assert result.outcomes[evaluation.protocol.name].rank.tolist() == expected
+        assert result.protocols[evaluation.protocol.name].outcomes.rank.tolist() == expected
         # The queries that nobody here knows the answers of.
         (split,) = records.unlabelled
         records = records.for_submission(split)
@@ -168,17 +168,19 @@ def test_examples_are_spread_over_the_queries(everything, tmp_path):
     data = everything.data(records, records.evaluations["val"])
     every = everything.evaluator(everything.variables, data, rankings=True, examples=3)
     some = everything.evaluator(everything.variables, data, examples=3)
-    (name,) = some.examples
+    name, *others = some.protocols
     queries = records.evaluations["val"][0].queries
-    assert [r["query"] for r in some.examples[name]] == [
+    assert [r["query"] for r in some.protocols[name].examples] == [
         queries[0].id,
         queries[len(queries) // 2].id,
         queries[-1].id,
     ]
-    assert some.examples == every.examples
-    assert not any(some.rankings.values())
-    assert len(every.rankings[name]) == len(queries)
-    assert some.protocols == every.protocols
+    assert some.protocols[name].examples == every.protocols[name].examples
+    assert not any(some.protocols[other].examples for other in others)
+    assert not any(r.rankings for r in some.protocols.values())
+    assert len(every.protocols[name].rankings) == len(queries)
+    for other in some.protocols:
+        assert some.protocols[other].numbers == every.protocols[other].numbers
 
 
 def test_a_half_that_tells_nothing_is_not_a_result(tmp_path):
@@ -187,8 +189,8 @@ def test_a_half_that_tells_nothing_is_not_a_result(tmp_path):
     parts = _Everything("image_only")
     data = parts.data(records, records.evaluations["val"][:1])
     result = parts.evaluator(parts.variables, data, shortcuts=True)
-    assert result.shortcuts["fashioniq/original"]["text"] is None
-    assert result.shortcuts["fashioniq/original"]["image"] == result.protocols["fashioniq/original"]
+    original = result.protocols["fashioniq/original"]
+    assert original.shortcuts == {"text": None, "image": original.numbers}
 
 
 def test_a_constant_model_is_not_perfect(everything, tmp_path, caplog):
@@ -201,10 +203,12 @@ def test_a_constant_model_is_not_perfect(everything, tmp_path, caplog):
     images = len(records.evaluations["val"][0].galleries["dress"])
     # All but the excluded reference and the target itself tie with the target.
     ties = images - 2
-    assert result.outcomes[name].tied.tolist() == [ties] * len(result.outcomes[name])
-    assert set(result.outcomes[name].rank) == {ties / 2}
-    assert {(r["rank"], r["tied"]) for r in result.rankings[name]} == {(ties / 2, ties)}
-    assert result.protocols[name]["tied_queries"] == 100.0
+    outcomes = result.protocols[name].outcomes
+    assert outcomes.tied.tolist() == [ties] * len(outcomes)
+    assert set(outcomes.rank) == {ties / 2}
+    records = result.protocols[name].rankings
+    assert {(r["rank"], r["tied"]) for r in records} == {(ties / 2, ties)}
+    assert result.protocols[name].numbers["tied_queries"] == 100.0
     assert "100.0% of the queries has exactly the score of a wrong one" in caplog.text
     assert "collapsed or constant embeddings" in caplog.text
 
@@ -226,7 +230,8 @@ def test_copies_of_every_image_tie_exactly(everything, tmp_path):
         )
         data = everything.data(records, [evaluation])
         result = everything.evaluator(everything.variables, data)
-        return result.outcomes["folder/val-gallery"], result.protocols["folder/val-gallery"]
+        of_protocol = result.protocols["folder/val-gallery"]
+        return of_protocol.outcomes, of_protocol.numbers
 
     single, alone = evaluate(names)
     assert "tied_queries" not in alone

@@ -51,7 +51,7 @@ def test_summary_averages_categories_and_skips():
 def test_subsets_and_mean_average_precision():
     ranks, subset = [0, 4, 60, -1], np.array([0, 2, 1, 0])
     numbers = summarize(CIRR, _outcomes({"all": ranks}, subset_rank=subset))
-    assert numbers["R_subset@1"] == pytest.approx(100 / 3)  # what is skipped does not count here
+    assert numbers["R_subset@1"] == pytest.approx(100 / 3)  # skipped queries do not count here
     assert numbers["R_subset@2"] == pytest.approx(200 / 3)
     assert numbers["R_subset@3"] == 100
     assert numbers["mean(R@5, R_subset@1)"] == pytest.approx((200 / 3 + 100 / 3) / 2)

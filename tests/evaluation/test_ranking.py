@@ -26,7 +26,13 @@ def _scoring(scores):
 
 def _query(number, reference="i0", targets=("i1",), annotation=None, subset=()):
     return Query(
-        f"q{number}", reference, ("red",), targets, "all", annotation or f"{number}", subset
+        id=f"q{number}",
+        reference=reference,
+        captions=("red",),
+        targets=targets,
+        category="all",
+        annotation=annotation or f"{number}",
+        subset=subset,
     )
 
 

@@ -142,7 +142,7 @@ def test_bad_images_fail_or_are_skipped_and_counted(config, content, reason):
         create_datasets(config)
     config.data.missing_images = "skip"
     data = create_datasets(config)
-    assert data.facts["images_skipped"] == 1
+    assert data.facts.images_skipped == 1
     evaluation = data.evaluations["val"].evaluations[0]
     assert "dval1" not in evaluation.galleries["dress"]
     assert evaluation.skipped == 4  # its two annotations, as target and as reference, both orders

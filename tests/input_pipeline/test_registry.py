@@ -137,7 +137,7 @@ def test_batches_from_a_bucket(tmp_path, bucket, name):
     batches = []
     for directory in (local, remote):
         data = create_datasets(_config(name, directory), vocabulary, training=training)
-        assert data.facts["images_skipped"] == 0
+        assert data.facts.images_skipped == 0
         found = [next(iter(data.evaluations["val"].image_batches()))]
         if training:
             found += data.train.batches(0, 1)

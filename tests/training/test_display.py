@@ -2,10 +2,12 @@
 
 import types
 
+import numpy as np
 import pytest
 
 from cmap_jax import progress
-from cmap_jax.evaluation.evaluator import Result
+from cmap_jax.evaluation.outcomes import Outcomes
+from cmap_jax.evaluation.results import ProtocolResult, Result
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.training import display as display_lib
 from cmap_jax.training.display import Display, evaluations_left
@@ -70,10 +72,13 @@ def test_the_last_step_is_not_done_before_the_device_is(clock, capsys):
 
 
 def test_an_evaluation_is_one_line(clock, capsys):
-    protocol = PROTOCOLS["shoes"]
-    result = Result()
-    result.definitions["shoes"] = protocol
-    result.protocols["shoes"] = {"R@1": 10.0, "R@10": 40.0, "R@50": 70.0, "mR": 40.0}
+    shoes = ProtocolResult(
+        protocol=PROTOCOLS["shoes"],
+        numbers={"R@1": 10.0, "R@10": 40.0, "R@50": 70.0, "mR": 40.0},
+        outcomes=Outcomes(groups={}, annotation=np.empty(0), rank=np.empty(0)),
+        conditions={},
+    )
+    result = Result({"shoes": shoes})
     display = _display()
     display.evaluated(25, result, None)
     display.evaluated(50, result, (25, 42.5))

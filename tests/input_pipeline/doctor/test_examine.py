@@ -664,8 +664,8 @@ def test_training_agrees(tmp_path, name):
         create_datasets(config)
     config.data.missing_images = "skip"
     datasets = create_datasets(config)
-    assert datasets.facts["images_skipped"] == report.needed.total - report.needed.usable
-    assert datasets.facts["training_items"] == report.items.usable < report.items.total
+    assert datasets.facts.images_skipped == report.needed.total - report.needed.usable
+    assert datasets.facts.training_items == report.items.usable < report.items.total
     left = {
         e.protocol.name: (len(e.queries), e.skipped)
         for data in datasets.evaluations.values()

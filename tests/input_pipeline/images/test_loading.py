@@ -102,10 +102,10 @@ def test_a_failed_image_gives_its_place_to_a_later_item(config, cache_gb, caplog
     _damage(config, "ttrain0")
     config.data.missing_images, config.data.cache_gb = "skip", cache_gb
     data = create_datasets(config)
-    assert data.facts["images_skipped"] == 0
+    assert data.facts.images_skipped == 0
     after = list(data.train.batches(0, 8))
-    assert data.facts["skipped_images"] == ["dtrain3", "ttrain0"]
-    assert data.facts["images_skipped"] == 2
+    assert data.facts.skipped_images == ("dtrain3", "ttrain0")
+    assert data.facts.images_skipped == 2
     for image in ("dtrain3", "ttrain0"):
         assert f"image {image} ({_file(config, image)})" in caplog.text
     # Other places of the batches are as they were; in these stand items of later batches.
@@ -157,7 +157,7 @@ def test_failed_images_leave_the_evaluation(config):
         assert evaluation.skipped > 0
         assert not {"dval0", "dval1"} & set(evaluation.galleries["dress"])
         assert all(not {"dval0", "dval1"} & {q.reference, *q.targets} for q in evaluation.queries)
-    assert datasets.facts["skipped_images"] == ["dval0", "dval1", "tval7"]
+    assert datasets.facts.skipped_images == ("dval0", "dval1", "tval7")
     assert len(list(data.image_batches())) == data.image_batch_count()  # again
 
 

@@ -87,7 +87,7 @@ def test_training_shows_both_names_and_the_flag(tmp_path):
     assert f"For 1 of them there is a file with a near name, {flag}" in message
     config.data.near_names = "accept"
     datasets = create_datasets(config)
-    assert datasets.facts["images_skipped"] == 0
+    assert datasets.facts.images_skipped == 0
     assert len(datasets.evaluations["val"].evaluations[0].galleries["all"]) == 2
     config.data.near_names = "yes"
     with pytest.raises(ValueError, match='near_names must be "fail" or "accept", not \'yes\''):

@@ -1,0 +1,185 @@
+"""The compiled programs that encode images and texts and compose queries.
+
+The evaluator and `cmap_jax.trained.Trained` share them. `EncodePrograms` takes arrays of any shape;
+`BatchEncoder` takes any number of rows and fills them up to the few shapes that it compiles for:
+
+    encoder = BatchEncoder(model)
+    pyramid = encoder.encode_images(variables, pixels, BATCH)        # [N, H, W, 3] -> [L, N, D]
+    query = encoder.compose(variables, pyramid, tokens, lengths)     # N queries
+
+Searches and training have programs of their own.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cmap_jax import scoring, sharding
+from cmap_jax.models.cmap import CMAP
+
+# Compiling a program takes longer than encoding padding.
+BATCH = 32  # rows of images or texts encoded at once
+ONE_BY_ONE = 4  # up to this number of images, encoding each alone is faster than a padded batch
+TEXT_WIDTH = 32  # tokens; wider texts are padded to 64, 128, ...
+
+Array = np.ndarray | jax.Array
+
+
+class EncodePrograms:
+    """The compiled programs of a model, one for each shape of the arguments."""
+
+    def __init__(self, model: CMAP, mesh: Mesh | None = None):
+        """Compile nothing yet; the programs are kept from call to call.
+
+        Args:
+            model: the Flax module whose methods are compiled.
+            mesh: devices over which the results are replicated, which lets every process read
+                them; None: the results stay on the arguments' device.
+        """
+
+        def encode_images(variables: Any, images: jax.Array, rows: dict[str, jax.Array]) -> Any:
+            return model.apply(variables, images, method="encode_images"), rows
+
+        def encode_text(variables: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+            return model.apply(variables, tokens, lengths, method="encode_text")
+
+        def compose(
+            variables: Any, references: jax.Array, tokens: jax.Array, lengths: jax.Array
+        ) -> scoring.ComposedQuery:
+            text = encode_text(variables, tokens, lengths)
+            query = model.apply(variables, references, text, method="compose")
+            return query.replace(preservation=None)
+
+        options = {} if mesh is None else {"out_shardings": sharding.replicated(mesh)}
+        self._encode_images = jax.jit(encode_images, **options)
+        self._encode_text = jax.jit(encode_text, **options)
+        self._compose = jax.jit(compose, **options)
+
+    def encode_images(
+        self, variables: Any, images: Array, rows: Mapping[str, Array] | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Encode images.
+
+        Args:
+            variables: the model's variables.
+            images: [B, H, W, 3], uint8 0..255 or floating point, already normalised.
+            rows: arrays [B] that belong to the images, such as a mask. They are returned as the
+                pyramid is, replicated, while each process may hold only its shard of them.
+
+        Returns:
+            The pyramid, [L, B, D] float32, and ``rows``.
+        """
+        return self._encode_images(variables, images, dict(rows or {}))
+
+    def encode_text(self, variables: Any, tokens: Array, lengths: Array) -> jax.Array:
+        """Encode token ids, [B, T] int32, of which ``lengths``, [B] int32, are no padding.
+
+        Returns:
+            [B, D] float32.
+        """
+        return self._encode_text(variables, tokens, lengths)
+
+    def compose(
+        self, variables: Any, references: Array, tokens: Array, lengths: Array
+    ) -> scoring.ComposedQuery:
+        """Compose queries of references' pyramids and token ids; the texts are encoded within.
+
+        Args:
+            variables: the model's variables.
+            references: embeddings of the reference images, [L, B, D] float32.
+            tokens: [B, T] int32.
+            lengths: [B] int32, the number of each text's tokens before the padding.
+
+        Returns:
+            B queries, without the inputs of the preservation loss.
+        """
+        return self._compose(variables, references, tokens, lengths)
+
+
+class BatchEncoder:
+    """Encodes any number of images and texts on one device, with few compiled programs.
+
+    Rows are padded with zeros to a batch, and texts to one of a few widths. Results are on the
+    host, without the padding.
+    """
+
+    def __init__(self, model: CMAP, *, text_width: int | None = TEXT_WIDTH):
+        """Compile nothing yet.
+
+        Args:
+            model: the Flax module whose methods are compiled.
+            text_width: tokens to which texts are padded, or twice as many, four times, ... where
+                they are wider. None: they keep their width, for a text encoder that reads the
+                padding too, whose embeddings depend on it.
+        """
+        self._programs = EncodePrograms(model)
+        self._text_width = text_width
+
+    def encode_images(self, variables: Any, pixels: np.ndarray, size: int) -> np.ndarray:
+        """Encode at most ``size`` images, uint8 [B, H, W, 3], padded to ``size``.
+
+        Returns:
+            [L, B, D] float32.
+        """
+        pyramid, _ = self._programs.encode_images(variables, _pad_rows(pixels, size))
+        return np.asarray(pyramid)[:, : len(pixels)]
+
+    def encode_text(self, variables: Any, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Encode token ids, [B, T] int32, with their lengths, [B] int32; B is at least 1.
+
+        Returns:
+            [B, D] float32.
+        """
+        parts = []
+        for rows in _batches(len(tokens)):
+            encoded = self._programs.encode_text(variables, *self._pad_texts(tokens, lengths, rows))
+            parts.append(np.asarray(encoded)[: len(tokens[rows])])
+        return np.concatenate(parts)
+
+    def compose(
+        self, variables: Any, references: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
+    ) -> scoring.ComposedQuery:
+        """Compose B queries; B is at least 1.
+
+        Args:
+            variables: the model's variables.
+            references: embeddings of the reference images, [L, B, D] float32.
+            tokens: [B, T] int32.
+            lengths: [B] int32, the number of each text's tokens before the padding.
+        """
+        parts = []
+        for rows in _batches(len(tokens)):
+            query = self._programs.compose(
+                variables,
+                _pad_rows(references[:, rows], BATCH, axis=1),
+                *self._pad_texts(tokens, lengths, rows),
+            )
+            kept = slice(len(tokens[rows]))
+            parts.append(scoring.take(jax.tree.map(np.asarray, query), kept))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
+    def _pad_texts(
+        self, tokens: np.ndarray, lengths: np.ndarray, rows: slice
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return some rows of the texts, padded to a batch and to one of the widths."""
+        width = self._text_width or tokens.shape[1]
+        while width < tokens.shape[1]:
+            width *= 2
+        tokens = np.pad(tokens[rows], ((0, 0), (0, width - tokens.shape[1])))
+        return _pad_rows(tokens, BATCH), _pad_rows(lengths[rows], BATCH)
+
+
+def _batches(count: int) -> Iterator[slice]:
+    """Yield the rows of each batch."""
+    for start in range(0, count, BATCH):
+        yield slice(start, start + BATCH)
+
+
+def _pad_rows(array: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
+    """Return an array with ``count`` rows along an axis; the added ones are zero."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, count - array.shape[axis])
+    return np.pad(array, widths)

@@ -1,0 +1,80 @@
+"""Pictures of results: some queries of an evaluation, each with its best images.
+
+    result = evaluator(variables, data, rankings=True).protocols["shoes"]
+    title = results_title("runs/shoes", result)
+    records = choose_queries(result, count=8, seed=0)
+    save(queries_grid(records, data.read_image, title), "grid.png")
+
+The same records and images give the same bytes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cmap_jax.evaluation.results import ProtocolResult
+from cmap_jax.visualization.grids import Drawable, ResultRow, results_grid
+
+_COLUMNS = 8  # best images shown of a query
+
+
+def choose_queries(result: ProtocolResult, count: int, seed: int) -> list[Mapping[str, Any]]:
+    """Return the records of random queries, in the order of the rankings.
+
+    Args:
+        result: a result with rankings.
+        count: number of queries; all of them where there are fewer.
+        seed: the same seed draws the same queries.
+    """
+    rng = np.random.default_rng(seed)
+    total = len(result.rankings)
+    chosen = rng.choice(total, min(count, total), replace=False)
+    return [result.rankings[i] for i in sorted(chosen)]
+
+
+def queries_grid(
+    records: Sequence[Mapping[str, Any]],
+    read_image: Callable[[str], Drawable],
+    title: str,
+    columns: int = _COLUMNS,
+) -> Image.Image:
+    """Draw queries from top to bottom, each with its best images.
+
+    Args:
+        records: the queries' records; see `ranking.Ranking`.
+        read_image: maps an image's id to the image, or to the error that is drawn instead.
+        title: the line on top, such as `results_title`.
+        columns: number of best images shown of each query.
+
+    Returns:
+        An image of mode "RGB".
+
+    Raises:
+        ValueError: no records.
+    """
+    return results_grid([result_row(record, read_image, columns) for record in records], title)
+
+
+def result_row(
+    record: Mapping[str, Any], read_image: Callable[[str], Drawable], columns: int
+) -> ResultRow:
+    """Return the row of a grid that shows a query's record; arguments as `queries_grid`."""
+    ids = record["top"][:columns]
+    return ResultRow(
+        reference=read_image(record["reference"]),
+        captions=record["text"],
+        results=[(read_image(i), i in record["targets"]) for i in ids],
+        rank=record["rank"],
+        names=(record["reference"], *ids),
+        tied=record["tied"],
+    )
+
+
+def results_title(model: str, result: ProtocolResult) -> str:
+    """Return a title that names the model, the protocol and the recalls, in percent."""
+    protocol = result.protocol
+    names = dict.fromkeys([*protocol.headline, protocol.headline_name])
+    recalls = ", ".join(f"{name} {result.numbers[name]:.2f}" for name in names)
+    return f"{model} · {protocol.name} · {recalls}"

@@ -1,0 +1,176 @@
+"""``evaluation.json``: the numbers of an evaluation, and all that a comparison with another needs.
+
+This module alone knows the form of the file:
+
+    "step"         training steps of the variables
+    "protocols"    the numbers by protocol: {"fashioniq/original": {"mR": 41.6, "R@10": ...}}
+    "intervals"    the 95% interval of each number by protocol, by resampling annotations
+    "shortcuts"    by protocol and half of the query, the numbers or null; where asked for
+    "facts"        facts of the data and the variables; see `results.EvaluationFacts`
+    "definitions"  the rules by protocol; see `cmap_jax.protocols.Protocol`
+    "conditions"   version of the rules and digests of galleries and queries, by protocol
+    "outcomes"     the rank of each query by protocol; see `outcomes.Outcomes`
+
+Results on the data set that the model was trained on are ``WORKDIR/evaluation.json``, those on
+another one ``WORKDIR/evaluation-<name>.json``. Rankings are ``WORKDIR/rankings/<protocol>.jsonl``,
+with "-" in place of "/" and a JSON object a line.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
+from cmap_jax.evaluation.results import EvaluationFacts, ProtocolResult, Result
+from cmap_jax.files import read_json, write_json, write_text
+from cmap_jax.protocols import Protocol
+from cmap_jax.workdir.description import read_config
+
+EVALUATION, RANKINGS = "evaluation.json", "rankings"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredResults:
+    """The content of a file of results.
+
+    Attributes:
+        step: training steps of the variables that were evaluated.
+        result: the results by protocol; in a file they have no rankings and no examples.
+        facts: facts of the data and the variables.
+    """
+
+    step: int
+    result: Result
+    facts: EvaluationFacts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content for JSON."""
+        results = self.result.protocols
+        return {
+            "step": self.step,
+            "protocols": {name: dict(r.numbers) for name, r in results.items()},
+            "intervals": {
+                name: {number: list(pair) for number, pair in r.intervals.items()}
+                for name, r in results.items()
+            },
+            "shortcuts": {name: dict(r.shortcuts) for name, r in results.items() if r.shortcuts},
+            "facts": self.facts.to_dict(),
+            "definitions": {name: r.protocol.to_dict() for name, r in results.items()},
+            "conditions": {name: dict(r.conditions) for name, r in results.items()},
+            "outcomes": {name: r.outcomes.to_dict() for name, r in results.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "StoredResults":
+        """Build from the result of `to_dict`.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: the content has another form.
+        """
+        results = {
+            name: ProtocolResult(
+                protocol=Protocol.from_dict(content["definitions"][name]),
+                numbers=numbers,
+                outcomes=Outcomes.from_dict(content["outcomes"][name]),
+                conditions=content["conditions"][name],
+                shortcuts=content.get("shortcuts", {}).get(name, {}),
+                intervals={
+                    number: (low, high)
+                    for number, (low, high) in content.get("intervals", {}).get(name, {}).items()
+                },
+            )
+            for name, numbers in content["protocols"].items()
+        }
+        facts = EvaluationFacts.from_dict(content["facts"])
+        return cls(content["step"], Result(results), facts)
+
+
+def results_path(workdir: str | os.PathLike, data_name: str) -> epath.Path:
+    """Return the path of the results on a data set, whether they exist or not."""
+    workdir = epath.Path(workdir)
+    is_own = read_config(workdir).data.name == data_name
+    return workdir / (EVALUATION if is_own else f"evaluation-{data_name}.json")
+
+
+def write_results(
+    workdir: str | os.PathLike, step: int, result: Result, facts: EvaluationFacts
+) -> None:
+    """Write an evaluation's results and, where there are any, its rankings.
+
+    Shortcuts that were measured before with the same variables on the same data, and not this time,
+    are kept.
+
+    Args:
+        workdir: the workdir of the model.
+        step: training steps of the variables that were evaluated.
+        result: the results of all splits.
+        facts: facts of the data and the variables; they name the data set.
+    """
+    for name, results in result.protocols.items():
+        if results.rankings:
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in results.rankings]
+            file = f"{name.replace('/', '-')}.jsonl"
+            write_text(epath.Path(workdir) / RANKINGS / file, "".join(lines))
+    stored = StoredResults(step, with_intervals(result), facts)
+    path = results_path(workdir, facts.data.name)
+    # Without an earlier file, or with one that cannot be read, there is nothing to keep.
+    with contextlib.suppress(OSError, ValueError):
+        stored = keep_shortcuts(stored, read_results(path))
+    write_json(path, stored.to_dict())
+
+
+def read_results(path: str | os.PathLike) -> StoredResults:
+    """Read a file of results.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file; names it.
+    """
+    content = read_json(path)
+    try:
+        return StoredResults.from_dict(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} is no evaluation.json of this version: write it again with "
+            "python main.py --mode=evaluate --workdir=..."
+        ) from error
+
+
+def with_intervals(result: Result) -> Result:
+    """Return the results with the 95% interval of every number."""
+    return Result(
+        {
+            name: dataclasses.replace(r, intervals=bootstrap_intervals(r.protocol, r.outcomes))
+            for name, r in result.protocols.items()
+        }
+    )
+
+
+def keep_shortcuts(stored: StoredResults, earlier: StoredResults) -> StoredResults:
+    """Return results with the shortcuts of an earlier evaluation where they have none.
+
+    Only shortcuts of the same variables on the same data, under the same conditions, are kept.
+    """
+    if _stamp(stored) != _stamp(earlier):
+        return stored
+    results = dict(stored.result.protocols)
+    for name, old in earlier.result.protocols.items():
+        now = results.get(name)
+        if now and not now.shortcuts and now.conditions == old.conditions:
+            results[name] = dataclasses.replace(now, shortcuts=old.shortcuts)
+    return dataclasses.replace(stored, result=Result(results))
+
+
+def _stamp(stored: StoredResults) -> str:
+    """Return a text that differs between evaluations of other variables or on other data."""
+    facts = stored.facts.data_set
+    data = dataclasses.asdict(stored.facts.data)
+    # Through JSON, tuples of a new evaluation equal lists of a file.
+    return json.dumps(
+        [stored.step, stored.facts.variables, data, facts.prepared, facts.skipped_images]
+    )

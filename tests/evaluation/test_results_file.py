@@ -1,0 +1,178 @@
+"""The form of evaluation.json, and the shortcuts that a new evaluation keeps of an earlier one."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from cmap_jax.evaluation.outcomes import Outcomes, summarize
+from cmap_jax.evaluation.results import EvaluationFacts, ImageOrigin, ProtocolResult, Result
+from cmap_jax.evaluation.results_file import (
+    StoredResults,
+    keep_shortcuts,
+    read_results,
+    results_path,
+    with_intervals,
+    write_results,
+)
+from cmap_jax.facts import DataFacts, UnreadTexts
+from cmap_jax.protocols import PROTOCOLS
+
+TEXT = {"text": {"R@1": 1.0}, "image": None}
+NEITHER = {"text": None, "image": None}
+SHOES, FOLDER = "shoes", "folder/val"
+
+
+def _stored(shortcuts=None, step=3, versions=None, **changes) -> StoredResults:
+    """Results of two protocols; keyword arguments set facts of the data set, or of the evaluation.
+
+    ``shortcuts`` are by protocol, and so are ``versions`` of the rules.
+    """
+    results = {}
+    for name in (SHOES, FOLDER):
+        outcomes = Outcomes(groups={"all": 3}, annotation=np.arange(3), rank=np.array([0, 4, 20.5]))
+        results[name] = ProtocolResult(
+            protocol=PROTOCOLS[name],
+            numbers=summarize(PROTOCOLS[name], outcomes),
+            outcomes=outcomes,
+            conditions={"version": (versions or {}).get(name, 2), "gallery": "g", "queries": "q"},
+            shortcuts=(shortcuts or {}).get(name, {}),
+            rankings=[{"query": "q0", "text": ["rød"]}, {"query": "q1", "text": [""]}],
+        )
+    own = {f.name for f in dataclasses.fields(EvaluationFacts)} & set(changes)
+    facts = EvaluationFacts(
+        data_set=DataFacts(
+            **{"skipped_images": ("x",)} | {k: v for k, v in changes.items() if k not in own}
+        ),
+        **{"variables": "abc", "data": ImageOrigin(name="shoes", directory="d")}
+        | {k: changes[k] for k in own},
+    )
+    return StoredResults(step, Result(results), facts)
+
+
+def _reread(stored: StoredResults) -> StoredResults:
+    return StoredResults.from_dict(json.loads(json.dumps(stored.to_dict())))
+
+
+def _shortcuts(stored: StoredResults) -> dict:
+    return {name: r.shortcuts for name, r in stored.result.protocols.items() if r.shortcuts}
+
+
+def test_the_form_of_the_file():
+    """People read it in scripts: each key, and their order."""
+    unread = UnreadTexts(
+        unknown_words_percent=1.5, most_frequent_unknown={"navy": 2}, wordless_captions_percent=0.0
+    )
+    stored = _stored(
+        shortcuts={SHOES: TEXT},
+        unread_texts={SHOES: unread},
+        other={"repeated_rows": {"val": 1}},
+        prepared={"version": "2.0.0"},
+        training_items=41,
+    )
+    stored = dataclasses.replace(stored, result=with_intervals(stored.result))
+    content = json.loads(json.dumps(stored.to_dict()))
+    assert list(content) == [
+        *("step", "protocols", "intervals", "shortcuts"),
+        *("facts", "definitions", "conditions", "outcomes"),
+    ]
+    assert content["step"] == 3
+    shoes = content["protocols"][SHOES]
+    assert list(shoes) == [
+        *("mR", "R@1", "R@10", "R@50", "median_rank", "mean_rank", "queries", "skipped")
+    ]
+    assert shoes["R@1"] == pytest.approx(100 / 3)
+    assert list(content["intervals"][FOLDER]) == list(shoes)[:-2]
+    low, high = content["intervals"][SHOES]["R@1"]
+    assert low <= shoes["R@1"] <= high
+    assert content["shortcuts"] == {SHOES: TEXT}
+    assert json.dumps(content["facts"]) == json.dumps(
+        {
+            "repeated_rows": {"val": 1},
+            "prepared": {"version": "2.0.0"},
+            "skipped_images": ["x"],
+            "training_items": 41,
+            "images_skipped": 1,
+            "unread_texts": {
+                SHOES: {
+                    "unknown_words_percent": 1.5,
+                    "most_frequent_unknown": {"navy": 2},
+                    "wordless_captions_percent": 0.0,
+                }
+            },
+            "data": {
+                "name": "shoes",
+                "directory": "d",
+                "image_directory": None,
+                "resize": None,
+                "crop": None,
+                "read_as": None,
+            },
+            "variables": "abc",
+        }
+    )
+    assert content["conditions"][SHOES] == {"version": 2, "gallery": "g", "queries": "q"}
+    assert content["outcomes"][SHOES]["rank"] == [0, 4, 20.5]
+    assert content["definitions"][SHOES]["headline_name"] == "mR"
+    assert json.dumps(_reread(stored).to_dict()) == json.dumps(content)
+
+
+def test_files_by_data_set_and_rankings(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {"name": "shoes"}}')
+    stored = _stored()
+    write_results(tmp_path, 3, stored.result, stored.facts)
+    lines = (tmp_path / "rankings" / "folder-val.jsonl").read_text().splitlines()
+    assert [json.loads(line)["query"] for line in lines] == ["q0", "q1"]
+    assert "rød" in lines[0]
+    elsewhere = _stored(data=ImageOrigin(name="circo"), shortcuts={SHOES: TEXT})
+    write_results(tmp_path, 4, elsewhere.result, elsewhere.facts)
+    assert results_path(tmp_path, "circo") == tmp_path / "evaluation-circo.json"
+    steps = [read_results(results_path(tmp_path, name)).step for name in ("shoes", "circo")]
+    assert steps == [3, 4]
+    # Written again without shortcuts, the file keeps them; the result in memory does not change.
+    again = _stored(data=ImageOrigin(name="circo"))
+    write_results(tmp_path, 4, again.result, again.facts)
+    assert _shortcuts(read_results(tmp_path / "evaluation-circo.json")) == {SHOES: TEXT}
+    assert _shortcuts(again) == {}
+    # A broken file is replaced.
+    (tmp_path / "evaluation.json").write_text('{"step": 1}')
+    write_results(tmp_path, 5, stored.result, stored.facts)
+    assert read_results(tmp_path / "evaluation.json").step == 5
+
+
+def test_shortcuts_are_kept_where_nothing_has_changed():
+    earlier = _reread(_stored(shortcuts={SHOES: TEXT, FOLDER: TEXT}))
+    assert _shortcuts(keep_shortcuts(_stored(), earlier)) == {SHOES: TEXT, FOLDER: TEXT}
+    # A shortcut that was measured now goes first.
+    now = _stored(shortcuts={SHOES: NEITHER})
+    assert _shortcuts(keep_shortcuts(now, earlier)) == {SHOES: NEITHER, FOLDER: TEXT}
+    # One protocol has another gallery or another version of its rules.
+    now = _stored(versions={SHOES: 3})
+    assert _shortcuts(keep_shortcuts(now, earlier)) == {FOLDER: TEXT}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 4},
+        {"variables": "abd"},
+        {"data": ImageOrigin(name="shoes", directory="e")},
+        {"skipped_images": ()},
+        {"prepared": {"version": "2.0.0"}},
+    ],
+    ids=str,
+)
+def test_shortcuts_of_other_variables_or_data_are_dropped(change):
+    earlier = _reread(_stored(shortcuts={SHOES: TEXT}))
+    assert _shortcuts(keep_shortcuts(_stored(**change), earlier)) == {}
+    assert _shortcuts(keep_shortcuts(_stored(), earlier)) == {SHOES: TEXT}
+
+
+def test_files_of_earlier_versions_lack_facts():
+    content = json.loads(json.dumps(_stored().to_dict()))
+    content["facts"] = {}
+    del content["intervals"], content["shortcuts"]
+    stored = StoredResults.from_dict(content)
+    assert stored.facts == EvaluationFacts(data_set=DataFacts())
+    assert stored.result.protocols[SHOES].intervals == {}
