@@ -24,6 +24,8 @@ from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.weights import read_variables, variables_to_save
 
+_logger = logging.getLogger(__name__)
+
 # Programs are compiled for these shapes alone: compiling takes longer than encoding padding.
 _BATCH = 32  # images or texts encoded at once
 _ONE_BY_ONE = 4  # up to so many images are encoded one by one, faster than a batch of padding
@@ -78,7 +80,7 @@ class Trained:
         if isinstance(texts, str):
             raise TypeError("encode_text takes a sequence of texts: [text]")
         if problem := _unread(texts, self.vocabulary):
-            logging.warning("%s", problem)
+            _logger.warning("%s", problem)
         tokens, lengths = self.vocabulary.encode_batch(texts)
         if self.config.model.text.lstm_pool_padding:
             # An embedding depends on the width of its batch, and on nothing else to be padded.

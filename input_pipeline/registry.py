@@ -13,6 +13,8 @@ from input_pipeline.readers import circo, cirr, fashion200k, fashion_iq, folder,
 from input_pipeline.readers.annotations import check_keys
 from input_pipeline.records import DataError, Records
 
+_logger = logging.getLogger(__name__)
+
 READERS = {
     "fashion_iq": fashion_iq,
     "shoes": shoes,
@@ -83,7 +85,7 @@ def _with_near_names(records: Records) -> Records:
     missing = [i for i, exists in zip(records.images, there, strict=True) if not exists]
     records = near_names_lib.accept(records, missing)
     if found := records.near_names:
-        logging.warning(
+        _logger.warning(
             "%d of %d images are taken from files with near names, such as %s for %s",
             len(found),
             len(records.images),

@@ -4,6 +4,7 @@ import ast
 import inspect
 import itertools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -115,6 +116,15 @@ import input_pipeline
 input_pipeline.create_datasets
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_one_logger():
+    """Each module logs under its own name; absl's handler alone is the command line's."""
+    for package in ("cmap_jax", "input_pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path != ROOT / "cmap_jax" / "cli" / "train.py":
+                assert "absl.logging" not in _imports(path), path
+            assert not re.search(r"\blogging\.(debug|info|warning|error)\(", path.read_text()), path
 
 
 def _fields(config: ConfigDict, prefix: str = ""):

@@ -1,6 +1,7 @@
 """Several processes that are one run: how they find one another, and how they end together."""
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -8,12 +9,13 @@ import traceback
 from collections.abc import Iterator
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.errors import explain, status_of
 from cmap_jax.training.stopping import Stopped
+
+_logger = logging.getLogger(__name__)
 
 # What the messages of a collective say whose partner is gone.
 _PARTNER_LOST = re.compile(
@@ -82,7 +84,7 @@ def join(
             f"process {process_index} of {process_count} could not join at {coordinator}: {error}"
         ) from error
     check_devices()
-    logging.info(
+    _logger.info(
         "Process %d of %d, with %d of %d devices",
         jax.process_index(),
         jax.process_count(),

@@ -4,11 +4,12 @@ cmap train --config=configs/garments.py
 cmap train --help
 """
 
-import logging as std_logging
+import logging
 import os
 from collections.abc import Sequence
 
-from absl import app, logging
+from absl import app
+from absl import logging as absl_logging
 
 from cmap_jax.cli import flags
 from cmap_jax.cli.errors import expected_errors
@@ -24,8 +25,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.INFO if flags.VERBOSE.value else logging.WARNING)
-    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    # The project logs through the standard library; `app.run` has made absl's handler the root's.
+    absl_logging.set_verbosity(absl_logging.INFO if flags.VERBOSE.value else absl_logging.WARNING)
+    absl_logging.get_absl_handler().addFilter(_is_ours_or_serious)
     program = os.path.basename(argv[0])
     config, workdir = flags.CONFIG.value, flags.WORKDIR.value
     with expected_errors(program):
@@ -54,7 +56,7 @@ def _main(argv: list[str]) -> None:
             run.run(config, workdir, evaluate_only=evaluates, command=flags.command(program))
 
 
-def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:
+def _is_ours_or_serious(record: logging.LogRecord) -> bool:
     """Drop the dozens of lines that Orbax logs a checkpoint, and JAX's about absent back ends."""
-    serious = record.levelno >= logging.converter.STANDARD_WARNING
+    serious = record.levelno >= logging.WARNING
     return serious or not any(name in record.pathname for name in ("orbax", "xla_bridge"))

@@ -19,6 +19,8 @@ from cmap_jax.protocols import Protocol
 from cmap_jax.retrieval.exact import ExactIndex, Padding
 from cmap_jax.retrieval.placement import Placement
 
+_logger = logging.getLogger(__name__)
+
 # The halves of a query that a shortcut leaves: the other one is taken away.
 HALVES = ("text", "image")
 _QUERIES_AT_ONCE = 1024  # large products are fast
@@ -178,7 +180,7 @@ class Evaluator:
             for evaluation, found in self._rank_all(variables, data, pyramid, False, half):
                 numbers = _numbers(evaluation, _collect(evaluation, found)) if found else None
                 result.shortcuts[evaluation.protocol.name][half] = numbers
-        logging.info(
+        _logger.info(
             "evaluated %d images and %d queries in %.1f s",
             len(data.image_ids),
             sum(len(e.queries) for e in data.evaluations),
@@ -348,7 +350,7 @@ def _warn_of_ties(protocol: str, numbers: Mapping[str, float | int]) -> None:
     """Warn where so many queries are tied that something must be wrong."""
     tied = numbers.get("tied_queries", 0.0)
     if tied > _MANY_TIES:
-        logging.warning(
+        _logger.warning(
             "%s: the right image of %.1f%% of the queries has exactly the score of a wrong one. "
             "This usually means collapsed or constant embeddings (a training that diverged, "
             "weights that were not read), or identical images in the gallery. Ties count in "

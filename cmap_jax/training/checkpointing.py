@@ -6,6 +6,7 @@ that a truncated or a foreign one is found and named, and the one before it used
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from jax.experimental import multihost_utils
 
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
 from cmap_jax.workdir.weights import check_variables, variables_to_save
+
+_logger = logging.getLogger(__name__)
 
 # Where checkpoints that cannot be used are moved to, out of the way of those to come.
 DAMAGED = "damaged"
@@ -107,7 +109,7 @@ class Checkpoints:
             if not _all_processes(found is not None):
                 path = self._root / workdir_lib.CHECKPOINTS / str(step)
                 problems.append(f"{path}: {problem}")
-                logging.warning("Cannot continue from %s", problems[-1])
+                _logger.warning("Cannot continue from %s", problems[-1])
                 continue
             for bad in [s for s in steps if s > step]:
                 self._put_away(workdir_lib.CHECKPOINTS, bad)
@@ -207,7 +209,7 @@ class Checkpoints:
         if int(state.step) == known:
             self.save_best(state)
             return
-        logging.warning(
+        _logger.warning(
             "The best variables, of step %d, cannot be used: %s. The next evaluation's count as "
             "the best",
             known,
@@ -224,7 +226,7 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             (self._root / folder / str(step)).rename(target)
-            logging.warning("It was moved to %s", target)
+            _logger.warning("It was moved to %s", target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"put away {folder} {step}")
 

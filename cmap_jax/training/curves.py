@@ -1,17 +1,19 @@
 """What TensorBoard and the workdir keep of a run: numbers, parameters, and a picture of results."""
 
+import logging
 import os
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from clu import parameter_overview
 
 from cmap_jax.evaluation.evaluator import Result
 from cmap_jax.files import write_text
 from cmap_jax.visualization.grids import result_row, results_grid
 from cmap_jax.workdir import description as workdir_lib
+
+_logger = logging.getLogger(__name__)
 
 EXAMPLES = 4  # queries of the picture that each evaluation makes
 _COLUMNS = 6  # images that it shows of each
@@ -23,7 +25,7 @@ def write_parameters(params: Any, writer: Any, workdir: str | os.PathLike) -> No
         return
     # Without statistics: parameters that are split over processes cannot be fetched here.
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
-    logging.info("Parameters\n%s", overview)
+    _logger.info("Parameters\n%s", overview)
     write_text(workdir_lib.absolute(workdir) / workdir_lib.PARAMETERS, overview + "\n")
     # Indented: code, in Markdown.
     writer.write_texts(0, {"parameters": "    " + overview.replace("\n", "\n    ")})

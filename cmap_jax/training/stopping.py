@@ -1,5 +1,6 @@
 """The wish to stop: SIGTERM (preemption) or Ctrl-C, agreed upon by all processes of a run."""
 
+import logging
 import os
 import signal
 import sys
@@ -7,8 +8,9 @@ import threading
 from typing import Any
 
 import jax
-from absl import logging
 from jax.experimental import multihost_utils
+
+_logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):  # noqa: N818
@@ -81,4 +83,4 @@ class StopRequest:
             sys.exit(128 + number)
         self._asked = self._asked or not self._several
         self._signal = number
-        logging.warning("Stopping after what is under way; once more to stop at once")
+        _logger.warning("Stopping after what is under way; once more to stop at once")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from clu import metric_writers, periodic_actions
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -38,6 +38,8 @@ from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.fingerprint import digest
 from cmap_jax.workdir.lock import WorkdirLock
 from cmap_jax.workdir.weights import read_variables
+
+_logger = logging.getLogger(__name__)
 
 
 def train(
@@ -94,7 +96,7 @@ def _train(
     write_description(config, datasets, workdir)
     state, train_step, progress = build_state(config, model, steps_per_epoch, mesh, checkpoints)
     if rules_changed:
-        logging.warning("the protocols' rules have changed: the next evaluation is the best so far")
+        _logger.warning("the protocols' rules have changed: the next evaluation is the best so far")
         progress.update(best_recall=-1.0, best_step=None, evaluated_step=0)
     evaluator = Evaluator(model, mesh, gallery_chunk=config.eval.gallery_chunk)
     writer = metric_writers.create_default_writer(
@@ -328,7 +330,7 @@ def build_state(
         progress = {"best_recall": -1.0, "best_step": None, "evaluated_step": 0, "log": {}}
     else:
         state, progress = restored
-        logging.info("Continuing from step %d", int(state.step))
+        _logger.info("Continuing from step %d", int(state.step))
     step = jax.jit(
         make_train_step(model, tx, schedule, config, mesh),
         donate_argnums=0,

@@ -1,15 +1,17 @@
 """The curves of a training run, and a look at every step's loss."""
 
 import collections
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from cmap_jax.training.checkpointing import Checkpoints
 from cmap_jax.training.feed import DeviceFeed
+
+_logger = logging.getLogger(__name__)
 
 # A step's loss is looked at when this many later steps are under way, so that the look need not
 # wait for the device.
@@ -83,7 +85,7 @@ class TrainingLog:
             self._writer.write_scalars(step, {**means, **self._states, "data_wait": waited})
             self._sums, self._count, self._states = {}, 0, {}
             if waited > _WORTH_SAYING:
-                logging.warning(
+                _logger.warning(
                     "Up to step %d the devices waited for data %.0f%% of the time. Keep decoded "
                     "images in memory (--config.data.cache_gb), prepare the data set once (tfds "
                     "build, see the README), or use a machine with more CPU cores",
@@ -106,7 +108,7 @@ class TrainingLog:
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._count += 1
         elif self._skips:
-            logging.warning(
+            _logger.warning(
                 "The loss or gradient of step %d is not finite: skipped, %d of this run so far",
                 step,
                 states["skipped_steps"],

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -10,10 +11,11 @@ import time
 import uuid
 from typing import Any
 
-from absl import logging
 from etils import epath
 
 from cmap_jax.workdir import description as workdir_lib
+
+_logger = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 _BEAT = 10.0  # seconds between two signs of life
@@ -54,7 +56,7 @@ class WorkdirLock:
             owner = self._read()
             if owner is not None and _is_alive(owner):
                 raise WorkdirInUse(self._refusal(owner))
-            logging.warning("%s was left by a run that was killed; it is taken over", self._path)
+            _logger.warning("%s was left by a run that was killed; it is taken over", self._path)
             gone = owner is None or self._remove(owner)
             if not (gone and self._create()):
                 raise WorkdirInUse(self._refusal(self._read() or {}))
@@ -144,7 +146,7 @@ class WorkdirLock:
                 scratch.write_text(self._content())
                 scratch.replace(self._path)
             except OSError as error:  # a full disk: what matters is said elsewhere
-                logging.warning("%s could not be renewed: %s", self._path, error)
+                _logger.warning("%s could not be renewed: %s", self._path, error)
                 with contextlib.suppress(OSError):
                     scratch.unlink(missing_ok=True)
 

@@ -14,6 +14,8 @@ from input_pipeline import storage
 from input_pipeline.images import near_names
 from input_pipeline.records import DataError, Records
 
+_logger = logging.getLogger(__name__)
+
 # Threads. In a bucket a look is mostly waiting; at home more threads only wait for one another's
 # turn with the interpreter (16 of them take three times as long as one, files in memory).
 _WORKERS, _WORKERS_IN_BUCKET = 4, 16
@@ -100,7 +102,7 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
         raise DataError(
             f"{summary}\n{remedy}. All that is wrong: cmap doctor {records.name} DIRECTORY"
         )
-    logging.warning("%s\nThey are left out, and counted in the results.", summary)
+    _logger.warning("%s\nThey are left out, and counted in the results.", summary)
     return records.without(set(reasons)), tuple(sorted(reasons))
 
 

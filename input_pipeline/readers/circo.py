@@ -22,6 +22,8 @@ from input_pipeline.readers.annotations import (
 )
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
+_logger = logging.getLogger(__name__)
+
 TRAINING_FILES = ""  # there are none
 GALLERY_IMAGES = 123_403  # of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
@@ -138,7 +140,7 @@ def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], s
         source = f"the files in {folder}"
         found = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
     if len(found) != GALLERY_IMAGES:
-        logging.warning(
+        _logger.warning(
             "%s: %d images of COCO's unlabeled2017, which has %d; numbers on another gallery "
             "cannot be compared with published ones",
             source,

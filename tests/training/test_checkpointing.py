@@ -96,7 +96,7 @@ def _not_json(folder):
 @pytest.mark.parametrize(
     "damage", [_truncate, _flip_a_bit, _lose_the_arrays, _half_copied, _not_json]
 )
-def test_a_bad_checkpoint_is_named_and_the_one_before_used(damage, tmp_path, caplog, absl_log):
+def test_a_bad_checkpoint_is_named_and_the_one_before_used(damage, tmp_path, caplog):
     _write(tmp_path, (3, 6))
     damage(tmp_path / "checkpoints" / "6")
     state, progress = _restore(tmp_path)
@@ -121,7 +121,7 @@ def test_a_run_goes_on_saving_after_it_was_restored(tmp_path):
     assert (tmp_path / "best" / "6").is_dir()
 
 
-def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog, absl_log):
+def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog):
     _write(tmp_path / "other", (9,), run="another")
     _write(tmp_path / "own", (3,))
     shutil.copytree(tmp_path / "other/checkpoints/9", tmp_path / "own/checkpoints/9")
@@ -165,7 +165,7 @@ def test_retention_and_the_best_of_two(tmp_path):
     assert "12" not in {p.name for p in (tmp_path / "best").iterdir()}
 
 
-def test_best_variables_that_are_lost(tmp_path, caplog, absl_log):
+def test_best_variables_that_are_lost(tmp_path, caplog):
     """Written again from the state of their step, or else the next evaluation's are the best."""
     _write(tmp_path, (3,))
     shutil.rmtree(tmp_path / "best" / "3")

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 
 from cmap_jax import sharding
 from cmap_jax.training import feed as feed_lib
@@ -111,8 +110,7 @@ def test_a_real_output_tells_whether_it_is_ready():
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.34, True), (0.09, False)])
-def test_the_log_tells_the_share_and_speaks_up_above_a_tenth(share, said, caplog, monkeypatch):
-    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)  # to pytest's handler
+def test_the_log_tells_the_share_and_speaks_up_above_a_tenth(share, said, caplog):
     feed = types.SimpleNamespace(take_waiting_share=lambda: share)
     written = {}
     writer = types.SimpleNamespace(write_scalars=lambda step, means: written.update({step: means}))

@@ -196,7 +196,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_
     _assert_same_end(undisturbed[0], workdir)
 
 
-def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplog, absl_log):
+def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplog):
     def poison(batch):
         image = batch["target_image"].astype(np.float32)
         return {**batch, "target_image": np.full_like(image, np.nan)}
@@ -211,7 +211,7 @@ def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplo
     assert curves(tmp_path)["skipped_steps", 6] == {1.0}
 
 
-def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, caplog, absl_log):
+def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, caplog):
     """A run that goes on under a newer version of its protocols chooses its best anew."""
     shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
     about = json.loads((tmp_path / "model.json").read_text())
