@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 import input_pipeline
 from cmap_jax import sharding
 from cmap_jax.cli import tables
-from cmap_jax.evaluation.evaluator import Evaluator, Interrupted, Result
+from cmap_jax.evaluation.evaluator import Evaluator, Result
+from cmap_jax.evaluation.workdir import evaluate_workdir
 from cmap_jax.files import check_can_write
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.training import train as train_lib
 from cmap_jax.training.check import check_config
 from cmap_jax.training.initial_weights import read_initial_weights
 from cmap_jax.training.stopping import Stopped, StopRequest
+from cmap_jax.training.train import train
 from cmap_jax.workdir import description as workdir_lib
 
 
@@ -83,7 +84,7 @@ def _train(config: ConfigDict, workdir: str) -> None:
     datasets = input_pipeline.create_datasets(
         config, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    train_lib.train(config, datasets, workdir, initial)
+    train(config, datasets, workdir, initial)
 
 
 def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Datasets:
@@ -133,10 +134,17 @@ def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     with StopRequest() as stop:
         try:
-            return train_lib.evaluate_workdir(config, evaluator, mesh, datasets, workdir, stop)
-        except Interrupted:
+            return evaluate_workdir(
+                config=config,
+                evaluator=evaluator,
+                mesh=mesh,
+                datasets=datasets,
+                workdir=workdir,
+                before_batch=stop.check,
+            )
+        except Stopped as stopped:
             raise Stopped(
-                f"stopped in the evaluation; nothing was written to {workdir}", stop.exit_status
+                f"stopped in the evaluation; nothing was written to {workdir}", stopped.exit_status
             ) from None
 
 

@@ -17,6 +17,7 @@ import pytest
 import cmap_jax
 from cmap_jax import sharding
 from cmap_jax.training.checkpointing import Checkpoints
+from cmap_jax.training.progress import Progress
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir import lock as lock_lib
@@ -44,7 +45,7 @@ def _like(mesh=None):
 
 
 def _progress(step):
-    return {"best_recall": float(step), "best_step": step, "evaluated_step": step, "log": {}}
+    return Progress(best_recall=float(step), best_step=step, evaluated_step=step)
 
 
 def _write(workdir, steps, run="run", keep=5):
@@ -100,7 +101,7 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_used(damage, tmp_path, cap
     _write(tmp_path, (3, 6))
     damage(tmp_path / "checkpoints" / "6")
     state, progress = _restore(tmp_path)
-    assert int(state.step) == progress["best_step"] == 3
+    assert int(state.step) == progress.best_step == 3
     np.testing.assert_array_equal(state.params["kernel"], 3.0)
     assert f"Cannot continue from {tmp_path}/checkpoints/6: " in caplog.text
     # Out of the way, and not lost; what comes again is saved again.
@@ -131,7 +132,8 @@ def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog):
 
 
 def test_none_that_is_good_is_an_error(tmp_path):
-    assert _restore(tmp_path) is None
+    with pytest.raises(ValueError, match="no checkpoint of this run .*:\n  none was saved"):
+        _restore(tmp_path)
     _write(tmp_path, (3, 6))
     for step in (3, 6):
         _half_copied(tmp_path / "checkpoints" / str(step))
@@ -160,7 +162,7 @@ def test_retention_and_the_best_of_two(tmp_path):
     checkpoints.close()  # killed before the state was saved
     assert {p.name for p in (tmp_path / "best").iterdir()} == {"9", "12"}
     state, progress = _restore(tmp_path)
-    assert (int(state.step), progress["best_step"]) == (9, 9)
+    assert (int(state.step), progress.best_step) == (9, 9)
     assert {p.name for p in (tmp_path / "best").iterdir()} >= {"9"}
     assert "12" not in {p.name for p in (tmp_path / "best").iterdir()}
 
@@ -177,8 +179,8 @@ def test_best_variables_that_are_lost(tmp_path, caplog):
     shutil.rmtree(tmp_path / "best" / "3" / "variables")
     state, progress = _restore(tmp_path)
     assert int(state.step) == 6
-    assert (progress["best_recall"], progress["best_step"]) == (-1.0, None)
-    assert progress["evaluated_step"] == 0  # where it is due, the evaluation is made again
+    # The evaluation is pending again if it is due at this step.
+    assert progress == Progress(best_recall=-1.0, best_step=None, evaluated_step=0)
     assert "The best variables, of step 3, cannot be used" in caplog.text
 
 
@@ -267,7 +269,7 @@ def test_a_second_run_is_refused(tmp_path):
             pytest.raises(
                 WorkdirInUse,
                 match=rf"in use by process {os.getpid()} on {socket.gethostname()}, since .* "
-                r"last sign of life \d+ s ago.*--workdir",
+                r"last heartbeat \d+ s ago.*--workdir",
             ),
             WorkdirLock(tmp_path),
         ):
@@ -335,8 +337,8 @@ def test_two_that_take_over_the_same_lock(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_lock_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_lib, "_BEAT", 0.05)
+def test_the_lock_has_a_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_lib, "_INTERVAL", 0.05)
     with WorkdirLock(tmp_path):
         first = json.loads((tmp_path / "run.lock").read_text())["alive"]
         time.sleep(0.4)

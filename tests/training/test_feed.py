@@ -12,7 +12,9 @@ import pytest
 from cmap_jax import sharding
 from cmap_jax.training import feed as feed_lib
 from cmap_jax.training.feed import DeviceFeed
+from cmap_jax.training.progress import PendingMeans
 from cmap_jax.training.training_log import TrainingLog
+from cmap_jax.training.watch import FinishedStep
 
 
 def _batches(count, delay=0.0):
@@ -111,16 +113,13 @@ def test_a_real_output_tells_whether_it_is_ready():
 
 @pytest.mark.parametrize(("share", "said"), [(0.34, True), (0.09, False)])
 def test_the_log_tells_the_share_and_speaks_up_above_a_tenth(share, said, caplog):
-    feed = types.SimpleNamespace(take_waiting_share=lambda: share)
     written = {}
     writer = types.SimpleNamespace(write_scalars=lambda step, means: written.update({step: means}))
-    log = TrainingLog(writer, every_steps=2, checkpoints=None, feed=feed)
-    metrics = {
-        name: jnp.zeros(())
-        for name in ("loss/total", "gradient_norm", "learning_rate", "logit_scale")
-    }
-    for step in (1, 2, 3):
-        log(step, metrics)
+    log = TrainingLog(writer, PendingMeans(), lambda: share)
+    for step in (1, 2):
+        log.add(FinishedStep(step, {"loss/total": 0.0, "gradient_norm": 0.0}, {"logit_scale": 1.0}))
+    log.write(2)
+    log.write(3)  # nothing was added since
     assert {step: means["data_wait"] for step, means in written.items()} == {2: share}
     text = "Up to step 2 the devices waited for data 34% of the time"
     assert (text in caplog.text) == said
