@@ -1,4 +1,4 @@
-"""Train, evaluate or describe a model: all that main.py does, with the same flags.
+"""Train, evaluate or describe a model, with main.py's flags.
 
 cmap train --config=configs/garments.py
 cmap train --help
@@ -16,7 +16,7 @@ from cmap_jax.cli.errors import expected_errors
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the command line, do what --mode says, and exit with the status of that.
+    """Parse the command line, do what --mode says, and end the program with its exit status.
 
     Args:
         argv: the program's name, then the flags.
@@ -31,7 +31,7 @@ def _main(argv: list[str]) -> None:
     program = os.path.basename(argv[0])
     config, workdir = flags.CONFIG.value, flags.WORKDIR.value
     with expected_errors(program):
-        # Only here: --help and a wrong flag need not wait for JAX.
+        # The import stands here because --help and a wrong flag need not wait for JAX.
         from cmap_jax.cli import compilation_cache, devices, processes
 
         compilation_cache.use_compilation_cache(flags.COMPILATION_CACHE.value)
@@ -49,7 +49,7 @@ def _main(argv: list[str]) -> None:
             cluster=flags.CLUSTER.value,
         )
         with processes.ending_together(program):
-            # Only now: TensorFlow takes seconds to load.
+            # The import stands here because TensorFlow takes seconds to load.
             from cmap_jax.cli import run
 
             evaluates = flags.MODE.value == "evaluate"
@@ -57,6 +57,6 @@ def _main(argv: list[str]) -> None:
 
 
 def _is_ours_or_serious(record: logging.LogRecord) -> bool:
-    """Drop the dozens of lines that Orbax logs a checkpoint, and JAX's about absent back ends."""
+    """Drop Orbax's dozens of lines for each checkpoint, and JAX's about missing back ends."""
     serious = record.levelno >= logging.WARNING
     return serious or not any(name in record.pathname for name in ("orbax", "xla_bridge"))

@@ -216,7 +216,7 @@ def _assemble(
     start = int(opened.state.step)
     display = _make_display(plan, opened.state, start)
     feed = DeviceFeed(plan.datasets.train.batches(start, length.steps), plan.mesh)
-    log = TrainingLog(opened.writer, opened.progress.log, feed.take_waiting_share)
+    log = TrainingLog(opened.writer, opened.progress.log, feed.take_waited_fraction)
     report = periodic_actions.ReportProgress(
         num_train_steps=length.steps, writer=opened.writer, every_secs=10.0
     )

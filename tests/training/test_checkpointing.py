@@ -132,7 +132,7 @@ def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog):
 
 
 def test_none_that_is_good_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint of this run .*:\n  none was saved"):
+    with pytest.raises(ValueError, match=r"no checkpoint of this run .*:\n  none was saved"):
         _restore(tmp_path)
     _write(tmp_path, (3, 6))
     for step in (3, 6):

@@ -85,18 +85,18 @@ def test_waiting_counts_only_while_the_devices_are_idle():
     with DeviceFeed(_batches(6, delay=0.5), sharding.make_mesh()) as feed:
         batches = iter(feed)
         next(batches)
-        feed.take_waiting_share()
+        feed.take_waited_fraction()
         feed.working_on(_Work(0.0))  # done at once: nearly all of the time is waiting
         next(batches), next(batches)
-        assert feed.take_waiting_share() > 0.5
+        assert feed.take_waited_fraction() > 0.5
         feed.working_on(_Work(60.0))  # still at work: none of it is
         next(batches)
-        assert feed.take_waiting_share() == 0.0
+        assert feed.take_waited_fraction() == 0.0
         started = time.monotonic()
         feed.working_on(_Work(0.3))  # what it works is no waiting
         next(batches)
         elapsed = time.monotonic() - started
-        assert feed.take_waiting_share() * elapsed < elapsed - 0.25
+        assert feed.take_waited_fraction() * elapsed < elapsed - 0.25
 
 
 def test_a_real_output_tells_whether_it_is_ready():
@@ -105,10 +105,10 @@ def test_a_real_output_tells_whether_it_is_ready():
     with DeviceFeed(_batches(2, delay=0.5), sharding.make_mesh()) as feed:
         batches = iter(feed)
         next(batches)
-        feed.take_waiting_share()
+        feed.take_waited_fraction()
         feed.working_on(output)
         next(batches)
-        assert feed.take_waiting_share() > 0.3
+        assert feed.take_waited_fraction() > 0.3
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.34, True), (0.09, False)])
