@@ -46,8 +46,8 @@ def make_train_step(
         gradients, terms, batch_stats = gradients_of(
             state.params, state.batch_stats, batch, dropout_key
         )
-        # A device needs the summed gradient of its own shard of the parameters alone, which turns
-        # the all-reduce into a reduce-scatter.
+        # A device needs the summed gradient of its own shard of the parameters alone, and the
+        # compiler can use a reduce-scatter in place of an all-reduce.
         gradients = jax.lax.with_sharding_constraint(gradients, sharding.by_size(gradients, mesh))
         # Nothing uses the gradients of frozen parameters; the compiler drops their computation.
         changes, opt_state = tx.update(gradients, state.opt_state, state.params)

@@ -1,13 +1,10 @@
-"""Checkpoints that are damaged, foreign or half-written; a full disk; fingerprints; the lock."""
+"""Checkpoints that are damaged, foreign or half-written; a full disk; fingerprints."""
 
-import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +17,7 @@ from cmap_jax.training.checkpointing import Checkpoints
 from cmap_jax.training.progress import Progress
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.workdir import description as workdir_lib
-from cmap_jax.workdir import lock as lock_lib
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
-from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
 
 # Orbax drops coroutines where a read or a write fails, and they complain when they are collected.
 pytestmark = [
@@ -259,93 +254,3 @@ def test_damaged_weights_are_not_loaded(tmp_path):
         shutil.rmtree(path)
     with pytest.raises(ValueError, match=r"best/0 cannot be read as the model"):
         cmap_jax.load(workdir)
-
-
-def test_a_second_run_is_refused(tmp_path):
-    with WorkdirLock(tmp_path):
-        owner = json.loads((tmp_path / "run.lock").read_text())
-        assert owner["process"] == os.getpid()
-        with (
-            pytest.raises(
-                WorkdirInUse,
-                match=rf"in use by process {os.getpid()} on {socket.gethostname()}, since .* "
-                r"last heartbeat \d+ s ago.*--workdir",
-            ),
-            WorkdirLock(tmp_path),
-        ):
-            pass
-    assert not (tmp_path / "run.lock").exists()
-    with WorkdirLock(tmp_path):
-        pass
-
-
-def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
-    code = (
-        "import os, sys, time; from cmap_jax.workdir.lock import WorkdirLock\n"
-        f"WorkdirLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "in\n"
-    with pytest.raises(WorkdirInUse, match=f"process {process.pid}"), WorkdirLock(tmp_path):
-        pass
-    process.kill()
-    process.communicate()
-    with WorkdirLock(tmp_path):
-        assert json.loads((tmp_path / "run.lock").read_text())["process"] == os.getpid()
-
-
-@pytest.mark.parametrize(("silent", "refused"), [(5, True), (70, False)])
-def test_another_host_counts_as_dead_after_a_minute(silent, refused, tmp_path):
-    owner = {"host": "elsewhere", "process": 1, "started": 0.0, "alive": time.time() - silent}
-    (tmp_path / "run.lock").write_text(json.dumps(owner))
-    if refused:
-        with pytest.raises(WorkdirInUse, match="on elsewhere"), WorkdirLock(tmp_path):
-            pass
-    else:
-        with WorkdirLock(tmp_path):
-            pass
-
-
-def test_another_container_counts_as_dead_after_a_minute(tmp_path):
-    """It may have this host's name, and its processes are not seen from here."""
-    with WorkdirLock(tmp_path):
-        owner = json.loads((tmp_path / "run.lock").read_text())
-    assert owner["system"]
-    owner |= {"system": "elsewhere", "process": 2**22 + 1}
-    (tmp_path / "run.lock").write_text(json.dumps(owner))
-    with pytest.raises(WorkdirInUse, match=f"process {2**22 + 1}"), WorkdirLock(tmp_path):
-        pass
-
-
-def test_a_run_that_was_silent_finds_its_lock_taken_over(tmp_path):
-    with WorkdirLock(tmp_path) as lock:
-        lock.check()
-        owner = json.loads((tmp_path / "run.lock").read_text())
-        other = json.dumps(owner | {"token": "another's", "process": 7})
-        (tmp_path / "run.lock").write_text(other)
-        with pytest.raises(WorkdirInUse, match=r"taken over: .* in use by process 7 on"):
-            lock.check()
-    assert (tmp_path / "run.lock").read_text() == other  # its lock stays
-
-
-def test_two_that_take_over_the_same_lock(tmp_path):
-    """The later one must not remove what the earlier one has put in its place."""
-    dead = {"host": "elsewhere", "process": 1, "alive": 0.0, "token": "the dead one's"}
-    with WorkdirLock(tmp_path) as lock:
-        assert not WorkdirLock(tmp_path)._remove(dead)
-        lock.check()
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_lock_has_a_heartbeat(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_lib, "_INTERVAL", 0.05)
-    with WorkdirLock(tmp_path):
-        first = json.loads((tmp_path / "run.lock").read_text())["alive"]
-        time.sleep(0.4)
-        assert json.loads((tmp_path / "run.lock").read_text())["alive"] > first
-    (tmp_path / "run.lock").write_text("{")  # cut off a moment ago: may be being written
-    with pytest.raises(WorkdirInUse), WorkdirLock(tmp_path):
-        pass
-    os.utime(tmp_path / "run.lock", (0, 0))
-    with WorkdirLock(tmp_path):
-        pass
