@@ -136,7 +136,7 @@ def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets
     Args:
         config: a whole config.
         workdir: a workdir with weights.
-        datasets: what `read_for_evaluation` returns.
+        datasets: the result of `read_for_evaluation`.
 
     Raises:
         Stopped: Ctrl-C or SIGTERM asked the program to stop; nothing is written.

@@ -32,7 +32,7 @@ def evaluate_workdir(
         config: a whole config, with the vocabulary's size.
         evaluator: an evaluator of the config's model.
         mesh: the devices over which large parameters are sharded.
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: a workdir with weights, local or in a bucket.
         before_batch: called before every batch; the evaluation ends with what it raises, and
             nothing is written.

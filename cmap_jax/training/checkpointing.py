@@ -147,13 +147,13 @@ class Checkpoints:
     @contextlib.contextmanager
     def explained(
         self,
-        what: str,
+        subject: str,
         errors: tuple[type[Exception], ...] = (ValueError, OSError, jax.errors.JaxRuntimeError),
     ) -> Iterator[None]:
         """Turn the errors of a failed write into an OSError that says which state is whole.
 
         Args:
-            what: subject of the message, such as "the curves".
+            subject: grammatical subject of the message, such as "the curves".
             errors: exceptions by which the write may fail.
 
         Raises:
@@ -164,7 +164,7 @@ class Checkpoints:
         except errors as error:
             good = max(workdir_lib.saved_steps(self._root), default=None)
             raise OSError(
-                f"{what} could not be written to {self._root}: {_in_short(error)}. "
+                f"{subject} could not be written to {self._root}: {_in_short(error)}. "
                 + (f"The state of step {good} is whole" if good else "No state was written yet")
                 + ": free some space, if there is none, and run again to continue"
             ) from error

@@ -215,7 +215,7 @@ def describe_run(config: Any, datasets: Any, workdir: str, parameters: int, step
 
     Args:
         config: a whole config.
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: path of the run's folder, as it is shown.
         parameters: number of the model's parameters, frozen ones included.
         steps: phrase that says which steps are still to be done.
@@ -248,7 +248,7 @@ def evaluations_left(config: Any, datasets: Any, step: int) -> float:
 
     Args:
         config: a whole config.
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         step: number of steps done.
     """
     steps = config.train.epochs * datasets.train.steps_per_epoch

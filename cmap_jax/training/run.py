@@ -61,7 +61,7 @@ class TrainingRun:
 
     Attributes:
         config: the whole config, with the vocabulary's size.
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: folder of the run, local or in a bucket.
         lock: the lock on the workdir in process 0, None in the others.
         mesh: the devices.

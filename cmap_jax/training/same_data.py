@@ -35,7 +35,7 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
     """Refuse to continue on other data: their order, words and steps would not be the run's.
 
     Args:
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: folder of the run; one that is no workdir yet is accepted.
 
     Raises:
@@ -68,7 +68,7 @@ def rules_have_changed(datasets: Any, workdir: str | os.PathLike) -> bool:
     """Tell whether a protocol has other rules than those by which a run chose its best.
 
     Args:
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: folder of a run that has saved a state.
     """
     old = {p.name: p for p in workdir_lib.read_description(workdir).protocols}
@@ -79,6 +79,6 @@ def protocols_of(datasets: Any) -> tuple[Protocol, ...]:
     """Return the protocols of all evaluations; the first one chooses the best checkpoint.
 
     Args:
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
     """
     return tuple(e.protocol for data in datasets.evaluations.values() for e in data.evaluations)

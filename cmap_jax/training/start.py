@@ -50,7 +50,7 @@ class _Plan:
 
     Attributes:
         config: the whole config, with the vocabulary's size.
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: folder of the run.
         model: the Flax module.
         mesh: the devices.
@@ -100,7 +100,7 @@ def open_run(
 
     Args:
         config: a whole config.
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: folder of the run, local or in a bucket; made if it does not exist.
         initial: weights that a new run starts from; None reads those that the config names.
         lock: the lock on the workdir in process 0, None in the others.
@@ -132,7 +132,9 @@ def _make_programs(plan: _Plan) -> _Programs:
     config, model, mesh = plan.config, plan.model, plan.mesh
     schedule = make_schedule(config, plan.length.steps_per_epoch)
     tx = make_optimizer(config, schedule)
-    create = functools.partial(create_train_state, model, tx, config.seed, config.data.crop)
+    create = functools.partial(
+        create_train_state, model, tx, seed=config.seed, image_size=config.data.crop
+    )
     shapes = jax.eval_shape(create)
     shardings = sharding.by_size(shapes, mesh)
     like = jax.tree.map(
@@ -144,7 +146,7 @@ def _make_programs(plan: _Plan) -> _Programs:
         create=jax.jit(create, out_shardings=shardings, compiler_options=quick),
         like=like,
         train_step=jax.jit(
-            make_train_step(model, tx, schedule, config, mesh),
+            make_train_step(model, tx, schedule, config=config, mesh=mesh),
             donate_argnums=0,
             out_shardings=(shardings, sharding.replicated(mesh)),
         ),

@@ -24,7 +24,7 @@ def train(
 
     Args:
         config: a whole config.
-        datasets: what `input_pipeline.create_datasets` returns.
+        datasets: the result of `input_pipeline.create_datasets`.
         workdir: made if it does not exist; a run that it holds is continued.
         initial: weights that a new run starts from; None reads those that the config names.
 

@@ -52,4 +52,10 @@ def create_train_state(
     variables = model.init(jax.random.key(seed), **inputs)
     params = variables["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, variables.get("batch_stats", {}), tx.init(params), zero)
+    return TrainState(
+        step=zero,
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(params),
+        skipped=zero,
+    )
