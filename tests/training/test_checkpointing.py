@@ -31,7 +31,13 @@ def _state(step: int, value: float | None = None) -> TrainState:
     value = step if value is None else value
     params = {"kernel": jnp.full((64, 64), value, jnp.float32), "scale": jnp.float32(value)}
     moments = {"mu": jnp.arange(4096.0).reshape(64, 64) * value}
-    return TrainState(jnp.int32(step), params, {"mean": jnp.ones(3)}, moments, jnp.int32(0))
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        batch_stats={"mean": jnp.ones(3)},
+        opt_state=moments,
+        skipped=jnp.int32(0),
+    )
 
 
 def _like(mesh=None):
@@ -53,9 +59,9 @@ def _write(workdir, steps, run="run", keep=5):
 
 def _restore(workdir, run="run", like=None):
     checkpoints = Checkpoints(workdir, 5, run)
-    found = checkpoints.restore(like or _like())
+    restored = checkpoints.restore(like or _like())
     checkpoints.close()
-    return found
+    return restored
 
 
 def _largest_files(folder):
