@@ -11,6 +11,8 @@ from input_pipeline.readers.data_set import DataSet
 from input_pipeline.records import DataError, Records
 from input_pipeline.registry import check_name, find_data_set
 
+_logger = logging.getLogger(__name__)
+
 
 def read_folder(
     name: str, directory: str, image_directory: str | None = None, near_names: str = "fail"
@@ -100,7 +102,7 @@ def _accept_near_names(records: Records) -> Records:
     missing = [i for i, exists in zip(records.images, there, strict=True) if not exists]
     records = near_names_lib.accept(records, missing)
     if accepted := records.near_names:
-        logging.warning(
+        _logger.warning(
             "%d of %d images are taken from files with near names, such as %s for %s",
             len(accepted),
             len(records.images),

@@ -58,14 +58,6 @@ def real_data():
 
 
 @pytest.fixture
-def absl_log(monkeypatch):
-    """Hand absl's log on to pytest's `caplog`."""
-    from absl import logging
-
-    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
-
-
-@pytest.fixture
 def failing_reads():
     """Collect what Orbax drops where a read fails, lest it complain in other tests."""
     yield

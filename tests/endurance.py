@@ -50,7 +50,7 @@ def _child(arguments: list[str], folder: str, log: str) -> None:
     from cmap_jax.cli import train
     from cmap_jax.evaluation.evaluator import Evaluator
     from cmap_jax.training.checkpointing import Checkpoints
-    from cmap_jax.training.training_log import TrainingLog
+    from cmap_jax.training.watch import LossWatch
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # starts are what is slow
 
@@ -67,7 +67,7 @@ def _child(arguments: list[str], folder: str, log: str) -> None:
 
         setattr(owner, method, call)
 
-    marked(TrainingLog, "__call__", "step")
+    marked(LossWatch, "__call__", "step")
     marked(Evaluator, "__call__", "evaluation")
     marked(Checkpoints, "save", "save")
     train.main(sys.argv)

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import itertools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -187,6 +188,23 @@ def test_lazy_packages_list_all_of_their_modules(package):
     assert listed == modules
     assert listed <= set(importlib.import_module(name).__all__)
     assert listed <= set(dir(importlib.import_module(name)))
+
+
+def test_one_logger():
+    """Each module logs under its own name; absl's handler alone is the command line's."""
+    for package in ("cmap_jax", "input_pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path != ROOT / "cmap_jax" / "cli" / "train.py":
+                assert "absl.logging" not in _imports(path), path
+            assert not re.search(r"\blogging\.(debug|info|warning|error)\(", path.read_text()), path
+
+
+def _fields(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def test_every_field_is_read():

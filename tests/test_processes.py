@@ -174,6 +174,7 @@ def _save_often(coordinator, index, workdir, steps):
     jax.distributed.initialize(coordinator, 2, index, heartbeat_timeout_seconds=_HEARTBEAT)
     from cmap_jax.sharding import make_mesh, replicated
     from cmap_jax.training.checkpointing import Checkpoints
+    from cmap_jax.training.progress import Progress
     from cmap_jax.training.stopping import StopRequest
     from cmap_jax.training.train_state import TrainState
 
@@ -193,7 +194,7 @@ def _save_often(coordinator, index, workdir, steps):
 
     def save(checkpoints, step):
         checkpoints.save_best(state_of(step))
-        checkpoints.save(state_of(step), {"best_step": step})
+        checkpoints.save(state_of(step), Progress(best_step=step))
 
     with StopRequest() as stop:
         checkpoints = Checkpoints(workdir, 3, "a run")
@@ -220,7 +221,7 @@ def _save_often(coordinator, index, workdir, steps):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state_of(0)
         )
         state, progress = checkpoints.restore(like)
-        assert int(state.step) == progress["best_step"] == steps[-3]
+        assert int(state.step) == progress.best_step == steps[-3]
         if index == 1:  # while they are saving
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)

@@ -19,7 +19,7 @@ from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.trained import write_model
 from cmap_jax.training.check import check_config
-from cmap_jax.training.train import check_same_data
+from cmap_jax.training.same_data import check_same_data
 from cmap_jax.workdir import description as workdir
 from cmap_jax.workdir.same_run import check_same_run, mark_of_run
 from input_pipeline import create_datasets

@@ -1,6 +1,7 @@
-"""Several processes that are one run: how they find one another, and how they end together."""
+"""Runs of several processes: how the processes find one another, and how they end together."""
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -8,14 +9,15 @@ import traceback
 from collections.abc import Iterator
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.errors import explain, status_of
 from cmap_jax.training.stopping import Stopped
 
-# What the messages of a collective say whose partner is gone.
+_logger = logging.getLogger(__name__)
+
+# Words in the errors of a collective operation after another process was lost.
 _PARTNER_LOST = re.compile(
     r"\b(gloo|nccl|heartbeat|coordination.?service\w*|connection (reset|closed|refused)|peer)\b",
     re.IGNORECASE,
@@ -30,18 +32,19 @@ def join(
     process_index: int | None,
     cluster: bool,
 ) -> None:
-    """Become one process of several, where the flags say so. Before JAX is used for anything else.
+    """Join the other processes of a run, if the flags ask for it, before JAX's first use.
 
     Args:
-        config: a whole config; says after how long without a sign of life of one the others end.
+        config: a whole config, with the heartbeat timeout in seconds after which the processes end
+            when one of them is lost.
         coordinator: "host:port" of process 0, or None.
-        process_count: number of processes, or None.
-        process_index: which of them this is, from 0, or None.
-        cluster: ask the cluster (Cloud TPU, SLURM, MPI, Kubernetes) for all of it.
+        process_count: 1 or more, or None.
+        process_index: 0 to ``process_count`` - 1, or None.
+        cluster: let JAX ask the cluster (Cloud TPU, SLURM, MPI, Kubernetes) for the three values.
 
     Raises:
-        ValueError: the three are not given together, or do not fit; no cluster is found; JAX finds
-            no device of the platform that it was told to use.
+        ValueError: the three values are not given together, or do not fit; no cluster is found; JAX
+            finds no device of the platform that it was told to use.
     """
     given = (coordinator, process_count, process_index)
     if all(value is None for value in given) and not cluster:
@@ -82,7 +85,7 @@ def join(
             f"process {process_index} of {process_count} could not join at {coordinator}: {error}"
         ) from error
     check_devices()
-    logging.info(
+    _logger.info(
         "Process %d of %d, with %d of %d devices",
         jax.process_index(),
         jax.process_count(),
@@ -93,17 +96,17 @@ def join(
 
 @contextlib.contextmanager
 def ending_together(program: str) -> Iterator[None]:
-    """End this process at once where it fails: the others learn of it, and end too.
+    """End this process at once when it fails; JAX tells the other processes, which end too.
 
-    Without it, the interpreter's own end would wait for the other processes, and they for this one.
-    Set CMAP_TRACEBACK=1 to see the traceback.
+    An ordinary exit of the interpreter would wait for the other processes, and they for this one.
+    The environment variable CMAP_TRACEBACK=1 adds the traceback to the message.
 
     Args:
-        program: the command as it was typed, for the beginning of the line.
+        program: command as it was typed, with which the message begins.
     """
     try:
         yield
-    except Stopped:  # all of them do
+    except Stopped:  # every process stops, and none has to be ended
         raise
     except BaseException as error:
         if jax.process_count() == 1:
@@ -117,6 +120,7 @@ def ending_together(program: str) -> Iterator[None]:
 
 
 def _message(error: BaseException) -> str:
+    """Return a message that names the process and says what mends the error, if that is known."""
     here = f"process {jax.process_index()} of {jax.process_count()}"
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError | RuntimeError) and _PARTNER_LOST.search(text):

@@ -1,4 +1,4 @@
-"""The train and evaluate modes of main.py: data in, a table out."""
+"""The train and evaluate modes of main.py, which end with a table of results."""
 
 import jax
 import tensorflow as tf
@@ -8,17 +8,17 @@ import input_pipeline
 from cmap_jax import sharding
 from cmap_jax.cli.results_table import results_table
 from cmap_jax.config_fields import Kind, differences
-from cmap_jax.evaluation.evaluator import Evaluator, Interrupted
+from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.evaluation.results import Result
 from cmap_jax.evaluation.results_file import RANKINGS, read_results, results_path
 from cmap_jax.evaluation.workdir import evaluate_workdir
 from cmap_jax.facts import DataFacts
 from cmap_jax.files import check_can_write
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.training import train as train_lib
 from cmap_jax.training.check import check_config
 from cmap_jax.training.initial_weights import read_initial_weights
 from cmap_jax.training.stopping import Stopped, StopRequest
+from cmap_jax.training.train import train
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.same_run import check_same_run
 
@@ -26,18 +26,18 @@ from cmap_jax.workdir.same_run import check_same_run
 def run(
     config: ConfigDict, workdir: str, *, evaluate_only: bool, command: str = "python main.py"
 ) -> None:
-    """Train (or continue) in a workdir, or evaluate what stands there; print the recalls.
+    """Train (or continue) in a workdir, or evaluate the model in it; print the recalls.
 
     Args:
         config: a whole config.
-        workdir: the workdir.
-        evaluate_only: whether not to train.
-        command: what was typed before the flags, for the advice at the end.
+        workdir: folder of the run, local or in a bucket.
+        evaluate_only: evaluate without training.
+        command: command line before the flags, as the advice at the end repeats it.
 
     Raises:
-        Stopped: by Ctrl-C or SIGTERM.
+        Stopped: Ctrl-C or SIGTERM asked the program to stop.
     """
-    tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+    tf.config.set_visible_devices([], "GPU")  # JAX alone uses accelerators
     if evaluate_only:
         evaluate(config, workdir, read_for_evaluation(config, workdir))
     else:
@@ -56,9 +56,14 @@ def run(
 
 
 def print_results(config: ConfigDict, workdir: str) -> int:
-    """Print what a workdir's variables reach on the config's data set; return their step.
+    """Print a workdir's results on the config's data set, and whether its run is unfinished.
 
-    Where the run is unfinished, that is said too.
+    Args:
+        config: a whole config.
+        workdir: a workdir with results.
+
+    Returns:
+        Training steps of the evaluated variables.
     """
     stored = read_results(results_path(workdir, config.data.name))
     print(results_table(stored))
@@ -72,13 +77,14 @@ def print_results(config: ConfigDict, workdir: str) -> int:
 
 
 def _train(config: ConfigDict, workdir: str) -> None:
-    # Before any data are rendered or read; what is impossible, before what does not fit.
+    # All checks come before data are rendered or read; impossible values come before values that
+    # do not fit the workdir.
     check_config(config)
     input_pipeline.check_fields(config)
     check_same_run(workdir, config)
     check_can_write(workdir)
     if workdir_lib.has_checkpoint(workdir):
-        # What the run started from is no longer needed, and may be gone.
+        # The weights that the run started from are no longer needed, and may be gone.
         initial = None
         vocabulary = workdir_lib.read_description(workdir).vocabulary if config.init_from else None
     else:
@@ -87,16 +93,21 @@ def _train(config: ConfigDict, workdir: str) -> None:
     datasets = input_pipeline.create_datasets(
         config, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    train_lib.train(config, datasets, workdir, initial)
+    train(config, datasets, workdir, initial)
 
 
 def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Datasets:
     """Read the data that a workdir's model is to be evaluated on.
 
+    Args:
+        config: a whole config; it may name another data set than the model was trained on.
+        workdir: a workdir with weights.
+
     Raises:
-        FileNotFoundError: no workdir, nothing saved in it, or the data are not there.
-        OSError: results could not be written there.
-        ValueError: the config changes what the weights were made with; names the fields.
+        FileNotFoundError: no workdir, nothing saved in it, or no data.
+        OSError: results could not be written to the workdir.
+        ValueError: the config differs from the model's in fields that its weights depend on; names
+            the fields.
     """
     check_config(config, training=False)
     description = workdir_lib.read_description(workdir)
@@ -121,41 +132,41 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
 
 
 def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets) -> Result:
-    """Evaluate what stands in a workdir, write the results there, and return them.
+    """Evaluate the model in a workdir, write the results there, and return them.
 
     Args:
         config: a whole config.
-        workdir: the workdir.
-        datasets: from `read_for_evaluation`.
+        workdir: a workdir with weights.
+        datasets: the result of `read_for_evaluation`.
 
     Raises:
-        Stopped: by Ctrl-C or SIGTERM, with nothing written.
+        Stopped: Ctrl-C or SIGTERM asked the program to stop; nothing is written.
     """
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
     with StopRequest() as stop:
         try:
             return evaluate_workdir(
-                config,
+                config=config,
                 evaluator=evaluator,
                 mesh=mesh,
                 datasets=datasets,
                 workdir=workdir,
-                should_stop=stop,
+                before_batch=stop.check,
             )
-        except Interrupted:
+        except Stopped as stopped:
             raise Stopped(
-                f"stopped in the evaluation; nothing was written to {workdir}", stop.exit_status
+                f"stopped in the evaluation; nothing was written to {workdir}", stopped.exit_status
             ) from None
 
 
 def _read_as_trained(
     config: ConfigDict, description: workdir_lib.Description, workdir: str
 ) -> ConfigDict:
-    """Return the config with pictures read as the model's were, whatever data set it is now.
+    """Return the config with pictures read as in the model's training, on any data set.
 
     Raises:
-        ValueError: the config asks for another way.
+        ValueError: the config asks to read them otherwise.
     """
     read_as = description.preprocessing.read_as
     if config.data.read_as not in (None, read_as):
@@ -169,7 +180,7 @@ def _read_as_trained(
 
 
 def _check_prepared_alike(theirs: DataFacts, ours: DataFacts, workdir: str, directory: str) -> None:
-    """Refuse to evaluate on data that were prepared in another version than the model's."""
+    """Refuse data that were prepared in another version than the model's training data."""
     versions = [(facts.prepared or {}).get("version") for facts in (theirs, ours)]
     if None not in versions and versions[0] != versions[1]:
         raise ValueError(

@@ -1,21 +1,22 @@
-"""Train, evaluate or describe a model: all that main.py does, with the same flags.
+"""Train, evaluate or describe a model, with main.py's flags.
 
 cmap train --config=configs/garments.py
 cmap train --help
 """
 
-import logging as std_logging
+import logging
 import os
 from collections.abc import Sequence
 
-from absl import app, logging
+from absl import app
+from absl import logging as absl_logging
 
 from cmap_jax.cli import flags
 from cmap_jax.cli.errors import expected_errors
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the command line, do what --mode says, and exit with the status of that.
+    """Parse the command line, do what --mode says, and end the program with its exit status.
 
     Args:
         argv: the program's name, then the flags.
@@ -24,12 +25,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.INFO if flags.VERBOSE.value else logging.WARNING)
-    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    # The project logs through the standard library; `app.run` has made absl's handler the root's.
+    absl_logging.set_verbosity(absl_logging.INFO if flags.VERBOSE.value else absl_logging.WARNING)
+    absl_logging.get_absl_handler().addFilter(_is_ours_or_serious)
     program = os.path.basename(argv[0])
     config, workdir = flags.CONFIG.value, flags.WORKDIR.value
     with expected_errors(program):
-        # Only here: --help and a wrong flag need not wait for JAX.
+        # The import stands here because --help and a wrong flag need not wait for JAX.
         from cmap_jax.cli import compilation_cache, devices, processes
 
         compilation_cache.use_compilation_cache(flags.COMPILATION_CACHE.value)
@@ -47,14 +49,14 @@ def _main(argv: list[str]) -> None:
             cluster=flags.CLUSTER.value,
         )
         with processes.ending_together(program):
-            # Only now: TensorFlow takes seconds to load.
+            # The import stands here because TensorFlow takes seconds to load.
             from cmap_jax.cli import run
 
             evaluates = flags.MODE.value == "evaluate"
             run.run(config, workdir, evaluate_only=evaluates, command=flags.command(program))
 
 
-def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:
-    """Drop the dozens of lines that Orbax logs a checkpoint, and JAX's about absent back ends."""
-    serious = record.levelno >= logging.converter.STANDARD_WARNING
+def _is_ours_or_serious(record: logging.LogRecord) -> bool:
+    """Drop Orbax's dozens of lines for each checkpoint, and JAX's about missing back ends."""
+    serious = record.levelno >= logging.WARNING
     return serious or not any(name in record.pathname for name in ("orbax", "xla_bridge"))

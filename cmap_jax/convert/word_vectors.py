@@ -18,6 +18,8 @@ from etils import epath
 
 from cmap_jax.processing.tokenizer import SPECIAL_TOKENS, Vocabulary
 
+_logger = logging.getLogger(__name__)
+
 _REPORT_EVERY = 5.0  # seconds
 _LOOK_EVERY = 10_000  # lines between two looks at the clock
 _FREQUENT = 20  # words without a vector that are named
@@ -83,7 +85,7 @@ def load_word_vectors(
     _log_found(name, vocabulary, vectors, counts or {})
     words = vocabulary.words[len(SPECIAL_TOKENS) :]
     if not any(word in vectors for word in words):
-        logging.warning(
+        _logger.warning(
             "NO WORD VECTOR FOUND: none of the %d words of %s, such as %s, is a word of the "
             "vocabulary, such as %s, so that all keep RANDOM values. A vocabulary's words are in "
             "lower case, of the letters a to z",
@@ -247,7 +249,7 @@ def _member(archive: zipfile.ZipFile, path: epath.Path, width: int) -> zipfile.Z
 
 def _report(name: str, lines: int, position: int, size: int, seconds: float) -> None:
     left = seconds * (size - position) / max(position, 1)
-    logging.info(
+    _logger.info(
         "%s: %s lines read (%.0f/s, %.0f s left)", name, f"{lines:,}", lines / seconds, left
     )
 
@@ -257,7 +259,7 @@ def _log_found(
 ) -> None:
     missing = [word for word in vocabulary.words if word not in vectors and counts.get(word)]
     missing.sort(key=lambda word: -counts[word])
-    logging.info("%s: vectors of %d of %d words", name, len(vectors), len(vocabulary))
+    _logger.info("%s: vectors of %d of %d words", name, len(vectors), len(vocabulary))
     if missing:
         named = ", ".join(f"{word} ({counts[word]})" for word in missing[:_FREQUENT])
-        logging.info("most frequent words without a vector: %s", named)
+        _logger.info("most frequent words without a vector: %s", named)

@@ -28,16 +28,12 @@ _QUERIES_AT_ONCE = 1024  # one large matrix product is faster than several small
 _MANY_TIES = 1.0  # percent of the queries; a larger share of ties has a cause
 
 
-class Interrupted(Exception):  # noqa: N818
-    """The evaluation was asked to stop."""
-
-
 class _Interruptible:
-    """A split whose batches end with `Interrupted` as soon as that is asked for."""
+    """A split that calls a function before it yields each batch; the function may raise."""
 
-    def __init__(self, data: Any, should_stop: Callable[[], bool]):
+    def __init__(self, data: Any, before_batch: Callable[[], None]):
         self._data = data
-        self._should_stop = should_stop
+        self._before_batch = before_batch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
@@ -50,8 +46,7 @@ class _Interruptible:
 
     def _watch(self, batches: Iterator[dict]) -> Iterator[dict]:
         for batch in batches:
-            if self._should_stop():
-                raise Interrupted
+            self._before_batch()
             yield batch
 
 
@@ -82,7 +77,7 @@ class Evaluator:
         rankings: bool = False,
         examples: int = 0,
         shortcuts: bool = False,
-        should_stop: Callable[[], bool] = lambda: False,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> Result:
         """Evaluate on a split.
 
@@ -95,14 +90,13 @@ class Evaluator:
                 recorded.
             shortcuts: whether each half of the queries is evaluated alone too. For the image alone
                 the text is empty; for the text alone the reference's embeddings are zero.
-            should_stop: asked before every batch whether to give up.
+            before_batch: called before every batch; the evaluation ends with what it raises.
 
         Raises:
-            Interrupted: ``should_stop`` returned true.
             ValueError: unusable images leave no query of an evaluation.
         """
         started = time.monotonic()
-        data = _Interruptible(data, should_stop)
+        data = _Interruptible(data, before_batch)
         pyramid = self._encode_all(variables, data)
         chosen = _spread(data.evaluations[0], examples)
         results: dict[str, ProtocolResult] = {}

@@ -23,7 +23,7 @@ def evaluate_workdir(
     mesh: Mesh,
     datasets: Any,
     workdir: str | os.PathLike,
-    should_stop: Callable[[], bool] = lambda: False,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Result:
     """Evaluate the best variables of a workdir on all splits, and write the results.
 
@@ -33,10 +33,8 @@ def evaluate_workdir(
         mesh: the evaluator's devices.
         datasets: the result of `input_pipeline.create_datasets`.
         workdir: the folder to read the variables from; process 0 writes the results into it.
-        should_stop: asked before every batch whether to give up.
-
-    Raises:
-        Interrupted: ``should_stop`` returned true; nothing is written.
+        before_batch: called before every batch; the evaluation ends with what it raises, and
+            nothing is written.
     """
     model = CMAP.from_config(config)
     # Sharded as the state is in training: the evaluations' compiled programs serve here too.
@@ -50,7 +48,7 @@ def evaluate_workdir(
             data,
             rankings=config.eval.rankings,
             shortcuts=config.eval.shortcuts,
-            should_stop=should_stop,
+            before_batch=before_batch,
         )
         results |= result.protocols
     merged = Result(results)

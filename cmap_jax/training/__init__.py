@@ -13,11 +13,16 @@ with epy.lazy_api_imports(globals()):
         initial_weights,
         objective,
         optimizer,
+        progress,
+        run,
+        same_data,
+        start,
         stopping,
         train,
         train_state,
         train_step,
         training_log,
+        watch,
     )
 
 __all__ = [
@@ -30,9 +35,14 @@ __all__ = [
     "initial_weights",
     "objective",
     "optimizer",
+    "progress",
+    "run",
+    "same_data",
+    "start",
     "stopping",
     "train",
     "train_state",
     "train_step",
     "training_log",
+    "watch",
 ]

@@ -1,11 +1,11 @@
-"""What TensorBoard and the workdir keep of a run: numbers, parameters, and a picture of results."""
+"""Records of a run for TensorBoard and the workdir: numbers, parameters, pictures of results."""
 
+import logging
 import os
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from clu import parameter_overview
 
 from cmap_jax.config_fields import flatten
@@ -14,24 +14,39 @@ from cmap_jax.evaluation.results import Result
 from cmap_jax.files import write_text
 from cmap_jax.workdir import description as workdir_lib
 
-EXAMPLES = 4  # queries of the picture that each evaluation makes
-_COLUMNS = 6  # images that it shows of each
+_logger = logging.getLogger(__name__)
+
+EXAMPLES = 4  # queries in the picture of each evaluation
+_COLUMNS = 6  # best images that the picture shows of each query
 
 
 def write_parameters(params: Any, writer: Any, workdir: str | os.PathLike) -> None:
-    """Write the overview of the parameters into the workdir and for TensorBoard."""
+    """Write a table of the parameters into the workdir and for TensorBoard; process 0 alone does.
+
+    Args:
+        params: the model's parameters.
+        writer: a CLU metric writer.
+        workdir: folder of the run.
+    """
     if jax.process_index() > 0:
         return
-    # Without statistics: parameters that are split over processes cannot be fetched here.
+    # Statistics are left out: parameters that are sharded over processes cannot be fetched here.
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
-    logging.info("Parameters\n%s", overview)
+    _logger.info("Parameters\n%s", overview)
     write_text(workdir_lib.absolute(workdir) / workdir_lib.PARAMETERS, overview + "\n")
-    # Indented: code, in Markdown.
+    # Markdown takes indented lines for code, and keeps the columns.
     writer.write_texts(0, {"parameters": "    " + overview.replace("\n", "\n    ")})
 
 
 def write_examples(result: Result, data: Any, writer: Any, step: int) -> None:
-    """Show TensorBoard what a few queries find."""
+    """Write pictures of the best images of a few queries for TensorBoard; process 0 alone does.
+
+    Args:
+        result: results with `EXAMPLES` examples.
+        data: the evaluated split, whose ``read_image`` gives the images.
+        writer: a CLU metric writer.
+        step: training steps of the evaluated variables.
+    """
     if jax.process_index() > 0:
         return
     for name, results in result.protocols.items():
@@ -42,7 +57,12 @@ def write_examples(result: Result, data: Any, writer: Any, step: int) -> None:
 
 
 def tags(result: Result, prefix: str = "") -> dict[str, float]:
-    """Return TensorBoard tags, each with its protocol's name."""
+    """Return an evaluation's numbers by TensorBoard tag, such as ``fashioniq/original/mR``.
+
+    Args:
+        result: results of one or more protocols.
+        prefix: first part of every tag, such as ``best/``.
+    """
     return {
         f"{prefix}{protocol}/{name}": value
         for protocol, results in result.protocols.items()

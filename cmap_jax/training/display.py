@@ -1,7 +1,7 @@
-"""What a person sees of a training run: a few lines at its start, one live line, then the results.
+"""The lines of a training run on a terminal: a few at the start, a live line, then the results.
 
-Only process 0 shows anything. Speed and the time left are those of steps that the devices have
-finished: steps are dispatched ahead of them, and say nothing.
+Only process 0 shows anything. Speed and time left are computed from steps that the devices have
+finished, because dispatched steps tell nothing about time.
 """
 
 import collections
@@ -16,11 +16,11 @@ from cmap_jax.evaluation.results import ProtocolResult, Result
 from cmap_jax.progress import LiveLine, format_seconds
 
 _RECENT = 50  # steps over which speed is measured
-_LONG = 5.0  # seconds from which saving is worth a line
+_LONG = 5.0  # a checkpoint that takes more seconds gets a line
 
 
 class Display:
-    """Shows how a run goes."""
+    """Shows the progress of a run."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class Display:
         """Show nothing yet.
 
         Args:
-            first_step: steps that were done before this start.
-            total_steps: of the whole run.
-            steps_per_epoch: steps of an epoch.
-            images_per_step: images that a step encodes.
-            evaluations_left: from a step to the evaluations still to come after it, in units of an
-                evaluation of the val split.
+            first_step: number of steps that were done before this start, 0 for a new run.
+            total_steps: number of steps at the end of the run.
+            steps_per_epoch: training steps in one epoch.
+            images_per_step: images that one step encodes, for the speed.
+            evaluations_left: maps a step to the evaluations still to come after it, in units of
+                one evaluation of the val split.
         """
         self._line = LiveLine(shown=jax.process_index() == 0)
         self._total = total_steps
@@ -48,42 +48,54 @@ class Display:
         self._evaluations_left = evaluations_left
         self._evaluation_seconds: float | None = None
         self._paused = 0.0
-        # Step, working time and waiting time at each of the last steps' ends.
+        # At the end of each of the last steps: its number, and seconds of work and of waiting.
         self._ends: collections.deque = collections.deque(maxlen=_RECENT + 1)
         self._first_step = first_step
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a text that stays.
+
+        Args:
+            text: one or more lines.
+        """
         self._line.say(text)
 
     def compiled(self, function: Callable, name: str) -> Callable:
-        """Return a jitted function that says at its first call that it is compiled, and how long.
+        """Return a jitted function that reports its compilation, at its first call.
 
-        The wrapped call returns when the work is dispatched, as the function's own does.
+        Like the function itself, it returns as soon as the work is dispatched.
+
+        Args:
+            function: a jitted function that is not compiled yet.
+            name: its name in the report, such as "the training step".
         """
-        is_first = True
+        return _ReportsCompilation(self, function, name)
 
-        def call(*arguments: Any) -> Any:
-            nonlocal is_first
-            if not is_first:
-                return function(*arguments)
-            is_first = False
-            self.say(f"compiling {name} ...")
-            started = time.monotonic()
-            result = function(*arguments)
-            self.say(f"compiled {name} in {format_seconds(time.monotonic() - started)}")
-            self._ends.append((self._first_step, self._now(), 0.0))
-            return result
+    def call_first(self, function: Callable, name: str, arguments: Sequence[Any]) -> Any:
+        """Call a jitted function for the first time, and report how long its compilation takes.
 
-        return call
+        Args:
+            function: a jitted function that is not compiled yet.
+            name: its name in the report.
+            arguments: positional arguments of the call.
+
+        Returns:
+            The result of the call.
+        """
+        self.say(f"compiling {name} ...")
+        started = time.monotonic()
+        result = function(*arguments)
+        self.say(f"compiled {name} in {format_seconds(time.monotonic() - started)}")
+        self._ends.append((self._first_step, self._now(), 0.0))
+        return result
 
     def finished(self, step: int, loss: float, waited: float) -> None:
         """Show that the devices have finished a step.
 
         Args:
-            step: its number, from 1.
-            loss: its loss.
-            waited: seconds in which the devices have waited for data since the start.
+            step: the step's number, from 1.
+            loss: total loss of the step's batch.
+            waited: seconds that the devices have waited for data since the start.
         """
         self._ends.append((step, self._now(), waited))
         epoch = (step - 1) // self._epoch_steps + 1
@@ -108,15 +120,19 @@ class Display:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Measure an evaluation of the val split; it does not count as time of the steps."""
+        """Measure an evaluation of the val split, and keep it out of the time of the steps."""
         with self._pause() as seconds:
             yield
-        # The first one compiles too.
+        # The first evaluation compiles too, and is slower than the others.
         self._evaluation_seconds = min(self._evaluation_seconds or seconds(), seconds())
 
     @contextlib.contextmanager
     def saving(self, step: int) -> Iterator[None]:
-        """Say how long a checkpoint takes, if it is long."""
+        """Report how long a checkpoint took, if it was long.
+
+        Args:
+            step: the saved state's step.
+        """
         with self._pause() as seconds:
             yield
         if seconds() > _LONG:
@@ -126,9 +142,10 @@ class Display:
         """Print an evaluation's line.
 
         Args:
-            step: training steps of the variables.
-            result: what they reach.
-            best: step and headline of the best evaluation before; None if this is the best so far.
+            step: training steps of the evaluated variables.
+            result: their results on the val split.
+            best: step and headline recall, in percent, of the best evaluation before; None if this
+                one is the best so far.
         """
         name, first = next(iter(result.protocols.items()))
         protocol, recalls = first.protocol, _recalls(first)
@@ -139,19 +156,28 @@ class Display:
         self.say(f"step {step:,}, epoch {epoch:.4g}: {name} {recalls}; {rank}")
 
     def ended(self, step: int, result: Result) -> None:
-        """Print what the best variables reach, a line a protocol."""
+        """Print the results of the best variables, a line a protocol.
+
+        Args:
+            step: training steps of the best variables.
+            result: their results on all splits.
+        """
         self.say(f"the best variables, of step {step:,}:")
         width = max(map(len, result.protocols))
         for name, results in result.protocols.items():
             self.say(f"  {name:{width}}  {_recalls(results)}")
 
     def close(self) -> None:
-        """Take the live line away; another call of a method brings it back."""
+        """Erase the live line, until the next call of a method."""
         self._line.clear()
 
     @contextlib.contextmanager
     def _pause(self) -> Iterator[Callable[[], float]]:
-        """Take the live line away for other work, and do not count its time as the steps'."""
+        """Erase the live line during other work, and keep that out of the time of the steps.
+
+        Yields:
+            A function that returns the seconds of the other work so far, or in all.
+        """
         self._line.clear()
         started = time.monotonic()
         end = None
@@ -170,15 +196,29 @@ def _recalls(result: ProtocolResult) -> str:
     return ", ".join(f"{name} {result.numbers[name]:.2f}" for name in names)
 
 
+class _ReportsCompilation:
+    """A jitted function whose first call, which compiles it, goes through the display."""
+
+    def __init__(self, display: Display, function: Callable, name: str):
+        self._display, self._function, self._name = display, function, name
+        self._is_compiled = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._is_compiled:
+            return self._function(*arguments)
+        self._is_compiled = True
+        return self._display.call_first(self._function, self._name, arguments)
+
+
 def describe_run(config: Any, datasets: Any, workdir: str, parameters: int, steps: str) -> str:
-    """Return the lines at the start: data, model, devices, length and place.
+    """Return the lines at the start of a run: data, model, devices, length and workdir.
 
     Args:
-        config: the whole config.
-        datasets: what `input_pipeline.create_datasets` returns.
-        workdir: the folder of the run.
-        parameters: number of the model's parameters.
-        steps: which steps are to be done.
+        config: a whole config.
+        datasets: the result of `input_pipeline.create_datasets`.
+        workdir: path of the run's folder, as it is shown.
+        parameters: number of the model's parameters, frozen ones included.
+        steps: phrase that says which steps are still to be done.
     """
     evaluated = ", ".join(
         f"{split} {sum(len(e.queries) for e in data.evaluations[:1]):,} queries and "
@@ -202,9 +242,14 @@ def describe_run(config: Any, datasets: Any, workdir: str, parameters: int, step
 
 
 def evaluations_left(config: Any, datasets: Any, step: int) -> float:
-    """Return how many evaluations come after a step, in units of one of the val split.
+    """Return how much evaluation comes after a step, in units of one of the val split.
 
-    The last one is of all splits, and counts as much more as it has images.
+    The last evaluation is on all splits, and counts in proportion to their images.
+
+    Args:
+        config: a whole config.
+        datasets: the result of `input_pipeline.create_datasets`.
+        step: number of steps done.
     """
     steps = config.train.epochs * datasets.train.steps_per_epoch
     every = config.eval.every_epochs * datasets.train.steps_per_epoch

@@ -1,16 +1,16 @@
-"""Loss and gradients of a batch: encoded whole, or in parts that share their negatives.
+"""Loss and gradients of a batch, which is encoded whole or in micro-batches.
 
-In parts (gradient caching; Gao et al., 2021) the encoders see a micro-batch at a time, and the
-loss sees the embeddings of all, so that the negatives are those of the whole batch:
+With micro-batches (gradient caching; Gao et al., 2021) the encoders see one micro-batch at a time,
+but the loss sees the embeddings of all, and each query has the whole batch's targets as negatives:
 
-1. embed every micro-batch, keeping its embeddings alone;
-2. score them, a micro-batch of queries against all targets at a time, and take the loss's gradient
-   with respect to the embeddings;
-3. encode every micro-batch again, and pull its part of that gradient back to the parameters.
+1. Encode every micro-batch, and keep the embeddings alone.
+2. Score one micro-batch of queries at a time against all targets, and differentiate the loss with
+   respect to the embeddings.
+3. Encode every micro-batch again, and pull its part of that gradient back to the parameters.
 
-The gradient is that of the whole batch where an encoder's row depends on no other row: that is, but
-for batch-norm by the batch's statistics, which become the micro-batch's, and dropout, whose draws
-are other ones.
+The gradient equals that of the whole batch if an encoder's output for a row depends on that row
+alone. Two things break this: batch-norm by batch statistics, which become the micro-batch's, and
+dropout, which draws other masks.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,10 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
     """Return a pure function from (params, batch_stats, batch, key) to gradients and losses.
 
     Args:
-        model: the model.
-        config: a whole config; ``config.train.micro_batch_size`` says what is encoded at once.
-        mesh: the devices that the batch is split over.
+        model: its ``encode_triplets`` and ``compose_triplets`` are called in training mode.
+        config: a whole config; ``config.train.micro_batch_size`` rows are encoded at a time, the
+            whole batch if it is None.
+        mesh: the devices over which the batch is sharded.
     """
 
     def encode(params: Any, stats: Any, batch: dict, key: jax.Array) -> tuple[Encoded, Any]:
@@ -103,7 +104,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
         params = jax.tree.map(
             lambda p, label: p if label == TRAINED else jax.lax.stop_gradient(p), params, labels
         )
-        # Gathered here, once, where "fsdp" splits them; else nothing happens.
+        # Parameters that are sharded over "fsdp" are all-gathered here, once a step.
         params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         rows = len(batch["text_lengths"])
         micro = config.train.micro_batch_size or rows
@@ -121,7 +122,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
 def _split(x: jax.Array, parts: int, axis: int, mesh: Mesh) -> jax.Array:
     """Split an array's batch axis into parts, [..., B, ...] -> [parts, ..., B / parts, ...].
 
-    Every device gives each part its share, so that nothing moves between devices.
+    Every part takes the same number of rows from each device, and no row moves between devices.
     """
     devices = mesh.size
     rows = x.shape[axis] // (devices * parts)
@@ -132,7 +133,7 @@ def _split(x: jax.Array, parts: int, axis: int, mesh: Mesh) -> jax.Array:
 
 
 def _join(x: jax.Array, axis: int, mesh: Mesh) -> jax.Array:
-    """Undo `_split`."""
+    """Return the array that `_split` was called on."""
     devices, parts = mesh.size, x.shape[0]
     rows = x.shape[axis + 1] // devices
     x = x.reshape(*x.shape[: axis + 1], devices, rows, *x.shape[axis + 2 :])

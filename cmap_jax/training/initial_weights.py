@@ -6,12 +6,12 @@
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -20,6 +20,8 @@ from cmap_jax.convert import load_reference_checkpoint, load_resnet, load_word_v
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
+
+_logger = logging.getLogger(__name__)
 
 _FREQUENT = 10  # unknown words that are named
 _WORD_STREAM = 3  # sets the words' random vectors apart from other draws from the same seed
@@ -66,7 +68,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
             backbone=load_resnet(image.init_from, depth=image.depth, width=image.width)
         )
     if image.frozen:
-        logging.warning(
+        _logger.warning(
             "NO PRETRAINED WEIGHTS: config.model.image.frozen is set and neither "
             "config.model.image.init_from nor config.init_from, so the image encoder stays at its "
             "RANDOM initial values. Give a torchvision ResNet-%d: "
@@ -75,14 +77,14 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
             image.depth,
         )
     elif image.width == 64:
-        logging.warning(
+        _logger.warning(
             "NO PRETRAINED WEIGHTS: this ResNet-%d trains from scratch, far below published "
             "results. Give torchvision's: --config.model.image.init_from=resnet%d.pth",
             image.depth,
             image.depth,
         )
     if text.frozen and not text.word_vectors and model.variant != "image_only":
-        logging.warning(
+        _logger.warning(
             "NO WORD VECTORS: config.model.text.frozen is set and config.model.text.word_vectors "
             "is not, so the word embedding stays at its RANDOM initial values. Give GloVe's: "
             "--config.model.text.word_vectors=glove.840B.300d.zip"
@@ -167,7 +169,7 @@ def _report_unknown_words(source: str, vocabulary: Vocabulary, counts: Mapping[s
     unknown = {word: n for word, n in counts.items() if word not in vocabulary}
     if unknown:
         frequent = sorted(unknown, key=lambda word: -unknown[word])[:_FREQUENT]
-        logging.warning(
+        _logger.warning(
             "%s does not know %.2g%% of the words of the training captions, and reads each as "
             "<unk>; most often %s",
             source,

@@ -1,4 +1,4 @@
-"""The objective of a batch: each device scores its own queries against everyone's targets."""
+"""The objective of a batch: each device scores its own queries against all targets."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ def objective(
     """Return the total loss of a batch and its terms (SPEC 2).
 
     Args:
-        outputs: what the model made of the batch.
-        settings: ``config.loss``. A variant with fewer levels uses the first weights.
-        mesh: the devices that the batch of B is split over.
-        parts: each device scores its queries in so many parts, to hold B / devices / parts x B
-            scores at a time; the backward pass computes them again.
+        outputs: queries and target embeddings of B triplets.
+        settings: ``config.loss``; a variant with fewer levels uses the first weights.
+        mesh: the devices over which the B rows are sharded.
+        parts: number of pieces in which a device scores its queries; it then holds
+            B / devices / parts x B scores at a time, and recomputes them in the backward pass.
 
     Returns:
         The total, and ``loss/total``, ``loss/matching`` and, where the variant has a preservation
@@ -52,9 +52,10 @@ def objective(
 def _matching(
     outputs: TrainingOutputs, weights: tuple[float, ...], mesh: Mesh, parts: int
 ) -> jax.Array:
-    """Return the matching loss of all queries, each device's against the targets of all.
+    """Return the mean matching loss of all queries.
 
-    A device gathers the targets once, and is sent its own rows of their gradient alone.
+    Each device scores its own queries against all targets. The targets are all-gathered once; in
+    the backward pass a reduce-scatter gives each device the gradient of its own rows.
     """
 
     def local(
@@ -74,7 +75,7 @@ def _matching(
             query = jax.tree.map(
                 lambda x: x.reshape(len(x), parts, -1, x.shape[2]).swapaxes(0, 1), query
             )
-            # Nothing but its loss is kept of a part: its scores are what takes the memory.
+            # A part's scores take the memory; they are recomputed instead of kept.
             loss = jax.checkpoint(loss, prevent_cse=False)
             losses = jax.lax.map(lambda part: loss(*part), (query, correct.reshape(parts, -1)))
             mean = losses.mean()

@@ -3,22 +3,25 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 TRAINED, FROZEN = "trained", "frozen"
 
 
-def halvings(
-    epoch: jax.typing.ArrayLike, every: int = 4, faster_from: int = 20, faster_every: int = 2
-) -> jax.Array:
-    """Return how often the stepped schedule has halved by the start of an epoch, from 0 (SPEC 3).
+def halving_epochs(epochs: int, every: int, faster_from: int, faster_every: int) -> list[int]:
+    """Return the epochs at whose start the stepped schedule halves the learning rate (SPEC 3).
 
-    With the defaults: at epochs 4, 8, 12, 16, 20, and from there 22, 24, ...
+    With the recipe's 4, 20 and 2 these are 4, 8, 12, 16, 20 and from there 22, 24, ...
+
+    Args:
+        epochs: length of the run; epochs count from 0.
+        every: epochs between two halvings, up to and with epoch ``faster_from``.
+        faster_from: the last epoch that counts by ``every``.
+        faster_every: epochs between two halvings after it.
     """
-    epoch = jnp.asarray(epoch)
-    late = jnp.maximum(epoch - faster_from, 0)
-    return jnp.minimum(epoch, faster_from) // every + late // faster_every
+    slow = range(every, min(faster_from, epochs - 1) + 1, every)
+    fast = range(faster_from + faster_every, epochs, faster_every)
+    return [*slow, *fast]
 
 
 def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
@@ -34,17 +37,15 @@ def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
     settings = config.optimizer
     total = config.train.epochs * steps_per_epoch
     if settings.schedule == "stepped":
-
-        def stepped(step: jax.typing.ArrayLike) -> jax.Array:
-            halved = halvings(
-                jnp.asarray(step) // steps_per_epoch,
-                settings.halve_every,
-                settings.halve_faster_from,
-                settings.halve_faster_every,
-            )
-            return settings.learning_rate * 0.5**halved
-
-        return stepped
+        halved_at = halving_epochs(
+            config.train.epochs,
+            every=settings.halve_every,
+            faster_from=settings.halve_faster_from,
+            faster_every=settings.halve_faster_every,
+        )
+        return optax.piecewise_constant_schedule(
+            settings.learning_rate, {epoch * steps_per_epoch: 0.5 for epoch in halved_at}
+        )
     if settings.schedule == "cosine":
         # A debug run may be shorter than the warm-up of the config that it shortens.
         warmup = min(settings.warmup_steps, total // 2)

@@ -1,5 +1,6 @@
-"""The wish to stop: SIGTERM (preemption) or Ctrl-C, agreed upon by all processes of a run."""
+"""The request to stop: SIGTERM (preemption) or Ctrl-C, seen by all processes of a run alike."""
 
+import logging
 import os
 import signal
 import sys
@@ -7,25 +8,31 @@ import threading
 from typing import Any
 
 import jax
-from absl import logging
 from jax.experimental import multihost_utils
+
+_logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):  # noqa: N818
-    """The work was asked to stop, and did so in order.
+    """A run or an evaluation was asked to stop, and ended in good order.
 
     Attributes:
-        exit_status: of the program, `StopRequest.exit_status`.
+        exit_status: the program's exit status, as in `StopRequest.exit_status`.
     """
 
     def __init__(self, message: str, exit_status: int):
-        """Take a line for people, and the exit status."""
+        """Make the exception.
+
+        Args:
+            message: one line that says where the work stopped.
+            exit_status: 130 after Ctrl-C, 143 after SIGTERM.
+        """
         super().__init__(message)
         self.exit_status = exit_status
 
 
 class StopRequest:
-    """Called between pieces of work, tells whether the run was asked to stop.
+    """Says, when called between two pieces of work, whether the run was asked to stop.
 
         with StopRequest() as stop:
             for batch in batches:
@@ -33,15 +40,16 @@ class StopRequest:
                 if stop():
                     break
 
-    In one process, the first SIGTERM or Ctrl-C asks, a second one ends at once. In several, a
-    signal to any of them reaches all, and all of them see it at the same call: they must call
-    alike.
+    In a single process the first SIGTERM or Ctrl-C is the request, and a second one ends the
+    process at once. With several processes a signal to any one of them reaches all, and they all
+    see the request at the same call; therefore every process must make the same calls.
     """
 
     def __init__(self):
         """Prepare; signals are caught from `__enter__` on."""
         self._asked = False
-        self._signal = signal.SIGTERM  # where another process was asked, and told this one
+        # The default holds where another process got the signal and JAX passed the request on.
+        self._signal = signal.SIGTERM
         self._calls = 0
         self._previous: dict[int, Any] = {}
         self._several = jax.process_count() > 1
@@ -52,15 +60,15 @@ class StopRequest:
         return 128 + self._signal
 
     def __enter__(self) -> "StopRequest":
-        """Catch the signals; only the main thread can."""
+        """Catch the signals; Python allows this in the main thread only."""
         if threading.current_thread() is threading.main_thread():
-            # In several processes SIGTERM belongs to JAX's preemption service.
+            # With several processes, JAX's preemption service handles SIGTERM.
             numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
             self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Leave the signals to those who had them."""
+        """Restore the signal handlers that were there before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -71,9 +79,18 @@ class StopRequest:
             self._calls += 1
         return self._asked
 
+    def check(self) -> None:
+        """End the work here if the run was asked to stop.
+
+        Raises:
+            Stopped: the run was asked to stop.
+        """
+        if self():
+            raise Stopped("stopped", self.exit_status)
+
     def _handle(self, number: int, _: Any) -> None:
         if self._several:
-            os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the others
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the other processes
             signal.signal(number, signal.default_int_handler)
         elif self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -81,4 +98,4 @@ class StopRequest:
             sys.exit(128 + number)
         self._asked = self._asked or not self._several
         self._signal = number
-        logging.warning("Stopping after what is under way; once more to stop at once")
+        _logger.warning("Stopping after the work in progress; signal again to stop at once")

@@ -1,4 +1,4 @@
-"""All that a training run must keep to continue."""
+"""The state of a training run: all arrays that it needs to continue."""
 
 from typing import Any
 
@@ -12,16 +12,17 @@ from cmap_jax.models.cmap import CMAP
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, statistics and optimiser state after ``step`` steps.
+    """Parameters, statistics and optimiser state after a number of steps.
 
-    No random key is kept: the dropout key of a step is a function of the seed and the step.
+    It holds no random key, because the dropout key of a step is a function of seed and step.
 
     Attributes:
-        step: steps done, int32.
-        params: parameters.
-        batch_stats: running statistics of the batch-norms.
-        opt_state: moments and counts.
-        skipped: steps among them that changed nothing, their loss not being finite, int32.
+        step: number of steps done, a scalar int32.
+        params: the model's parameters, frozen ones included.
+        batch_stats: running means and variances of the batch-norms.
+        opt_state: the optimiser's moments and counts.
+        skipped: number of steps that were left out because their loss or gradient was not finite,
+            a scalar int32.
     """
 
     step: jax.Array
@@ -32,16 +33,29 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The model's variables."""
+        """The collections that `CMAP.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_train_state(
     model: CMAP, tx: optax.GradientTransformation, seed: int, image_size: int
 ) -> TrainState:
-    """Return the state at step 0. Trace it with `jax.eval_shape` for shapes alone."""
+    """Return the state at step 0; under `jax.eval_shape`, its shapes and dtypes alone.
+
+    Args:
+        model: the model whose parameters are drawn.
+        tx: the optimiser.
+        seed: seed of the parameters, 0 to 2**32 - 1.
+        image_size: side of the square images in pixels.
+    """
     inputs = CMAP.example_inputs(image_size)
     variables = model.init(jax.random.key(seed), **inputs)
     params = variables["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, variables.get("batch_stats", {}), tx.init(params), zero)
+    return TrainState(
+        step=zero,
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(params),
+        skipped=zero,
+    )

@@ -1,4 +1,4 @@
-"""One step of the optimiser. Needs neither TensorFlow nor CLU."""
+"""One training step. This module needs neither TensorFlow nor CLU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,17 +27,17 @@ def make_train_step(
 ) -> TrainStep:
     """Return a pure function from (state, batch) to (state, metrics), to be jitted.
 
-    Its metrics, float32 scalars: the loss and its terms, ``gradient_norm`` (of the trained
-    parameters, before clipping), ``learning_rate``, ``logit_scale`` and ``skipped_steps``: where
-    ``config.train.non_finite`` is "skip", a step whose loss or gradient is not finite changes
-    nothing but the state's two counters.
+    The metrics are scalars: the loss and its terms, ``gradient_norm`` (that of the trained
+    parameters, before clipping), ``learning_rate`` and ``logit_scale`` in float32, and
+    ``skipped_steps`` in int32. If ``config.train.non_finite`` is "skip", a step whose loss or
+    gradient is not finite changes the state's two counters and nothing else.
 
     Args:
-        model: the model.
-        tx: the optimiser.
-        schedule: its learning rate.
+        model: the model to train.
+        tx: the optimiser, as `make_optimizer` returns it.
+        schedule: learning rate as a function of the optimiser's steps, for the metrics.
         config: a whole config.
-        mesh: the devices that the batch is split over.
+        mesh: the devices over which the batch is sharded.
     """
     gradients_of = make_gradient_function(model, config, mesh)
 
@@ -46,9 +46,10 @@ def make_train_step(
         gradients, terms, batch_stats = gradients_of(
             state.params, state.batch_stats, batch, dropout_key
         )
-        # A device needs the sum for its part of the parameters alone.
+        # A device needs the summed gradient of its own shard of the parameters alone, and the
+        # compiler can use a reduce-scatter in place of an all-reduce.
         gradients = jax.lax.with_sharding_constraint(gradients, sharding.by_size(gradients, mesh))
-        # Gradients of frozen parameters are used by nothing, so the compiler drops their work.
+        # Nothing uses the gradients of frozen parameters; the compiler drops their computation.
         changes, opt_state = tx.update(gradients, state.opt_state, state.params)
         gradient_norm = optax.tree.norm(
             select_trained(gradients, label_parameters(gradients, config))
@@ -65,7 +66,7 @@ def make_train_step(
         metrics = {
             **terms,
             "gradient_norm": gradient_norm,
-            # The optimiser's own count: a step that is skipped does not move it.
+            # The optimiser does not count skipped steps.
             "learning_rate": jnp.asarray(schedule(state.step - state.skipped)),
             "logit_scale": state.params["logit_scale"],
             "skipped_steps": new.skipped,

@@ -1,41 +1,87 @@
-"""One run at a time in a workdir: a lock with its owner and a sign of life."""
+"""The lock on a workdir: one run at a time, with the owner's name and heartbeat.
+
+`filelock` is no substitute. Its leases know no buckets; a contender must itself watch a stale lease
+for a whole minute before it may take it over; a loss shows at the second heartbeat after it, and
+not at the next check; and its file does not say since when, or with which last heartbeat, a run
+is at work.
+"""
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
-from absl import logging
+import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from cmap_jax.files import is_remote
 from cmap_jax.workdir import description as workdir_lib
 
+_logger = logging.getLogger(__name__)
+
 LOCK = "run.lock"
-_BEAT = 10.0  # seconds between two signs of life
-_STALE = 60.0  # seconds without one after which a run elsewhere counts as dead
+_INTERVAL = 10.0  # seconds between two heartbeats
+_STALE = 60.0  # seconds since the last heartbeat after which a run elsewhere counts as dead
 
 
 class WorkdirInUse(OSError):  # noqa: N818
     """Another run is at work in the workdir."""
 
 
-class WorkdirLock:
-    """Holds ``run.lock`` in a workdir while a run is at work there.
+@contextlib.contextmanager
+def lock_workdir(workdir: str | os.PathLike) -> Iterator["WorkdirLock | None"]:
+    """Hold a workdir's lock for all processes of a run; where it is refused, all of them end.
 
-    The file names the host, the process and the last sign of life, which a thread renews. A lock
-    whose process is gone (on this system), or that gave no sign of life for a minute (elsewhere),
-    was left by a run that was killed, and is taken over. A run that was only silent, as one that
-    was suspended, finds out by `check`.
+    Args:
+        workdir: folder to lock, local or in a bucket; made if it does not exist.
+
+    Yields:
+        The lock in process 0, None in the others.
+
+    Raises:
+        WorkdirInUse: another run holds the lock; names it, in process 0.
+        OSError: the folder cannot be written, or process 0 could not take the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        lock, refused = None, None
+        if jax.process_index() == 0:
+            try:
+                lock = stack.enter_context(WorkdirLock(workdir))
+            except OSError as error:
+                refused = error
+        if jax.process_count() > 1:
+            is_refused = multihost_utils.broadcast_one_to_all(np.asarray(refused is not None))
+            if is_refused and refused is None:
+                refused = OSError(f"process 0 could not lock {os.fspath(workdir)}, and says why")
+        if refused is not None:
+            raise refused
+        yield lock
+
+
+class WorkdirLock:
+    """Holds the file ``run.lock`` in a workdir while a run is at work there.
+
+    The file names the host, the process and the time of the last heartbeat, which a thread renews.
+    A lock is stale, and is taken over, if its process no longer exists on this system or, on any
+    other system, if its last heartbeat is a minute old. A run that was merely suspended for so long
+    learns from `check` that it has lost the lock.
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        """Prepare; nothing is written before the lock is entered."""
+        """Prepare; nothing is written before `__enter__`.
+
+        Args:
+            workdir: folder to lock, local or in a bucket; made if it does not exist.
+        """
         self._path = workdir_lib.absolute(workdir) / LOCK
         self._token = uuid.uuid4().hex
         self._started = time.time()
@@ -47,7 +93,8 @@ class WorkdirLock:
         """Take the lock.
 
         Raises:
-            WorkdirInUse: another run has it; says which.
+            WorkdirInUse: another run holds it; names host, process, start and last heartbeat.
+            OSError: the folder cannot be written.
         """
         self._made_folder = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,15 +102,15 @@ class WorkdirLock:
             owner = self._read()
             if owner is not None and _is_alive(owner):
                 raise WorkdirInUse(self._refusal(owner))
-            logging.warning("%s was left by a run that was killed; it is taken over", self._path)
-            gone = owner is None or self._remove(owner)
-            if not (gone and self._create()):
+            _logger.warning("%s was left by a run that was killed; it is taken over", self._path)
+            is_removed = owner is None or self._remove(owner)
+            if not (is_removed and self._create()):
                 raise WorkdirInUse(self._refusal(self._read() or {}))
         self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Give the lock back; a folder that was made for it alone goes with it."""
+        """Release the lock, and remove a folder that was made for it and is still empty."""
         self._ended.set()
         self._thread.join()
         if self._is_ours():
@@ -73,14 +120,14 @@ class WorkdirLock:
                 os.rmdir(self._path.parent)
 
     def check(self) -> None:
-        """Refuse to go on where another run has taken the lock over.
+        """Refuse to continue if another run has taken over the lock.
 
         Raises:
-            WorkdirInUse: says which.
+            WorkdirInUse: names the other run.
         """
         if not self._is_ours():
             raise WorkdirInUse(
-                "this run gave no sign of life for a minute, and its lock was taken over: "
+                "this run had no heartbeat for a minute, and its lock was taken over: "
                 + self._refusal(self._read() or {})
             )
 
@@ -103,14 +150,19 @@ class WorkdirLock:
         return True
 
     def _remove(self, owner: dict[str, Any]) -> bool:
-        """Remove the dead owner's lock; not one that yet another run has put there meanwhile."""
+        """Remove a stale lock, and return whether it is gone.
+
+        A lock that yet another run has put in its place is left there.
+
+        Args:
+            owner: content of the stale lock.
+        """
         aside = epath.Path(f"{self._path}.{self._token}")
         try:
             self._path.rename(aside)
         except FileNotFoundError:
             return True
-        found = _parse(aside)
-        if found.get("token") != owner.get("token"):
+        if _parse(aside).get("token") != owner.get("token"):
             aside.rename(self._path)
             return False
         aside.unlink(missing_ok=True)
@@ -130,57 +182,60 @@ class WorkdirLock:
         )
 
     def _read(self) -> dict[str, Any] | None:
-        """Return the lock's content, or None if there is none."""
+        """Return the content of the lock file, or None if there is no file."""
         try:
             return _parse(self._path)
         except FileNotFoundError:
             return None
 
     def _renew(self) -> None:
+        """Write a heartbeat every few seconds, until the lock is released or lost."""
         scratch = epath.Path(f"{self._path}.{self._token}")
-        while not self._ended.wait(_BEAT):
+        while not self._ended.wait(_INTERVAL):
             try:
                 if not self._is_ours():
-                    return  # `check` says so
+                    return  # the loop's thread learns of the loss from `check`
                 scratch.write_text(self._content())
                 scratch.replace(self._path)
-            except OSError as error:  # a full disk: what matters is said elsewhere
-                logging.warning("%s could not be renewed: %s", self._path, error)
+            except OSError as error:  # a full disk, which ends the run at its next checkpoint
+                _logger.warning("%s could not be renewed: %s", self._path, error)
                 with contextlib.suppress(OSError):
                     scratch.unlink(missing_ok=True)
 
     def _refusal(self, owner: dict[str, Any]) -> str:
+        """Return a message that names the owner and says what to do."""
         age = time.time() - owner.get("alive", time.time())
         started = time.localtime(owner.get("started", time.time()))
         since = time.strftime("%Y-%m-%d %H:%M:%S", started)
         return (
             f"{self._path.parent} is in use by process {owner.get('process', '?')} on "
-            f"{owner.get('host', '?')}, since {since}, last sign of life {age:.0f} s ago. Stop it, "
-            f"or choose another folder with --workdir=...; if it is dead, this lock is void "
-            f"{_STALE:.0f} s after its last sign of life"
+            f"{owner.get('host', '?')}, since {since}, last heartbeat {age:.0f} s ago. Stop it, or "
+            f"choose another folder with --workdir=...; if it is dead, its lock is stale "
+            f"{_STALE:.0f} s after the last heartbeat"
         )
 
 
 def _parse(path: epath.Path) -> dict[str, Any]:
-    """Return a lock's content; one that cannot be read is, or was left, half-written."""
+    """Return a lock file's content; one that is half-written counts from its last change."""
     try:
-        found = json.loads(path.read_text())
+        owner = json.loads(path.read_text())
     except ValueError:
-        found = None
-    if isinstance(found, dict) and isinstance(found.get("alive"), int | float):
-        return found
+        owner = None
+    if isinstance(owner, dict) and isinstance(owner.get("alive"), int | float):
+        return owner
     return {"alive": path.stat().mtime}
 
 
 def _is_alive(owner: dict[str, Any]) -> bool:
+    """Tell whether the run that wrote a lock may still be at work."""
     if owner.get("system") == _system() and isinstance(owner.get("process"), int):
-        # The start too: a number may have been given to another process since.
+        # The start is compared too: the system may have given the number to another process.
         return _start_of(owner["process"]) == owner.get("process_started")
     return time.time() - owner["alive"] < _STALE
 
 
 def _system() -> str:
-    """Return what tells apart where a process's number means something: boots and containers."""
+    """Return an identifier of the boot and container within which process numbers are unique."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -189,13 +244,13 @@ def _system() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """Return when a process of this system started, in its own unit; None if it is gone."""
+    """Return when a process of this system started, in clock ticks; None if it does not exist."""
     try:
         fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         if os.path.isdir("/proc/self"):
             return None
-        try:  # not Linux: only whether it is there
+        try:  # outside Linux, only the existence of a process can be asked
             os.kill(process, 0)
         except OSError:
             return None

@@ -15,6 +15,8 @@ from input_pipeline import storage
 from input_pipeline.images import near_names
 from input_pipeline.records import DataError, Records
 
+_logger = logging.getLogger(__name__)
+
 # Threads. For a bucket the time is mostly spent waiting. For local files the threads compete for
 # the interpreter: with the files in memory, 16 threads take three times as long as one.
 _WORKERS, _WORKERS_IN_BUCKET = 4, 16
@@ -113,7 +115,7 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
         raise DataError(
             f"{summary}\n{remedy}. All that is wrong: cmap doctor {records.name} DIRECTORY"
         )
-    logging.warning("%s\nThey are left out, and counted in the results.", summary)
+    _logger.warning("%s\nThey are left out, and counted in the results.", summary)
     return records.without(set(reasons)), tuple(sorted(reasons))
 
 

@@ -21,6 +21,8 @@ from input_pipeline.images import augmentation
 from input_pipeline.images.sources import ImageSource
 from input_pipeline.records import DataError
 
+_logger = logging.getLogger(__name__)
+
 Batch = dict[str, np.ndarray]
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -62,7 +64,7 @@ class FailedImages(dict[str, str]):
                 "\n".join([*lines, "Repair or replace it" + (remedy if self._may_skip else "")])
             )
         for line in lines:
-            logging.warning("%s. It is left out from here on, and counted in the results.", line)
+            _logger.warning("%s. It is left out from here on, and counted in the results.", line)
         self.update(reasons)
 
 
@@ -179,7 +181,7 @@ def make_loader(decoding: Decoder, images: Sequence[str], most_bytes: float) -> 
     needed = len(images) * decoding.preprocessing.resize**2 * 3
     if needed <= most_bytes:
         return MemoryLoader(decoding, images)
-    logging.info(
+    _logger.info(
         "%d decoded images take %.1f GB, more than --config.data.cache_gb=%.1f: each is decoded "
         "whenever it is needed",
         *(len(images), needed / 1e9, most_bytes / 1e9),

@@ -24,6 +24,8 @@ from input_pipeline.readers.annotations import (
 from input_pipeline.readers.data_set import Count, DataSet
 from input_pipeline.records import DataError, Evaluation, FixedTriplets, Image, Query, Records
 
+_logger = logging.getLogger(__name__)
+
 GALLERY_IMAGES = 123_403  # images of COCO unlabeled2017, as published
 _FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017")
 GALLERY_LIST = "image_info_unlabeled2017.json"
@@ -148,7 +150,7 @@ def _read_gallery(root: str, image_root: str, folder: str) -> tuple[list[str], s
         source = f"the files in {folder}"
         ids = [match[1] for name in storage.names(folder) if (match := _FILE.fullmatch(name))]
     if len(ids) != GALLERY_IMAGES:
-        logging.warning(
+        _logger.warning(
             "%s: %d images of COCO's unlabeled2017, which has %d; numbers on another gallery "
             "cannot be compared with published ones",
             source,

@@ -46,6 +46,8 @@ from input_pipeline.records import (
     Triplet,
 )
 
+_logger = logging.getLogger(__name__)
+
 _SPLITS = ("train", "val", "test")
 _COLUMNS = ("reference", "text", "target")
 _GALLERY = "gallery.txt"
@@ -98,7 +100,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     repeated = {split: n for split, rows in tables.items() if (n := len(rows) - len(set(rows)))}
     for split, count in repeated.items():
         which = f"{count} rows repeat others; each" if count > 1 else "1 row repeats another; it"
-        logging.warning("%s: %s counts again", files[split], which)
+        _logger.warning("%s: %s counts again", files[split], which)
     images, folders = _locate(image_root, named)
     return Records(
         name="folder",

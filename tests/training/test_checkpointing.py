@@ -1,13 +1,10 @@
-"""Checkpoints that are damaged, foreign or half-written; a full disk; fingerprints; the lock."""
+"""Checkpoints that are damaged, foreign or half-written; a full disk; fingerprints."""
 
-import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +14,10 @@ import pytest
 import cmap_jax
 from cmap_jax import sharding
 from cmap_jax.training.checkpointing import Checkpoints
+from cmap_jax.training.progress import Progress
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.workdir import description as workdir_lib
-from cmap_jax.workdir import lock as lock_lib
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
-from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
 
 # Orbax drops coroutines where a read or a write fails, and they complain when they are collected.
 pytestmark = [
@@ -35,7 +31,13 @@ def _state(step: int, value: float | None = None) -> TrainState:
     value = step if value is None else value
     params = {"kernel": jnp.full((64, 64), value, jnp.float32), "scale": jnp.float32(value)}
     moments = {"mu": jnp.arange(4096.0).reshape(64, 64) * value}
-    return TrainState(jnp.int32(step), params, {"mean": jnp.ones(3)}, moments, jnp.int32(0))
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        batch_stats={"mean": jnp.ones(3)},
+        opt_state=moments,
+        skipped=jnp.int32(0),
+    )
 
 
 def _like(mesh=None):
@@ -44,7 +46,7 @@ def _like(mesh=None):
 
 
 def _progress(step):
-    return {"best_recall": float(step), "best_step": step, "evaluated_step": step, "log": {}}
+    return Progress(best_recall=float(step), best_step=step, evaluated_step=step)
 
 
 def _write(workdir, steps, run="run", keep=5):
@@ -57,9 +59,9 @@ def _write(workdir, steps, run="run", keep=5):
 
 def _restore(workdir, run="run", like=None):
     checkpoints = Checkpoints(workdir, 5, run)
-    found = checkpoints.restore(like or _like())
+    restored = checkpoints.restore(like or _like())
     checkpoints.close()
-    return found
+    return restored
 
 
 def _largest_files(folder):
@@ -96,11 +98,11 @@ def _not_json(folder):
 @pytest.mark.parametrize(
     "damage", [_truncate, _flip_a_bit, _lose_the_arrays, _half_copied, _not_json]
 )
-def test_a_bad_checkpoint_is_named_and_the_one_before_used(damage, tmp_path, caplog, absl_log):
+def test_a_bad_checkpoint_is_named_and_the_one_before_used(damage, tmp_path, caplog):
     _write(tmp_path, (3, 6))
     damage(tmp_path / "checkpoints" / "6")
     state, progress = _restore(tmp_path)
-    assert int(state.step) == progress["best_step"] == 3
+    assert int(state.step) == progress.best_step == 3
     np.testing.assert_array_equal(state.params["kernel"], 3.0)
     assert f"Cannot continue from {tmp_path}/checkpoints/6: " in caplog.text
     # Out of the way, and not lost; what comes again is saved again.
@@ -121,7 +123,7 @@ def test_a_run_goes_on_saving_after_it_was_restored(tmp_path):
     assert (tmp_path / "best" / "6").is_dir()
 
 
-def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog, absl_log):
+def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog):
     _write(tmp_path / "other", (9,), run="another")
     _write(tmp_path / "own", (3,))
     shutil.copytree(tmp_path / "other/checkpoints/9", tmp_path / "own/checkpoints/9")
@@ -131,7 +133,8 @@ def test_a_foreign_checkpoint_is_not_used(tmp_path, caplog, absl_log):
 
 
 def test_none_that_is_good_is_an_error(tmp_path):
-    assert _restore(tmp_path) is None
+    with pytest.raises(ValueError, match=r"no checkpoint of this run .*:\n  none was saved"):
+        _restore(tmp_path)
     _write(tmp_path, (3, 6))
     for step in (3, 6):
         _half_copied(tmp_path / "checkpoints" / str(step))
@@ -160,12 +163,12 @@ def test_retention_and_the_best_of_two(tmp_path):
     checkpoints.close()  # killed before the state was saved
     assert {p.name for p in (tmp_path / "best").iterdir()} == {"9", "12"}
     state, progress = _restore(tmp_path)
-    assert (int(state.step), progress["best_step"]) == (9, 9)
+    assert (int(state.step), progress.best_step) == (9, 9)
     assert {p.name for p in (tmp_path / "best").iterdir()} >= {"9"}
     assert "12" not in {p.name for p in (tmp_path / "best").iterdir()}
 
 
-def test_best_variables_that_are_lost(tmp_path, caplog, absl_log):
+def test_best_variables_that_are_lost(tmp_path, caplog):
     """Written again from the state of their step, or else the next evaluation's are the best."""
     _write(tmp_path, (3,))
     shutil.rmtree(tmp_path / "best" / "3")
@@ -177,8 +180,8 @@ def test_best_variables_that_are_lost(tmp_path, caplog, absl_log):
     shutil.rmtree(tmp_path / "best" / "3" / "variables")
     state, progress = _restore(tmp_path)
     assert int(state.step) == 6
-    assert (progress["best_recall"], progress["best_step"]) == (-1.0, None)
-    assert progress["evaluated_step"] == 0  # where it is due, the evaluation is made again
+    # The evaluation is pending again if it is due at this step.
+    assert progress == Progress(best_recall=-1.0, best_step=None, evaluated_step=0)
     assert "The best variables, of step 3, cannot be used" in caplog.text
 
 
@@ -257,93 +260,3 @@ def test_damaged_weights_are_not_loaded(tmp_path):
         shutil.rmtree(path)
     with pytest.raises(ValueError, match=r"best/0 cannot be read as the model"):
         cmap_jax.load(workdir)
-
-
-def test_a_second_run_is_refused(tmp_path):
-    with WorkdirLock(tmp_path):
-        owner = json.loads((tmp_path / "run.lock").read_text())
-        assert owner["process"] == os.getpid()
-        with (
-            pytest.raises(
-                WorkdirInUse,
-                match=rf"in use by process {os.getpid()} on {socket.gethostname()}, since .* "
-                r"last sign of life \d+ s ago.*--workdir",
-            ),
-            WorkdirLock(tmp_path),
-        ):
-            pass
-    assert not (tmp_path / "run.lock").exists()
-    with WorkdirLock(tmp_path):
-        pass
-
-
-def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
-    code = (
-        "import os, sys, time; from cmap_jax.workdir.lock import WorkdirLock\n"
-        f"WorkdirLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "in\n"
-    with pytest.raises(WorkdirInUse, match=f"process {process.pid}"), WorkdirLock(tmp_path):
-        pass
-    process.kill()
-    process.communicate()
-    with WorkdirLock(tmp_path):
-        assert json.loads((tmp_path / "run.lock").read_text())["process"] == os.getpid()
-
-
-@pytest.mark.parametrize(("silent", "refused"), [(5, True), (70, False)])
-def test_another_host_counts_as_dead_after_a_minute(silent, refused, tmp_path):
-    owner = {"host": "elsewhere", "process": 1, "started": 0.0, "alive": time.time() - silent}
-    (tmp_path / "run.lock").write_text(json.dumps(owner))
-    if refused:
-        with pytest.raises(WorkdirInUse, match="on elsewhere"), WorkdirLock(tmp_path):
-            pass
-    else:
-        with WorkdirLock(tmp_path):
-            pass
-
-
-def test_another_container_counts_as_dead_after_a_minute(tmp_path):
-    """It may have this host's name, and its processes are not seen from here."""
-    with WorkdirLock(tmp_path):
-        owner = json.loads((tmp_path / "run.lock").read_text())
-    assert owner["system"]
-    owner |= {"system": "elsewhere", "process": 2**22 + 1}
-    (tmp_path / "run.lock").write_text(json.dumps(owner))
-    with pytest.raises(WorkdirInUse, match=f"process {2**22 + 1}"), WorkdirLock(tmp_path):
-        pass
-
-
-def test_a_run_that_was_silent_finds_its_lock_taken_over(tmp_path):
-    with WorkdirLock(tmp_path) as lock:
-        lock.check()
-        owner = json.loads((tmp_path / "run.lock").read_text())
-        other = json.dumps(owner | {"token": "another's", "process": 7})
-        (tmp_path / "run.lock").write_text(other)
-        with pytest.raises(WorkdirInUse, match=r"taken over: .* in use by process 7 on"):
-            lock.check()
-    assert (tmp_path / "run.lock").read_text() == other  # its lock stays
-
-
-def test_two_that_take_over_the_same_lock(tmp_path):
-    """The later one must not remove what the earlier one has put in its place."""
-    dead = {"host": "elsewhere", "process": 1, "alive": 0.0, "token": "the dead one's"}
-    with WorkdirLock(tmp_path) as lock:
-        assert not WorkdirLock(tmp_path)._remove(dead)
-        lock.check()
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_lock_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_lib, "_BEAT", 0.05)
-    with WorkdirLock(tmp_path):
-        first = json.loads((tmp_path / "run.lock").read_text())["alive"]
-        time.sleep(0.4)
-        assert json.loads((tmp_path / "run.lock").read_text())["alive"] > first
-    (tmp_path / "run.lock").write_text("{")  # cut off a moment ago: may be being written
-    with pytest.raises(WorkdirInUse), WorkdirLock(tmp_path):
-        pass
-    os.utime(tmp_path / "run.lock", (0, 0))
-    with WorkdirLock(tmp_path):
-        pass

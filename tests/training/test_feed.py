@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 
 from cmap_jax import sharding
 from cmap_jax.training import feed as feed_lib
 from cmap_jax.training.feed import DeviceFeed
+from cmap_jax.training.progress import PendingMeans
 from cmap_jax.training.training_log import TrainingLog
+from cmap_jax.training.watch import FinishedStep
 
 
 def _batches(count, delay=0.0):
@@ -35,9 +36,9 @@ class _Work:
 def test_batches_come_in_order_and_placed():
     mesh = sharding.make_mesh()
     with DeviceFeed(_batches(7), mesh) as feed:
-        found = list(feed)
-    assert [float(batch["x"][0, 0]) for batch in found] == list(range(7))
-    assert found[0]["x"].sharding == sharding.split_over_devices(mesh)
+        placed = list(feed)
+    assert [float(batch["x"][0, 0]) for batch in placed] == list(range(7))
+    assert placed[0]["x"].sharding == sharding.split_over_devices(mesh)
 
 
 def test_only_so_many_batches_are_made_ahead():
@@ -63,10 +64,10 @@ def test_what_making_a_batch_raises_comes_out():
         raise ValueError("a broken image")
 
     with DeviceFeed(batches(), sharding.make_mesh()) as feed:
-        found = iter(feed)
-        next(found), next(found)
+        placed = iter(feed)
+        next(placed), next(placed)
         with pytest.raises(ValueError, match="a broken image"):
-            next(found)
+            next(placed)
 
 
 def test_an_error_of_the_loop_ends_the_thread():
@@ -84,18 +85,18 @@ def test_waiting_counts_only_while_the_devices_are_idle():
     with DeviceFeed(_batches(6, delay=0.5), sharding.make_mesh()) as feed:
         batches = iter(feed)
         next(batches)
-        feed.take_waiting_share()
+        feed.take_waited_fraction()
         feed.working_on(_Work(0.0))  # done at once: nearly all of the time is waiting
         next(batches), next(batches)
-        assert feed.take_waiting_share() > 0.5
+        assert feed.take_waited_fraction() > 0.5
         feed.working_on(_Work(60.0))  # still at work: none of it is
         next(batches)
-        assert feed.take_waiting_share() == 0.0
+        assert feed.take_waited_fraction() == 0.0
         started = time.monotonic()
-        feed.working_on(_Work(0.3))  # what it works is no waiting
+        feed.working_on(_Work(0.3))  # the time of its work is no waiting
         next(batches)
         elapsed = time.monotonic() - started
-        assert feed.take_waiting_share() * elapsed < elapsed - 0.25
+        assert feed.take_waited_fraction() * elapsed < elapsed - 0.25
 
 
 def test_a_real_output_tells_whether_it_is_ready():
@@ -104,26 +105,22 @@ def test_a_real_output_tells_whether_it_is_ready():
     with DeviceFeed(_batches(2, delay=0.5), sharding.make_mesh()) as feed:
         batches = iter(feed)
         next(batches)
-        feed.take_waiting_share()
+        feed.take_waited_fraction()
         feed.working_on(output)
         next(batches)
-        assert feed.take_waiting_share() > 0.3
+        assert feed.take_waited_fraction() > 0.3
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.34, True), (0.09, False)])
-def test_the_log_tells_the_share_and_speaks_up_above_a_tenth(share, said, caplog, monkeypatch):
-    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)  # to pytest's handler
-    feed = types.SimpleNamespace(take_waiting_share=lambda: share)
+@pytest.mark.parametrize(("fraction", "said"), [(0.34, True), (0.09, False)])
+def test_the_log_writes_the_wait_and_warns_above_a_tenth(fraction, said, caplog):
     written = {}
     writer = types.SimpleNamespace(write_scalars=lambda step, means: written.update({step: means}))
-    log = TrainingLog(writer, every_steps=2, checkpoints=None, feed=feed)
-    metrics = {
-        name: jnp.zeros(())
-        for name in ("loss/total", "gradient_norm", "learning_rate", "logit_scale")
-    }
-    for step in (1, 2, 3):
-        log(step, metrics)
-    assert {step: means["data_wait"] for step, means in written.items()} == {2: share}
+    log = TrainingLog(writer, PendingMeans(), lambda: fraction)
+    for step in (1, 2):
+        log.add(FinishedStep(step, {"loss/total": 0.0, "gradient_norm": 0.0}, {"logit_scale": 1.0}))
+    log.write(2)
+    log.write(3)  # nothing was added since
+    assert {step: means["data_wait"] for step, means in written.items()} == {2: fraction}
     text = "Up to step 2 the devices waited for data 34% of the time"
     assert (text in caplog.text) == said
     assert ("--config.data.cache_gb" in caplog.text) == said

@@ -121,14 +121,14 @@ def test_other_words_are_refused(config, first_stage):
         )
 
 
-def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage, caplog, absl_log):
+def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage, caplog):
     _, workdir, _ = first_stage
     other = _copy(config, init_from=str(workdir))
     initial = read_initial_weights(other)
     model = CMAP.from_config(load(workdir).config)
     counts = {"is": 7, "red": 1, "crimson": 5, "zebra": 7}
     data = SimpleNamespace(vocabulary=initial.vocabulary, word_counts=counts)
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING):
         fit_initial_weights(other, initial, model, data)
     assert f"{workdir} does not know 60% of the words of the training captions" in caplog.text
     assert "most often zebra (7), crimson (5)" in caplog.text
@@ -160,7 +160,7 @@ def test_what_is_not_there_is_named(config, fields, error, message):
 def test_training_without_pretrained_weights_warns_loudly(config, caplog):
     def warnings(**fields) -> str:
         caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="absl"):
+        with caplog.at_level(logging.WARNING):
             read_initial_weights(_copy(config, **fields))
         return caplog.text
 

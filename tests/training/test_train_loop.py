@@ -16,11 +16,11 @@ from small import small_config
 from stored_runs import curves
 
 import cmap_jax
-from cmap_jax.evaluation.evaluator import Interrupted
-from cmap_jax.training import train as train_lib
+from cmap_jax.training import run as run_lib
+from cmap_jax.training import start as start_lib
 from cmap_jax.training.stopping import Stopped
 from cmap_jax.training.train import train
-from cmap_jax.training.training_log import TrainingLog
+from cmap_jax.training.watch import LossWatch
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
 from input_pipeline import create_datasets
@@ -110,15 +110,15 @@ def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, aft
 def test_a_stopped_run_saves_and_ends_with_the_same_bits(
     config, undisturbed, tmp_path, monkeypatch, number
 ):
-    log = TrainingLog.__call__
+    watch = LossWatch.__call__
 
     def stop(self, step, metrics):
-        log(self, step, metrics)
+        watch(self, step, metrics)
         if step == 5:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingLog, "__call__", stop)
+        patch.setattr(LossWatch, "__call__", stop)
         with pytest.raises(Stopped, match="stopped at step 5 of 6") as stopped:
             train(config, create_datasets(config), tmp_path)
     assert stopped.value.exit_status == 128 + number
@@ -154,11 +154,11 @@ def test_a_run_stopped_in_an_evaluation_evaluates_when_it_goes_on(
 
 
 def test_a_run_stopped_in_its_last_evaluation(config, undisturbed, tmp_path, monkeypatch):
-    def stop(*_):
-        raise Interrupted
+    def stop(**_):
+        raise Stopped("stopped", 130)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_lib, "evaluate_workdir", stop)
+        patch.setattr(run_lib, "evaluate_workdir", stop)
         with pytest.raises(Stopped, match="stopped at step 6 of 6"):
             train(config, create_datasets(config), tmp_path)
     train(config, create_datasets(config), tmp_path)
@@ -196,7 +196,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_
     _assert_same_end(undisturbed[0], workdir)
 
 
-def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplog, absl_log):
+def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplog):
     def poison(batch):
         image = batch["target_image"].astype(np.float32)
         return {**batch, "target_image": np.full_like(image, np.nan)}
@@ -211,7 +211,7 @@ def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplo
     assert curves(tmp_path)["skipped_steps", 6] == {1.0}
 
 
-def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, caplog, absl_log):
+def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, caplog):
     """A run that goes on under a newer version of its protocols chooses its best anew."""
     shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
     about = json.loads((tmp_path / "model.json").read_text())
@@ -228,12 +228,12 @@ def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, ca
 def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path, monkeypatch):
     evaluators = []
 
-    class Watched(train_lib.Evaluator):
+    class Watched(start_lib.Evaluator):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             evaluators.append(self)
 
-    monkeypatch.setattr(train_lib, "Evaluator", Watched)
+    monkeypatch.setattr(start_lib, "Evaluator", Watched)
     train(config, create_datasets(config), tmp_path)
     _assert_same_end(undisturbed[0], tmp_path)
     # In training and at the end, the state's variables and those read back.

@@ -77,8 +77,8 @@ def test_parameters_agree_on_any_devices_in_float64(variant, x64, all_split):
     losses, one = _run(config, np.float64)
     # All meshes for the method itself; the one with everything in it for the others.
     for devices, fsdp in _MESHES if variant == "cmap" else [(8, 2)]:
-        found, other = _run(config, np.float64, devices, fsdp)
-        np.testing.assert_allclose(found, losses, rtol=1e-9)
+        other_losses, other = _run(config, np.float64, devices, fsdp)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-9)
         _assert_alike(one, other, 1e-9)
         split = [x for x in jax.tree.leaves(other.params) if not x.sharding.is_fully_replicated]
         moments = [

@@ -1,0 +1,84 @@
+"""Whether data fit a config, and whether they are those of the run that a workdir holds."""
+
+import json
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cmap_jax.protocols import Protocol
+from cmap_jax.workdir import description as workdir_lib
+
+
+def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:
+    """Return a copy of the config with the vocabulary's size filled in.
+
+    Args:
+        config: a whole config.
+        vocabulary: the words of the data.
+
+    Raises:
+        ValueError: the config names another size.
+    """
+    size = config.model.text.vocabulary_size
+    if size is not None and size != len(vocabulary):
+        raise ValueError(
+            f"config.model.text.vocabulary_size is {size}, but the data's vocabulary has "
+            f"{len(vocabulary)} words; leave the field unset to take the data's"
+        )
+    config = config.copy_and_resolve_references()
+    config.model.text.vocabulary_size = len(vocabulary)
+    return config
+
+
+def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
+    """Refuse to continue on other data: their order, words and steps would not be the run's.
+
+    Args:
+        datasets: the result of `input_pipeline.create_datasets`.
+        workdir: folder of the run; one that is no workdir yet is accepted.
+
+    Raises:
+        ValueError: the data differ; says in which way.
+    """
+    if workdir_lib.read_config(workdir) is None:
+        return
+    old = workdir_lib.read_description(workdir)
+    problem = None
+    if old.vocabulary.words != datasets.vocabulary.words:
+        problem = "the captions give other words than its vocabulary.txt holds"
+    elif (ours := old.preprocessing.read_as) != (theirs := datasets.preprocessing.read_as):
+        problem = (
+            f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"
+        )
+    elif dict(old.facts) != (facts := json.loads(json.dumps(datasets.facts.to_dict()))):
+        differing = [k for k in {**old.facts, **facts} if old.facts.get(k) != facts.get(k)]
+        problem = "; ".join(
+            f"{key} was {str(old.facts.get(key))[:200]} and is {str(facts.get(key))[:200]}"
+            for key in differing
+        )
+    if problem:
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a run on other data: {problem}. Restore the data, or "
+            "choose another folder with --workdir=..."
+        )
+
+
+def rules_have_changed(datasets: Any, workdir: str | os.PathLike) -> bool:
+    """Tell whether a protocol has other rules than those by which a run chose its best.
+
+    Args:
+        datasets: the result of `input_pipeline.create_datasets`.
+        workdir: folder of a run that has saved a state.
+    """
+    old = {p.name: p for p in workdir_lib.read_description(workdir).protocols}
+    return any(old.get(p.name, p) != p for p in protocols_of(datasets))
+
+
+def protocols_of(datasets: Any) -> tuple[Protocol, ...]:
+    """Return the protocols of all evaluations; the first one chooses the best checkpoint.
+
+    Args:
+        datasets: the result of `input_pipeline.create_datasets`.
+    """
+    return tuple(e.protocol for data in datasets.evaluations.values() for e in data.evaluations)
