@@ -199,14 +199,6 @@ def test_one_logger():
             assert not re.search(r"\blogging\.(debug|info|warning|error)\(", path.read_text()), path
 
 
-def _fields(config: ConfigDict, prefix: str = ""):
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _fields(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
 def test_every_field_is_read():
     """Each field's name is an attribute that some code outside the configs looks up."""
     read = set()

@@ -7,7 +7,7 @@ finished, because dispatched steps tell nothing about time.
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
