@@ -77,10 +77,10 @@ def prepare(root: pathlib.Path) -> None:
     """Write prepared records of the photographs."""
     import tensorflow_datasets as tfds
 
-    from input_pipeline.builders import Folder
+    from input_pipeline.builders import BUILDERS
 
     for encoding in ("jpeg", "png"):
-        builder = Folder(data_dir=root / "prepared", config=encoding)
+        builder = BUILDERS["folder"](data_dir=root / "prepared", config=encoding)
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=root / "raw")
         )

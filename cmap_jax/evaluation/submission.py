@@ -31,7 +31,7 @@ def make_submission(
     """Return the content of each file, by name.
 
     Args:
-        rules: the server's.
+        rules: form of the answers that the server takes.
         rankings: lists of images as `Evaluator.search` returns them: each has the ``query``, and
             the images under ``top`` and, where the queries have sets, ``subset_top``, best first.
     """
@@ -54,7 +54,7 @@ def check_submission(
     """Refuse a file that the server would not take, or would take and misjudge.
 
     Args:
-        rules: the server's.
+        rules: form of the answers that the server takes.
         content: content of a file; its header tells which of the submission's files it is. Images
             that are whole numbers may be texts: a server's script makes numbers of them.
         evaluation: the split, an `input_pipeline.records.Evaluation`.
