@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# The floor of every normalisation (SPEC 1): l2(x) = x / max(||x||, 1e-12).
-NORM_FLOOR = 1e-12
+from cmap_jax.numerics import at_least_float32, inverse_norm
 
 
 @flax.struct.dataclass
@@ -94,29 +93,6 @@ def average(first: ComposedQuery, second: ComposedQuery) -> ComposedQuery:
     )
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """Return ``x`` as float32, or as float64 if it is that already."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _inverse_norm(squared: jax.Array) -> jax.Array:
-    """``1 / max(sqrt(squared), 1e-12)``, and 0 at 0 with gradient 0."""
-    floor = NORM_FLOOR**2
-    # The inner where keeps the derivative of rsqrt away from zero: a where alone passes on NaN.
-    inverse = jax.lax.rsqrt(jnp.where(squared > floor, squared, 1.0))
-    inverse = jnp.where(squared > floor, inverse, 1 / NORM_FLOOR)
-    return jnp.where(squared == 0, 0.0, inverse)
-
-
-def l2_normalize(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-    """``x / max(||x||, 1e-12)`` on the last axis, in float32 or better (SPEC 1).
-
-    At x = 0 (or where its square underflows) the value and the gradient are exactly zero.
-    """
-    x = at_least_float32(x)
-    return x * _inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
-
-
 def _products(rows: Sequence[jax.Array], targets: jax.Array) -> jax.Array:
     """All dot products of some sets of rows, K of [B, D] against [N, D] -> [K, B, N].
 
@@ -139,7 +115,7 @@ def _score_level(query: ComposedQuery, level: int, targets: jax.Array) -> list[j
     if not weights:
         return list(dots)
     squared = _products([jnp.square(w) for w in weights], jnp.square(targets))
-    inverse_norms = iter(_inverse_norm(squared))
+    inverse_norms = iter(inverse_norm(squared))
     return [
         dot if branch.weight is None else dot * next(inverse_norms)
         for branch, dot in zip(query.branches, dots, strict=True)

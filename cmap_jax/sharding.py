@@ -23,11 +23,6 @@ BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
 _LARGE = 2**14
 
 
-def round_up(batch_size: int, mesh: Mesh) -> int:
-    """Return the least multiple of the mesh's devices that is no less than a batch size."""
-    return -(-batch_size // mesh.size) * mesh.size
-
-
 def make_mesh(
     devices: Sequence[jax.Device] | None = None, *, data: int = -1, fsdp: int = 1
 ) -> Mesh:

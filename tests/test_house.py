@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A module may import from its own layer's package and from lower layers (DESIGN, who imports whom).
 LAYERS = [
-    {"files", "processing", "progress", "protocols", "remedies", "scoring", "sharding"},
+    {"files", "numerics", "processing", "progress", "protocols", "remedies", "scoring", "sharding"},
     {"models", "losses"},
     {"convert"},
     {"workdir", "trained"},

@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Only here: TensorFlow takes seconds to load.
     from cmap_jax import sharding
     from cmap_jax.cli import from_workdir, run
+    from cmap_jax.numerics import round_up
     from cmap_jax.workdir import description as workdir_lib
     from input_pipeline.registry import data_set_name
 
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     config.eval.shortcuts = arguments.shortcuts
     # This machine may have other devices than the run had; neither changes any number.
     config.mesh.data, config.mesh.fsdp = -1, 1
-    config.eval.batch_size = sharding.round_up(config.eval.batch_size, sharding.make_mesh())
+    config.eval.batch_size = round_up(config.eval.batch_size, sharding.make_mesh().size)
     use_compilation_cache(None)
     datasets = run.read_for_evaluation(config, arguments.workdir)
     protocol = _drawn_protocol(datasets, arguments.protocol)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cmap_jax.scoring import PreservationInputs, l2_normalize
+from cmap_jax.numerics import l2_normalize
+from cmap_jax.scoring import PreservationInputs
 
 
 def preservation_loss(

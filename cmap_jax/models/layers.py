@@ -1,6 +1,5 @@
 """Layers, pooling and resizing with PyTorch's numerics and initial values."""
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -11,10 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.cpu import convolve
-from cmap_jax.scoring import at_least_float32
+from cmap_jax.models import cpu
+from cmap_jax.numerics import at_least_float32
 
-# The name, for rematerialisation, of what convolutions and linear layers result in.
+# The name of the convolutions' results, for a rematerialisation that keeps them.
 PRODUCT = "product"
 
 
@@ -26,6 +25,30 @@ def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+@cpu.with_cpu_form(forward=cpu.convolve, backward=cpu.convolution_gradients, arrays=2)
+def convolve(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "k k C F"], stride: int
+) -> Float[Array, "B H2 W2 F"]:
+    """Convolve maps with a square kernel of odd side k, zero-padded by ``k // 2`` on all sides.
+
+    Args:
+        x: maps.
+        kernel: weights, in the dtype of ``x``.
+        stride: step in pixels.
+
+    Returns:
+        Maps of ``(H - 1) // stride + 1`` rows, in the dtype of ``x``.
+    """
+    padding = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 class Conv(nn.Module):
@@ -124,10 +147,10 @@ class BatchNorm(nn.Module):
             return ((x - running_mean.value) * (inverse * scale) + bias).astype(self.dtype)
         groups = 1 if self.is_initializing() else self.groups
         if groups == 1:
-            y, mean, var = _normalize_by_batch(x, scale, bias, self.epsilon)
+            y, mean, var = normalize_by_batch(x, scale, bias, self.epsilon)
         else:
             parts = x.reshape(groups, -1, *x.shape[1:])
-            normalize = jax.vmap(_normalize_by_batch, in_axes=(0, None, None, None))
+            normalize = jax.vmap(normalize_by_batch, in_axes=(0, None, None, None))
             y, mean, var = normalize(parts, scale, bias, self.epsilon)
             y, mean, var = y.reshape(x.shape), mean.mean(0), var.mean(0)
         if not self.is_initializing():
@@ -138,61 +161,34 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize_by_batch(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the normalised batch and its statistics, through which no gradient flows.
+@cpu.with_cpu_form(backward=cpu.batch_norm_gradients, arrays=3)
+def normalize_by_batch(
+    x: Float[Array, "*shape C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> tuple[Float[Array, "*shape C"], Float[Array, " C"], Float[Array, " C"]]:
+    """Normalise a batch by its own statistics, over all axes but the last.
 
-    The gradient is written out since XLA's CPU back end takes three times as long for the one that
-    automatic differentiation finds.
+    Args:
+        x: float32 or float64.
+        scale: standard deviation of the result.
+        bias: mean of the result.
+        epsilon: added to the variance.
+
+    Returns:
+        The normalised batch, its mean and its biased variance. No gradient flows through the last
+        two.
     """
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     var = jnp.mean(jnp.square(x - mean), axes)
     slope = jax.lax.rsqrt(var + epsilon) * scale
-    return x * slope + (bias - mean * slope), mean, var
+    statistics = jax.lax.stop_gradient((mean, var))
+    return x * slope + (bias - mean * slope), *statistics
 
 
-def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple:
-    y, mean, var = _normalize_by_batch(x, scale, bias, epsilon)
-    return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + epsilon))
-
-
-def _normalize_backward(_: float, residuals: tuple, cotangents: tuple) -> tuple:
-    x, scale, mean, inverse = residuals
-    dy, axes = cotangents[0], tuple(range(x.ndim - 1))
-    count = x.size // x.shape[-1]
-    dbias = jnp.sum(dy, axes)
-    dscale = inverse * jnp.sum(dy * (x - mean), axes)
-    # dx = scale / sigma * (dy - mean(dy) - x_hat * mean(dy * x_hat)), gathered by x and dy
-    slope, pull = inverse * scale, inverse * dscale / count
-    dx = slope * dy - (slope * pull) * x + slope * (mean * pull - dbias / count)
-    return dx, dscale, dbias
-
-
-_normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
-
-
+@cpu.with_cpu_form(forward=cpu.max_pool, backward=cpu.max_pool_gradient, arrays=1)
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-    """3x3 maximum with stride 2 and padding 1; the gradient goes to the first maximum.
-
-    Written as a comparison of shifted maps, rows then columns: the gradient of ``reduce_window`` is
-    a scatter, which on CPU takes six times as long as this.
-    """
-    for axis in (1, 2):
-        padding = [(0, 0)] * 4
-        padding[axis] = (1, 1)
-        x_padded = jnp.pad(x, padding, constant_values=-jnp.inf)
-        out = (x.shape[axis] - 1) // 2 + 1
-        best = None
-        for tap in range(3):
-            other = jax.lax.slice_in_dim(x_padded, tap, tap + 2 * out - 1, stride=2, axis=axis)
-            # A NaN must win, or a diverging network would look healthy.
-            better = None if best is None else (other > best) | jnp.isnan(other)
-            best = other if best is None else jnp.where(better, other, best)
-        x = best
-    return x
+    """3x3 maximum with stride 2 and padding 1; the gradient goes to a first maximum."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def resize_bilinear(

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmap_jax import sharding
+from cmap_jax.numerics import round_up
 
 _DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 # Vector units take 16 images at once. What is left over takes another way and may be rounded in
@@ -119,11 +120,6 @@ class Blocks:
             base = base.base
         if is_file and isinstance(base, mmap.mmap) and not self.resident:
             base.madvise(mmap.MADV_DONTNEED)
-
-
-def round_up(number: int, step: int) -> int:
-    """Return the least multiple of ``step`` that is not below ``number``."""
-    return -(-number // step) * step
 
 
 def _even_part(total: int, most: int) -> int:

@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmap_jax import scoring, sharding
+from cmap_jax.numerics import round_up
 from cmap_jax.retrieval import scan
-from cmap_jax.retrieval.blocks import Blocks, round_up
+from cmap_jax.retrieval.blocks import Blocks
 from cmap_jax.retrieval.placement import BROKEN, Placement, Thresholds
 from cmap_jax.retrieval.positions import (
     NO_TARGET,

@@ -10,7 +10,8 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from cmap_jax import losses
-from cmap_jax.scoring import PreservationInputs, l2_normalize
+from cmap_jax.numerics import l2_normalize
+from cmap_jax.scoring import PreservationInputs
 
 matching_loss = jaxtyped(typechecker=beartype)(losses.matching_loss)
 preservation_loss = jaxtyped(typechecker=beartype)(losses.preservation_loss)

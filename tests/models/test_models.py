@@ -9,7 +9,6 @@ from jaxtyping import jaxtyped
 from small import EMBED, init, one_device, random_batch, small_config
 
 from cmap_jax import scoring
-from cmap_jax.models import layers
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.models.image_encoder import normalize_images
@@ -159,34 +158,6 @@ def test_a_text_without_tokens_has_finite_gradients(variant, encoder):
     np.testing.assert_array_equal(text[:2], 0)
     gradients = jax.jit(jax.grad(loss))(variables["params"])
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradients))
-
-
-def test_max_pool_gives_its_gradient_to_the_first_maximum():
-    x = jnp.ones((1, 4, 4, 1))
-    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(x)[0, :, :, 0]
-    np.testing.assert_array_equal(gradient, [[1, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4])
-    assert jnp.isnan(layers.max_pool(x.at[0, 1, 1, 0].set(jnp.nan))).any()
-
-
-def test_batch_norm_gradient_in_float64(x64):
-    """The gradient that is written out is the one that automatic differentiation finds."""
-    rng = np.random.default_rng(0)
-    x, dy = (jnp.asarray(rng.normal(2, 3, (4, 3, 2, 5))) for _ in range(2))
-    scale, bias = jnp.asarray(rng.normal(size=(2, 5)))
-
-    def plain(x, scale, bias):
-        mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
-        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
-
-    y, pull_back = jax.vjp(plain, x, scale, bias)
-    (ours, mean, var), ours_back = jax.vjp(
-        lambda *a: layers._normalize_by_batch(*a, 1e-5), x, scale, bias
-    )
-    np.testing.assert_allclose(ours, y, rtol=1e-12)
-    zero = jnp.zeros_like(mean)
-    for a, b in zip(ours_back((dy, zero, zero)), pull_back(dy), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose((mean, var), (x.mean((0, 1, 2)), x.var((0, 1, 2))), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
