@@ -67,7 +67,11 @@ _PLUG_IN = re.compile(r"(?P<module>\w+(?:\.\w+)*):(?P<name>\w+)")
 
 
 class Attention(nn.Module):
-    """Attention over the embedding's dimensions, ``softmax_D(W2 relu(W1 m + b1) + b2)``."""
+    """Attention over the embedding's dimensions, ``softmax_D(W2 relu(W1 m + b1) + b2)``.
+
+    Attributes:
+        dtype: dtype of the linear layers' products.
+    """
 
     dtype: DTypeLike = jnp.float32
 
@@ -80,14 +84,14 @@ class Attention(nn.Module):
 
 
 def modified_branch(transform: Float[Array, "B D"], attention: Float[Array, "B D"]) -> Branch:
-    """Return the branch of ``<T, l2(A_m * t)>``, alike at every level (SPEC 1, scores)."""
+    """Return the branch of ``<T, l2(A_m * t)>``, the same at every level (SPEC 1, scores)."""
     return Branch((transform * attention)[None], attention[None])
 
 
 def preserved_branch(pyramid: Float[Array, "L B D"], attention: Float[Array, "B D"]) -> Branch:
     """Return the branch of ``<l2(A_p * r), l2(A_p * t)>`` (SPEC 1, scores)."""
-    # Level by level: the attention's gradient is then a sum of arrays. As a reduction over a
-    # leading axis of three it takes XLA's CPU back end a third of the time of score and loss.
+    # Level by level, so that the attention's gradient is a sum of arrays. As a reduction over a
+    # leading axis of three, it would take XLA's CPU back end a third of the time of score and loss.
     numerators = [l2_normalize(attention * level) * attention for level in pyramid]
     return Branch(jnp.stack(numerators), attention[None])
 
@@ -100,10 +104,10 @@ class AttentionComposer(nn.Module):
     high level alone it is ARTEMIS.
 
     Attributes:
-        parts: which of "modified" and "preserved" take part.
-        levels: levels of the pyramid.
+        parts: "modified", "preserved" or both, in this order; one branch each.
+        levels: names of the pyramid's levels, high to low.
         self_contrastive: whether the preservation loss applies.
-        dtype: of the linear layers.
+        dtype: dtype of the linear layers' products.
     """
 
     parts: tuple[str, ...] = ("modified", "preserved")
@@ -130,12 +134,12 @@ class AttentionComposer(nn.Module):
 
 
 class PlainComposer(nn.Module):
-    """The compositions without parameters: one branch, ``<n_i, t_i>``.
+    """A composition without parameters: one branch, ``<n_i, t_i>``.
 
     Attributes:
         compose: maps (pyramid [L, B, D], text [B, D]) to n, [L, B, D] or [1, B, D].
-        branch_name: what the branch stands for.
-        levels: levels of the pyramid.
+        branch_name: the branch's name in a query's ``branch_names``.
+        levels: names of the pyramid's levels, high to low.
         dtype: unused; every composer takes it.
     """
 
@@ -156,6 +160,10 @@ class TIRG(nn.Module):
     """Text-image residual gating (Vo et al., CVPR 2019), on the high level (SPEC 1, variants).
 
     ``l2(a1 * sigmoid(gate(x)) * r + a2 * res(x))`` with ``x = [r, m]``.
+
+    Attributes:
+        levels: names of the pyramid's levels.
+        dtype: dtype of the linear layers' products.
     """
 
     levels: tuple[str, ...] = ("high",)
@@ -200,7 +208,7 @@ class Variant:
     """A named method: how to build its composer, and what the composer reads.
 
     Attributes:
-        build: makes the composer; called with ``dtype=``.
+        build: returns the composer; called with ``dtype=``.
         levels: levels of the pyramid that it scores, high to low.
         reads_text: False where the text plays no part: no text encoder is made.
     """

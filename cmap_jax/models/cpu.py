@@ -22,11 +22,12 @@ import jax.numpy as jnp
 
 # Below this number of rows and columns, a product of gathered patches beats XLA's convolution.
 _SMALL_MAP = 8
-# From this number of rows on, XLA's convolution beats the product where there are zeros to skip.
+# From this number of rows on, XLA's convolution beats the product in the gradient of stride 2.
 _LARGE_MAP = 16
-# For a kernel of fewer numbers, XLA's own gradient beats a product so narrow.
+# For a kernel of fewer weights, XLA's own gradient beats a matrix product that is so narrow.
 _SMALL_KERNEL = 9300
-# Gathered patches at once: few enough for a cache, enough to outweigh the sum they are added to.
+# Bytes of patches that are gathered at once: few enough for a cache, but at least so many times the
+# kernel's, to which each product is added.
 _PATCH_BYTES, _PATCHES_PER_KERNEL = 20 * 2**20, 4
 
 
@@ -39,10 +40,11 @@ def with_cpu_form(
     for decides which of the two it holds.
 
     Args:
-        backward: the gradients on CPU, one an array; takes the arrays, the cotangent of the result,
-            then the other arguments.
-        forward: the values on CPU; takes the plain function's arguments. None: as the plain one.
-        arrays: number of leading arguments that are arrays; those behind them are static.
+        backward: returns the gradients on CPU, one an array; takes the arrays, the cotangent of the
+            result, then the static arguments.
+        forward: returns the values on CPU; takes the plain function's arguments. None: the plain
+            function itself.
+        arrays: number of leading arguments that are arrays; the others are static.
     """
 
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +87,7 @@ def with_cpu_form(
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Return what `layers.convolve` does, by a matrix product where that is faster."""
+    """Return the maps of `layers.convolve`, by a matrix product where that is faster."""
     size = kernel.shape[0]
     padding = (size // 2, size // 2)
     if size > 1 and min(x.shape[1:3]) >= max(_SMALL_MAP, size):
@@ -146,11 +148,11 @@ def _input_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int)
 
 
 def _input_gradient_by_phases(kernel: jax.Array, dy: jax.Array) -> jax.Array:
-    """Return the input's gradient for stride 2: even and odd rows and columns apart.
+    """Return the input's gradient for stride 2, separately for even and odd rows and columns.
 
     An even row of the input meets the kernel's middle row alone; an odd one meets its last row at
     the output row before and its first row at the one after. So a 2x2 convolution of ``dy`` gives
-    the four phases, without the zeros that a dilated ``dy`` is filled with.
+    the four phases, without the zeros of a dilated ``dy``.
     """
     batch, height, columns, _ = dy.shape
     kernel = kernel.swapaxes(2, 3)  # [k, k, F, C]
@@ -159,7 +161,7 @@ def _input_gradient_by_phases(kernel: jax.Array, dy: jax.Array) -> jax.Array:
         first = _product_of_patches(dy, kernel, 1, (0, 0))
         return jax.lax.pad(first, jnp.zeros((), dy.dtype), [(0, 0, 0), *[(0, 1, 1)] * 2, (0, 0, 0)])
     zero = jnp.zeros_like(kernel[0, 0])
-    rows = ((1, None), (2, 0))  # by phase: the kernel's row at this row of dy and at the next
+    rows = ((1, None), (2, 0))  # for each phase, the kernel's row at this row of dy and the next
     phases = [
         [
             zero if None in (rows[r][i], rows[c][j]) else kernel[rows[r][i], rows[c][j]]
@@ -190,7 +192,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
         patches = _patches(x, size, stride, padding).reshape(-1, columns)
         rows = dy.reshape(-1, width)
-        # Few rows and many columns suit the product best; the transpose of the result is small.
+        # A product is fastest with few rows and many columns, and transposing the result is cheap.
         if columns < width:
             return _contract_rows(patches, rows)
         return _contract_rows(rows, patches).T
@@ -202,7 +204,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
     if size == 1 or images == batch:
         gradient = product(x, dy)
     else:
-        # A few images at a time: their patches stay in the cache.
+        # A few images at a time, so that their patches stay in the cache.
         def step(i: jax.Array, total: jax.Array) -> jax.Array:
             part = [jax.lax.dynamic_slice_in_dim(a, i * images, images) for a in (x, dy)]
             return total + product(*part)
@@ -230,12 +232,12 @@ def batch_norm_gradients(
     """Return the gradients of `layers.normalize_by_batch`, in a third of the automatic one's time.
 
     Args:
-        x: the batch, [..., C].
-        scale: [C].
-        bias: [C]; unused.
-        cotangents: those of the normalised batch, the mean and the variance; no gradient flows
-            through the last two.
-        epsilon: added to the variance.
+        x: the batch, [..., C] float32 or float64.
+        scale: standard deviation of the result, [C].
+        bias: mean of the result, [C]; no gradient depends on it.
+        cotangents: cotangents of the normalised batch, the mean and the variance; the last two are
+            ignored.
+        epsilon: constant that is added to the variance.
 
     Returns:
         The gradients of x, scale and bias.
@@ -243,21 +245,21 @@ def batch_norm_gradients(
     del bias
     dy, axes = cotangents[0], tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    # The forward pass computes both too: in one program the compiler joins the two.
+    # The forward pass computes both too, and the compiler removes the repetition.
     mean = jnp.mean(x, axes)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axes) + epsilon)
     dbias = jnp.sum(dy, axes)
     dscale = inverse * jnp.sum(dy * (x - mean), axes)
-    # dx = scale / sigma * (dy - mean(dy) - x_hat * mean(dy * x_hat)), gathered by x and dy
+    # dx = scale / sigma * (dy - mean(dy) - x_hat * mean(dy * x_hat)), collected by dy, x and 1
     slope, pull = inverse * scale, inverse * dscale / count
     dx = slope * dy - (slope * pull) * x + slope * (mean * pull - dbias / count)
     return dx, dscale, dbias
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Return what `layers.max_pool` does, by comparing shifted maps: rows, then columns.
+    """Return the maps of `layers.max_pool`, by comparing shifted maps: rows, then columns.
 
-    The gradient of XLA's own is a scatter, which takes six times as long as that of this.
+    The gradient of XLA's own pooling is a scatter, which takes six times as long.
     """
     for axis in (1, 2):
         padding = [(0, 0)] * 4

@@ -18,7 +18,7 @@ PRODUCT = "product"
 
 
 def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
-    """Return an initializer uniform in ±1/sqrt(fan_in): PyTorch's default for most layers."""
+    """Return an initializer, uniform in ±1/sqrt(fan_in): PyTorch's default for most layers."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         bound = 1 / math.sqrt(fan_in)
@@ -55,12 +55,12 @@ class Conv(nn.Module):
     """A square convolution, ``[B, H, W, C] -> [B, H', W', features]``, zero-padded on all sides.
 
     Attributes:
-        features: channels out.
-        kernel_size: side of the kernel in pixels.
+        features: number of output channels.
+        kernel_size: side of the kernel in pixels, odd.
         stride: step in pixels.
         use_bias: whether to add a bias.
-        kernel_init: initializer of the kernel; None for ±1/sqrt(fan_in).
-        dtype: what the product is computed in.
+        kernel_init: initializer of the kernel; None: uniform in ±1/sqrt(fan_in).
+        dtype: dtype of the products and of the result.
 
     The padding is ``kernel_size // 2``. Parameters: ``kernel`` [k, k, C, features] and ``bias``.
     """
@@ -90,8 +90,8 @@ class Dense(nn.Module):
     """A linear layer with PyTorch's initial values, ``[..., C] -> [..., features]``.
 
     Attributes:
-        features: width out.
-        dtype: what the product is computed in.
+        features: width of the result.
+        dtype: dtype of the products and of the result.
 
     Parameters: ``kernel`` [C, features] and ``bias`` [features], uniform in ±1/sqrt(C).
     """
@@ -111,16 +111,16 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as PyTorch does it (SPEC 1, 3).
 
-    Differs from Flax's: the running variance is updated with the *unbiased* batch variance, and the
-    statistics are computed in float32 or better by two passes over the data. With the batch sharded
-    over devices, the statistics are those of the global batch; or, with ``groups``, of equal parts
-    of it, which need no word between devices where each part lies on one (as in PyTorch's
-    DistributedDataParallel without SyncBatchNorm). The running ones take in the parts' mean.
+    It differs from Flax's: the running variance is updated with the *unbiased* batch variance, and
+    the statistics are computed in float32 or better by two passes over the data. They are those of
+    the global batch, also where it is sharded; or, with ``groups``, those of equal parts of it. A
+    part that lies on one device needs no communication (as in PyTorch's DistributedDataParallel
+    without SyncBatchNorm). The running statistics are updated with the mean over the parts.
 
     Attributes:
-        momentum: share of the batch's statistics in the running ones at each update.
-        epsilon: added to the variance.
-        groups: parts of the batch, each normalised by its own statistics.
+        momentum: weight of the batch's statistics in an update of the running ones, 0 to 1.
+        epsilon: constant that is added to the variance.
+        groups: number of parts of the batch, each normalised by its own statistics.
         dtype: dtype of the result.
 
     Parameters ``scale`` and ``bias``; in the collection ``batch_stats``, ``mean`` and ``var``.
@@ -135,7 +135,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "*shape C"], *, use_batch_statistics: bool
     ) -> Float[Array, "*shape C"]:
-        """Normalise by the batch's statistics and update the running ones, or use those."""
+        """Normalise by the running statistics, or by the batch's, which update the running ones."""
         width = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
         running_var = self.variable("batch_stats", "var", jnp.ones, width)
@@ -171,7 +171,7 @@ def normalize_by_batch(
         x: float32 or float64.
         scale: standard deviation of the result.
         bias: mean of the result.
-        epsilon: added to the variance.
+        epsilon: constant that is added to the variance.
 
     Returns:
         The normalised batch, its mean and its biased variance. No gradient flows through the last
@@ -187,17 +187,17 @@ def normalize_by_batch(
 
 @cpu.with_cpu_form(forward=cpu.max_pool, backward=cpu.max_pool_gradient, arrays=1)
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-    """3x3 maximum with stride 2 and padding 1; the gradient goes to a first maximum."""
+    """Take the 3x3 maximum with stride 2 and padding 1; the gradient goes to a first maximum."""
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def resize_bilinear(
     x: Float[Array, "B H W C"], height: int, width: int
 ) -> Float[Array, "B {height} {width} C"]:
-    """Bilinear resize with half-pixel centres and no antialiasing (SPEC 1), computed in float32."""
+    """Resize bilinearly, with half-pixel centers and no antialiasing, in float32 (SPEC 1)."""
     wide = at_least_float32(x)
     if x.shape[1:3] == (2 * height, 2 * width):
-        # The mean of each 2x2 block; the general way is two matrix products and transposes.
+        # The mean of each 2x2 block: the general case is two matrix products and transposes.
         corners = (wide[:, i::2, j::2] for i in range(2) for j in range(2))
         return (sum(corners) / 4).astype(x.dtype)
     # jax.image.resize antialiases by default, which PyTorch's interpolate does not.
@@ -208,8 +208,8 @@ def resize_bilinear(
 def generalized_mean(
     x: Float[Array, "B H W C"], *, power: float = 3.0, floor: float = 1e-6
 ) -> Float[Array, "B C"]:
-    """GeM pooling over space, ``mean(max(x, 1e-6)^3)^(1/3)`` (SPEC 1), in float32 or better."""
+    """Pool over space by GeM, ``mean(max(x, 1e-6)^3)^(1/3)``, in float32 or better (SPEC 1)."""
     x = jnp.maximum(at_least_float32(x), floor)
-    # A chain of products where the power is whole: pow takes a logarithm a pixel.
+    # For an integer power, a chain of products: a general power takes a logarithm for each pixel.
     powered = jax.lax.integer_pow(x, int(power)) if float(power).is_integer() else x**power
     return jnp.mean(powered, axis=(1, 2)) ** (1 / power)

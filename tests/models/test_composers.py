@@ -9,14 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import EMBED, init, small_config
+from small import EMBED, init, random_batch, small_config
 
-from cmap_jax import scoring
+from cmap_jax import scoring, sharding
+from cmap_jax.cli import describe
 from cmap_jax.models import composers
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import check_query, find_variant
 from cmap_jax.models.image_encoder import LEVELS
+from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.scoring import Branch, ComposedQuery, PreservationInputs
+from cmap_jax.trained import load, write_model
+from cmap_jax.training.gradients import make_gradient_function
+from cmap_jax.workdir.description import Description
 
 
 class _NotAModule:
@@ -86,6 +93,61 @@ def test_the_worked_example_composes(worked_example):
     np.testing.assert_array_equal(compose(True, 1), compose(True, 1))
     assert (compose(True, 1) != compose(True, 2)).any()
     assert (compose(True, 1) != compose(False)).any()
+
+
+def test_dropout_in_a_training_step(worked_example, monkeypatch):
+    """The same key gives the same step: whole, in micro-batches and on a mesh with fsdp."""
+    monkeypatch.setattr(sharding, "_LARGE", 8)  # the model is so small that nothing would be split
+    config = small_config(worked_example, image_frozen=True)
+    config.model.image.frozen_backbone_batch_norm = "running"
+    config.data.crop = 32
+    model, variables = init(config)
+    batch = random_batch(8, size=32)
+
+    def step(devices=1, fsdp=1, micro_batch_size=None):
+        config.train.micro_batch_size = micro_batch_size
+        mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+        function = jax.jit(make_gradient_function(model, config, mesh))
+        placed = jax.device_put(variables, sharding.by_size(variables, mesh))
+        inputs = sharding.place_batch(batch, mesh)
+
+        def run(key):
+            arguments = placed["params"], placed["batch_stats"], inputs, jax.random.key(key)
+            gradients, terms, _ = function(*arguments)
+            leaves = jax.tree.leaves(gradients)
+            return np.concatenate([np.ravel(terms["loss/total"]), *map(np.ravel, leaves)])
+
+        return run
+
+    whole = step()
+    np.testing.assert_array_equal(whole(1), whole(1))
+    tolerance = 1e-4 * np.abs(whole(1)).max()
+    assert np.abs(whole(1) - whole(2)).max() > 100 * tolerance
+    in_parts = step(devices=4, fsdp=2, micro_batch_size=4)
+    for key in (1, 2):
+        np.testing.assert_allclose(in_parts(key), whole(key), atol=tolerance)
+
+
+def test_a_workdir_brings_its_composer(worked_example, tmp_path, monkeypatch):
+    """By its name: `load` imports it, evaluates without dropout, and says where it is gone."""
+    vocabulary = Vocabulary.build(["is red"])
+    config = small_config(worked_example, text_vocabulary_size=len(vocabulary))
+    preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
+    about = Description(config, vocabulary, preprocessing, (PROTOCOLS["cirr/val"],), {})
+    write_model(tmp_path / "run", about, *init(config))
+    trained = load(tmp_path / "run")
+    picture = np.zeros((64, 64, 3), np.uint8)
+    once, again = (trained.compose([picture], ["is red"]) for _ in range(2))
+    assert once.branch_names == ("gated",)
+    np.testing.assert_array_equal(once.branches[0].numerator, again.branches[0].numerator)
+    monkeypatch.setattr(describe, "_step", lambda *_: "")  # compiled for half a minute
+    assert f"{worked_example}: levels high, mid, low" in describe.describe(config)
+    assert "composer/Dense_0/kernel" in describe.describe(config)
+    for name in ("my_package", "my_package.my_module"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    with pytest.raises(ValueError, match="there is no module my_package; install it"):
+        load(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
