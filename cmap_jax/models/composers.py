@@ -244,8 +244,8 @@ def find_variant(name: str) -> Variant:
     """Return the method that ``config.model.variant`` names.
 
     Args:
-        name: a key of COMPOSERS, or ``"my_package.my_module:MyComposer"``, whose module is
-            imported.
+        name: a key of COMPOSERS; or ``"my_package.my_module:MyComposer"``, a class in a module,
+            which is imported.
 
     Raises:
         ValueError: there is no such method, module or class, or the class is no composer.
@@ -293,7 +293,7 @@ def check_composer(composer: Any) -> None:
     """Refuse a class that a model cannot use as its composer.
 
     Args:
-        composer: a class.
+        composer: class that a plug-in's name stands for.
 
     Raises:
         ValueError: it breaks the contract of this module; says where.
@@ -323,15 +323,15 @@ def check_composer(composer: Any) -> None:
 def check_query(
     query: Any, pyramid: jax.Array, levels: tuple[str, ...], composer: nn.Module
 ) -> None:
-    """Refuse what a composer returned where it cannot be scored.
+    """Refuse a composer's result that cannot be scored.
 
-    Only types and shapes are looked at, so that a compiled program has none of it.
+    Only types and shapes are checked, so that a compiled program holds no part of the check.
 
     Args:
-        query: what the composer returned.
-        pyramid: the references that it was given, [L, B, D].
-        levels: names of the pyramid's levels.
-        composer: the composer, for the message.
+        query: result of the composer's call.
+        pyramid: references that the composer was given, [L, B, D].
+        levels: names of the pyramid's levels, high to low.
+        composer: module that was called; the message names its class.
 
     Raises:
         ValueError: it breaks the contract of this module; says where.

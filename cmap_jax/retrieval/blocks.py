@@ -56,17 +56,18 @@ class Blocks:
                 f"{self._pyramid.shape} and {self._pyramid.dtype}, kept as {self._dtype}"
             )
         levels, total, width = self._pyramid.shape
-        rows = max(-(-max(total, room) // mesh.size), 1)  # of a shard
+        shard_rows = max(-(-max(total, room) // mesh.size), 1)
         most = int(device_gb * 1e9 / max(levels * width * self._dtype.itemsize, 1))
-        if rows > most:
-            rows = _even_part(rows, max(most // 2, 1))  # two blocks are on the devices at a time
-        self.chunk = round_up(_even_part(rows, chunk), _WHOLE_VECTORS)
-        self._shard_rows = max(rows, self.chunk)
+        if shard_rows > most:  # two blocks are on the devices at a time
+            shard_rows = _even_part(shard_rows, max(most // 2, 1))
+        self.chunk = round_up(_even_part(shard_rows, chunk), _WHOLE_VECTORS)
+        self._shard_rows = max(shard_rows, self.chunk)
         # A small gallery is spread over all devices, though the first one has room for all of it.
         self.used = min(self._shard_rows, max(-(-total // mesh.size), 1))
-        images = self.used * mesh.size  # of a block
+        block_images = self.used * mesh.size
         self._starts = [
-            (max(min(seen, total - images), 0), seen) for seen in range(0, max(total, 1), images)
+            (max(min(seen, total - block_images), 0), seen)
+            for seen in range(0, max(total, 1), block_images)
         ]
         self.resident: Levels = ()
         if len(self._starts) == 1:

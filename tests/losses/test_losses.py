@@ -1,4 +1,4 @@
-"""Shapes by annotation, refusals, and what the preservation loss is zero for.
+"""Shapes by annotation, refusals, and cases in which the preservation loss is zero.
 
 The values are compared with NumPy and PyTorch in tests/test_parity.py.
 """

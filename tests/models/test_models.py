@@ -15,8 +15,8 @@ from cmap_jax.models.image_encoder import normalize_images
 from cmap_jax.processing import images as images_lib
 from configs import default, garments
 
-# Of the paper's sizes (ResNet-50, D = 512, FashionIQ's 3,780 words), counted by the PyTorch modules
-# of tests/torch_reference.py too.
+# Parameters of the paper's models (ResNet-50, D = 512, FashionIQ's 3,780 words). The PyTorch
+# modules of tests/torch_reference.py have as many.
 PARAMETERS = {
     ("cmap",): 43_069_937,
     ("em_only",): 42_544_625,
@@ -62,7 +62,7 @@ def test_garments_model_is_small():
 @pytest.mark.parametrize("variant", COMPOSERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_public_calls(variant, dtype):
-    """DESIGN's calls, with shapes checked against their annotations."""
+    """The public calls, with shapes checked against their annotations."""
     config = small_config(variant, dtype=dtype)
     model, variables = init(config)
     levels = len(model.levels)
@@ -115,7 +115,7 @@ def test_a_text_does_not_depend_on_its_padding(encoder):
     wide = model.apply(variables, tokens, lengths, method="encode_text")
     narrow = model.apply(variables, tokens[:1, :3], lengths[:1], method="encode_text")
     np.testing.assert_allclose(wide[:1], narrow, atol=1e-6)
-    tokens[0, 3:] = 9  # what stands in the padding does not matter
+    tokens[0, 3:] = 9  # tokens in the padding have no effect
     np.testing.assert_allclose(
         wide, model.apply(variables, tokens, lengths, method="encode_text"), atol=1e-6
     )
@@ -126,7 +126,7 @@ def test_released_lstm_depends_on_the_padding():
     lengths = np.array([3], np.int32)
     wide = np.zeros((1, 12), np.int32)
     wide[0, :3] = (1, 5, 3)
-    # A pad word that drives the states up shows what the maximum is taken over.
+    # A padding word that raises the states shows whether the maximum is taken over the padding.
     table = variables["params"]["text_encoder"]["word_embedding"]
     variables["params"]["text_encoder"]["word_embedding"] = table.at[0].set(5.0)
     a, b = (model.apply(variables, t, lengths, method="encode_text") for t in (wide, wide[:, :3]))
