@@ -28,12 +28,12 @@ It is chosen by its module and name, in a config or on the command line:
     python main.py --config=configs/garments.py --config.model.variant=my_package.my_module:GatedSum
 
 The workdir keeps that name, so that evaluation and `cmap_jax.load` import the module again: it must
-be installed, or its folder must be on PYTHONPATH. All of it rests on this contract, which
-`check_composer` and `check_query` hold a composer to:
+be installed, or its folder must be on PYTHONPATH. A composer keeps to this contract, as far as
+`check_composer` and `check_query` can tell:
 
-- It is a `flax.linen.Module` that is built with ``dtype=`` alone: of its fields, ``dtype`` is what
-  its layers compute in, and all others have defaults. ``levels`` (default: high, mid and low) names
-  the levels that it is given and scores. ``reads_text = False`` says that the text plays no part.
+- It is a `flax.linen.Module` that can be built with ``dtype=`` alone, the dtype of its layers'
+  products; all its other fields have defaults. ``levels`` (default: high, mid and low) names the
+  levels that it is given and scores. ``reads_text = False`` says that it ignores the text.
 - It is called with the references' pyramid [L, B, D], the texts [B, D] and ``train=``. Row b of the
   result belongs to row b of both.
 - It returns a `ComposedQuery` with one `Branch` or more, each [L, B, D] or, the same at every

@@ -26,8 +26,8 @@ _SMALL_MAP = 8
 _LARGE_MAP = 16
 # For a kernel of fewer weights, XLA's own gradient beats a matrix product that is so narrow.
 _SMALL_KERNEL = 9300
-# Bytes of patches that are gathered at once: few enough for a cache, but at least so many times the
-# kernel's, to which each product is added.
+# Most bytes of patches that are gathered at once, to fit into a cache; or this multiple of the
+# kernel's bytes where it is more, since every product is added to an array of the kernel's size.
 _PATCH_BYTES, _PATCHES_PER_KERNEL = 20 * 2**20, 4
 
 
@@ -36,8 +36,8 @@ def with_cpu_form(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that gives a plain function another algorithm on CPU.
 
-    The decorated function has the plain function's values and gradients. What a program is compiled
-    for decides which of the two it holds.
+    The decorated function has the plain function's values and gradients. Programs for a CPU hold
+    the other algorithm, and programs for accelerators the plain function.
 
     Args:
         backward: returns the gradients on CPU, one an array; takes the arrays, the cotangent of the
