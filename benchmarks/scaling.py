@@ -63,7 +63,7 @@ def compile_step(config: Any, devices: int, fsdp: int) -> Any:
     )
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), inputs)
     step = jax.jit(
-        make_train_step(model, tx, schedule, config, mesh),
+        make_train_step(model, tx, schedule, config=config, mesh=mesh),
         donate_argnums=0,
         out_shardings=(where, sharding.replicated(mesh)),
     )

@@ -94,10 +94,15 @@ def jax_step(config, weights: pathlib.Path):
     tx = make_optimizer(config, rate)
     params = variables["params"]
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, params, variables["batch_stats"], tx.init(params), zero)
-    step = jax.jit(
-        make_train_step(model, tx, rate, config, make_mesh(jax.devices()[:1])), donate_argnums=0
+    state = TrainState(
+        step=zero,
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(params),
+        skipped=zero,
     )
+    mesh = make_mesh(jax.devices()[:1])
+    step = jax.jit(make_train_step(model, tx, rate, config=config, mesh=mesh), donate_argnums=0)
     batch = make_batch(config)
 
     def run() -> float:

@@ -192,7 +192,11 @@ class CMAP(nn.Module):
     def compose(
         self, pyramid: Float[Array, "L B D"], text: Float[Array, "B D"], *, train: bool = False
     ) -> ComposedQuery:
-        """Compose the references' pyramid and the texts into queries (SPEC 1)."""
+        """Compose the references' pyramid and the texts into queries (SPEC 1).
+
+        Raises:
+            ValueError: the composer returned what cannot be scored; see `composers.check_query`.
+        """
         query = self.composer(pyramid, text, train=train)
         check_query(query, pyramid, self.levels, self.composer)
         return query

@@ -22,7 +22,7 @@ def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         bound = 1 / math.sqrt(fan_in)
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
     return init
 

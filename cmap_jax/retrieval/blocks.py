@@ -38,6 +38,7 @@ class Blocks:
         self,
         pyramid: np.ndarray | jax.Array,
         mesh: Mesh,
+        *,
         dtype: np.typing.DTypeLike | None,
         chunk: int,
         device_gb: float,

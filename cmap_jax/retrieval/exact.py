@@ -105,7 +105,9 @@ class ExactIndex:
             ValueError: a pyramid of another shape or dtype.
         """
         self._mesh = mesh
-        self._blocks = Blocks(pyramid, mesh, dtype, chunk, device_gb, room)
+        self._blocks = Blocks(
+            pyramid, mesh, dtype=dtype, chunk=chunk, device_gb=device_gb, room=room
+        )
         self._no_sample = self._blocks.gather(np.empty(0, np.int64))[0]
 
     def __len__(self) -> int:
@@ -218,7 +220,13 @@ class ExactIndex:
             bounds = scan.Bounds.build(sampled=used)
             carry, terms = self._start(query, request)
             _, merged = scan.scan(
-                sample, self._blocks.resident, query, terms, carry, bounds, mesh=self._mesh
+                sample=sample,
+                levels=self._blocks.resident,
+                query=query,
+                terms=terms,
+                carry=carry,
+                bounds=bounds,
+                mesh=self._mesh,
             )
             here = np.asarray(merged.picked)[: len(positions), : positions.shape[1]]
             picked = np.where(is_here, here, picked)
@@ -237,7 +245,13 @@ class ExactIndex:
                 lists=request.k > 0,
             )
             carry, merged = scan.scan(
-                self._no_sample, levels, query, terms, carry, bounds, mesh=self._mesh
+                sample=self._no_sample,
+                levels=levels,
+                query=query,
+                terms=terms,
+                carry=carry,
+                bounds=bounds,
+                mesh=self._mesh,
             )
             # While this block is scanned, the next one is transferred, and no third.
             jax.block_until_ready(before)

@@ -115,11 +115,11 @@ def start(*, mesh: Mesh, queries: int, thresholds: int, k: int) -> Carry:
     """Return the carry of a search that has seen no image yet."""
     count = np.zeros((mesh.size, queries, thresholds), np.int32)
     carry = Carry(
-        np.full((mesh.size, queries, k), -np.inf, np.float32),
-        np.zeros((mesh.size, queries, k), np.int32),
-        count,
-        count,
-        np.zeros((mesh.size, queries), bool),
+        scores=np.full((mesh.size, queries, k), -np.inf, np.float32),
+        positions=np.zeros((mesh.size, queries, k), np.int32),
+        higher=count,
+        tied=count,
+        broken=np.zeros((mesh.size, queries), bool),
     )
     return jax.tree.map(lambda x: sharding.place_same(x, mesh), carry)
 
@@ -156,11 +156,20 @@ def scan(
 
     def local(sample, levels, query, terms, carry, bounds) -> tuple[Carry, jax.Array]:
         device = jax.lax.axis_index(sharding.BATCH_AXES)
-        picked = _pick(sample, query, terms.rows, device * bounds.sampled, bounds.sampled)
+        picked = _pick(
+            sample, query, terms.rows, first=device * bounds.sampled, used=bounds.sampled
+        )
         carry = jax.tree.map(lambda x: x[0], carry)
         if levels:
-            first = bounds.first + device * bounds.used
-            carry = _scan_shard(levels, query, terms, carry, bounds, first, sample[0].shape[0])
+            carry = _scan_shard(
+                levels,
+                query,
+                terms,
+                carry=carry,
+                bounds=bounds,
+                first=bounds.first + device * bounds.used,
+                size=sample[0].shape[0],
+            )
         return jax.tree.map(lambda x: x[None], (carry, picked))
 
     split = jax.shard_map(
@@ -190,7 +199,7 @@ def _pick(
     size = sample[0].shape[0]
     column, is_here = _columns(rows, first, size)
     is_here &= column < used
-    scores = _score_chunk(sample, query, jnp.int32(0), size, is_here.any())
+    scores = _score_chunk(sample, query, begin=jnp.int32(0), size=size, is_needed=is_here.any())
     return jnp.where(is_here, jnp.take_along_axis(scores, column, axis=1), 0.0)
 
 
@@ -224,8 +233,8 @@ def _scan_shard(
         begin = jnp.minimum(wanted, rows - size)
         row = begin + jnp.arange(size)
         is_new = (row >= wanted) & (row < high)
-        scores = _score_chunk(levels, query, begin, size, is_new.any())
-        return _update(carry, scores, is_new, terms, first + begin, bounds.lists)
+        scores = _score_chunk(levels, query, begin=begin, size=size, is_needed=is_new.any())
+        return _update(carry, scores, is_new, terms=terms, begin=first + begin, lists=bounds.lists)
 
     return jax.lax.fori_loop(0, -(-(high - low) // size), step, carry)
 
@@ -241,12 +250,12 @@ def _merge(carry: Carry, picked: jax.Array) -> Merged:
         scores, positions = jax.lax.sort((-scores, positions), num_keys=2)
         scores, positions = -scores[:, :k], positions[:, :k]
     return Merged(
-        picked,
-        jnp.where(scores > LOWEST, scores, -jnp.inf),
-        positions,
-        carry.higher.sum(axis=0),
-        carry.tied.sum(axis=0),
-        carry.broken.any(axis=0),
+        picked=picked,
+        scores=jnp.where(scores > LOWEST, scores, -jnp.inf),
+        positions=positions,
+        higher=carry.higher.sum(axis=0),
+        tied=carry.tied.sum(axis=0),
+        broken=carry.broken.any(axis=0),
     )
 
 
@@ -312,7 +321,7 @@ def _update(
     )
 
     def best_images() -> tuple[jax.Array, jax.Array]:
-        return _best(carry, scores, is_new, terms, begin)
+        return _best(carry, scores, is_new, terms=terms, begin=begin)
 
     best, positions = jax.lax.cond(lists, best_images, lambda: (carry.scores, carry.positions))
     return carry.replace(scores=best, positions=positions)

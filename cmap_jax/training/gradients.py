@@ -9,8 +9,8 @@ loss sees the embeddings of all, so that the negatives are those of the whole ba
 3. encode every micro-batch again, and pull its part of that gradient back to the parameters.
 
 The gradient is that of the whole batch where an encoder's row depends on no other row: that is, but
-for batch-norm by the batch's statistics, which become the micro-batch's, and dropout, whose draws
-are other ones.
+for batch-norm by the batch's statistics, which become the micro-batch's, and the encoders' dropout,
+whose draws are other ones. A composer is given the whole batch.
 """
 
 from collections.abc import Callable

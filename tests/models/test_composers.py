@@ -133,7 +133,13 @@ def test_a_workdir_brings_its_composer(worked_example, tmp_path, monkeypatch):
     vocabulary = Vocabulary.build(["is red"])
     config = small_config(worked_example, text_vocabulary_size=len(vocabulary))
     preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
-    about = Description(config, vocabulary, preprocessing, (PROTOCOLS["cirr/val"],), {})
+    about = Description(
+        config=config,
+        vocabulary=vocabulary,
+        preprocessing=preprocessing,
+        protocols=(PROTOCOLS["cirr/val"],),
+        facts={},
+    )
     write_model(tmp_path / "run", about, *init(config))
     trained = load(tmp_path / "run")
     picture = np.zeros((64, 64, 3), np.uint8)
