@@ -2,10 +2,10 @@
 
 python benchmarks/doctor.py --out=benchmarks/results/doctor.json
 
-The files are JPEGs of 5 to 10 KB in FashionIQ's layout, each with other bytes, just written and so
-in the system's memory: what is measured is the work, not the disk. Baselines: `Image.open` and
-`verify` of each file, which reads headers, and `Image.load`, which decodes and so finds what is
-truncated, as the doctor does. Neither compares contents or reads annotations.
+The files are JPEGs of 5 to 10 KB in FashionIQ's layout, no two alike. They were just written, and
+the system's cache holds them, so that the disk plays no part. Baselines: `Image.open` and `verify`
+of each file, which reads headers, and `Image.load`, which decodes and so detects truncated files,
+as the doctor does. Neither compares contents or reads annotations.
 """
 
 import io
@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 SIDES = ("doctor", "verify", "load")
-PICTURES = 200  # that are drawn; the files differ in a comment too
+PICTURES = 200  # distinct pictures; files of one picture differ in a comment
 
 
 def make(root: pathlib.Path, count: int) -> None:
-    """Write the images and annotations that need them all."""
+    """Write the images, and annotations that refer to all of them."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(PICTURES):
@@ -61,7 +61,7 @@ def make(root: pathlib.Path, count: int) -> None:
 
 
 def measure(side: str, root: pathlib.Path) -> dict:
-    """Return the seconds that one side takes, and the number of files it looked at."""
+    """Return the seconds that one side takes, and the number of files it examined."""
     if side == "doctor":
         from input_pipeline.doctor import examine as doctor
 
@@ -81,7 +81,7 @@ def measure(side: str, root: pathlib.Path) -> dict:
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--files", type=int, default=75_000)
-    parser.add_argument("--folder", type=pathlib.Path, help="of the files, for --side")
+    parser.add_argument("--folder", type=pathlib.Path, help="folder of the files, for --side")
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.folder)))
@@ -90,14 +90,14 @@ def main() -> None:
         make(pathlib.Path(folder), arguments.files)
         sizes = [f.stat().st_size for f in (pathlib.Path(folder) / "images").iterdir()]
         sys.stderr.write(f"{len(sizes)} files of {min(sizes)} to {max(sizes)} bytes\n")
-        found = harness.take_turns(SIDES, arguments.turns, f"--folder={folder}")
-    seconds = {side: [turn["seconds"] for turn in found[side]] for side in SIDES}
+        results = harness.take_turns(SIDES, arguments.turns, f"--folder={folder}")
+    seconds = {side: [turn["seconds"] for turn in results[side]] for side in SIDES}
     ours = float(np.median(seconds["doctor"]))
     rows = [
         [
             side,
             harness.spread(taken, digits=1),
-            f"{found[side][0]['files'] / np.median(taken):,.0f}",
+            f"{results[side][0]['files'] / np.median(taken):,.0f}",
             f"{np.median(taken) / ours:.2f}",
         ]
         for side, taken in seconds.items()

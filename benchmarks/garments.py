@@ -2,8 +2,8 @@
 
 python benchmarks/garments.py --runs=runs/benchmark --out=benchmarks/results/garments.json
 
-Every run is `python main.py --config=configs/garments.py` with the overrides below; a run that is
-complete is not repeated, so the script can be stopped and started. It prints a Markdown table of
+Every run is `python main.py --config=configs/garments.py` with the overrides below. A complete run
+is not repeated, so that the script can be stopped and started again. It prints a Markdown table of
 means over the seeds, ± half of the range.
 """
 
@@ -29,10 +29,10 @@ RECALLS = ("R@1", "R@10", "R@50")
 
 
 def run(name: str, overrides: tuple[str, ...], seed: int, runs: pathlib.Path) -> dict:
-    """Train and evaluate once; return the workdir's evaluation and the time it took."""
+    """Train and evaluate once; return the workdir's results and the seconds the run took."""
     workdir = runs / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
-    done, took = workdir / "evaluation.json", workdir / "seconds.json"
-    if not done.exists():
+    evaluation, duration = workdir / "evaluation.json", workdir / "seconds.json"
+    if not evaluation.exists():
         started = time.monotonic()
         command = [
             *(sys.executable, "main.py", "--config=configs/garments.py", f"--workdir={workdir}"),
@@ -40,9 +40,9 @@ def run(name: str, overrides: tuple[str, ...], seed: int, runs: pathlib.Path) ->
         ]
         print(" ".join(command), file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        took.write_text(json.dumps(time.monotonic() - started))
-    seconds = json.loads(took.read_text()) if took.exists() else None
-    return {**json.loads(done.read_text()), "seconds": seconds, "seed": seed}
+        duration.write_text(json.dumps(time.monotonic() - started))
+    seconds = json.loads(duration.read_text()) if duration.exists() else None
+    return {**json.loads(evaluation.read_text()), "seconds": seconds, "seed": seed}
 
 
 def spread(values: list[float]) -> str:
@@ -51,11 +51,11 @@ def spread(values: list[float]) -> str:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Return a Markdown table of recalls, a row a method."""
+    """Return a Markdown table of recalls, one row for each method."""
     heads = [f"{p} {r}" for p in PROTOCOLS for r in RECALLS]
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name, found in results.items():
-        cells = [spread([f["protocols"][p][r] for f in found]) for p in PROTOCOLS for r in RECALLS]
+    for name, turns in results.items():
+        cells = [spread([t["protocols"][p][r] for t in turns]) for p in PROTOCOLS for r in RECALLS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     oracles = next(iter(results.values()))[0]["facts"]["oracles"]
     for name in oracles[PROTOCOLS[0]]:
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
     results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
-    for seed in range(arguments.seeds):  # a seed at a time: a table can be made early
+    for seed in range(arguments.seeds):  # seed by seed, so that an early table has every method
         for name in arguments.methods:
             results[name].append(run(name, METHODS[name], seed, arguments.runs))
     print(table(results))

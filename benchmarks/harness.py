@@ -1,7 +1,7 @@
-"""What the benchmarks share: sides measured in turns, each in a process of its own; tables; JSON.
+"""Helpers of all benchmarks: sides measured in turns, each in its own process; tables; JSON.
 
-A script measures one side when it is started with ``--side``; without, it starts itself for every
-side in turns, so that a change of the machine's speed meets all of them alike.
+A script that is started with ``--side`` measures that side. Without, it starts itself for every
+side in turns, so that a change of the machine's speed affects all of them equally.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
-# The method in PyTorch is written down in the tests.
+# The tests hold the method in PyTorch.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-# Of both sides: without these every large block comes fresh from the kernel,
-# zeroed page by page. Threads share an arena, for the others cannot hold large blocks.
+# Environment of every side. Without it, every large block gets new pages from the kernel, which
+# zeroes them. Threads share one arena, since only the first one can hold large blocks.
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 36),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
@@ -33,15 +33,15 @@ MEMORY = {
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments that every benchmark takes."""
-    made = argparse.ArgumentParser(description=description.splitlines()[0])
-    made.add_argument("--side", help=argparse.SUPPRESS)
-    made.add_argument("--turns", type=int, default=3, help="processes of each side")
-    made.add_argument("--out", type=pathlib.Path, help="JSON file for the figures")
-    return made
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=3, help="number of processes for each side")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file to write the figures to")
+    return parser
 
 
 def seconds(run: Callable[[], Any], repeats: int, warm_up: int = 2) -> list[float]:
-    """Return how long ``run`` takes, each time, after a warm-up."""
+    """Return the seconds of each of ``repeats`` runs, after ``warm_up`` others."""
     for _ in range(warm_up):
         run()
     taken = []
@@ -53,7 +53,7 @@ def seconds(run: Callable[[], Any], repeats: int, warm_up: int = 2) -> list[floa
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """Return by how much a run raises the process's resident memory at its peak (Linux)."""
+    """Return the rise of the process's resident memory at the peak of a run, in bytes (Linux)."""
     status = pathlib.Path("/proc/self/status")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 
@@ -67,8 +67,8 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 def take_turns(sides: Sequence[str], turns: int, *arguments: str) -> dict[str, list[dict]]:
-    """Run the calling script for every side, ``turns`` times each; return what each printed."""
-    found: dict[str, list[dict]] = {side: [] for side in sides}
+    """Run the calling script ``turns`` times for every side; return the objects they printed."""
+    results: dict[str, list[dict]] = {side: [] for side in sides}
     for turn in range(turns):
         for side in sides:
             sys.stderr.write(f"{side}, {turn + 1} of {turns}\n")
@@ -80,12 +80,12 @@ def take_turns(sides: Sequence[str], turns: int, *arguments: str) -> dict[str, l
                 text=True,
                 check=True,
             )
-            found[side].append(json.loads(done.stdout.splitlines()[-1]))
-    return found
+            results[side].append(json.loads(done.stdout.splitlines()[-1]))
+    return results
 
 
 def spread(values: Sequence[float], unit: float = 1.0, digits: int = 3) -> str:
-    """Return the median with the least and the greatest value."""
+    """Return the median with the least and the greatest value, each multiplied by ``unit``."""
     low, middle, high = (float(f(values)) * unit for f in (np.min, np.median, np.max))
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -97,7 +97,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(path: pathlib.Path | None, content: Mapping[str, Any]) -> None:
-    """Write figures with the machine and the commit they come from."""
+    """Write figures as JSON, with the command, the machine and the commit that made them."""
     if path is None:
         return
     commit = subprocess.run(

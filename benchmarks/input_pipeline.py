@@ -2,15 +2,20 @@
 
 python benchmarks/input_pipeline.py --photos=DIR --out=benchmarks/results/input_pipeline.json
 
-The photographs in a folder are enlarged (by default twice) and saved as JPEG; triplets join them at
-random. All sides do the same work for each: read, decode, pad, resize to 256 pixels, flip, crop
-224, uint8 batches of 128 references and 128 targets, texts as ids. PyTorch's side is a Dataset with
-PIL behind a DataLoader, at the best of several numbers of workers; "raw" is what training reads,
-and "raw tensorflow" the same with TensorFlow's operations in the place of PIL's. Then from images
-of 256 pixels: JPEG files for PyTorch, prepared records for us, which TensorFlow decodes, or PIL
-("prepared jpeg pil"); and from memory. Nothing computes beside it, and files are in the system's
-memory. Processor time an image (of the process and, with PyTorch, its workers) hardly depends on
-what else the machine does; the rates do.
+The photographs in a folder are enlarged (by default twice) and saved as JPEG; random triplets refer
+to them. All sides do the same work for each: read, decode, pad, resize to 256 pixels, flip, crop to
+224, collect uint8 batches of 128 references and 128 targets, encode the texts.
+
+- "pytorch raw": a Dataset that uses PIL behind a DataLoader, with the best number of workers.
+- "raw": this library's reading of the photographs, in training.
+- "raw tensorflow": the same with TensorFlow's operations in place of PIL's.
+- "pytorch 256": PyTorch's side on JPEG files of 256 pixels.
+- "prepared jpeg", "prepared png": this library's prepared records of 256 pixels.
+- "prepared jpeg pil": the same, decoded by PIL.
+- "memory": decoded images that are kept in memory.
+
+No model computes meanwhile, and files are in the system's cache. The processor time for an image
+(including PyTorch's workers) hardly depends on other work on the machine; the rates do.
 """
 
 import csv
@@ -42,14 +47,14 @@ SIDES = (
     "memory",
 )
 COMPARED = ("pytorch raw", "raw tensorflow", "pytorch 256", "prepared jpeg")
-SECONDS = 8.0  # that a side is watched, after a warm-up
-PROBED = 3.0  # seconds for each number of workers
+SECONDS = 8.0  # duration of a measurement, after the warm-up
+PROBED = 3.0  # duration for each number of workers, in seconds
 WARM_UP = 4  # batches
 CORES = len(os.sched_getaffinity(0))
 
 
 def make(photos: pathlib.Path, root: pathlib.Path, enlarge: float, limit: int) -> None:
-    """Write the enlarged photographs, tables that join them, and the 256-pixel files."""
+    """Write the enlarged photographs, tables of triplets, and the files of 256 pixels."""
     from cmap_jax.processing.padded_resize import pad_to_square, resize_square
 
     files = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -87,13 +92,13 @@ def prepare(root: pathlib.Path) -> None:
 
 
 def measure(side: str, root: pathlib.Path) -> dict:
-    """Return images a second of one side."""
+    """Return the rate and the costs of one side, as `_rate` does."""
     if side.startswith("pytorch"):
         return _measure_pytorch(root, "raw" if side.endswith("raw") else "small")
     from configs import folder
     from input_pipeline import create_datasets
 
-    _take_rival(side)
+    _replace_decoding(side)
     config = folder.get_config()
     config.data.directory = str(root / "raw")
     if side.startswith("prepared"):
@@ -106,8 +111,8 @@ def measure(side: str, root: pathlib.Path) -> dict:
     return _rate(train.batches(0, 1_000_000))
 
 
-def _take_rival(side: str) -> None:
-    """Let other code make the pixels where the side says so."""
+def _replace_decoding(side: str) -> None:
+    """Replace the library's decoding of images, for the sides that measure another one."""
     import tensorflow as tf
 
     from cmap_jax.processing.images import load_square
@@ -144,7 +149,7 @@ def _take_rival(side: str) -> None:
 
 
 def _rate(batches, seconds: float = SECONDS) -> dict:
-    """Return the images a second of an iterator of batches, what one costs, a batch's bytes."""
+    """Return images a second, processor time for an image, and bytes of a batch of images."""
     for _ in range(WARM_UP):
         batch = next(batches)
     images = [value for key, value in batch.items() if key.endswith("image")]
@@ -165,7 +170,7 @@ def _processor_seconds() -> float:
     children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     ticks = 0
     for process in (own, *(pathlib.Path("/proc") / child for child in children)):
-        # Behind the name, which may hold blanks: the 12th and 13th field are user and system time.
+        # After the name, which may contain blanks, fields 12 and 13 are user and system time.
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -217,17 +222,19 @@ def _measure_pytorch(root: pathlib.Path, folder: str) -> dict:
             yield from loader
 
     numbers = (0, *range(max(1, CORES // 2), CORES + 3))
-    # The best of several looks would be flattered by the machine's moods: it is measured anew.
+    # The best number of workers is measured anew: the best of several rates is too high by chance.
     best = max(numbers, key=lambda w: _rate(batches(w), PROBED)["images_per_second"])
     return {**_rate(batches(best)), "workers": best}
 
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--photos", type=pathlib.Path, help="folder with photographs")
-    parser.add_argument("--enlarge", type=float, default=2.0, help="factor of their sides")
-    parser.add_argument("--limit", type=int, default=3_000, help="photographs taken")
-    parser.add_argument("--folder", type=pathlib.Path, help="of the files, for --side")
+    parser.add_argument("--photos", type=pathlib.Path, help="folder of the photographs")
+    parser.add_argument(
+        "--enlarge", type=float, default=2.0, help="factor by which their sides are enlarged"
+    )
+    parser.add_argument("--limit", type=int, default=3_000, help="greatest number of photographs")
+    parser.add_argument("--folder", type=pathlib.Path, help="folder of the files, for --side")
     parser.add_argument(
         "--accelerator",
         type=float,
@@ -236,7 +243,7 @@ def main() -> None:
         "a ResNet-50 in bfloat16, forward and backward",
     )
     parser.add_argument(
-        "--sides", default=",".join(SIDES), help="those to measure, with commas between them"
+        "--sides", default=",".join(SIDES), help="sides to measure, separated by commas"
     )
     arguments = parser.parse_args()
     sides = arguments.sides.split(",")
@@ -252,14 +259,14 @@ def main() -> None:
         raw = list((pathlib.Path(folder) / "raw").glob("*.jpg"))
         mean = np.mean([file.stat().st_size for file in raw])
         sys.stderr.write(f"{len(raw)} photographs of {mean / 1024:.0f} KB on average\n")
-        found = harness.take_turns(sides, arguments.turns, f"--folder={folder}")
-    assert len({turn["bytes_per_batch"] for turns in found.values() for turn in turns}) == 1
-    rates = {side: [t["images_per_second"] for t in turns] for side, turns in found.items()}
-    costs = {side: [t["processor_us"] for t in turns] for side, turns in found.items()}
+        results = harness.take_turns(sides, arguments.turns, f"--folder={folder}")
+    assert len({turn["bytes_per_batch"] for turns in results.values() for turn in turns}) == 1
+    rates = {side: [t["images_per_second"] for t in turns] for side, turns in results.items()}
+    costs = {side: [t["processor_us"] for t in turns] for side, turns in results.items()}
     middle = {side: float(np.median(values)) for side, values in rates.items()}
     rows = []
     for side in sides:
-        workers = {turn.get("workers") for turn in found[side]} - {None}
+        workers = {turn.get("workers") for turn in results[side]} - {None}
         rows.append(
             [
                 side + (f", {'/'.join(map(str, sorted(workers)))} workers" if workers else ""),

@@ -2,9 +2,9 @@
 
 python benchmarks/ranking.py --out=benchmarks/results/ranking.json
 
-CMAP's score takes twelve products of 512 a pair (three levels, two parts, numerator and norm). The
-peak is the best of NumPy's, PyTorch's and XLA's square float32 products of several sizes, each in
-its own process, in the same run.
+CMAP's score takes twelve dot products of 512 numbers for each pair: three levels, two branches,
+numerator and norm. The peak is the best rate of NumPy's, PyTorch's and XLA's square float32
+products of several sizes, each library in its own process, in the same run.
 """
 
 import json
@@ -48,7 +48,7 @@ def l2(x: np.ndarray) -> np.ndarray:
 
 
 def random_query(rng: np.random.Generator, queries: int) -> Any:
-    """Return queries as CMAP composes them."""
+    """Return random queries of CMAP's two branches."""
     from cmap_jax import scoring
 
     a, p = (np.exp(rng.normal(size=(1, queries, WIDTH))).astype(np.float32) for _ in range(2))
@@ -59,14 +59,14 @@ def random_query(rng: np.random.Generator, queries: int) -> Any:
 
 
 def rank(images: int) -> dict:
-    """Measure ranking by the search that the evaluator uses."""
+    """Return the seconds, the speed and the memory of the evaluator's search."""
     from cmap_jax import sharding
     from cmap_jax.retrieval.exact import ExactIndex
 
     rng = np.random.default_rng(0)
     gallery = l2(rng.standard_normal((LEVELS, images, WIDTH), np.float32))
     index = ExactIndex(gallery, sharding.make_mesh())
-    block = 1000  # about what the evaluator scores at once
+    block = 1000  # queries at once, about as many as in an evaluation
     queries = [random_query(rng, block) for _ in range(QUERIES // block)]
     targets = rng.integers(0, images, (QUERIES // block, block))
 
@@ -76,7 +76,7 @@ def rank(images: int) -> dict:
             for query, right in zip(queries, targets, strict=True)
         ]
 
-    # The first run: later ones find its memory again. Compiling counts too.
+    # Measured in the first run, compiling included: later runs reuse its memory.
     memory = harness.peak_bytes(run)
     taken = harness.seconds(run, 5 if images < 10_000 else 3, warm_up=1)
     flop = 12 * 2 * QUERIES * images * WIDTH
@@ -86,28 +86,35 @@ def rank(images: int) -> dict:
 def main() -> None:
     arguments = harness.parser(__doc__).parse_args()
     if arguments.side:
-        found = {"peak": gemm_peak(arguments.side)}
+        results = {"peak": gemm_peak(arguments.side)}
         if arguments.side == "jax":
-            found |= {str(images): rank(images) for images in GALLERIES}
-        print(json.dumps(found))
+            results |= {str(images): rank(images) for images in GALLERIES}
+        print(json.dumps(results))
         return
-    # A setting for old OpenBLAS builds halves what a current NumPy reaches.
+    # These settings for old OpenBLAS builds halve the speed of a current NumPy.
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         os.environ.pop(name, None)
-    found = harness.take_turns(SIDES, arguments.turns)
-    peaks = {side: max(f["peak"] for f in turns) for side, turns in found.items()}
+    results = harness.take_turns(SIDES, arguments.turns)
+    peaks = {side: max(f["peak"] for f in turns) for side, turns in results.items()}
     peak = max(peaks.values())
     print("GEMM peak, GFLOP/s: " + ", ".join(f"{s} {p:.0f}" for s, p in peaks.items()))
     rows = []
     for images in map(str, GALLERIES):
-        taken = [t for f in found["jax"] for t in f[images]["seconds"]]
+        taken = [t for f in results["jax"] for t in f[images]["seconds"]]
         speed = 12 * 2 * QUERIES * int(images) * WIDTH / np.median(taken) / 1e9
-        memory = max(f[images]["bytes"] for f in found["jax"]) / 2**20
+        memory = max(f[images]["bytes"] for f in results["jax"]) / 2**20
         cells = [f"{int(images):,}", harness.spread(taken), f"{QUERIES / np.median(taken):,.0f}"]
         rows.append([*cells, f"{speed:.0f}", f"{100 * speed / peak:.0f}%", f"{memory:.0f} MiB"])
-    head = ["images", "seconds", "queries/s", "GFLOP/s", "of the peak", "memory beside the gallery"]
+    head = [
+        "images",
+        "seconds",
+        "queries/s",
+        "GFLOP/s",
+        "share of the peak",
+        "memory beside the gallery",
+    ]
     print(harness.table(head, rows))
-    harness.write(arguments.out, {"peaks": peaks, "jax": found["jax"]})
+    harness.write(arguments.out, {"peaks": peaks, "jax": results["jax"]})
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 python benchmarks/scaling.py --out=benchmarks/results/scaling.json
 
-The devices are played by the CPU, so times mean nothing and are not measured; the convolutions are
-those that accelerators get, for the CPU's own are not made for several devices. FLOP and scratch
-are the compiler's own account for one device; what a device sends is added up over the program's
-collectives, each by its ring algorithm. The second table is about batches that are encoded in
-parts, on one device.
+The devices are simulated by the CPU, so that times mean nothing and are not measured. Convolutions
+are those of accelerators, since the CPU's form is not made for several devices. FLOP and scratch
+are the compiler's figures for one device. The bytes that a device sends are summed over the
+program's collectives, each by its ring algorithm. The second table is about batches that are
+encoded in micro-batches, on one device.
 """
 
 import os
@@ -14,6 +14,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import inspect
 import re
 import sys
 from typing import Any
@@ -23,21 +24,18 @@ import jax
 import numpy as np
 
 from cmap_jax import sharding
-from cmap_jax.models import cpu as convolution
+from cmap_jax.models import layers
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.train_state import create_train_state
 from cmap_jax.training.train_step import make_train_step
 from configs import fashioniq, garments
 
-convolution._forward_on_cpu = convolution._xla_convolution
-convolution._backward_on_cpu = convolution._xla_backward
+layers.convolve = inspect.unwrap(layers.convolve)  # the plain one, as accelerators get it
 
-# Devices and fsdp; triplets a device.
-MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 8))
-TRIPLETS = 32
-# Batch size and micro-batch size.
-PARTS = ((512, None), (2048, 512), (8192, 512))
+MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 8))  # devices, and the length of the axis "fsdp"
+TRIPLETS = 32  # on each device
+PARTS = ((512, None), (2048, 512), (8192, 512))  # batch size, micro-batch size
 VOCABULARY, TEXT_WIDTH = 3780, 32
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f64": 8, "pred": 1, "u8": 1}
 _COLLECTIVE = re.compile(
@@ -57,7 +55,7 @@ def compile_step(config: Any, devices: int, fsdp: int) -> Any:
     state = jax.eval_shape(lambda: create_train_state(model, tx, 0, config.data.crop))
     where = sharding.by_size(state, mesh)
     state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, where
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), state, where
     )
     rows = sharding.split_over_devices(mesh)
     inputs = jax.eval_shape(
@@ -65,7 +63,7 @@ def compile_step(config: Any, devices: int, fsdp: int) -> Any:
     )
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), inputs)
     step = jax.jit(
-        make_train_step(model, tx, schedule, config, mesh),
+        make_train_step(model, tx, schedule, config=config, mesh=mesh),
         donate_argnums=0,
         out_shardings=(where, sharding.replicated(mesh)),
     )
@@ -73,23 +71,23 @@ def compile_step(config: Any, devices: int, fsdp: int) -> Any:
 
 
 def sent_bytes(program: str, devices: int) -> tuple[float, int]:
-    """Return the bytes that a device sends in a step, and in how many collectives."""
+    """Return the bytes that a device sends in a step, and the number of collectives."""
     total, count = 0.0, 0
-    for found in _COLLECTIVE.finditer(program):
+    for collective in _COLLECTIVE.finditer(program):
         size = sum(
             _BYTES[kind] * int(np.prod([int(n) for n in sides.split(",") if n]))
-            for kind, sides in _ARRAY.findall(found["type"])
+            for kind, sides in _ARRAY.findall(collective["type"])
         )
-        share = (devices - 1) / devices
-        # A ring: an all-reduce is a reduce-scatter and an all-gather.
-        passes = {"all-reduce": 2 * share, "reduce-scatter": devices - 1}
-        total += size * passes.get(found["kind"], share)
+        fraction = (devices - 1) / devices
+        # On a ring, an all-reduce is a reduce-scatter and an all-gather.
+        passes = {"all-reduce": 2 * fraction, "reduce-scatter": devices - 1}
+        total += size * passes.get(collective["kind"], fraction)
         count += 1
     return total, count
 
 
 def figures(compiled: Any, devices: int) -> dict[str, float]:
-    """Return what the compiler says of one device's program."""
+    """Return the compiler's figures for one device's program."""
     memory = compiled.memory_analysis()
     sent, count = sent_bytes(compiled.as_text(), devices)
     return {
@@ -103,13 +101,13 @@ def figures(compiled: Any, devices: int) -> dict[str, float]:
 
 def main() -> None:
     arguments = harness.parser(__doc__).parse_args()
-    found: dict[str, dict] = {"step": {}, "parts": {}}
+    results: dict[str, dict] = {"step": {}, "parts": {}}
     rows = []
     for devices, fsdp in MESHES:
         config = fashioniq.get_config("finetune")
         config.train.batch_size = TRIPLETS * devices
         figure = figures(compile_step(config, devices, fsdp), devices)
-        found["step"][f"{devices}/{fsdp}"] = figure
+        results["step"][f"{devices}/{fsdp}"] = figure
         rows.append(
             [
                 f"{devices}",
@@ -128,7 +126,7 @@ def main() -> None:
         config = garments.get_config()
         config.train.batch_size, config.train.micro_batch_size = batch, micro
         figure = figures(compile_step(config, 1, 1), 1)
-        found["parts"][f"{batch}/{micro}"] = figure
+        results["parts"][f"{batch}/{micro}"] = figure
         scores = 4 * 3 * batch**2 / 2**20
         rows.append(
             [
@@ -142,7 +140,7 @@ def main() -> None:
         sys.stderr.write(f"{rows[-1]}\n")
     head = ["batch", "encoded at once", "state and batch, MiB", "scratch, MiB"]
     print("\n" + harness.table([*head, "one set of score matrices, MiB"], rows))
-    harness.write(arguments.out, found)
+    harness.write(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Score and loss of a batch, forward and backward: factorised, beside two forms in PyTorch.
+"""Score and loss of a batch, forward and backward, beside two forms in PyTorch.
 
 python benchmarks/score_and_loss.py --out=benchmarks/results/score_and_loss.json
 
 Three levels, D = 512, CMAP's two branches, matching and preservation loss; gradients of both
 pyramids, the transformed text and both attentions. "torch direct" builds the B x B x D tensor of
-the definition; "torch factorised" does what cmap_jax does. The losses must agree to 1e-4.
+the definition; "torch factorised" factorises the score as cmap_jax does. The losses must agree to
+1e-4.
 """
 
 import json
@@ -13,7 +14,7 @@ import harness
 import numpy as np
 
 LEVELS, WIDTH = 3, 512
-DIRECT = (128, 256)  # at 512 the direct form takes tens of GB
+DIRECT = (128, 256)  # sizes of the direct form, which takes tens of GB at 512
 SIZES = (128, 256, 512, 1024)
 LARGE = 8192
 SIDES = ("jax", "torch_factorised", "torch_direct")
@@ -41,7 +42,7 @@ def inputs(batch: int) -> dict[str, np.ndarray]:
 
 
 def jax_side(batch: int):
-    """Return a function that computes loss and gradients once, and the loss."""
+    """Return a function that computes loss and gradients, and returns the loss."""
     import jax
     import jax.numpy as jnp
 
@@ -71,7 +72,7 @@ def jax_side(batch: int):
 
 
 def torch_side(batch: int, direct: bool):
-    """Return the same in PyTorch."""
+    """Return PyTorch's function that computes loss and gradients, and returns the loss."""
     import torch
     import torch_training as tt
     from torch_reference import l2, modified_scores, preserved_scores
@@ -117,8 +118,8 @@ def torch_side(batch: int, direct: bool):
 
 
 def measure(side: str) -> dict:
-    """Measure one side at all its sizes."""
-    found = {}
+    """Return the seconds, the memory and the loss of one side, for each of its sizes."""
+    results = {}
     sizes = DIRECT if side == "torch_direct" else (*SIZES, LARGE) if side == "jax" else SIZES
     for batch in sizes:
         run = jax_side(batch) if side == "jax" else torch_side(batch, side == "torch_direct")
@@ -126,8 +127,8 @@ def measure(side: str) -> dict:
         repeats = 3 if side == "torch_direct" or batch == LARGE else 15
         loss = float(run())
         taken = harness.seconds(run, repeats)
-        found[batch] = {"seconds": taken, "bytes": memory, "loss": loss}
-    return found
+        results[batch] = {"seconds": taken, "bytes": memory, "loss": loss}
+    return results
 
 
 def main() -> None:
@@ -135,10 +136,10 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(measure(arguments.side)))
         return
-    found = harness.take_turns(SIDES, arguments.turns)
+    results = harness.take_turns(SIDES, arguments.turns)
     rows, figures = [], {}
     for batch in map(str, (*SIZES, LARGE)):
-        runs = {side: [f[batch] for f in turns if batch in f] for side, turns in found.items()}
+        runs = {side: [f[batch] for f in turns if batch in f] for side, turns in results.items()}
         losses = [run["loss"] for turns in runs.values() for run in turns]
         np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
         times = {s: [t for run in turns for t in run["seconds"]] for s, turns in runs.items()}
@@ -153,7 +154,7 @@ def main() -> None:
         cells.append("" if direct is None else f"{100 * memory['jax'] / direct:.1f}%")
         rows.append(cells)
     head = ["B", *(f"{s.replace('_', ' ')}, ms" for s in SIDES)]
-    head += ["factorised / jax", "direct / jax", "memory of jax", "of torch direct's"]
+    head += ["factorised / jax", "direct / jax", "memory of jax", "/ torch direct's"]
     print(harness.table(head, rows))
     harness.write(arguments.out, {"sizes": figures})
 

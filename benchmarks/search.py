@@ -1,11 +1,12 @@
-"""Exact search in a million images from a memory-mapped file: speed, and memory at its peak.
+"""Exact search in a million images from a memory-mapped file: speed and peak memory.
 
 python benchmarks/search.py --turns=1 --out=benchmarks/results/search.json
 
-The gallery passes through in blocks, as one that is larger than the devices' memory: `DEVICE_GB`.
-Speed is a share of XLA's best matrix product (as in `ranking.py`) and of what one pass over a large
-array reads, both measured just before and just after: a search takes up to a minute, in which other
-work on the machine comes and goes. The file is read from the system's cache, if there is room.
+The gallery is streamed in blocks, since it is larger than the memory that `DEVICE_GB` allows. Speed
+is given as a fraction of XLA's best matrix product (as in `ranking.py`) and of the bandwidth of one
+pass over a large array. Both are measured just before and just after a search, which takes up to a
+minute, because other work on the machine comes and goes. The file is read from the system's cache,
+if there is room.
 """
 
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from ranking import LEVELS, WIDTH, gemm_peak, l2, random_query
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-BATCHES = {1: 5, 64: 5, 1024: 2}  # queries at once, and how often
+BATCHES = {1: 5, 64: 5, 1024: 2}  # queries at once, and the number of searches
 K = 50
 DEVICE_GB = 1.0
 _PIECE = 2**14  # images written at once
@@ -28,7 +29,7 @@ _STATUS = pathlib.Path("/proc/self/status")
 
 
 def write_gallery(folder: pathlib.Path, images: int) -> None:
-    """Write random unit vectors, in both types."""
+    """Write a gallery of random unit vectors in each dtype."""
     rng = np.random.default_rng(0)
     files = [open_gallery(folder, name, images, "w+") for name in DTYPES]
     for level in range(LEVELS):
@@ -44,7 +45,7 @@ def open_gallery(folder: pathlib.Path, name: str, images: int, mode: str) -> np.
 
 
 def bandwidth() -> float:
-    """Return the GB/s that a pass over a GB reads at best."""
+    """Return the best rate of reading an array of 1 GB, in GB/s."""
     import jax
     import jax.numpy as jnp
 
@@ -55,7 +56,7 @@ def bandwidth() -> float:
 
 
 def machine_limits() -> dict[str, float]:
-    """Return the GFLOP/s of products and the GB/s of reading that XLA reaches now."""
+    """Return XLA's present GFLOP/s of matrix products and GB/s of reading."""
     return {"gemm_peak": gemm_peak("jax"), "bandwidth": bandwidth()}
 
 
@@ -65,7 +66,7 @@ def _memory(field: str) -> int:
 
 
 class MemoryPeak:
-    """The highest resident memory within a block (Linux), in all and without files."""
+    """The peak of resident memory within a `with` block (Linux), with and without mapped files."""
 
     def __enter__(self) -> "MemoryPeak":
         self.before, self.anonymous = _memory("VmRSS"), 0
@@ -86,19 +87,19 @@ class MemoryPeak:
 
 
 def search(folder: pathlib.Path, name: str, images: int) -> dict:
-    """Measure searches with several numbers of queries."""
+    """Return memory, seconds and the machine's limits for each number of queries."""
     from cmap_jax import sharding
     from cmap_jax.retrieval.exact import ExactIndex
 
     gallery = open_gallery(folder, name, images, "r")
     index = ExactIndex(gallery, sharding.make_mesh(), device_gb=DEVICE_GB)
     rng = np.random.default_rng(1)
-    found: dict[str, Any] = {"gallery_bytes": gallery.nbytes}
+    results: dict[str, Any] = {"gallery_bytes": gallery.nbytes}
     queries = {batch: random_query(rng, batch) for batch in BATCHES}
-    for batch, query in queries.items():  # before the large arrays of the peaks
+    for batch, query in queries.items():  # before `machine_limits` makes large arrays
         with MemoryPeak() as memory:
             index.search(query, K)
-        found[str(batch)] = {
+        results[str(batch)] = {
             "before_bytes": memory.before,
             "peak_bytes": memory.peak,
             "anonymous_bytes": memory.anonymous,
@@ -108,20 +109,20 @@ def search(folder: pathlib.Path, name: str, images: int) -> dict:
         taken = harness.seconds(lambda q=queries[batch]: index.search(q, K), repeats, warm_up=0)
         limits.append(machine_limits())
         best = {key: max(limit[key] for limit in limits) for key in limits[0]}
-        found[str(batch)] |= {"seconds": taken, **best}
-    return found
+        results[str(batch)] |= {"seconds": taken, **best}
+    return results
 
 
-def report(found: dict[str, list[dict]], images: int) -> None:
-    """Print the table."""
+def report(results: dict[str, list[dict]], images: int) -> None:
+    """Print a table of the results, a row for each dtype and number of queries."""
     rows = []
     for name in DTYPES:
-        size = found[name][0]["gallery_bytes"]
+        size = results[name][0]["gallery_bytes"]
         for batch in BATCHES:
-            parts = [f[str(batch)] for f in found[name]]
+            parts = [f[str(batch)] for f in results[name]]
             taken = [t for part in parts for t in part["seconds"]]
             middle = float(np.median(taken))
-            # Three levels, two branches, numerator and norm: twelve products of 512 a pair.
+            # Three levels, two branches, numerator and norm: twelve dot products for each pair.
             speed = 12 * 2 * batch * images * WIDTH / middle / 1e9
             gb = size / middle / 1e9
             peak, reads = (
@@ -145,7 +146,7 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument(
-        "--folder", type=pathlib.Path, help="for the files, 9 GB; default: a temporary one"
+        "--folder", type=pathlib.Path, help="folder for the files, 9 GB; default: a temporary one"
     )
     arguments = parser.parse_args()
     if arguments.side:
@@ -154,14 +155,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         folder = pathlib.Path(scratch)
         write_gallery(folder, arguments.images)
-        found = harness.take_turns(
+        results = harness.take_turns(
             tuple(DTYPES),
             arguments.turns,
             f"--folder={folder}",
             f"--images={arguments.images}",
         )
-    report(found, arguments.images)
-    harness.write(arguments.out, {"images": arguments.images, **found})
+    report(results, arguments.images)
+    harness.write(arguments.out, {"images": arguments.images, **results})
 
 
 if __name__ == "__main__":

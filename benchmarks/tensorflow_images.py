@@ -1,7 +1,8 @@
-"""Photographs to pixels in TensorFlow's operations: the rival of PIL's.
+"""Photographs to pixels by TensorFlow's operations, as an alternative to PIL.
 
 `input_pipeline.py` measures what training from photographs would gain by it. Decoding gives PIL's
-pixels exactly; the resize, in PIL's precision but not its order, differs by up to 2 grey levels.
+pixels exactly. The resize has PIL's precision but another order, and differs by up to 2 grey
+levels.
 """
 
 import numpy as np
@@ -28,11 +29,11 @@ def decode_image(encoded: tf.Tensor | bytes) -> UInt8[tf.Tensor, "H W 3"]:
     `MAX_SIDE`, to be refused.
 
     Args:
-        encoded: scalar string, a whole file.
+        encoded: content of an image file, a scalar string.
 
     Raises:
         tf.errors.InvalidArgumentError: the image cannot be decoded, or a side exceeds `MAX_SIDE`.
-            Eagerly, what goes through PIL raises `ImageReadError`.
+            Run eagerly, PIL's part raises `ImageReadError`.
     """
     encoded = tf.convert_to_tensor(encoded, tf.string)
     header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_HEADER_BYTES)
@@ -73,8 +74,8 @@ def resize_and_pad(
         )
 
     def pad_and_resize() -> tf.Tensor:
-        # Rows, then columns as the rows of the transposed image: TensorFlow's kernel takes four
-        # times as long for columns of three channels. Rounded in between, as in PIL.
+        # Rows first, then columns as the rows of the transposed image: TensorFlow's kernel takes
+        # four times as long for columns of three channels. The first result is rounded, as in PIL.
         tall = _resize_rows(_pad_rows(image, side, white), resize)  # [R, W, 3]
         wide = _pad_rows(tf.transpose(tall, [1, 0, 2]), side, white)
         return tf.transpose(_resize_rows(wide, resize), [1, 0, 2])
@@ -88,14 +89,14 @@ def load_square(
     """Decode, pad and resize, as `input_pipeline.images.preprocess.load_square` does with PIL.
 
     Args:
-        encoded: scalar string, a whole file.
-        preprocessing: the sizes.
+        encoded: content of an image file, a scalar string.
+        preprocessing: side R of the result, and the grey value of the padding.
 
     Returns:
         Pixels 0..255, R = `preprocessing.resize`, a static shape.
 
     Raises:
-        tf.errors.InvalidArgumentError: as `decode_image`.
+        tf.errors.InvalidArgumentError: the image cannot be decoded; see `decode_image`.
     """
     return resize_and_pad(decode_image(encoded), preprocessing)
 
@@ -111,7 +112,7 @@ def _decode_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _is_plain_png(encoded: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
-    """Whether this is a PNG that TensorFlow decodes just as PIL does."""
+    """Tell whether this is a PNG that TensorFlow decodes to PIL's pixels."""
     tail_start = tf.maximum(tf.strings.length(encoded) - len(_PNG_END), 0)
     sides = tf.reshape(tf.cast(header[16:24], tf.int64), [2, 4])
     sides = tf.linalg.matvec(sides, tf.constant([2**24, 2**16, 2**8, 1], tf.int64))
@@ -125,7 +126,7 @@ def _is_plain_png(encoded: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
 
 def _decode_with_pil(encoded: tf.Tensor) -> tf.Tensor:
     def decode(data: bytes | np.ndarray) -> np.ndarray:
-        # Eagerly the string comes as an array of one object.
+        # Run eagerly, the string is an array of one object.
         return np.asarray(read_image(data if isinstance(data, bytes) else data.item()))
 
     image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
@@ -158,5 +159,5 @@ def _resize_rows(image: tf.Tensor, size: int) -> UInt8[tf.Tensor, "R W 3"]:
         kernel_type="triangle",
         antialias=True,
     )
-    # Halves go up, as in PIL; the cast truncates.
+    # The cast truncates; with 0.5 added it rounds halves up, as PIL does.
     return tf.cast(tf.reshape(resized, [size, columns, 3]) + 0.5, tf.uint8)

@@ -1,4 +1,4 @@
-"""A composed query and its score against a gallery: the one form used by loss, ranks and search.
+"""A composed query and its score against a gallery, in the form that loss, ranks and search share.
 
 A query is a sum of branches. Branch k at level l holds a numerator vector ``n`` and, optionally,
 a weight vector ``w``; its score against an embedding ``t`` of that level is
@@ -6,14 +6,14 @@ a weight vector ``w``; its score against an embedding ``t`` of that level is
     n . t / sqrt(w^2 . t^2)        with a weight (squares are elementwise), or
     n . t                          without.
 
-That is ``<g, l2(w * t)>`` with ``n = g * w``: the weighted, renormalised target of CMAP's
-attention (SPEC 1) without ever building the B x N x D tensor of all weighted targets. A level costs
-one matrix product without a weight and two with one.
+The first is ``<g, l2(w * t)>`` with ``n = g * w``: the weighted, renormalised target of CMAP's
+attention (SPEC 1), without the B x N x D tensor of all weighted targets. A level costs one matrix
+product without a weight, and two with one.
 
     query = model.apply(variables, pyramid, text, method="compose")
     scores = score(query, gallery_pyramid)                       # [B, N]
 
-`retrieval.exact` does the same with any number of images, a chunk at a time.
+`retrieval.exact` scores any number of images in this way, a chunk at a time.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# The floor of every normalisation (SPEC 1): l2(x) = x / max(||x||, 1e-12).
-NORM_FLOOR = 1e-12
+from cmap_jax.numerics import at_least_float32, inverse_norm
 
 
 @flax.struct.dataclass
@@ -42,12 +41,12 @@ class Branch:
 
 @flax.struct.dataclass
 class PreservationInputs:
-    """What the self-contrastive preservation loss needs of a query besides its score (SPEC 2).
+    """Inputs of the self-contrastive preservation loss besides the score (SPEC 2).
 
     Attributes:
-        text: the text embedding m, [B, D].
-        modification: its linear image T, [B, D]; None where the variant has no such transform.
-        attention: the preservation attention A_p, [B, D].
+        text: text embeddings m, [B, D].
+        modification: their linear transform T, [B, D]; None where the variant has none.
+        attention: preservation attentions A_p, [B, D].
     """
 
     text: jax.Array
@@ -60,9 +59,9 @@ class ComposedQuery:
     """A batch of queries, ready to be scored against any gallery.
 
     Attributes:
-        branches: the terms of the score.
+        branches: terms of the score, one or more.
         preservation: inputs of the preservation loss, or None for a variant without it.
-        branch_names: what each branch stands for, such as ("modified", "preserved"); static.
+        branch_names: a name for each branch, such as ("modified", "preserved"); static.
         levels: names of the pyramid's levels that the query scores, such as ("high",); static.
     """
 
@@ -77,12 +76,12 @@ class ComposedQuery:
 
 
 def take(query: ComposedQuery, rows: slice) -> ComposedQuery:
-    """Return some of the queries, without what only the loss needs."""
+    """Return some of the queries, without the inputs of the preservation loss."""
     return jax.tree.map(lambda x: x[:, rows], query.replace(preservation=None))
 
 
 def average(first: ComposedQuery, second: ComposedQuery) -> ComposedQuery:
-    """Return queries whose scores are the mean of two batches' scores, query by query."""
+    """Return queries that score the mean of two batches' scores, query by query."""
 
     def halve(branch: Branch) -> Branch:
         return branch.replace(numerator=branch.numerator / 2)
@@ -94,36 +93,13 @@ def average(first: ComposedQuery, second: ComposedQuery) -> ComposedQuery:
     )
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """Return ``x`` as float32, or as float64 if it is that already."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _inverse_norm(squared: jax.Array) -> jax.Array:
-    """``1 / max(sqrt(squared), 1e-12)``, and 0 at 0 with gradient 0."""
-    floor = NORM_FLOOR**2
-    # The inner where keeps the derivative of rsqrt away from zero: a where alone passes on NaN.
-    inverse = jax.lax.rsqrt(jnp.where(squared > floor, squared, 1.0))
-    inverse = jnp.where(squared > floor, inverse, 1 / NORM_FLOOR)
-    return jnp.where(squared == 0, 0.0, inverse)
-
-
-def l2_normalize(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-    """``x / max(||x||, 1e-12)`` on the last axis, in float32 or better (SPEC 1).
-
-    At x = 0 (or where its square underflows) the value and the gradient are exactly zero.
-    """
-    x = at_least_float32(x)
-    return x * _inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
-
-
 def _products(rows: Sequence[jax.Array], targets: jax.Array) -> jax.Array:
-    """All dot products of some sets of rows, K of [B, D] against [N, D] -> [K, B, N].
+    """Return all dot products of K sets of rows, [B, D] each, with [N, D]: [K, B, N].
 
-    The sets are multiplied together: one large product is faster than several. They are stacked and
-    not joined, so that rows that are split over devices stay where they are.
+    One large product is faster than several. The sets are stacked and not concatenated, so that
+    sharded rows stay on their devices.
     """
-    # The highest precision: accelerators would otherwise multiply float32 as bfloat16.
+    # Without the highest precision, accelerators multiply float32 as bfloat16.
     return jnp.einsum("kbd,nd->kbn", jnp.stack(rows), targets, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -139,7 +115,7 @@ def _score_level(query: ComposedQuery, level: int, targets: jax.Array) -> list[j
     if not weights:
         return list(dots)
     squared = _products([jnp.square(w) for w in weights], jnp.square(targets))
-    inverse_norms = iter(_inverse_norm(squared))
+    inverse_norms = iter(inverse_norm(squared))
     return [
         dot if branch.weight is None else dot * next(inverse_norms)
         for branch, dot in zip(query.branches, dots, strict=True)
@@ -158,11 +134,11 @@ def score_branches(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Floa
     """Score every query against every target, branch by branch and level by level (SPEC 1).
 
     Args:
-        query: B queries.
-        targets: the pyramid of N images, levels high to low, each embedding l2-normalised.
+        query: B queries that score L levels.
+        targets: pyramid of N images, levels high to low, each embedding l2-normalised.
 
     Returns:
-        The scores, float32 (float64 where the inputs are).
+        One matrix a branch and level, float32, or float64 where the inputs are.
 
     Raises:
         ValueError: the pyramid does not have the query's levels.
@@ -173,12 +149,12 @@ def score_branches(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Floa
 
 
 def score_levels(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "L B N"]:
-    """Score every query against every target, one matrix a level: the branches are summed."""
+    """Score every query against every target, one matrix a level, summed over branches."""
     _check_levels(query, targets)
     return jnp.stack([sum(_score_level(query, i, t)) for i, t in enumerate(targets)])
 
 
 def score(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "B N"]:
-    """Score every query against every target: branches and levels summed, the retrieval score."""
+    """Score every query against every target, summed over branches and levels, for retrieval."""
     _check_levels(query, targets)
     return sum(sum(_score_level(query, i, t)) for i, t in enumerate(targets))

@@ -1,8 +1,8 @@
-"""One mesh for everything: batches are split over all of its devices, large parameters over some.
+"""One mesh for everything: batches are sharded over all of its devices, large parameters over some.
 
-The mesh has two axes. A batch is split over both. Parameters are whole on every device, or, where
-"fsdp" is longer than 1, the large ones are split over that axis, and so are the optimiser's
-moments. A single device is the special case of a mesh of one.
+The mesh has two axes. A batch is sharded over both. Parameters are replicated; where "fsdp" is
+longer than 1, the large ones and the optimiser's moments are sharded over that axis. A single
+device is a mesh of one.
 
     mesh = make_mesh(data=-1, fsdp=2)            # 8 devices: 4 x 2
     state = jax.device_put(state, by_size(state, mesh))
@@ -19,13 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 BATCH_AXES = (DATA_AXIS, FSDP_AXIS)
 
-# Elements from which a parameter is split: below, gathering it costs more than it takes.
+# Elements from which a parameter is sharded: gathering a smaller one costs more than it saves.
 _LARGE = 2**14
-
-
-def round_up(batch_size: int, mesh: Mesh) -> int:
-    """Return the least multiple of the mesh's devices that is no less than a batch size."""
-    return -(-batch_size // mesh.size) * mesh.size
 
 
 def make_mesh(
@@ -33,12 +28,13 @@ def make_mesh(
 ) -> Mesh:
     """Return a mesh of all devices (or those given) with the axes "data" and "fsdp".
 
-    Each process's devices stand together, so that the batch's rows are in one order on any machine.
+    The devices of a process are adjacent, so that the batch's rows have one order on any machine.
 
     Args:
-        devices: the devices; None: all there are, of all processes.
-        data: length of the axis that only batches are split over; -1: what ``fsdp`` leaves.
-        fsdp: length of the axis that large parameters are split over too.
+        devices: devices to use; None: all devices of all processes.
+        data: length of the axis that only batches are sharded over, 1 or more; -1: all devices,
+            divided by ``fsdp``.
+        fsdp: length of the axis that large parameters are sharded over too, 1 or more.
 
     Raises:
         ValueError: the lengths do not fit the number of devices.
@@ -47,7 +43,8 @@ def make_mesh(
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     if fsdp < 1 or data < -1 or data == 0:
         raise ValueError(
-            f"config.mesh.data={data} must be 1 or more, or -1 for what is left, and "
+            f"config.mesh.data={data} must be 1 or more, or -1 for all devices that "
+            f"config.mesh.fsdp leaves, and "
             f"config.mesh.fsdp={fsdp} must be 1 or more"
         )
     if len(devices) % fsdp or (data != -1 and data * fsdp != len(devices)):
@@ -55,31 +52,32 @@ def make_mesh(
             f"config.mesh.data={data} times config.mesh.fsdp={fsdp} does not give the "
             f"{len(devices)} devices"
         )
-    # Not `jax.make_mesh`: on a TPU slice it orders devices by their place in the torus, a host's
-    # apart from one another, and refuses lengths that would split one of the torus's axes.
-    # Auto: the compiler places what is not said; Explicit, the default, refuses `x @ x.T`.
+    # `jax.make_mesh` would order the devices of a TPU slice by their position in the torus, which
+    # separates those of a host, and it refuses lengths that would split an axis of the torus.
+    # With Auto axes the compiler chooses shardings that are not given; the default, Explicit,
+    # refuses `x @ x.T`.
     return Mesh(np.reshape(devices, (-1, fsdp)), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of what stands whole on every device."""
+    """Return the sharding of a replicated array: every device holds all of it."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_over_devices(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Return the sharding of an array whose ``axis`` is split over all devices, as a batch's is."""
+    """Return the sharding of an array whose ``axis`` is split over all devices, like a batch."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
 def by_size(tree: Any, mesh: Mesh) -> Any:
-    """Return the sharding of each array of a state: large ones split over "fsdp", others whole.
+    """Return the sharding of each array of a state: large ones over "fsdp", others replicated.
 
-    A function of an array's shape alone: a parameter and its moments get the same. Split is the
-    longest axis that the devices can share evenly, the last one of equals.
+    It depends on an array's shape alone, so that a parameter and its moments get the same. The
+    longest axis that divides evenly is split; the last one, where several are as long.
 
     Args:
-        tree: arrays, or anything with shapes.
-        mesh: the devices.
+        tree: arrays or their shapes, as `jax.eval_shape` returns them.
+        mesh: a mesh of `make_mesh`.
     """
     parts = mesh.shape[FSDP_AXIS]
 
@@ -93,10 +91,17 @@ def by_size(tree: Any, mesh: Mesh) -> Any:
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put this process's share of a batch on the devices.
+    """Shard a batch over all devices; each process gives its own rows.
+
+    Args:
+        batch: arrays with this process's rows of the global batch on their first axis.
+        mesh: a mesh of `make_mesh`.
+
+    Returns:
+        Global arrays, with the rows of all processes.
 
     Raises:
-        ValueError: the batch does not divide evenly over the devices.
+        ValueError: the rows do not divide evenly over the devices.
     """
     local = len(mesh.local_devices)
     for name, array in batch.items():
@@ -110,7 +115,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 
 
 def place_same(array: np.ndarray, mesh: Mesh, axis: int = 0) -> jax.Array:
-    """Split an array that every process holds whole over the devices of all of them."""
+    """Shard an array, all of which every process holds, over the devices of all processes."""
     return jax.make_array_from_callback(
         array.shape, split_over_devices(mesh, axis), lambda index: array[index]
     )

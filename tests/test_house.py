@@ -23,6 +23,7 @@ LAYERS = [
         "config_fields",
         "facts",
         "files",
+        "numerics",
         "processing",
         "progress",
         "protocols",

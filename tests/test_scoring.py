@@ -8,13 +8,14 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from cmap_jax import scoring
+from cmap_jax.numerics import l2_normalize
 
 
 def _query(queries=6, levels=3, width=16, seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     attention = jax.nn.softmax(jax.random.normal(keys[0], (2, 1, queries, width)) * 2)
-    modified = scoring.l2_normalize(jax.random.normal(keys[1], (1, queries, width)))
-    preserved = scoring.l2_normalize(jax.random.normal(keys[2], (levels, queries, width)))
+    modified = l2_normalize(jax.random.normal(keys[1], (1, queries, width)))
+    preserved = l2_normalize(jax.random.normal(keys[2], (levels, queries, width)))
     return scoring.ComposedQuery(
         (
             scoring.Branch(modified * attention[0], attention[0]),
@@ -26,7 +27,7 @@ def _query(queries=6, levels=3, width=16, seed=0):
 
 
 def _gallery(images=10, levels=3, width=16, seed=1):
-    return scoring.l2_normalize(jax.random.normal(jax.random.key(seed), (levels, images, width)))
+    return l2_normalize(jax.random.normal(jax.random.key(seed), (levels, images, width)))
 
 
 def test_sums_shapes_and_dtypes():
@@ -80,14 +81,14 @@ def test_gradients_at_zero_are_zero_and_finite():
     one_zero = some.at[0, 0, 1].set(0)
     for gradient in jax.grad(total, argnums=(0, 1))(one_zero, some):
         assert jnp.isfinite(gradient).all()
-    np.testing.assert_array_equal(jax.grad(lambda x: scoring.l2_normalize(x).sum())(none), 0)
+    np.testing.assert_array_equal(jax.grad(lambda x: l2_normalize(x).sum())(none), 0)
 
 
 @pytest.mark.parametrize("size", [1e-17, 1e-13, 1e-6, 1.0, 1e10])
 def test_l2_floor(size):
     x = jnp.asarray([3.0, 4.0]) * size
     expected = np.asarray(x, np.float64) / max(np.linalg.norm(np.asarray(x, np.float64)), 1e-12)
-    np.testing.assert_allclose(scoring.l2_normalize(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(l2_normalize(x), expected, rtol=1e-5)
 
 
 def test_no_tensor_of_all_weighted_targets():

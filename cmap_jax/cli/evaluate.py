@@ -71,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cmap_jax import sharding
     from cmap_jax.cli import from_workdir, run
     from cmap_jax.evaluation.results_file import results_path
+    from cmap_jax.numerics import round_up
     from cmap_jax.workdir import description as workdir_lib
     from input_pipeline.registry import find_data_set
 
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     config.eval.shortcuts = arguments.shortcuts
     # This machine may have other devices than the run had. Neither field changes a number.
     config.mesh.data, config.mesh.fsdp = -1, 1
-    config.eval.batch_size = sharding.round_up(config.eval.batch_size, sharding.make_mesh())
+    config.eval.batch_size = round_up(config.eval.batch_size, sharding.make_mesh().size)
     use_compilation_cache(None)
     datasets = run.read_for_evaluation(config, arguments.workdir)
     protocol = _drawn_protocol(datasets, arguments.protocol)  # before the long work

@@ -92,6 +92,7 @@ def _write(arguments: argparse.Namespace) -> None:
     from cmap_jax import sharding
     from cmap_jax.cli.compilation_cache import use_compilation_cache
     from cmap_jax.evaluation.evaluator import Evaluator
+    from cmap_jax.numerics import round_up
     from cmap_jax.trained import load
     from input_pipeline.batching import EvaluationData
     from input_pipeline.images.decoding import open_loader
@@ -113,7 +114,7 @@ def _write(arguments: argparse.Namespace) -> None:
         trained.preprocessing,
         loader,
         # The size changes no answer, and this machine may have other devices than the run had.
-        batch_size=sharding.round_up(trained.config.eval.batch_size, mesh),
+        batch_size=round_up(trained.config.eval.batch_size, mesh.size),
     )
     evaluator = Evaluator(trained.model, mesh, gallery_chunk=trained.config.eval.gallery_chunk)
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))

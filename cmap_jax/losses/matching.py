@@ -1,4 +1,4 @@
-"""The matching loss: telling which of the batch's targets belongs to a query."""
+"""The matching loss: a classification of each query over the batch's targets."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def matching_loss(
     Args:
         scores: score of query b (row) against target t (column) at each level.
         logit_scale: log of the inverse temperature, shared by the levels.
-        level_weights: one weight a level, high to low.
-        correct: each query's right target; None: those on the diagonal of square scores. Some
-            rows of the whole batch's scores need it.
+        level_weights: one weight for each level, high to low.
+        correct: column of each query's right target; None: the diagonal, for square scores. It is
+            needed where the rows are a part of the batch.
 
     Returns:
         Weighted sum over levels of the mean over queries, in nats.

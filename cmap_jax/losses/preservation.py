@@ -1,4 +1,4 @@
-"""The self-contrastive preservation loss: the preserved part must not be what the text names."""
+"""The self-contrastive preservation loss: the text must not name what is preserved."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cmap_jax.scoring import PreservationInputs, l2_normalize
+from cmap_jax.numerics import l2_normalize
+from cmap_jax.scoring import PreservationInputs
 
 
 def preservation_loss(
@@ -19,7 +20,7 @@ def preservation_loss(
     alpha: float = 1.0,
     reduction: Literal["sum", "mean"] = "sum",
 ) -> Float[Array, ""]:
-    """Push the target's preserved part from the text, its reversed part towards it (SPEC 2).
+    """Push the target's preserved part from the text and its reversed part towards it (SPEC 2).
 
     With the reversed attention ``A_r = 2 mean_D(A_p) - A_p`` and ``g(x) = alpha <m, x> +
     (1 - alpha) <T, x>``, a pair's loss at level i is
@@ -29,14 +30,14 @@ def preservation_loss(
     Args:
         inputs: text m, its transform T and the preservation attention A_p, each [B, D].
         targets: the targets' pyramid, levels high to low.
-        margins: one margin a level, high to low.
-        level_weights: one weight a level, high to low.
-        alpha: share of the text in the mixture; the rest is that of T.
+        margins: one margin for each level, high to low.
+        level_weights: one weight for each level, high to low.
+        alpha: weight of the text in the mixture, 0 to 1; T has the rest.
         reduction: "sum" over the batch is the method. A sum grows with the batch: to carry a weight
             w tuned at batch size B to another size B', use w * B / B', or "mean" with w * B.
 
     Returns:
-        Weighted sum over levels.
+        Weighted sum over levels, 0 or more.
 
     Raises:
         ValueError: not one margin and weight a level, an unknown reduction, or alpha < 1 for a

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.config_fields import check_values
-from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.composers import check_query, find_variant
 from cmap_jax.models.encoders.resnet import DEPTHS
 from cmap_jax.models.image_encoder import ImageEncoder
 from cmap_jax.models.text_encoder import TextEncoder
@@ -67,7 +67,7 @@ class CMAP(nn.Module):
     Make it with `CMAP.from_config`. The variables are ``params`` and ``batch_stats``.
 
     Attributes:
-        variant: a key of `COMPOSERS`.
+        variant: name of the method, as `composers.find_variant` takes it.
         image: keyword arguments of `ImageEncoder`.
         text: keyword arguments of `TextEncoder`.
         initial_logit_scale: initial log of the inverse temperature.
@@ -95,7 +95,7 @@ class CMAP(nn.Module):
         config = config.model if hasattr(config, "model") else config
         check_values(config, "model")
         image, text = config.image, config.text
-        variant = COMPOSERS[_choice("variant", config.variant, COMPOSERS)]
+        variant = find_variant(config.variant)
         _choice("image.depth", image.depth, DEPTHS)
         if config.embed_dim % 2 or config.embed_dim < 2:
             raise ValueError(
@@ -147,10 +147,10 @@ class CMAP(nn.Module):
     @property
     def levels(self) -> tuple[str, ...]:
         """Names of the pyramid's levels, high to low."""
-        return COMPOSERS[self.variant].levels
+        return find_variant(self.variant).levels
 
     def setup(self):  # noqa: D102
-        variant = COMPOSERS[self.variant]
+        variant = find_variant(self.variant)
         self.image_encoder = ImageEncoder(**self.image, dtype=self.dtype)
         if variant.reads_text:
             self.text_encoder = TextEncoder(**self.text, dtype=self.dtype)
@@ -178,15 +178,21 @@ class CMAP(nn.Module):
         Returns:
             l2-normalised embeddings, float32; zeros for a variant that does not read the text.
         """
-        if not COMPOSERS[self.variant].reads_text:
+        if not find_variant(self.variant).reads_text:
             return jnp.zeros((tokens.shape[0], self.image["embed_dim"]), jnp.float32)
         return self.text_encoder(tokens, lengths, train=train)
 
     def compose(
         self, pyramid: Float[Array, "L B D"], text: Float[Array, "B D"], *, train: bool = False
     ) -> ComposedQuery:
-        """Compose the references' pyramid and the texts into queries (SPEC 1)."""
-        return self.composer(pyramid, text, train=train)
+        """Compose the references' pyramid and the texts into queries (SPEC 1).
+
+        Raises:
+            ValueError: the composer returned what cannot be scored; see `composers.check_query`.
+        """
+        query = self.composer(pyramid, text, train=train)
+        check_query(query, pyramid, self.levels, self.composer)
+        return query
 
     def encode_triplets(
         self,

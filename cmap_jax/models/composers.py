@@ -1,12 +1,56 @@
 """Composers turn a reference's pyramid and a text into a `ComposedQuery` (SPEC 1, variants).
 
-A composer is a module with ``__call__(pyramid, text, *, train) -> ComposedQuery``; what differs
-between the methods of the field is written here and nowhere else. A new method is a new composer
-and a line in COMPOSERS.
+What differs between the methods of the field is written here and nowhere else. A new method is a
+composer: here with a line in COMPOSERS, or in any package that Python can import, without a change
+to this library. The second way in full, as ``my_package/my_module.py``:
+
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from cmap_jax.numerics import l2_normalize
+    from cmap_jax.scoring import Branch, ComposedQuery
+
+
+    class GatedSum(nn.Module):
+        levels: tuple[str, ...] = ("high", "mid", "low")  # or ("high",)
+        dtype: jax.typing.DTypeLike = jnp.float32
+
+        @nn.compact
+        def __call__(self, pyramid, text, *, train):  # [L, B, D] and [B, D] float32
+            gate = nn.Dense(text.shape[-1], dtype=self.dtype)(text)
+            gate = nn.Dropout(0.1, deterministic=not train)(nn.sigmoid(gate))
+            composed = l2_normalize(gate * pyramid + text)  # [L, B, D]
+            return ComposedQuery((Branch(composed),), None, ("gated",), self.levels)
+
+It is chosen by its module and name, in a config or on the command line:
+
+    python main.py --config=configs/garments.py --config.model.variant=my_package.my_module:GatedSum
+
+The workdir keeps that name, so that evaluation and `cmap_jax.load` import the module again: it must
+be installed, or its folder must be on PYTHONPATH. A composer keeps to this contract, as far as
+`check_composer` and `check_query` can tell:
+
+- It is a `flax.linen.Module` that can be built with ``dtype=`` alone, the dtype of its layers'
+  products; all its other fields have defaults. ``levels`` (default: high, mid and low) names the
+  levels that it is given and scores. ``reads_text = False`` says that it ignores the text.
+- It is called with the references' pyramid [L, B, D], the texts [B, D] and ``train=``. Row b of the
+  result belongs to row b of both.
+- It returns a `ComposedQuery` with one `Branch` or more, each [L, B, D] or, the same at every
+  level, [1, B, D], float32 or better; with as many different ``branch_names``; and with ``levels``.
+- Its parameters and ``batch_stats`` are trained, saved and restored. In training it may draw random
+  numbers from the stream "dropout"; in evaluation there is none. The stream's key depends on the
+  seed and the step alone, and a composer is given the whole batch: neither micro-batches, the
+  number of devices nor a resumed run change what it draws.
 """
 
 import dataclasses
+import difflib
+import importlib
+import inspect
+import re
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,17 +60,18 @@ from jaxtyping import Array, Float
 
 from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.models.layers import BatchNorm, Dense
-from cmap_jax.scoring import (
-    Branch,
-    ComposedQuery,
-    PreservationInputs,
-    at_least_float32,
-    l2_normalize,
-)
+from cmap_jax.numerics import at_least_float32, l2_normalize
+from cmap_jax.scoring import Branch, ComposedQuery, PreservationInputs
+
+_PLUG_IN = re.compile(r"(?P<module>\w+(?:\.\w+)*):(?P<name>\w+)")
 
 
 class Attention(nn.Module):
-    """Attention over the embedding's dimensions, ``softmax_D(W2 relu(W1 m + b1) + b2)``."""
+    """Attention over the embedding's dimensions, ``softmax_D(W2 relu(W1 m + b1) + b2)``.
+
+    Attributes:
+        dtype: dtype of the linear layers' products.
+    """
 
     dtype: DTypeLike = jnp.float32
 
@@ -39,14 +84,14 @@ class Attention(nn.Module):
 
 
 def modified_branch(transform: Float[Array, "B D"], attention: Float[Array, "B D"]) -> Branch:
-    """Return the branch of ``<T, l2(A_m * t)>``, alike at every level (SPEC 1, scores)."""
+    """Return the branch of ``<T, l2(A_m * t)>``, the same at every level (SPEC 1, scores)."""
     return Branch((transform * attention)[None], attention[None])
 
 
 def preserved_branch(pyramid: Float[Array, "L B D"], attention: Float[Array, "B D"]) -> Branch:
     """Return the branch of ``<l2(A_p * r), l2(A_p * t)>`` (SPEC 1, scores)."""
-    # Level by level: the attention's gradient is then a sum of arrays. As a reduction over a
-    # leading axis of three it takes XLA's CPU back end a third of the time of score and loss.
+    # Level by level, so that the attention's gradient is a sum of arrays. As a reduction over a
+    # leading axis of three, it would take XLA's CPU back end a third of the time of score and loss.
     numerators = [l2_normalize(attention * level) * attention for level in pyramid]
     return Branch(jnp.stack(numerators), attention[None])
 
@@ -59,10 +104,10 @@ class AttentionComposer(nn.Module):
     high level alone it is ARTEMIS.
 
     Attributes:
-        parts: which of "modified" and "preserved" take part.
-        levels: levels of the pyramid.
+        parts: "modified", "preserved" or both, in this order; one branch each.
+        levels: names of the pyramid's levels, high to low.
         self_contrastive: whether the preservation loss applies.
-        dtype: of the linear layers.
+        dtype: dtype of the linear layers' products.
     """
 
     parts: tuple[str, ...] = ("modified", "preserved")
@@ -89,12 +134,12 @@ class AttentionComposer(nn.Module):
 
 
 class PlainComposer(nn.Module):
-    """The compositions without parameters: one branch, ``<n_i, t_i>``.
+    """A composition without parameters: one branch, ``<n_i, t_i>``.
 
     Attributes:
         compose: maps (pyramid [L, B, D], text [B, D]) to n, [L, B, D] or [1, B, D].
-        branch_name: what the branch stands for.
-        levels: levels of the pyramid.
+        branch_name: the branch's name in a query's ``branch_names``.
+        levels: names of the pyramid's levels, high to low.
         dtype: unused; every composer takes it.
     """
 
@@ -115,6 +160,10 @@ class TIRG(nn.Module):
     """Text-image residual gating (Vo et al., CVPR 2019), on the high level (SPEC 1, variants).
 
     ``l2(a1 * sigmoid(gate(x)) * r + a2 * res(x))`` with ``x = [r, m]``.
+
+    Attributes:
+        levels: names of the pyramid's levels.
+        dtype: dtype of the linear layers' products.
     """
 
     levels: tuple[str, ...] = ("high",)
@@ -159,8 +208,8 @@ class Variant:
     """A named method: how to build its composer, and what the composer reads.
 
     Attributes:
-        build: makes the composer; called with ``dtype=``.
-        levels: levels of the pyramid that it scores.
+        build: returns the composer; called with ``dtype=``.
+        levels: levels of the pyramid that it scores, high to low.
         reads_text: False where the text plays no part: no text encoder is made.
     """
 
@@ -189,3 +238,151 @@ COMPOSERS = {
     "image_only": Variant(_plain(_image_only, "image"), reads_text=False),
     "tirg": Variant(lambda dtype: TIRG(dtype=dtype), levels=_HIGH),
 }
+
+
+def find_variant(name: str) -> Variant:
+    """Return the method that ``config.model.variant`` names.
+
+    Args:
+        name: a key of COMPOSERS; or ``"my_package.my_module:MyComposer"``, a class in a module,
+            which is imported.
+
+    Raises:
+        ValueError: there is no such method, module or class, or the class is no composer.
+    """
+    if name in COMPOSERS:
+        return COMPOSERS[name]
+    plug_in = _PLUG_IN.fullmatch(name)
+    if plug_in is None:
+        raise ValueError(
+            f"config.model.variant must be one of {', '.join(COMPOSERS)}, or the module and the "
+            f"name of a composer, such as my_package.my_module:MyComposer; got {name!r}"
+        )
+    composer = _import_composer(**plug_in.groupdict())
+    check_composer(composer)
+    return Variant(
+        composer, getattr(composer, "levels", LEVELS), getattr(composer, "reads_text", True)
+    )
+
+
+def _import_composer(module: str, name: str) -> Any:
+    """Return what a module holds under a name.
+
+    Raises:
+        ValueError: there is no such module, or it holds no such name.
+    """
+    try:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module != missing and not module.startswith(f"{missing}."):
+            raise  # a package that the module itself needs
+        raise ValueError(
+            f"config.model.variant={module}:{name}: there is no module {missing}; install it, or "
+            "put its folder on PYTHONPATH"
+        ) from error
+    if not hasattr(imported, name):
+        names = {other.casefold(): other for other in vars(imported)}
+        near = difflib.get_close_matches(name.casefold(), names, n=1)
+        hint = f"; did you mean {module}:{names[near[0]]}?" if near else ""
+        raise ValueError(f"config.model.variant={module}:{name}: {module} has no {name}{hint}")
+    return getattr(imported, name)
+
+
+def check_composer(composer: Any) -> None:
+    """Refuse a class that a model cannot use as its composer.
+
+    Args:
+        composer: class that a plug-in's name stands for.
+
+    Raises:
+        ValueError: it breaks the contract of this module; says where.
+    """
+
+    def refuse(reason: str) -> None:
+        name = f"{composer.__module__}:{composer.__qualname__}"
+        raise ValueError(f"config.model.variant={name} is no composer: {reason}")
+
+    if not inspect.isclass(composer):
+        raise ValueError(f"config.model.variant names {composer!r}, which is no class")
+    if not issubclass(composer, nn.Module):
+        refuse("it must be a subclass of flax.linen.Module")
+    try:
+        inspect.signature(composer).bind(dtype=None)
+    except TypeError as error:
+        refuse(f"it must be built with dtype= alone, every other field having a default ({error})")
+    try:
+        inspect.signature(composer.__call__).bind(None, None, None, train=False)
+    except TypeError as error:
+        refuse(f"it must be called as composer(pyramid, text, train=...) ({error})")
+    levels = getattr(composer, "levels", LEVELS)
+    if levels not in (LEVELS, LEVELS[:1]):
+        refuse(f"its levels must be {LEVELS} or {LEVELS[:1]}, not {levels!r}")
+
+
+def check_query(
+    query: Any, pyramid: jax.Array, levels: tuple[str, ...], composer: nn.Module
+) -> None:
+    """Refuse a composer's result that cannot be scored.
+
+    Only types and shapes are checked, so that a compiled program holds no part of the check.
+
+    Args:
+        query: result of the composer's call.
+        pyramid: references that the composer was given, [L, B, D].
+        levels: names of the pyramid's levels, high to low.
+        composer: module that was called; the message names its class.
+
+    Raises:
+        ValueError: it breaks the contract of this module; says where.
+    """
+    count, batch, width = pyramid.shape
+
+    def require(condition: bool, fault: str) -> None:
+        if not condition:
+            raise ValueError(
+                f"the composer {type(composer).__name__} must return a ComposedQuery of "
+                f"[{count}, {batch}, {width}] or [1, {batch}, {width}] float32 branches, with a "
+                f"name for each branch and levels={levels}, but {fault}"
+            )
+
+    def check_array(array: Any, shapes: list[tuple[int, ...]], name: str) -> None:
+        shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+        require(shape is not None and dtype is not None, f"{name} is {_kind(array)}")
+        require(tuple(shape) in shapes, f"{name} is {list(shape)}")
+        is_wide = dtype in (jnp.float32, jnp.float64)
+        require(is_wide, f"{name} is {dtype} (see cmap_jax.numerics.at_least_float32)")
+
+    require(isinstance(query, ComposedQuery), f"returned {_kind(query)}")
+    require(
+        isinstance(query.branches, tuple) and len(query.branches) > 0,
+        f"its branches are {_kind(query.branches)}, not a tuple of one Branch or more",
+    )
+    per_level = [(count, batch, width), (1, batch, width)]
+    for i, branch in enumerate(query.branches):
+        require(isinstance(branch, Branch), f"branches[{i}] is {_kind(branch)}")
+        check_array(branch.numerator, per_level, f"branches[{i}].numerator")
+        if branch.weight is not None:
+            check_array(branch.weight, per_level, f"branches[{i}].weight")
+    names = query.branch_names
+    require(
+        isinstance(names, tuple)
+        and all(isinstance(name, str) for name in names)
+        and len(set(names)) == len(names) == len(query.branches),
+        f"its {len(query.branches)} branches have the branch_names {names!r}",
+    )
+    require(query.levels == levels, f"its levels are {query.levels!r}")
+    if query.preservation is None:
+        return
+    inputs = query.preservation
+    require(isinstance(inputs, PreservationInputs), f"its preservation is {_kind(inputs)}")
+    for field in ("text", "modification", "attention"):
+        array = getattr(inputs, field)
+        if array is not None or field != "modification":
+            check_array(array, [(batch, width)], f"preservation.{field}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple) and not value:
+        return "an empty tuple"
+    return "None" if value is None else f"a {type(value).__name__}"

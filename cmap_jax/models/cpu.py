@@ -1,88 +1,117 @@
-"""Convolution with a choice of algorithm by backend: the same values, the fastest way to them.
+"""Other algorithms for XLA's CPU back end, with the same values as the plain ones of `layers`.
 
-Accelerators get XLA's convolution and its gradients. XLA's CPU back end is fast at matrix products
-and at plain convolutions of large maps, and slow at the rest: a 1x1 convolution and its gradients
-are written as matrix products there, and so are weight gradients and convolutions of small maps
-(`benchmarks/README.md` has the measurements by layer).
+Accelerators get the plain code and its automatic gradient. XLA's CPU back end is fast at matrix
+products and at plain convolutions of large maps, and slow at three things, which have a second form
+here (`benchmarks/README.md` has the measurements by layer):
+
+- 1x1 convolutions, convolutions of small maps and weight gradients, written as matrix products;
+- the gradient of batch normalisation, written out;
+- maximum pooling, whose gradient is a scatter, written as a comparison of shifted maps.
+
+`with_cpu_form` joins a plain function and its CPU form.
 """
 
 import functools
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 # Below this number of rows and columns, a product of gathered patches beats XLA's convolution.
 _SMALL_MAP = 8
-# From this number of rows on, XLA's convolution beats the product where there are zeros to skip.
+# From this number of rows on, XLA's convolution beats the product in the gradient of stride 2.
 _LARGE_MAP = 16
-# For a kernel of fewer numbers, XLA's own gradient beats a product so narrow.
+# For a kernel of fewer weights, XLA's own gradient beats a matrix product that is so narrow.
 _SMALL_KERNEL = 9300
-# Gathered patches at once: few enough for a cache, enough to outweigh the sum they are added to.
+# Most bytes of patches that are gathered at once, to fit into a cache; or this multiple of the
+# kernel's bytes where it is more, since every product is added to an array of the kernel's size.
 _PATCH_BYTES, _PATCHES_PER_KERNEL = 20 * 2**20, 4
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "k k C F"], stride: int
-) -> Float[Array, "B H2 W2 F"]:
-    """Convolve maps with a square kernel of odd side k, zero-padded by ``k // 2`` on all sides.
+def with_cpu_form(
+    *, backward: Callable[..., Any], forward: Callable[..., Any] | None = None, arrays: int
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that gives a plain function another algorithm on CPU.
+
+    The decorated function has the plain function's values and gradients. Programs for a CPU hold
+    the other algorithm, and programs for accelerators the plain function.
 
     Args:
-        x: maps.
-        kernel: of the same dtype.
-        stride: step in pixels.
-
-    Returns:
-        Maps of ``(H - 1) // stride + 1`` rows, the dtype of ``x``.
+        backward: returns the gradients on CPU, one an array; takes the arrays, the cotangent of the
+            result, then the static arguments.
+        forward: returns the values on CPU; takes the plain function's arguments. None: the plain
+            function itself.
+        arrays: number of leading arguments that are arrays; the others are static.
     """
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_forward_on_cpu, stride=stride),
-        default=functools.partial(_xla_convolution, stride=stride),
-    )
+
+    def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
+        static = range(arrays, len(inspect.signature(plain).parameters))
+
+        @functools.wraps(plain)
+        def values(*arguments: Any) -> Any:
+            inputs, settings = arguments[:arrays], arguments[arrays:]
+            if forward is None:
+                return plain(*arguments)
+            return jax.lax.platform_dependent(
+                *inputs,
+                cpu=lambda *inputs: forward(*inputs, *settings),
+                default=lambda *inputs: plain(*inputs, *settings),
+            )
+
+        function = jax.custom_vjp(values, nondiff_argnums=tuple(static))
+
+        def run_forward(*arguments: Any) -> tuple[Any, tuple]:
+            return function(*arguments), arguments[:arrays]
+
+        def run_backward(*arguments: Any) -> Any:
+            *settings, inputs, cotangent = arguments
+
+            def automatic(*operands: Any) -> Any:
+                pull_back = jax.vjp(lambda *inputs: plain(*inputs, *settings), *operands[:-1])[1]
+                return pull_back(operands[-1])
+
+            return jax.lax.platform_dependent(
+                *inputs,
+                cotangent,
+                cpu=lambda *operands: backward(*operands, *settings),
+                default=automatic,
+            )
+
+        function.defvjp(run_forward, run_backward)
+        return function
+
+    return decorate
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, tuple]:
-    return convolve(x, kernel, stride), (x, kernel)
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Return the maps of `layers.convolve`, by a matrix product where that is faster."""
+    size = kernel.shape[0]
+    padding = (size // 2, size // 2)
+    if size > 1 and min(x.shape[1:3]) >= max(_SMALL_MAP, size):
+        return _xla_convolution(x, kernel, stride, padding)
+    return _product_of_patches(x, kernel, stride, padding)
 
 
-def _backward(stride: int, residuals: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.lax.platform_dependent(
-        *residuals,
-        dy,
-        cpu=functools.partial(_backward_on_cpu, stride=stride),
-        default=functools.partial(_xla_backward, stride=stride),
-    )
+def convolution_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of `convolve` with respect to the maps and the kernel."""
+    return _input_gradient(x, kernel, dy, stride), _kernel_gradient(x, kernel, dy, stride)
 
 
-convolve.defvjp(_forward, _backward)
-
-
-def _xla_convolution(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    padding = kernel.shape[0] // 2
+def _xla_convolution(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[int, int]
+) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
+        padding=(padding, padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-
-
-def _xla_backward(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int
-) -> tuple[jax.Array, jax.Array]:
-    return jax.vjp(functools.partial(_xla_convolution, stride=stride), x, kernel)[1](dy)
-
-
-def _forward_on_cpu(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    size = kernel.shape[0]
-    if size > 1 and min(x.shape[1:3]) >= max(_SMALL_MAP, size):
-        return _xla_convolution(x, kernel, stride=stride)
-    return _product_of_patches(x, kernel, stride, (size // 2, size // 2))
 
 
 def _product_of_patches(
@@ -108,27 +137,22 @@ def _patches(x: jax.Array, size: int, stride: int, padding: tuple[int, int]) -> 
     return jnp.concatenate(taps, axis=-1)
 
 
-def _backward_on_cpu(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int
-) -> tuple[jax.Array, jax.Array]:
-    return _input_gradient(x, kernel, dy, stride), _kernel_gradient(x, kernel, dy, stride)
-
-
 def _input_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
     if stride == 1:
-        return _forward_on_cpu(dy, kernel[::-1, ::-1].swapaxes(2, 3), stride=1)
+        return convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), 1)
     if stride == 2 and kernel.shape[0] in (1, 3) and not any(side % 2 for side in x.shape[1:3]):
         return _input_gradient_by_phases(kernel, dy)
-    _, pull_back = jax.vjp(lambda x: _xla_convolution(x, kernel, stride=stride), x)
+    padding = (kernel.shape[0] // 2, kernel.shape[0] // 2)
+    _, pull_back = jax.vjp(lambda x: _xla_convolution(x, kernel, stride, padding), x)
     return pull_back(dy)[0]
 
 
 def _input_gradient_by_phases(kernel: jax.Array, dy: jax.Array) -> jax.Array:
-    """Return the input's gradient for stride 2: even and odd rows and columns apart.
+    """Return the input's gradient for stride 2, separately for even and odd rows and columns.
 
     An even row of the input meets the kernel's middle row alone; an odd one meets its last row at
     the output row before and its first row at the one after. So a 2x2 convolution of ``dy`` gives
-    the four phases, without the zeros that a dilated ``dy`` is filled with.
+    the four phases, without the zeros of a dilated ``dy``.
     """
     batch, height, columns, _ = dy.shape
     kernel = kernel.swapaxes(2, 3)  # [k, k, F, C]
@@ -137,7 +161,7 @@ def _input_gradient_by_phases(kernel: jax.Array, dy: jax.Array) -> jax.Array:
         first = _product_of_patches(dy, kernel, 1, (0, 0))
         return jax.lax.pad(first, jnp.zeros((), dy.dtype), [(0, 0, 0), *[(0, 1, 1)] * 2, (0, 0, 0)])
     zero = jnp.zeros_like(kernel[0, 0])
-    rows = ((1, None), (2, 0))  # by phase: the kernel's row at this row of dy and at the next
+    rows = ((1, None), (2, 0))  # for each phase, the kernel's row at this row of dy and the next
     phases = [
         [
             zero if None in (rows[r][i], rows[c][j]) else kernel[rows[r][i], rows[c][j]]
@@ -152,9 +176,7 @@ def _input_gradient_by_phases(kernel: jax.Array, dy: jax.Array) -> jax.Array:
     if height < _LARGE_MAP:
         dx = _product_of_patches(dy, gathered, 1, (0, 1))
     else:
-        dx = jax.lax.conv_general_dilated(
-            dy, gathered, (1, 1), [(0, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        dx = _xla_convolution(dy, gathered, 1, (0, 1))
     dx = dx.reshape(batch, height, columns, 2, 2, channels)
     return dx.swapaxes(2, 3).reshape(batch, 2 * height, 2 * columns, channels)
 
@@ -162,15 +184,15 @@ def _input_gradient_by_phases(kernel: jax.Array, dy: jax.Array) -> jax.Array:
 def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
     """Return the kernel's gradient, as matrix products of gathered patches with ``dy``."""
     size, width = kernel.shape[0], dy.shape[-1]
-    columns = size * size * x.shape[-1]
+    columns, padding = size * size * x.shape[-1], (size // 2, size // 2)
     if size > 1 and kernel.size < _SMALL_KERNEL:
-        _, pull_back = jax.vjp(lambda kernel: _xla_convolution(x, kernel, stride=stride), kernel)
+        _, pull_back = jax.vjp(lambda kernel: _xla_convolution(x, kernel, stride, padding), kernel)
         return pull_back(dy)[0]
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
-        patches = _patches(x, size, stride, (size // 2, size // 2)).reshape(-1, columns)
+        patches = _patches(x, size, stride, padding).reshape(-1, columns)
         rows = dy.reshape(-1, width)
-        # Few rows and many columns suit the product best; the transpose of the result is small.
+        # A product is fastest with few rows and many columns, and transposing the result is cheap.
         if columns < width:
             return _contract_rows(patches, rows)
         return _contract_rows(rows, patches).T
@@ -182,7 +204,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
     if size == 1 or images == batch:
         gradient = product(x, dy)
     else:
-        # A few images at a time: their patches stay in the cache.
+        # A few images at a time, so that their patches stay in the cache.
         def step(i: jax.Array, total: jax.Array) -> jax.Array:
             part = [jax.lax.dynamic_slice_in_dim(a, i * images, images) for a in (x, dy)]
             return total + product(*part)
@@ -198,3 +220,62 @@ def _contract_rows(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _largest_divisor(number: int, most: int) -> int:
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def batch_norm_gradients(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the gradients of `layers.normalize_by_batch`, in a third of the automatic one's time.
+
+    Args:
+        x: the batch, [..., C] float32 or float64.
+        scale: standard deviation of the result, [C].
+        bias: mean of the result, [C]; no gradient depends on it.
+        cotangents: cotangents of the normalised batch, the mean and the variance; the last two are
+            ignored.
+        epsilon: constant that is added to the variance.
+
+    Returns:
+        The gradients of x, scale and bias.
+    """
+    del bias
+    dy, axes = cotangents[0], tuple(range(x.ndim - 1))
+    count = x.size // x.shape[-1]
+    # The forward pass computes both too, and the compiler removes the repetition.
+    mean = jnp.mean(x, axes)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axes) + epsilon)
+    dbias = jnp.sum(dy, axes)
+    dscale = inverse * jnp.sum(dy * (x - mean), axes)
+    # dx = scale / sigma * (dy - mean(dy) - x_hat * mean(dy * x_hat)), collected by dy, x and 1
+    slope, pull = inverse * scale, inverse * dscale / count
+    dx = slope * dy - (slope * pull) * x + slope * (mean * pull - dbias / count)
+    return dx, dscale, dbias
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Return the maps of `layers.max_pool`, by comparing shifted maps: rows, then columns.
+
+    The gradient of XLA's own pooling is a scatter, which takes six times as long.
+    """
+    for axis in (1, 2):
+        padding = [(0, 0)] * 4
+        padding[axis] = (1, 1)
+        x_padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+        out = (x.shape[axis] - 1) // 2 + 1
+        best = None
+        for tap in range(3):
+            other = jax.lax.slice_in_dim(x_padded, tap, tap + 2 * out - 1, stride=2, axis=axis)
+            # A NaN must win, or a diverging network would look healthy.
+            better = None if best is None else (other > best) | jnp.isnan(other)
+            best = other if best is None else jnp.where(better, other, best)
+        x = best
+    return x
+
+
+def max_pool_gradient(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    """Return the gradient of `max_pool`."""
+    return jax.vjp(max_pool, x)[1](dy)

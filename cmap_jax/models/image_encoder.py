@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, UInt8
 from cmap_jax.models.encoders.resnet import ResNet
 from cmap_jax.models.layers import Conv, Dense, generalized_mean, resize_bilinear
 from cmap_jax.models.rematerialization import Remat
+from cmap_jax.numerics import at_least_float32, l2_normalize
 from cmap_jax.processing.images import IMAGENET_MEAN, IMAGENET_STD
-from cmap_jax.scoring import at_least_float32, l2_normalize
 
 LEVELS = ("high", "mid", "low")
 

@@ -1,6 +1,5 @@
 """Layers, pooling and resizing with PyTorch's numerics and initial values."""
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -11,33 +10,57 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.cpu import convolve
-from cmap_jax.scoring import at_least_float32
+from cmap_jax.models import cpu
+from cmap_jax.numerics import at_least_float32
 
-# The name, for rematerialisation, of what convolutions and linear layers result in.
+# The name of the convolutions' results, for a rematerialisation that keeps them.
 PRODUCT = "product"
 
 
 def uniform_fan_in(fan_in: int) -> Callable[..., jax.Array]:
-    """Return an initializer uniform in ±1/sqrt(fan_in): PyTorch's default for most layers."""
+    """Return an initializer, uniform in ±1/sqrt(fan_in): PyTorch's default for most layers."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         bound = 1 / math.sqrt(fan_in)
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
     return init
+
+
+@cpu.with_cpu_form(forward=cpu.convolve, backward=cpu.convolution_gradients, arrays=2)
+def convolve(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "k k C F"], stride: int
+) -> Float[Array, "B H2 W2 F"]:
+    """Convolve maps with a square kernel of odd side k, zero-padded by ``k // 2`` on all sides.
+
+    Args:
+        x: maps.
+        kernel: weights, in the dtype of ``x``.
+        stride: step in pixels.
+
+    Returns:
+        Maps of ``(H - 1) // stride + 1`` rows, in the dtype of ``x``.
+    """
+    padding = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 class Conv(nn.Module):
     """A square convolution, ``[B, H, W, C] -> [B, H', W', features]``, zero-padded on all sides.
 
     Attributes:
-        features: channels out.
-        kernel_size: side of the kernel in pixels.
+        features: number of output channels.
+        kernel_size: side of the kernel in pixels, odd.
         stride: step in pixels.
         use_bias: whether to add a bias.
-        kernel_init: initializer of the kernel; None for ±1/sqrt(fan_in).
-        dtype: what the product is computed in.
+        kernel_init: initializer of the kernel; None: uniform in ±1/sqrt(fan_in).
+        dtype: dtype of the products and of the result.
 
     The padding is ``kernel_size // 2``. Parameters: ``kernel`` [k, k, C, features] and ``bias``.
     """
@@ -67,8 +90,8 @@ class Dense(nn.Module):
     """A linear layer with PyTorch's initial values, ``[..., C] -> [..., features]``.
 
     Attributes:
-        features: width out.
-        dtype: what the product is computed in.
+        features: width of the result.
+        dtype: dtype of the products and of the result.
 
     Parameters: ``kernel`` [C, features] and ``bias`` [features], uniform in ±1/sqrt(C).
     """
@@ -88,16 +111,16 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as PyTorch does it (SPEC 1, 3).
 
-    Differs from Flax's: the running variance is updated with the *unbiased* batch variance, and the
-    statistics are computed in float32 or better by two passes over the data. With the batch sharded
-    over devices, the statistics are those of the global batch; or, with ``groups``, of equal parts
-    of it, which need no word between devices where each part lies on one (as in PyTorch's
-    DistributedDataParallel without SyncBatchNorm). The running ones take in the parts' mean.
+    It differs from Flax's: the running variance is updated with the *unbiased* batch variance, and
+    the statistics are computed in float32 or better by two passes over the data. They are those of
+    the global batch, also where it is sharded; or, with ``groups``, those of equal parts of it. A
+    part that lies on one device needs no communication (as in PyTorch's DistributedDataParallel
+    without SyncBatchNorm). The running statistics are updated with the mean over the parts.
 
     Attributes:
-        momentum: share of the batch's statistics in the running ones at each update.
-        epsilon: added to the variance.
-        groups: parts of the batch, each normalised by its own statistics.
+        momentum: weight of the batch's statistics in an update of the running ones, 0 to 1.
+        epsilon: constant that is added to the variance.
+        groups: number of parts of the batch, each normalised by its own statistics.
         dtype: dtype of the result.
 
     Parameters ``scale`` and ``bias``; in the collection ``batch_stats``, ``mean`` and ``var``.
@@ -112,7 +135,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "*shape C"], *, use_batch_statistics: bool
     ) -> Float[Array, "*shape C"]:
-        """Normalise by the batch's statistics and update the running ones, or use those."""
+        """Normalise by the running statistics, or by the batch's, which update the running ones."""
         width = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
         running_var = self.variable("batch_stats", "var", jnp.ones, width)
@@ -124,10 +147,10 @@ class BatchNorm(nn.Module):
             return ((x - running_mean.value) * (inverse * scale) + bias).astype(self.dtype)
         groups = 1 if self.is_initializing() else self.groups
         if groups == 1:
-            y, mean, var = _normalize_by_batch(x, scale, bias, self.epsilon)
+            y, mean, var = normalize_by_batch(x, scale, bias, self.epsilon)
         else:
             parts = x.reshape(groups, -1, *x.shape[1:])
-            normalize = jax.vmap(_normalize_by_batch, in_axes=(0, None, None, None))
+            normalize = jax.vmap(normalize_by_batch, in_axes=(0, None, None, None))
             y, mean, var = normalize(parts, scale, bias, self.epsilon)
             y, mean, var = y.reshape(x.shape), mean.mean(0), var.mean(0)
         if not self.is_initializing():
@@ -138,70 +161,43 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize_by_batch(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the normalised batch and its statistics, through which no gradient flows.
+@cpu.with_cpu_form(backward=cpu.batch_norm_gradients, arrays=3)
+def normalize_by_batch(
+    x: Float[Array, "*shape C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> tuple[Float[Array, "*shape C"], Float[Array, " C"], Float[Array, " C"]]:
+    """Normalise a batch by its own statistics, over all axes but the last.
 
-    The gradient is written out since XLA's CPU back end takes three times as long for the one that
-    automatic differentiation finds.
+    Args:
+        x: float32 or float64.
+        scale: standard deviation of the result.
+        bias: mean of the result.
+        epsilon: constant that is added to the variance.
+
+    Returns:
+        The normalised batch, its mean and its biased variance. No gradient flows through the last
+        two.
     """
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     var = jnp.mean(jnp.square(x - mean), axes)
     slope = jax.lax.rsqrt(var + epsilon) * scale
-    return x * slope + (bias - mean * slope), mean, var
+    statistics = jax.lax.stop_gradient((mean, var))
+    return x * slope + (bias - mean * slope), *statistics
 
 
-def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple:
-    y, mean, var = _normalize_by_batch(x, scale, bias, epsilon)
-    return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + epsilon))
-
-
-def _normalize_backward(_: float, residuals: tuple, cotangents: tuple) -> tuple:
-    x, scale, mean, inverse = residuals
-    dy, axes = cotangents[0], tuple(range(x.ndim - 1))
-    count = x.size // x.shape[-1]
-    dbias = jnp.sum(dy, axes)
-    dscale = inverse * jnp.sum(dy * (x - mean), axes)
-    # dx = scale / sigma * (dy - mean(dy) - x_hat * mean(dy * x_hat)), gathered by x and dy
-    slope, pull = inverse * scale, inverse * dscale / count
-    dx = slope * dy - (slope * pull) * x + slope * (mean * pull - dbias / count)
-    return dx, dscale, dbias
-
-
-_normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
-
-
+@cpu.with_cpu_form(forward=cpu.max_pool, backward=cpu.max_pool_gradient, arrays=1)
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-    """3x3 maximum with stride 2 and padding 1; the gradient goes to the first maximum.
-
-    Written as a comparison of shifted maps, rows then columns: the gradient of ``reduce_window`` is
-    a scatter, which on CPU takes six times as long as this.
-    """
-    for axis in (1, 2):
-        padding = [(0, 0)] * 4
-        padding[axis] = (1, 1)
-        x_padded = jnp.pad(x, padding, constant_values=-jnp.inf)
-        out = (x.shape[axis] - 1) // 2 + 1
-        best = None
-        for tap in range(3):
-            other = jax.lax.slice_in_dim(x_padded, tap, tap + 2 * out - 1, stride=2, axis=axis)
-            # A NaN must win, or a diverging network would look healthy.
-            better = None if best is None else (other > best) | jnp.isnan(other)
-            best = other if best is None else jnp.where(better, other, best)
-        x = best
-    return x
+    """Take the 3x3 maximum with stride 2 and padding 1; the gradient goes to a first maximum."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def resize_bilinear(
     x: Float[Array, "B H W C"], height: int, width: int
 ) -> Float[Array, "B {height} {width} C"]:
-    """Bilinear resize with half-pixel centres and no antialiasing (SPEC 1), computed in float32."""
+    """Resize bilinearly, with half-pixel centers and no antialiasing, in float32 (SPEC 1)."""
     wide = at_least_float32(x)
     if x.shape[1:3] == (2 * height, 2 * width):
-        # The mean of each 2x2 block; the general way is two matrix products and transposes.
+        # The mean of each 2x2 block: the general case is two matrix products and transposes.
         corners = (wide[:, i::2, j::2] for i in range(2) for j in range(2))
         return (sum(corners) / 4).astype(x.dtype)
     # jax.image.resize antialiases by default, which PyTorch's interpolate does not.
@@ -212,8 +208,8 @@ def resize_bilinear(
 def generalized_mean(
     x: Float[Array, "B H W C"], *, power: float = 3.0, floor: float = 1e-6
 ) -> Float[Array, "B C"]:
-    """GeM pooling over space, ``mean(max(x, 1e-6)^3)^(1/3)`` (SPEC 1), in float32 or better."""
+    """Pool over space by GeM, ``mean(max(x, 1e-6)^3)^(1/3)``, in float32 or better (SPEC 1)."""
     x = jnp.maximum(at_least_float32(x), floor)
-    # A chain of products where the power is whole: pow takes a logarithm a pixel.
+    # For an integer power, a chain of products: a general power takes a logarithm for each pixel.
     powered = jax.lax.integer_pow(x, int(power)) if float(power).is_integer() else x**power
     return jnp.mean(powered, axis=(1, 2)) ** (1 / power)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cmap_jax.models.layers import Dense, uniform_fan_in
 from cmap_jax.models.rematerialization import Remat, rematerialize
-from cmap_jax.scoring import at_least_float32, l2_normalize
+from cmap_jax.numerics import at_least_float32, l2_normalize
 
 
 class _RecurrentWeights(nn.Module):

@@ -1,13 +1,13 @@
-"""Exact search in a gallery of any size: first images and ranks in one pass over its scores.
+"""Exact search in a gallery of any size: best images and ranks in one pass over its scores.
 
-The gallery is split over all devices of a mesh. If it fits into their memory it stays there; if
-not, it is read block by block from where it is, such as a memory-mapped file, in every search.
+The gallery is sharded over all devices of a mesh. If it fits into their memory it stays resident;
+if not, every search streams it block by block from the host's memory or a memory-mapped file.
 
     index = ExactIndex(np.load("pyramid.npy", mmap_mode="r"), sharding.make_mesh())
-    found = index.search(query, 50, targets=targets, exclude=references)
-    found.positions, found.ranks                                # [B, 50], [B]
+    result = index.search(query, 50, targets=targets, exclude=references)
+    result.positions, result.ranks                              # [B, 50], [B]
 
-The result is that of all scores in one matrix, with ties by the lower position.
+The result is that of one matrix of all scores. Equal scores are listed by ascending position.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmap_jax import scoring, sharding
+from cmap_jax.numerics import round_up
 from cmap_jax.retrieval import scan
-from cmap_jax.retrieval.blocks import Blocks, round_up
+from cmap_jax.retrieval.blocks import Blocks
 from cmap_jax.retrieval.placement import BROKEN, Placement, Thresholds
 from cmap_jax.retrieval.positions import (
     NO_TARGET,
@@ -28,16 +29,17 @@ from cmap_jax.retrieval.positions import (
     round_to_power,
 )
 
-_LEAST_LENGTH = 64  # of the lists of best images on the devices, for one program to make them all
+# Least length of the lists of best images on the devices, so that one program serves most k.
+_LEAST_LENGTH = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """Least sizes of what is searched for: searches filled up to one size share a program.
+    """Least sizes that a search is padded to: searches of one padded size share a program.
 
     Attributes:
-        queries: number of queries.
-        positions: number of positions a query, correct or excluded.
+        queries: least number of queries, 0 or more.
+        positions: least number of positions a query, correct or excluded, 0 or more.
     """
 
     queries: int = 0
@@ -48,14 +50,14 @@ NO_PADDING = Padding()
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What a search found for B queries.
+class SearchResult:
+    """The best images of B queries, and the placement of their correct ones.
 
     Attributes:
-        scores: of the best images, [B, k] float32, best first; -inf for excluded ones.
+        scores: scores of the best images, [B, k] float32, best first; -inf for excluded ones.
         positions: their positions in the gallery, [B, k] int32; ties go to the lower one.
-        placements: where each query's best correct image stands, [B, 1], or each correct one where
-            that was asked for, [B, M]; None where no targets were given.
+        placements: placement of each query's best correct image, [B, 1], or of every correct one
+            where that was asked for, [B, M]; None where no targets were given.
     """
 
     scores: np.ndarray
@@ -69,7 +71,7 @@ class Found:
 
 
 class ExactIndex:
-    """A gallery on the devices of a mesh, or passing through them.
+    """A gallery that is resident on the devices of a mesh, or streamed through them.
 
     In several processes all make the same index of the same gallery and search together; each has
     the results.
@@ -85,24 +87,27 @@ class ExactIndex:
         device_gb: float = 4.0,
         room: int = 0,
     ):
-        """Place the gallery, if it fits.
+        """Put the gallery on the devices, if it fits.
 
         Args:
             pyramid: the gallery, [L, N, D], levels high to low, each embedding l2-normalised;
                 float32 or bfloat16. It must not change any more: CPU devices share its memory.
-            mesh: the devices.
-            dtype: what it is kept in on the devices; None: as it is. Scores are float32 always.
-            chunk: images that a device scores at once, a few more where that is no multiple of 32.
-            device_gb: most that the gallery takes of a device's memory, in 10^9 bytes. A larger
-                one passes through in blocks, of which two are there at a time.
-            room: images that there is room for at least. Indexes of the same room share their
-                compiled programs, however many images they hold.
+            mesh: the devices that the gallery is sharded over.
+            dtype: float32 or bfloat16, in which the devices keep it; None: its own. Scores are
+                always float32.
+            chunk: images that a device scores at once, rounded up to a multiple of 32.
+            device_gb: most memory of a device that the gallery takes, in 10^9 bytes. A larger
+                gallery is streamed in blocks, two of which are on the devices at a time.
+            room: least number of images that memory is taken for. Indexes of the same room share
+                their compiled programs, however many images they hold.
 
         Raises:
-            ValueError: a pyramid of another shape or type.
+            ValueError: a pyramid of another shape or dtype.
         """
         self._mesh = mesh
-        self._blocks = Blocks(pyramid, mesh, dtype, chunk, device_gb, room)
+        self._blocks = Blocks(
+            pyramid, mesh, dtype=dtype, chunk=chunk, device_gb=device_gb, room=room
+        )
         self._no_sample = self._blocks.gather(np.empty(0, np.int64))[0]
 
     def __len__(self) -> int:
@@ -118,17 +123,17 @@ class ExactIndex:
         exclude: Positions | None = None,
         every_target: bool = False,
         padding: Padding = NO_PADDING,
-    ) -> Found:
-        """Return the k best images of each query, and where its correct ones stand.
+    ) -> SearchResult:
+        """Return the k best images of each query, and the placement of its correct ones.
 
         Args:
             query: B queries, on the host or replicated.
-            k: images a query; all N where there are fewer; 0 for the placement alone.
+            k: number of images a query; N where there are fewer; 0 for the placement alone.
             targets: correct positions: one a query ([B]), several (a sequence of sequences, or
                 [B, M] padded with -1), or a bool mask [B, N].
             exclude: positions whose score counts as -inf, in the same forms; they come last.
-            every_target: place every correct image, not only the best one of each query.
-            padding: sizes that the queries and their positions are filled up to.
+            every_target: whether every correct image is placed, or the best one of each query.
+            padding: least sizes that the queries and their positions are padded to.
 
         Raises:
             ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
@@ -150,13 +155,13 @@ class ExactIndex:
         picked = self._pick(query, in_search, like)
         thresholds = Thresholds.build(picked, correct, excluded, every=every_target)
         request = dataclasses.replace(like, thresholds=thresholds.scores.astype(np.float32))
-        found = self._scan(query, request)
-        if found.broken.any():
+        merged = self._scan(query, request)
+        if merged.broken.any():
             raise ValueError(BROKEN)
-        best = found.scores[:, :k], found.positions[:, :k]
+        best = merged.scores[:, :k], merged.positions[:, :k]
         if targets is None:
-            return Found(*best, None)
-        return Found(*best, thresholds.place(found.higher, found.tied))
+            return SearchResult(*best, None)
+        return SearchResult(*best, thresholds.place(merged.higher, merged.tied))
 
     def scores_at(
         self,
@@ -164,15 +169,15 @@ class ExactIndex:
         positions: np.ndarray,
         padding: Padding = NO_PADDING,
     ) -> np.ndarray:
-        """Return the scores of a few images of each query, bit by bit those of a search.
+        """Return the scores of a few images of each query, equal to a search's in every bit.
 
         Args:
             query: B queries, as in `search`.
-            positions: [B, M] int, -1 for none.
+            positions: [B, M] int, padded with -1.
             padding: as in `search`.
 
         Returns:
-            [B, M] float32; -inf for none.
+            [B, M] float32; -inf for padding.
 
         Raises:
             ValueError: shapes that do not fit, or a position outside the gallery.
@@ -200,7 +205,7 @@ class ExactIndex:
     def _pick(
         self, query: scoring.ComposedQuery, positions: np.ndarray, like: "_Request"
     ) -> np.ndarray:
-        """Return the scores of a few images of each query; the program is that of ``like``."""
+        """Return the scores of a few images of each query, by the program of a search like it."""
         picked = np.full(positions.shape, -np.inf, np.float32)
         wanted = np.unique(positions[positions >= 0])
         most = self._blocks.chunk * self._mesh.size
@@ -214,15 +219,21 @@ class ExactIndex:
             request = dataclasses.replace(like, rows=rows)
             bounds = scan.Bounds.build(sampled=used)
             carry, terms = self._start(query, request)
-            _, found = scan.scan(
-                sample, self._blocks.resident, query, terms, carry, bounds, mesh=self._mesh
+            _, merged = scan.scan(
+                sample=sample,
+                levels=self._blocks.resident,
+                query=query,
+                terms=terms,
+                carry=carry,
+                bounds=bounds,
+                mesh=self._mesh,
             )
-            here = np.asarray(found.picked)[: len(positions), : positions.shape[1]]
+            here = np.asarray(merged.picked)[: len(positions), : positions.shape[1]]
             picked = np.where(is_here, here, picked)
         return picked
 
-    def _scan(self, query: scoring.ComposedQuery, request: "_Request") -> scan.Found:
-        """Pass the whole gallery by the queries; return what is found, on the host."""
+    def _scan(self, query: scoring.ComposedQuery, request: "_Request") -> scan.Merged:
+        """Scan the whole gallery; return the merged results, on the host."""
         carry, terms = self._start(query, request)
         for levels, first, seen in self._blocks:
             before = carry
@@ -233,19 +244,25 @@ class ExactIndex:
                 used=self._blocks.used,
                 lists=request.k > 0,
             )
-            carry, found = scan.scan(
-                self._no_sample, levels, query, terms, carry, bounds, mesh=self._mesh
+            carry, merged = scan.scan(
+                sample=self._no_sample,
+                levels=levels,
+                query=query,
+                terms=terms,
+                carry=carry,
+                bounds=bounds,
+                mesh=self._mesh,
             )
-            # While this block is scanned the next one is placed, and no third.
+            # While this block is scanned, the next one is transferred, and no third.
             jax.block_until_ready(before)
-        return jax.tree.map(lambda x: np.asarray(x)[: len(request.rows)], found)
+        return jax.tree.map(lambda x: np.asarray(x)[: len(request.rows)], merged)
 
     def _start(
         self, query: scoring.ComposedQuery, request: "_Request"
     ) -> tuple[scan.Carry, scan.Terms]:
-        """Return a search that has seen nothing."""
+        """Return the carry and the terms of a search that has seen no image yet."""
         rows, thresholds, uncounted, excluded = (
-            _fill_up(x, len(query))
+            _pad_rows(x, len(query))
             for x in (request.rows, request.thresholds, request.uncounted, request.excluded)
         )
         carry = scan.start(
@@ -257,7 +274,7 @@ class ExactIndex:
         return carry, self._replicate(scan.Terms(rows, thresholds, uncounted, excluded))
 
     def _prepare(self, query: scoring.ComposedQuery, least: int) -> scoring.ComposedQuery:
-        """Put queries on every device, filled up with zeros so that few programs serve all B."""
+        """Replicate queries, padded with zeros so that few programs serve all B."""
         count = max(len(query), least)
         step = 1 << max(count.bit_length() - 3, 0)
         missing = round_up(count, step) - len(query)
@@ -274,7 +291,7 @@ class ExactIndex:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What is asked of each of B queries, on the host; see `scan.Terms`, and k as in `search`."""
+    """A search's `scan.Terms` for B queries, on the host, and its k."""
 
     rows: np.ndarray
     thresholds: np.ndarray
@@ -283,6 +300,6 @@ class _Request:
     k: int = 0
 
 
-def _fill_up(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return ``count`` rows; the new ones hold -1, which is no position."""
+def _pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return an array padded to ``count`` rows of -1, which is no position."""
     return np.pad(rows, ((0, count - len(rows)), (0, 0)), constant_values=NO_TARGET)

@@ -1,4 +1,4 @@
-"""Where a correct image stands among the others, with ties that count in nobody's favour.
+"""The rank of a correct image among the others; ties count in nobody's favour.
 
 Images of exactly equal score have no order of their own, and a sort would give them one by chance.
 Their rank is therefore its expectation over all orders: with g wrong images strictly above the
@@ -15,13 +15,13 @@ import numpy as np
 
 from cmap_jax.retrieval.positions import NO_TARGET
 
-# The message of every function that meets a score which is NaN.
+# Message of every function that meets a NaN score.
 BROKEN = "a score is NaN: the model or its inputs are broken"
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The places of one correct image of each query, or of several; int64 arrays of one shape.
+    """Counts that rank one correct image of each query, or several; int64 arrays of one shape.
 
     Attributes:
         higher: wrong images that score strictly higher.
@@ -36,7 +36,7 @@ class Placement:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Placement"]) -> "Placement":
-        """Return the places of the queries of all parts, [B] each, in their order."""
+        """Return the placements of the queries of all parts, [B] each, in their order."""
         names = [field.name for field in dataclasses.fields(cls)]
         empty = np.empty(0, np.int64)
         return cls(*(np.concatenate([empty, *(getattr(p, n) for p in parts)]) for n in names))
@@ -47,7 +47,7 @@ class Placement:
         return np.where(self.correct > 0, expected, float(NO_TARGET))
 
     def best(self) -> "Placement":
-        """Return the best-ranked one of each query's images, [B, M] -> [B]."""
+        """Return the placement of each query's best-ranked image, [B, M] -> [B]."""
         # The best score has the fewest images above it, and of those the smallest tie: where no
         # wrong image lies between two scores, the lower one may be tied and the upper one not.
         order = np.lexsort((self.tied, self.higher, self.correct == 0), axis=1)[:, 0]
@@ -56,15 +56,15 @@ class Placement:
 
 
 def place_among(scores: np.ndarray, correct: np.ndarray, wrong: np.ndarray) -> Placement:
-    """Return the place of each row's best correct image, given who takes part.
+    """Return the placement of each row's best correct image among those that take part.
 
     Args:
-        scores: [B, N].
-        correct: which images are correct, [B, N] bool.
-        wrong: which images are wrong, [B, N] bool; the remaining ones do not take part.
+        scores: [B, N] float32, higher is better.
+        correct: mask of the correct images, [B, N] bool.
+        wrong: mask of the wrong images, [B, N] bool; the remaining ones do not take part.
 
     Returns:
-        [B] each.
+        Counts of shape [B].
 
     Raises:
         ValueError: the score of an image that takes part is NaN.
@@ -81,13 +81,13 @@ def place_among(scores: np.ndarray, correct: np.ndarray, wrong: np.ndarray) -> P
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """The scores to count against, and what a count over the whole gallery leaves to add.
+    """The scores that a pass over the gallery counts against, and counts known before it.
 
     Attributes:
-        scores: of the best correct image, [B, 1], or of each correct one, [B, M]; float, -inf for
-            none.
-        correct: [B, 1] or [B, M] int64; `Placement.correct`.
-        excluded: wrong images whose score counts as -inf, [B, 1] int64.
+        scores: score of the best correct image, [B, 1], or of each correct one, [B, M]; float,
+            -inf for none.
+        correct: correct images at each of these scores, [B, 1] or [B, M] int64.
+        excluded: number of wrong images whose score counts as -inf, [B, 1] int64.
     """
 
     scores: np.ndarray
@@ -101,27 +101,27 @@ class Thresholds:
         """Build from the correct images' scores.
 
         Args:
-            scores: of the correct images, [B, M]; -inf where an image is excluded or none.
-            correct: their positions, [B, M], each once, -1 for none.
-            excluded: the excluded positions, [B, E], each once, -1 for none.
+            scores: scores of the correct images, [B, M]; -inf for an excluded one and padding.
+            correct: their positions, [B, M], each once, padded with -1.
+            excluded: positions that come last, [B, E], each once, padded with -1.
             every: whether all correct images are placed, or the best one of each query.
         """
         exists = correct >= 0
-        of_own = (excluded[:, :, None] == correct[:, None, :]).any(axis=2)
+        is_correct = (excluded[:, :, None] == correct[:, None, :]).any(axis=2)
         thresholds = scores if every else scores.max(axis=1, keepdims=True)
         equal = exists[:, None, :] & (thresholds[:, :, None] == scores[:, None, :])
         counts = equal.sum(axis=2)
         if every:
             counts = np.where(exists, counts, 0)
-        wrong = ((excluded >= 0) & ~of_own).sum(axis=1, keepdims=True)
+        wrong = ((excluded >= 0) & ~is_correct).sum(axis=1, keepdims=True)
         return cls(thresholds, counts, wrong)
 
     def place(self, higher: np.ndarray, tied: np.ndarray) -> Placement:
-        """Return the places, [B, M] or, of the best ones, [B, 1].
+        """Return the placements of all correct images, [B, M], or of the best ones, [B, 1].
 
         Args:
-            higher: wrong images above each threshold that are not excluded.
-            tied: such images at each threshold.
+            higher: number of wrong, not excluded images above each threshold.
+            tied: number of wrong, not excluded images at each threshold.
         """
         has_excluded_level = self.scores == -np.inf
         tied = tied.astype(np.int64) + np.where(has_excluded_level, self.excluded, 0)

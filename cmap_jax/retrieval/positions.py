@@ -1,4 +1,4 @@
-"""Positions of images in a gallery, from any form that callers have them in."""
+"""Positions of images in a gallery, in one form from the several that callers may give."""
 
 from collections.abc import Sequence, Set
 
@@ -6,8 +6,8 @@ import numpy as np
 
 Positions = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
-NO_TARGET = -1  # stands for no image, and is the rank of a query without a correct one
-_LEAST_WIDTH = 8  # most queries have no more positions: one compiled program serves them all
+NO_TARGET = -1  # padding among positions, and the rank of a query without a correct image
+_LEAST_WIDTH = 8  # few queries have more positions: one compiled program serves most
 
 
 def padded_positions(
@@ -18,8 +18,8 @@ def padded_positions(
     Args:
         positions: one a query ([B]), several a query (a sequence of sequences or sets, or [B, M]
             padded with -1), a bool mask [B, N], or None for none at all.
-        shape: queries and images, (B, N).
-        width: columns that there are at least.
+        shape: numbers of queries and images, (B, N).
+        width: least number of columns, 0 or more.
 
     Returns:
         [B, M] int32, padded with -1; M is a power of two, at least 8.
@@ -38,23 +38,23 @@ def padded_positions(
     if len(positions) != shape[0]:
         raise ValueError(f"{shape[0]} rows of scores, but positions for {len(positions)}")
     rows = []
-    for row, places in enumerate(positions):
-        if isinstance(places, Set):
-            places = sorted(places)
-        places = np.atleast_1d(np.asarray(NO_TARGET if places is None else places))
-        if places.dtype == bool:
+    for number, row in enumerate(positions):
+        if isinstance(row, Set):
+            row = sorted(row)
+        row = np.atleast_1d(np.asarray(NO_TARGET if row is None else row))
+        if row.dtype == bool:
             raise ValueError("give a mask as one bool array [B, N], not as a list of rows")
-        places = places.astype(np.int64)
-        if (places >= shape[1]).any():
-            raise ValueError(f"row {row}: position {places.max()} in a gallery of {shape[1]}")
-        # Each once: they are counted.
-        rows.append(np.unique(places[places >= 0]))
+        row = row.astype(np.int64)
+        if (row >= shape[1]).any():
+            raise ValueError(f"row {number}: position {row.max()} in a gallery of {shape[1]}")
+        # Without duplicates, because images are counted by their positions.
+        rows.append(np.unique(row[row >= 0]))
     # A power of two, so that few programs serve all widths.
     width = round_to_power(max(width, max(map(len, rows), default=0), _LEAST_WIDTH))
-    found = np.full((shape[0], width), NO_TARGET, np.int32)
-    for row, places in zip(found, rows, strict=True):
-        row[: len(places)] = places
-    return found
+    padded = np.full((shape[0], width), NO_TARGET, np.int32)
+    for padded_row, row in zip(padded, rows, strict=True):
+        padded_row[: len(row)] = row
+    return padded
 
 
 def round_to_power(number: int) -> int:

@@ -1,8 +1,8 @@
-"""What the devices do in a search: each scans its share of a block, a chunk at a time.
+"""The devices' part of a search: each scans its shard of a block, a chunk at a time.
 
-A chunk is scored and forgotten; what is carried on is small: the best images so far, and the
-numbers of images above the correct ones and level with them. Every shard of the gallery has a carry
-of its own, which goes from block to block, and what they have found together comes out beside it.
+The scores of a chunk are used and dropped. The carry from chunk to chunk is small: the best images
+so far, and how many images score above the correct ones or tie with them. Each device has its own
+carry, which goes from block to block; beside it, `scan` returns the results of all devices, merged.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from cmap_jax import scoring, sharding
 
-# The score of an excluded image: below all others, and above -inf, which is no image at all.
+# The score of an excluded image: below all others, and above -inf, which stands for no image.
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 _SPLIT = PartitionSpec(sharding.BATCH_AXES)
@@ -26,14 +26,14 @@ Levels = tuple[jax.Array, ...]
 
 @flax.struct.dataclass
 class Carry:
-    """What S shards have found so far for B queries.
+    """Results of S shards so far, for B queries.
 
     Attributes:
-        scores: the best k, [S, B, k] float32, best first; -inf where there are fewer images yet.
-        positions: their positions in the gallery, [S, B, k] int32; of equal scores the lower first.
-        higher: images that score above each threshold, [S, B, T] int32.
-        tied: images that score exactly a threshold, [S, B, T] int32.
-        broken: whether a score was NaN, [S, B].
+        scores: the k best scores, [S, B, k] float32, best first; -inf behind the images so far.
+        positions: their positions in the gallery, [S, B, k] int32; ties go to the lower one.
+        higher: number of images that score above each threshold, [S, B, T] int32.
+        tied: number of images that score exactly a threshold, [S, B, T] int32.
+        broken: whether a score was NaN, [S, B] bool.
     """
 
     scores: jax.Array
@@ -45,14 +45,14 @@ class Carry:
 
 @flax.struct.dataclass
 class Terms:
-    """What a search asks of each query.
+    """The terms of a search, for each query.
 
     Attributes:
-        rows: rows of the sample whose scores are wanted, [B, M] int32, padded with -1.
-        thresholds: scores to count against, [B, T] float32: the best correct image's, or every
-            correct one's.
-        uncounted: positions that are not counted: the correct and the excluded ones, [B, U] int32,
-            each once and padded with -1.
+        rows: rows of the sample whose scores are returned, [B, M] int32, padded with -1.
+        thresholds: scores to count against, [B, T] float32: that of the best correct image, or of
+            every correct one.
+        uncounted: positions of the correct and the excluded images, which are not counted,
+            [B, U] int32, each once and padded with -1.
         excluded: positions that come last, [B, E] int32, padded with -1.
     """
 
@@ -64,15 +64,16 @@ class Terms:
 
 @flax.struct.dataclass
 class Bounds:
-    """What is in a block and in a sample, scalars.
+    """Which rows of a block and of a sample count; int32 scalars and a bool.
 
     Attributes:
-        first: the position of the block's first row, int32.
-        seen: positions below belong to the blocks before, though their rows may be here too.
-        total: positions from here on are padding.
-        used: rows of each device's share of the block that hold images.
-        sampled: rows of each device's share of the sample that hold images.
-        lists: whether the best images are wanted, bool: finding them takes time.
+        first: position of the block's first row.
+        seen: lowest position that counts; lower ones belong to earlier blocks, though the block
+            may hold their rows too.
+        total: images in the gallery; rows at this position and above are padding.
+        used: rows of each device's shard of the block that hold images.
+        sampled: rows of each device's shard of the sample that hold images.
+        lists: whether the best images are listed, which takes time.
     """
 
     first: jax.Array
@@ -90,16 +91,16 @@ class Bounds:
 
 
 @flax.struct.dataclass
-class Found:
-    """What all shards together have found; replicated.
+class Merged:
+    """Results of all shards together, replicated.
 
     Attributes:
-        picked: scores of the rows of the sample that were asked for, [B, M] float32; 0 for none.
-        scores: of the best images, [B, k], -inf where excluded or where there is no image.
-        positions: their positions, [B, k]; best first, and of equal scores the lower one first.
-        higher: images above each threshold, [B, T].
-        tied: images at each threshold, [B, T].
-        broken: whether a score was NaN, [B].
+        picked: scores of the sample's requested rows, [B, M] float32; 0 for padding.
+        scores: the k best scores, [B, k] float32, best first; -inf for an excluded or no image.
+        positions: their positions, [B, k] int32; ties go to the lower one.
+        higher: number of images above each threshold, [B, T] int32.
+        tied: number of images at each threshold, [B, T] int32.
+        broken: whether a score was NaN, [B] bool.
     """
 
     picked: jax.Array
@@ -111,14 +112,14 @@ class Found:
 
 
 def start(*, mesh: Mesh, queries: int, thresholds: int, k: int) -> Carry:
-    """Return the carry of a search that has seen nothing."""
+    """Return the carry of a search that has seen no image yet."""
     count = np.zeros((mesh.size, queries, thresholds), np.int32)
     carry = Carry(
-        np.full((mesh.size, queries, k), -np.inf, np.float32),
-        np.zeros((mesh.size, queries, k), np.int32),
-        count,
-        count,
-        np.zeros((mesh.size, queries), bool),
+        scores=np.full((mesh.size, queries, k), -np.inf, np.float32),
+        positions=np.zeros((mesh.size, queries, k), np.int32),
+        higher=count,
+        tied=count,
+        broken=np.zeros((mesh.size, queries), bool),
     )
     return jax.tree.map(lambda x: sharding.place_same(x, mesh), carry)
 
@@ -133,33 +134,42 @@ def scan(
     bounds: Bounds,
     *,
     mesh: Mesh,
-) -> tuple[Carry, Found]:
-    """Score some images of a sample and a block of the gallery, and bring the carry up to date.
+) -> tuple[Carry, Merged]:
+    """Score some images of a sample and a block of the gallery, and update the carry.
 
-    Both in one program, though a call needs one of the two: a program is compiled for seconds, and
-    passing by what ``bounds`` leaves empty takes no time.
+    One program does both, though a call needs only one of the two: compiling takes seconds, and
+    what ``bounds`` leaves empty is skipped in no time.
 
     Args:
-        sample: some images, [C, D] each on every device, at once scored.
-        levels: the block, [R, D] each, split over the devices, with at least C rows on each; C of
-            them are scored at once. Empty for none.
+        sample: levels of some images, [C, D] each on every device, scored all at once.
+        levels: levels of the block, [R, D] each, sharded, at least C rows on a device; C rows are
+            scored at once. Empty for no block.
         query: B queries, replicated.
-        terms: what is asked.
-        carry: of the blocks before.
+        terms: thresholds and positions, for each query.
+        carry: results of the earlier blocks.
         bounds: which rows count.
-        mesh: the devices.
+        mesh: the devices that sample and levels are sharded over.
 
     Returns:
-        The carry, and what is found up to here.
+        The updated carry, and the merged results so far.
     """
 
     def local(sample, levels, query, terms, carry, bounds) -> tuple[Carry, jax.Array]:
         device = jax.lax.axis_index(sharding.BATCH_AXES)
-        picked = _pick(sample, query, terms.rows, device * bounds.sampled, bounds.sampled)
+        picked = _pick(
+            sample, query, terms.rows, first=device * bounds.sampled, used=bounds.sampled
+        )
         carry = jax.tree.map(lambda x: x[0], carry)
         if levels:
-            first = bounds.first + device * bounds.used
-            carry = _scan_share(levels, query, terms, carry, bounds, first, sample[0].shape[0])
+            carry = _scan_shard(
+                levels,
+                query,
+                terms,
+                carry=carry,
+                bounds=bounds,
+                first=bounds.first + device * bounds.used,
+                size=sample[0].shape[0],
+            )
         return jax.tree.map(lambda x: x[None], (carry, picked))
 
     split = jax.shard_map(
@@ -169,9 +179,9 @@ def scan(
         out_specs=_SPLIT,
     )
     carry, picked = split(sample, levels, query, terms, carry, bounds)
-    # A sum of one score and zeros: a maximum over devices may lose a NaN.
-    found = _merge(carry, picked.sum(axis=0))
-    return carry, jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
+    # One device has the score and the others zero. A maximum over devices might lose a NaN.
+    merged = _merge(carry, picked.sum(axis=0))
+    return carry, jax.lax.with_sharding_constraint(merged, sharding.replicated(mesh))
 
 
 def _pick(
@@ -180,20 +190,20 @@ def _pick(
     """Return the scores of some rows of a sample, [B, M]; 0 where this device does not have them.
 
     Args:
-        sample: this device's share, [C, D] each.
+        sample: levels of this device's shard, [C, D] each.
         query: B queries.
-        rows: which rows of the whole sample, [B, M], -1 for none.
-        first: number of the first row of the share.
-        used: number of its rows.
+        rows: rows of the whole sample, [B, M] int32, padded with -1.
+        first: number of the shard's first row in the whole sample.
+        used: rows of the shard that hold images.
     """
     size = sample[0].shape[0]
     column, is_here = _columns(rows, first, size)
     is_here &= column < used
-    scores = _score_chunk(sample, query, jnp.int32(0), size, is_here.any())
+    scores = _score_chunk(sample, query, begin=jnp.int32(0), size=size, is_needed=is_here.any())
     return jnp.where(is_here, jnp.take_along_axis(scores, column, axis=1), 0.0)
 
 
-def _scan_share(
+def _scan_shard(
     levels: Levels,
     query: scoring.ComposedQuery,
     terms: Terms,
@@ -202,16 +212,16 @@ def _scan_share(
     first: jax.Array,
     size: int,
 ) -> Carry:
-    """Return the carry after this device's share of a block.
+    """Return the carry after this device's shard of a block.
 
     Args:
-        levels: the share, [R, D] each.
+        levels: levels of the shard, [R, D] each.
         query: B queries.
-        terms: what is asked.
-        carry: this shard's.
+        terms: thresholds and positions, for each query.
+        carry: this shard's results so far, without the axis of shards.
         bounds: which rows count.
-        first: position of the first row.
-        size: rows scored at once.
+        first: position of the shard's first row.
+        size: rows scored at once, at most R.
     """
     rows = levels[0].shape[0]
     low = jnp.clip(bounds.seen - first, 0, bounds.used)
@@ -223,14 +233,14 @@ def _scan_share(
         begin = jnp.minimum(wanted, rows - size)
         row = begin + jnp.arange(size)
         is_new = (row >= wanted) & (row < high)
-        scores = _score_chunk(levels, query, begin, size, is_new.any())
-        return _update(carry, scores, is_new, terms, first + begin, bounds.lists)
+        scores = _score_chunk(levels, query, begin=begin, size=size, is_needed=is_new.any())
+        return _update(carry, scores, is_new, terms=terms, begin=first + begin, lists=bounds.lists)
 
     return jax.lax.fori_loop(0, -(-(high - low) // size), step, carry)
 
 
-def _merge(carry: Carry, picked: jax.Array) -> Found:
-    """Join the shards."""
+def _merge(carry: Carry, picked: jax.Array) -> Merged:
+    """Merge the shards' results."""
     shards, queries, k = carry.scores.shape
     scores, positions = carry.scores[0], carry.positions[0]
     if shards > 1:
@@ -239,20 +249,20 @@ def _merge(carry: Carry, picked: jax.Array) -> Found:
         )
         scores, positions = jax.lax.sort((-scores, positions), num_keys=2)
         scores, positions = -scores[:, :k], positions[:, :k]
-    return Found(
-        picked,
-        jnp.where(scores > LOWEST, scores, -jnp.inf),
-        positions,
-        carry.higher.sum(axis=0),
-        carry.tied.sum(axis=0),
-        carry.broken.any(axis=0),
+    return Merged(
+        picked=picked,
+        scores=jnp.where(scores > LOWEST, scores, -jnp.inf),
+        positions=positions,
+        higher=carry.higher.sum(axis=0),
+        tied=carry.tied.sum(axis=0),
+        broken=carry.broken.any(axis=0),
     )
 
 
 def _score_chunk(
     levels: Levels, query: scoring.ComposedQuery, begin: jax.Array, size: int, is_needed: jax.Array
 ) -> jax.Array:
-    """Score ``size`` rows of a block, [B, size]; anything where they are not needed."""
+    """Score ``size`` rows of a block, [B, size]; zeros where they are not needed."""
 
     def score() -> jax.Array:
         chunk = [jax.lax.dynamic_slice_in_dim(level, begin, size) for level in levels]
@@ -262,16 +272,16 @@ def _score_chunk(
         zeros = jnp.zeros((len(query), size))
         return jax.lax.pcast(zeros, sharding.BATCH_AXES, to="varying")
 
-    # A fence too: without, the compiler mixes the score with all that is done with it, and computes
-    # it once for each use. A sample and a block could then be rounded in different ways, and a
-    # correct image would not tie with itself and its duplicates.
+    # The branch is also an optimisation barrier. Without it the compiler would fuse the score with
+    # each of its uses and compute it once for each; a sample's and a block's scores might then be
+    # rounded differently, and a correct image would not tie with itself and its duplicates.
     return jax.lax.cond(is_needed, score, nothing)
 
 
-def _columns(places: jax.Array, begin: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+def _columns(positions: jax.Array, begin: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """Return positions as columns of a chunk that starts at ``begin``, and whether it has them."""
-    column = places - begin
-    is_here = (places >= 0) & (column >= 0) & (column < size)
+    column = positions - begin
+    is_here = (positions >= 0) & (column >= 0) & (column < size)
     return jnp.where(is_here, column, 0), is_here
 
 
@@ -286,12 +296,12 @@ def _update(
     """Return the carry after another chunk.
 
     Args:
-        carry: one shard's, without the first axis.
-        scores: of the chunk, [B, C].
-        is_new: which of its images count, [C].
-        terms: what is asked.
-        begin: the position of the chunk's first image.
-        lists: whether the best images are wanted.
+        carry: one shard's results so far, without the axis of shards.
+        scores: scores of the chunk's C images, [B, C].
+        is_new: mask of the images that count, [C] bool.
+        terms: thresholds and positions, for each query.
+        begin: position of the chunk's first image.
+        lists: whether the best images are listed.
     """
     higher, tied, broken = _count(scores, is_new, terms.thresholds)
     column, is_here = _columns(terms.uncounted, begin, scores.shape[1])
@@ -311,7 +321,7 @@ def _update(
     )
 
     def best_images() -> tuple[jax.Array, jax.Array]:
-        return _best(carry, scores, is_new, terms, begin)
+        return _best(carry, scores, is_new, terms=terms, begin=begin)
 
     best, positions = jax.lax.cond(lists, best_images, lambda: (carry.scores, carry.positions))
     return carry.replace(scores=best, positions=positions)
@@ -322,10 +332,10 @@ def _best(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the scores and positions of the best images of the carry and a chunk, [B, k] each."""
     k = carry.scores.shape[1]
-    # Both zeros are one score, but not to `top_k`.
+    # The scores 0 and -0 are equal, but `top_k` would rank them.
     ranked = jnp.where(scores == 0, 0.0, jnp.maximum(scores, LOWEST))
     ranked = jnp.where(is_new, ranked, -jnp.inf)
-    # What is carried has lower positions and stands in front: it stays where scores are equal.
+    # The carried images have lower positions and come first, so that they win ties.
     ranked = jnp.concatenate([carry.scores, ranked], axis=1)
     column, is_here = _columns(terms.excluded, begin, scores.shape[1])
     column = jnp.where(is_here & is_new[column], k + column, ranked.shape[1])
@@ -341,16 +351,16 @@ def _count(
     """Return how many new images score above and at each threshold, and whether a score is NaN.
 
     Args:
-        scores: [B, C].
-        is_new: which images count, [C].
-        thresholds: [B, T].
+        scores: scores of the chunk's C images, [B, C].
+        is_new: mask of the images that count, [C] bool.
+        thresholds: scores to count against, [B, T].
 
     Returns:
-        [B, T], [B, T] and [B].
+        Two counts, [B, T] int32, and a mask of the queries, [B] bool.
     """
 
     def against(threshold: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        # All in one pass: beside the product, reading the scores once more is what takes time.
+        # One pass for all three: after the product, reading the scores takes most of the time.
         threshold = threshold[:, None]
         return jax.lax.reduce(
             (

@@ -10,7 +10,7 @@ but the loss sees the embeddings of all, and each query has the whole batch's ta
 
 The gradient equals that of the whole batch if an encoder's output for a row depends on that row
 alone. Two things break this: batch-norm by batch statistics, which become the micro-batch's, and
-dropout, which draws other masks.
+the encoders' dropout, which draws other masks. A composer is given the whole batch.
 """
 
 from collections.abc import Callable
@@ -52,13 +52,15 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
         return encoded, {**stats, **updates.get("batch_stats", {})}
 
     def loss_of(
-        params: Any, stats: Any, encoded: Encoded, parts: int
+        params: Any, stats: Any, encoded: Encoded, key: jax.Array, parts: int
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         outputs, updates = model.apply(
             {"params": params, "batch_stats": stats},
             encoded,
             train=True,
             mutable=["batch_stats"],
+            # Flax folds a module's path into the key: the encoders draw other numbers from it.
+            rngs={"dropout": key},
             method="compose_triplets",
         )
         total, terms = objective(outputs, config.loss, mesh, parts)
@@ -67,7 +69,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
     def whole(params: Any, stats: Any, batch: dict, key: jax.Array) -> tuple[Any, Metrics, Any]:
         def loss(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             encoded, encoder_stats = encode(params, stats, batch, key)
-            return loss_of(params, encoder_stats, encoded, 1)
+            return loss_of(params, encoder_stats, encoded, key, 1)
 
         gradients, (terms, stats_after) = jax.grad(loss, has_aux=True)(params)
         return gradients, terms, stats_after
@@ -85,7 +87,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
         encoder_stats, pieces = jax.lax.scan(embed, stats, (batch, keys))
         encoded = Encoded(*(_join(x, axis, mesh) for x, axis in zip(pieces, (1, 1, 0))))  # noqa: B905
         (gradients, pulls), (terms, stats_after) = jax.grad(loss_of, argnums=(0, 2), has_aux=True)(
-            params, encoder_stats, encoded, parts
+            params, encoder_stats, encoded, key, parts
         )
         pulls = Encoded(*(_split(x, parts, axis, mesh) for x, axis in zip(pulls, (1, 1, 0))))  # noqa: B905
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from cmap_jax.config_fields import Kind, differences
 from cmap_jax.convert import load_reference_checkpoint, load_resnet, load_word_vectors
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.composers import find_variant
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
 
@@ -83,7 +84,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
             image.depth,
             image.depth,
         )
-    if text.frozen and not text.word_vectors and model.variant != "image_only":
+    if text.frozen and not text.word_vectors and find_variant(model.variant).reads_text:
         _logger.warning(
             "NO WORD VECTORS: config.model.text.frozen is set and config.model.text.word_vectors "
             "is not, so the word embedding stays at its RANDOM initial values. Give GloVe's: "

@@ -1,4 +1,4 @@
-"""Shapes by annotation, refusals, and what the preservation loss is zero for.
+"""Shapes by annotation, refusals, and cases in which the preservation loss is zero.
 
 The values are compared with NumPy and PyTorch in tests/test_parity.py.
 """
@@ -10,7 +10,8 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from cmap_jax import losses
-from cmap_jax.scoring import PreservationInputs, l2_normalize
+from cmap_jax.numerics import l2_normalize
+from cmap_jax.scoring import PreservationInputs
 
 matching_loss = jaxtyped(typechecker=beartype)(losses.matching_loss)
 preservation_loss = jaxtyped(typechecker=beartype)(losses.preservation_loss)

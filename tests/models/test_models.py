@@ -9,15 +9,14 @@ from jaxtyping import jaxtyped
 from small import EMBED, init, one_device, random_batch, small_config
 
 from cmap_jax import scoring
-from cmap_jax.models import layers
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.models.image_encoder import normalize_images
 from cmap_jax.processing import images as images_lib
 from configs import default, garments
 
-# Of the paper's sizes (ResNet-50, D = 512, FashionIQ's 3,780 words), counted by the PyTorch modules
-# of tests/torch_reference.py too.
+# Parameters of the paper's models (ResNet-50, D = 512, FashionIQ's 3,780 words). The PyTorch
+# modules of tests/torch_reference.py have as many.
 PARAMETERS = {
     ("cmap",): 43_069_937,
     ("em_only",): 42_544_625,
@@ -63,7 +62,7 @@ def test_garments_model_is_small():
 @pytest.mark.parametrize("variant", COMPOSERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_public_calls(variant, dtype):
-    """DESIGN's calls, with shapes checked against their annotations."""
+    """The public calls, with shapes checked against their annotations."""
     config = small_config(variant, dtype=dtype)
     model, variables = init(config)
     levels = len(model.levels)
@@ -116,7 +115,7 @@ def test_a_text_does_not_depend_on_its_padding(encoder):
     wide = model.apply(variables, tokens, lengths, method="encode_text")
     narrow = model.apply(variables, tokens[:1, :3], lengths[:1], method="encode_text")
     np.testing.assert_allclose(wide[:1], narrow, atol=1e-6)
-    tokens[0, 3:] = 9  # what stands in the padding does not matter
+    tokens[0, 3:] = 9  # tokens in the padding have no effect
     np.testing.assert_allclose(
         wide, model.apply(variables, tokens, lengths, method="encode_text"), atol=1e-6
     )
@@ -127,7 +126,7 @@ def test_released_lstm_depends_on_the_padding():
     lengths = np.array([3], np.int32)
     wide = np.zeros((1, 12), np.int32)
     wide[0, :3] = (1, 5, 3)
-    # A pad word that drives the states up shows what the maximum is taken over.
+    # A padding word that raises the states shows whether the maximum is taken over the padding.
     table = variables["params"]["text_encoder"]["word_embedding"]
     variables["params"]["text_encoder"]["word_embedding"] = table.at[0].set(5.0)
     a, b = (model.apply(variables, t, lengths, method="encode_text") for t in (wide, wide[:, :3]))
@@ -159,34 +158,6 @@ def test_a_text_without_tokens_has_finite_gradients(variant, encoder):
     np.testing.assert_array_equal(text[:2], 0)
     gradients = jax.jit(jax.grad(loss))(variables["params"])
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradients))
-
-
-def test_max_pool_gives_its_gradient_to_the_first_maximum():
-    x = jnp.ones((1, 4, 4, 1))
-    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(x)[0, :, :, 0]
-    np.testing.assert_array_equal(gradient, [[1, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4])
-    assert jnp.isnan(layers.max_pool(x.at[0, 1, 1, 0].set(jnp.nan))).any()
-
-
-def test_batch_norm_gradient_in_float64(x64):
-    """The gradient that is written out is the one that automatic differentiation finds."""
-    rng = np.random.default_rng(0)
-    x, dy = (jnp.asarray(rng.normal(2, 3, (4, 3, 2, 5))) for _ in range(2))
-    scale, bias = jnp.asarray(rng.normal(size=(2, 5)))
-
-    def plain(x, scale, bias):
-        mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
-        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
-
-    y, pull_back = jax.vjp(plain, x, scale, bias)
-    (ours, mean, var), ours_back = jax.vjp(
-        lambda *a: layers._normalize_by_batch(*a, 1e-5), x, scale, bias
-    )
-    np.testing.assert_allclose(ours, y, rtol=1e-12)
-    zero = jnp.zeros_like(mean)
-    for a, b in zip(ours_back((dy, zero, zero)), pull_back(dy), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose((mean, var), (x.mean((0, 1, 2)), x.var((0, 1, 2))), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cmap_jax.retrieval.exact import ExactIndex, Padding
 
 LEVELS, WIDTH, KINDS = 2, 16, 7
 ROW_BYTES = LEVELS * WIDTH * 4
-# Devices, images a chunk, rows of the gallery that a device has room for (None: all).
+# Devices, images a chunk, and rows of the gallery that fit on a device (None: all).
 LAYOUTS = [(1, 32, None), (1, 1024, None), (2, 48, None), (8, 32, None), (1, 32, 70), (8, 32, 20)]
 
 
@@ -62,16 +62,16 @@ def _excluding(scores: np.ndarray, exclude) -> np.ndarray:
 
 def _ranks(scores: np.ndarray, targets) -> list[float]:
     """Expected ranks, one query at a time."""
-    found = []
+    result = []
     for row, places in zip(scores, targets, strict=True):
         places = sorted({int(p) for p in places})
         if not places:
-            found.append(-1.0)
+            result.append(-1.0)
             continue
         best, wrong = row[places].max(), np.delete(row, places)
         correct = (row[places] == best).sum()
-        found.append((wrong > best).sum() + (wrong == best).sum() / (correct + 1))
-    return found
+        result.append((wrong > best).sum() + (wrong == best).sum() / (correct + 1))
+    return result
 
 
 def _write(path, gallery: np.ndarray) -> np.memmap:
@@ -93,20 +93,20 @@ def test_first_images_and_ranks(devices, chunk, room, tmp_path):
     scores = _excluding(_scores(query, gallery), exclude)
     order = np.argsort(-scores, axis=1, kind="stable")
     for k in (0, 5, images + 3):
-        found = index.search(query, k, targets=targets, exclude=exclude)
-        np.testing.assert_array_equal(found.positions, order[:, :k])
+        result = index.search(query, k, targets=targets, exclude=exclude)
+        np.testing.assert_array_equal(result.positions, order[:, :k])
         np.testing.assert_allclose(
-            found.scores, np.take_along_axis(scores, order, axis=1)[:, :k], rtol=1e-5, atol=1e-5
+            result.scores, np.take_along_axis(scores, order, axis=1)[:, :k], rtol=1e-5, atol=1e-5
         )
-        assert found.ranks.tolist() == _ranks(scores, targets)
-    assert found.ranks[3] == images - 1
-    assert found.scores.dtype == np.float32
+        assert result.ranks.tolist() == _ranks(scores, targets)
+    assert result.ranks[3] == images - 1
+    assert result.scores.dtype == np.float32
     assert index.search(query, 1).ranks is None
 
-    # A few images, bit by bit the same.
+    # The scores of a few images are equal in every bit.
     some = np.stack([order[:, 0], order[:, 7], np.full(9, -1)], axis=1)
     picked = index.scores_at(query, some)
-    np.testing.assert_array_equal(picked[:, :2], found.scores[:, [0, 7]])
+    np.testing.assert_array_equal(picked[:, :2], result.scores[:, [0, 7]])
     assert (picked[:, 2] == -np.inf).all()
 
 
@@ -114,16 +114,16 @@ def test_first_images_and_ranks(devices, chunk, room, tmp_path):
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_small_galleries(devices, images):
     query, gallery = _query(2), _gallery(3)[:, :images]
-    found = ExactIndex(gallery, _mesh(devices)).search(query, 5, targets=[[], range(images)])
+    result = ExactIndex(gallery, _mesh(devices)).search(query, 5, targets=[[], range(images)])
     order = np.argsort(-_scores(query, gallery), axis=1, kind="stable")
-    np.testing.assert_array_equal(found.positions, order)
-    assert found.ranks.tolist() == [-1, 0 if images else -1]
+    np.testing.assert_array_equal(result.positions, order)
+    assert result.ranks.tolist() == [-1, 0 if images else -1]
 
 
 @settings(max_examples=30)
 @given(st.data())
 def test_ties_by_definition(data):
-    """Unit vectors: a query scores its own elements, whatever they are."""
+    """A gallery of unit vectors: a query's scores are its own elements, whatever they are."""
     images, queries = 70, 2
     index = ExactIndex(np.eye(images, dtype=np.float32)[None], _mesh(2), chunk=32)
     value = st.sampled_from([-2.0, -0.0, 0.0, 1.0])
@@ -134,14 +134,14 @@ def test_ties_by_definition(data):
     exclude = [data.draw(places) for _ in range(queries)]
     query = scoring.ComposedQuery((scoring.Branch(scores[None]),), None, ("own",), ("high",))
     k = data.draw(st.sampled_from([0, 3, images]))
-    found = index.search(query, k, targets=targets, exclude=exclude)
+    result = index.search(query, k, targets=targets, exclude=exclude)
     masked = _excluding(scores, exclude)
     np.testing.assert_array_equal(
-        found.positions, np.argsort(-masked, axis=1, kind="stable")[:, :k]
+        result.positions, np.argsort(-masked, axis=1, kind="stable")[:, :k]
     )
-    assert found.ranks.tolist() == _ranks(masked, targets)
+    assert result.ranks.tolist() == _ranks(masked, targets)
     dense = metrics.ranks(scores, targets, exclude)
-    np.testing.assert_array_equal(found.ranks, dense)
+    np.testing.assert_array_equal(result.ranks, dense)
     every = index.search(query, 0, targets=targets, exclude=exclude, every_target=True).placements
     np.testing.assert_array_equal(every.best().ranks(), dense)
     for row, places in enumerate(targets):
@@ -156,7 +156,7 @@ def test_ties_by_definition(data):
 
 @pytest.mark.parametrize(("devices", "chunk", "room"), LAYOUTS)
 def test_copies_tie_wherever_they_stand(devices, chunk, room):
-    """Five copies of each image, in one order and in another: no rank changes."""
+    """Five copies of each image, in two orders: no rank changes."""
     images, copies, query = 41, 5, _query(6)
     rng = np.random.default_rng(4)
     single = rng.normal(size=(LEVELS, images, WIDTH)).astype(np.float32)
@@ -167,9 +167,9 @@ def test_copies_tie_wherever_they_stand(devices, chunk, room):
     for order in (np.arange(len(kind)), rng.permutation(len(kind))):
         index = ExactIndex(single[:, kind[order]], _mesh(devices), chunk=chunk, device_gb=device_gb)
         right = [np.flatnonzero(kind[order] == t)[-1] for t in targets]
-        found = index.search(query, 0, targets=right)
-        np.testing.assert_array_equal(found.placements.tied[:, 0], copies - 1)
-        np.testing.assert_allclose(found.ranks, copies * alone + (copies - 1) / 2)
+        result = index.search(query, 0, targets=right)
+        np.testing.assert_array_equal(result.placements.tied[:, 0], copies - 1)
+        np.testing.assert_allclose(result.ranks, copies * alone + (copies - 1) / 2)
         all_copies = [np.flatnonzero(kind[order] == t) for t in targets]
         together = index.search(query, 0, targets=all_copies)
         np.testing.assert_array_equal(together.ranks, copies * alone)
@@ -177,20 +177,20 @@ def test_copies_tie_wherever_they_stand(devices, chunk, room):
 
 @pytest.mark.parametrize(("size", "score"), [(1e-30, 0.0), (3e38, np.inf)])
 def test_scores_at_the_ends_of_float32(size, score):
-    """Zeros tie, whatever they came from; an infinite score is a score."""
+    """Zeros of both signs tie; an infinite score is a score like others."""
     gallery = np.float32([-size, size] * 20)[None, :, None]
     query = scoring.ComposedQuery(
         (scoring.Branch(np.full((1, 1, 1), size, np.float32)),), None, ("own",), ("high",)
     )
-    found = ExactIndex(gallery, _mesh(1)).search(query, 40, targets=[0])
+    result = ExactIndex(gallery, _mesh(1)).search(query, 40, targets=[0])
     scores = np.float32([-score, score] * 20)[None]
-    np.testing.assert_array_equal(found.positions, np.argsort(-scores, axis=1, kind="stable"))
-    # Alike: the mean over 40 places, or over the lower 20.
-    assert found.ranks.tolist() == [20 + 19 / 2 if score else 39 / 2]
+    np.testing.assert_array_equal(result.positions, np.argsort(-scores, axis=1, kind="stable"))
+    # All tie: the expected rank is the mean over 40 ranks, or over the lower 20.
+    assert result.ranks.tolist() == [20 + 19 / 2 if score else 39 / 2]
 
 
 def test_a_correct_image_is_not_above_itself(monkeypatch):
-    """Even on a device that rounds differently where an image stands elsewhere."""
+    """This holds even on a device whose rounding depends on an image's row."""
     query, gallery = _query(2), np.random.default_rng(0).normal(size=(LEVELS, 9, WIDTH))
     index = ExactIndex(gallery.astype(np.float32), _mesh(1))
     expected = index.search(query, 0, targets=[[3, 5], [4]]).ranks
@@ -201,9 +201,9 @@ def test_a_correct_image_is_not_above_itself(monkeypatch):
 
 @pytest.mark.parametrize("room", [None, 70])
 def test_bfloat16(room, tmp_path):
-    """Half the memory; the scores are float32's of the rounded gallery."""
+    """It takes half the memory; scores are the float32 scores of the rounded gallery."""
     query, gallery = _query(3), _gallery(100)
-    gallery[:, ::2] *= 1.001  # does not survive the rounding
+    gallery[:, ::2] *= 1.001  # a difference that rounding removes
     half = np.memmap(tmp_path / "gallery", ml_dtypes.bfloat16, "w+", shape=gallery.shape)
     half[:] = gallery.astype(half.dtype)
     device_gb = 1.0 if room is None else room * ROW_BYTES / 2 / 1e9
@@ -211,9 +211,9 @@ def test_bfloat16(room, tmp_path):
         ExactIndex(g, _mesh(1), dtype=dtype, chunk=32, device_gb=device_gb).search(query, 100)
         for g, dtype in ((half.astype(np.float32), None), (gallery, jnp.bfloat16), (half, None))
     )
-    for found in (converted, given):
-        np.testing.assert_array_equal(found.positions, rounded.positions)
-        np.testing.assert_array_equal(found.scores, rounded.scores)
+    for result in (converted, given):
+        np.testing.assert_array_equal(result.positions, rounded.positions)
+        np.testing.assert_array_equal(result.scores, rounded.scores)
 
 
 @pytest.mark.parametrize("forms", [[[3], [0]], np.array([3, 0]), jnp.array([[3, -1], [0, 0]])])
@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_no_row_of_all_scores():
-    """A device's scratch memory is that of a chunk, not of its share of the gallery."""
+    """A device's scratch memory grows with the chunk, not with its shard of the gallery."""
     mesh, queries, rows, chunk = _mesh(8), 16, 2**14, 32
     split = sharding.split_over_devices(mesh)
     level = jax.ShapeDtypeStruct((mesh.size * rows, WIDTH), jnp.float32, sharding=split)
@@ -273,7 +273,7 @@ def test_no_row_of_all_scores():
 
 
 def test_a_mapped_file_is_not_kept_in_memory(tmp_path):
-    """What is read in passing leaves the process's memory again (Linux)."""
+    """Streamed pages are released from the process's resident memory (Linux)."""
     gallery = np.zeros((1, 2**16, 256), np.float32)
     gallery = _write(tmp_path / "gallery.npy", gallery)
     vector = np.ones((1, 1, 256), np.float32)
@@ -285,7 +285,7 @@ def test_a_mapped_file_is_not_kept_in_memory(tmp_path):
         lines = pathlib.Path("/proc/self/status").read_text().splitlines()
         return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("RssFile"))
 
-    # Compiling maps files too.
+    # Compiling maps files too, so that it comes first.
     ExactIndex(np.zeros_like(gallery), _mesh(1), device_gb=device_gb).search(query, 1)
     before = mapped()
     index.search(query, 1)
@@ -293,18 +293,18 @@ def test_a_mapped_file_is_not_kept_in_memory(tmp_path):
 
 
 def test_zeros_of_both_signs_are_one_score():
-    """Which of them are listed is a matter of their positions."""
+    """The list holds the images of the lowest positions."""
     gallery = np.float32([-1e-30, 1e-30] * 20)[None, :, None]
     query = scoring.ComposedQuery(
         (scoring.Branch(np.full((1, 1, 1), 1e-30, np.float32)),), None, ("own",), ("high",)
     )
-    found = ExactIndex(gallery, _mesh(1)).search(query, 5)
-    assert found.positions.tolist() == [[0, 1, 2, 3, 4]]
+    result = ExactIndex(gallery, _mesh(1)).search(query, 5)
+    assert result.positions.tolist() == [[0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_room_and_padding_make_one_program_serve_all_sizes(devices):
-    """Galleries, numbers of queries and of correct images, lists, and scores of a few images."""
+    """One program serves several sizes of galleries, batches of queries, targets and lists."""
     padding = Padding(queries=12, positions=16)
     cases = []
     for images, queries, k, correct in ((200, 12, 0, 1), (9, 3, 50, 2), (70, 1, 7, 12)):
@@ -317,10 +317,10 @@ def test_room_and_padding_make_one_program_serve_all_sizes(devices):
     scan.scan.clear_cache()
     for (query, gallery, k, places), expected in zip(cases, plain, strict=True):
         index = ExactIndex(gallery, _mesh(devices), room=200, chunk=16)
-        found = index.search(query, k, targets=places, exclude=places[:, 0], padding=padding)
-        np.testing.assert_array_equal(found.positions, expected.positions)
-        np.testing.assert_array_equal(found.ranks, expected.ranks)
-        picked = index.scores_at(query, found.positions, padding)
-        is_listed = found.scores > -np.inf  # but not the excluded ones
-        np.testing.assert_array_equal(picked[is_listed], found.scores[is_listed])
+        result = index.search(query, k, targets=places, exclude=places[:, 0], padding=padding)
+        np.testing.assert_array_equal(result.positions, expected.positions)
+        np.testing.assert_array_equal(result.ranks, expected.ranks)
+        picked = index.scores_at(query, result.positions, padding)
+        is_listed = result.scores > -np.inf  # without the excluded images
+        np.testing.assert_array_equal(picked[is_listed], result.scores[is_listed])
     assert scan.scan._cache_size() == 1
