@@ -15,6 +15,8 @@ from cmap_jax.processing.images import ImageReadError, preprocess_image
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import _BATCH, _ONE_BY_ONE
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

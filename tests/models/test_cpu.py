@@ -25,8 +25,11 @@ def _expected(x, kernel, dy, stride):
 
 @pytest.mark.parametrize(("channels", "width"), [(3, 5), (80, 64)])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("side", [1, 5, 8, 34])
+@pytest.mark.parametrize("size", [1, 3, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "side",
+    [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow), 34],
+)
 def test_every_way_gives_the_same(side, size, stride, channels, width, monkeypatch, x64):
     # So that the batch is cut in two.
     outside = ((side - 1) // stride + 1) * ((side + side % 2 - 1) // stride + 1)

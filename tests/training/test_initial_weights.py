@@ -22,6 +22,8 @@ from cmap_jax.training.train import train
 from cmap_jax.workdir import description as workdir_lib
 from input_pipeline import create_datasets
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
