@@ -123,7 +123,8 @@ def test_parts_are_joined_again_where_they_were(axis, devices):
         assert set(rows[:, device].ravel()) == set(mine[device])
 
 
-@pytest.mark.parametrize("remat", [pytest.param("products", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["products", "blocks"])
 def test_a_backbone_that_is_computed_again_is_the_same(remat, x64):
     config = small_config(dtype="float64")
     kept = _gradients(config)
@@ -216,7 +217,7 @@ def test_memory_of_the_scores_is_rows_by_batch():
         assert size < 1.1 * scratch[1, 1] / (devices * parts) + 8 * embeddings
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_targets_are_gathered_once_and_their_gradient_sent_back_once(parts):
     text = _compile_objective(8, parts).as_text()
     assert text.count(" all-gather(") == 1

@@ -134,6 +134,7 @@ def test_a_stopped_run_saves_and_ends_with_the_same_bits(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_an_evaluation_evaluates_when_it_goes_on(
     config, undisturbed, tmp_path, monkeypatch
 ):
@@ -191,6 +192,7 @@ def test_two_runs_in_one_workdir_are_refused(config, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("failing_reads")
 def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_path):

@@ -182,6 +182,7 @@ def test_cosine_schedule():
         make_schedule(config, 25)
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step():
     config = small_config(text_encoder="lstm", text_dropout=0.5)
     first, again = (_run(config, np.float32, steps=2)[0] for _ in range(2))
@@ -197,6 +198,7 @@ def _poisoned(batch, seed, dtype):
     return made
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
     """Steps 0 and 2 with a poisoned one between are those two alone, but for the count."""
     config = small_config()
