@@ -352,18 +352,17 @@ def test_factorised_score_in_float64(x64):
     np.testing.assert_array_equal(np.argsort(-ours.sum(0)), np.argsort(-expected.sum(0)))
 
 
-@pytest.mark.parametrize(
-    ("depth", "direction"),
-    _slow_but(
-        [(18, "down"), (34, "up"), (50, "none")],
-        list(itertools.product((18, 34, 50), ("down", "up", "none"))),
-    ),
-)
-def test_feature_maps_in_float64(depth, direction, x64):
+_MAPS = list(itertools.product((18, 34, 50), ("down", "up", "none")))
+_FAST_MAPS = [(18, "down"), (34, "up"), (50, "none")]
+
+
+@pytest.mark.parametrize("case", _slow_but(_FAST_MAPS, _MAPS), ids=str)
+def test_feature_maps_in_float64(case, x64):
     """C3, C4, C5 of each depth, and P5, P4, P3 of each direction; sides that differ."""
     from cmap_jax.models.encoders.resnet import ResNet
     from cmap_jax.models.image_encoder import CrossLevel
 
+    depth, direction = case
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     nhwc = jnp.asarray(images.permute(0, 2, 3, 1).numpy())
     theirs, _, _, variables = _pair({"variant": "cmap", "depth": depth, "cross_level": direction})

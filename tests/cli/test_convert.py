@@ -21,7 +21,8 @@ import cmap_jax  # noqa: E402
 from cmap_jax.cli import command  # noqa: E402
 from cmap_jax.processing.tokenizer import Vocabulary  # noqa: E402
 from cmap_jax.training.check import check_config  # noqa: E402
-from input_pipeline import create_datasets, fashion_iq  # noqa: E402
+from input_pipeline import create_datasets  # noqa: E402
+from input_pipeline.readers import fashion_iq  # noqa: E402
 
 
 def _released(path, words: int, data_name: str | None = "fashionIQ"):
