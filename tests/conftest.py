@@ -19,6 +19,8 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# A worker has one core: more threads of NumPy and PyTorch would spin and wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests of the training loop compile the same programs again and again. All parallel workers and the
 # processes that tests start share one compilation cache, apart from the user's own.

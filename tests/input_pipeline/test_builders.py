@@ -357,6 +357,7 @@ def _tfds_build(folder, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_tfds_build_renders_garments(tmp_path):
     fields = {"name": "tiny", "resize": 32, "image_size": 16, "train_triplets": 64, "seed": 3}
     _tfds_build(tmp_path, "garments", f"--config={json.dumps(fields)}")
