@@ -1,4 +1,4 @@
-"""main.py as it is started from a shell."""
+"""main.py as it is started from a shell, and the same within the test's own process."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ QUICK_TO_COMPILE = (
 def run(
     *arguments: str, timeout: float = 600, cwd=None, xla_flags: str = QUICK_TO_COMPILE
 ) -> subprocess.CompletedProcess:
-    """Run main.py as from a shell: without the test run's JAX settings."""
+    """Run main.py as from a shell, without the test run's JAX settings."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
     environment["PYTHONPATH"] = str(ROOT)
     environment["XLA_FLAGS"] = xla_flags
