@@ -205,6 +205,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_
     _assert_same_end(undisturbed[0], workdir)
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplog, absl_log):
     def poison(batch):
         image = batch["target_image"].astype(np.float32)
