@@ -88,10 +88,13 @@ Fashion200kTest = _case(builders.Fashion200k, images=30, train=18, val=6)  # an 
 CirrTest = _case(builders.Cirr, images=31, train=6, val=6, test1=6)
 CircoTest = _case(builders.Circo, images=60, val=6, test=6)
 FolderTest = _case(builders.Folder, images=23, train=6, val=6, test=6)
-GarmentsTest = _case(
-    builders.Garments,
-    GarmentsConfig(name="tiny", resize=32, image_size=16, train_triplets=64),
-    **{"images": 7680, "train": 2 * 64, "val": 2 * 1000, "test": 2 * 2000},
+# Slow: it renders all garments.
+GarmentsTest = pytest.mark.slow(
+    _case(
+        builders.Garments,
+        GarmentsConfig(name="tiny", resize=32, image_size=16, train_triplets=64),
+        **{"images": 7680, "train": 2 * 64, "val": 2 * 1000, "test": 2 * 2000},
+    )
 )
 
 
