@@ -49,9 +49,6 @@ def call(*arguments: str) -> subprocess.CompletedProcess:
     verbosity, filters = logging.get_verbosity(), list(logging.get_absl_handler().filters)
     out, err, status = io.StringIO(), io.StringIO(), 0
     line = ["main.py", *arguments]
-    absl_flags.FLAGS.unparse_flags()
-    for name in [name for name in absl_flags.FLAGS if name.startswith("config.")]:
-        delattr(absl_flags.FLAGS, name)  # the overrides of the call before
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -65,6 +62,9 @@ def call(*arguments: str) -> subprocess.CompletedProcess:
         except SystemExit as ended:
             status = ended.code
         finally:
+            absl_flags.FLAGS.unparse_flags()
+            for name in [name for name in absl_flags.FLAGS if name.startswith("config.")]:
+                delattr(absl_flags.FLAGS, name)  # one was defined for each override
             logging.set_verbosity(verbosity)
             logging.get_absl_handler().filters[:] = filters
     return subprocess.CompletedProcess(line, status, out.getvalue(), err.getvalue())
