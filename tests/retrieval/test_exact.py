@@ -18,9 +18,7 @@ from cmap_jax.retrieval.exact import ExactIndex, Padding
 LEVELS, WIDTH, KINDS = 2, 16, 7
 ROW_BYTES = LEVELS * WIDTH * 4
 # Devices, images a chunk, rows of the gallery that a device has room for (None: all).
-_FAST = [(1, 32, None), (8, 32, 20)]
-_SLOW = [(1, 1024, None), (2, 48, None), (8, 32, None), (1, 32, 70)]
-LAYOUTS = [*_FAST, *(pytest.param(*layout, marks=pytest.mark.slow) for layout in _SLOW)]
+LAYOUTS = [(1, 32, None), (1, 1024, None), (2, 48, None), (8, 32, None), (1, 32, 70), (8, 32, 20)]
 
 
 def _mesh(devices: int) -> jax.sharding.Mesh:
