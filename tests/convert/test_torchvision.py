@@ -15,38 +15,36 @@ from cmap_jax.convert.torchvision import resnet_name
 from cmap_jax.models.encoders.resnet import ResNet
 
 
-@pytest.mark.parametrize(
-    "depth", [*(pytest.param(d, marks=pytest.mark.slow) for d in (18, 34)), 50]
-)
-def test_parity_with_torch(tmp_path, depth):
-    """A state dict with a classifier and counters gives torch's maps."""
+def test_parity_with_torch(tmp_path):
+    """A state dict with a classifier and counters gives torch's maps, at every depth."""
     torch = require("torch")
     import torch_reference as tr
 
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    torch.manual_seed(depth)
-    theirs = tr.ResNet(depth, 8).eval()
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
-    theirs.fc = torch.nn.Linear(8, 1000)
-    assert any(name.endswith("num_batches_tracked") for name in theirs.state_dict())
-    path = tmp_path / f"resnet{depth}.pth"
-    torch.save(theirs.state_dict(), path)
-    variables = load_resnet(path, depth=depth, width=8)
-    maps = ResNet(depth, 8).apply(variables, jnp.asarray(images), use_batch_statistics=False)
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    for ours, other in zip(maps, expected, strict=True):
-        other = other.permute(0, 2, 3, 1).numpy()
-        assert np.linalg.norm(ours - other) < 1e-4 * np.linalg.norm(other)
+    for depth in (18, 34, 50):
+        torch.manual_seed(depth)
+        theirs = tr.ResNet(depth, 8).eval()
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
+        theirs.fc = torch.nn.Linear(8, 1000)
+        assert any(name.endswith("num_batches_tracked") for name in theirs.state_dict())
+        path = tmp_path / f"resnet{depth}.pth"
+        torch.save(theirs.state_dict(), path)
+        variables = load_resnet(path, depth=depth, width=8)
+        maps = ResNet(depth, 8).apply(variables, jnp.asarray(images), use_batch_statistics=False)
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        for ours, other in zip(maps, expected, strict=True):
+            other = other.permute(0, 2, 3, 1).numpy()
+            assert np.linalg.norm(ours - other) < 1e-4 * np.linalg.norm(other)
 
-    half = tmp_path / "half.pth"
-    torch.save({k: v.half() for k, v in theirs.state_dict().items()}, half)
-    rounded = load_resnet(half, depth=depth, width=8)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), rounded, variables
-    )
+        half = tmp_path / "half.pth"
+        torch.save({k: v.half() for k, v in theirs.state_dict().items()}, half)
+        rounded = load_resnet(half, depth=depth, width=8)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), rounded, variables
+        )
 
 
 def write_safetensors(path, variables: dict) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fuzzing import explore, few_or_many
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmap_jax import scoring, sharding
@@ -120,13 +120,10 @@ def test_small_galleries(devices, images):
     assert found.ranks.tolist() == [-1, 0 if images else -1]
 
 
-@few_or_many(6, 30)
-def test_ties_by_definition(examples):
+@settings(max_examples=30)
+@given(st.data())
+def test_ties_by_definition(data):
     """Unit vectors: a query scores its own elements, whatever they are."""
-    explore(_ties_by_definition, examples)
-
-
-def _ties_by_definition(data):
     images, queries = 70, 2
     index = ExactIndex(np.eye(images, dtype=np.float32)[None], _mesh(2), chunk=32)
     value = st.sampled_from([-2.0, -0.0, 0.0, 1.0])
