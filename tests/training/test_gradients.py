@@ -155,7 +155,7 @@ def test_remat_keeps_less():
     sizes = {}
     images = jax.ShapeDtypeStruct((64, 64, 64, 3), jnp.float32)
     for remat in REMATS:
-        config = small_config()
+        config = small_config(image_depth=34)  # a whole one, although the module is shallow
         config.model.remat = remat
         model = CMAP.from_config(config)
         variables = jax.eval_shape(
