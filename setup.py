@@ -62,7 +62,7 @@ setup(
             "beartype>=0.20",
             "hypothesis>=6.100",
             "pytest>=8",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",
             "ruff>=0.11",
         ],
     },

@@ -1,4 +1,4 @@
-"""How many programs XLA compiles within a block, those that it finds in its cache included."""
+"""The number of programs that XLA compiles or reads from its cache within a block."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,14 +1,17 @@
-"""Settings of the whole test run, made before JAX starts."""
+"""Settings of the whole test run, made before JAX starts, and fixtures that many files use."""
 
+import contextlib
 import gc
 import os
+import pathlib
 import shutil
 import tempfile
+import unittest.mock
 import warnings
 
 from command_line import QUICK_TO_COMPILE
 
-# Everything sharded is tested on eight devices, which the CPU plays.
+# Everything sharded is tested on eight virtual CPU devices.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 "
@@ -16,27 +19,74 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# A worker has one core: more threads of NumPy and PyTorch would spin and wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The loop's tests compile the same programs again and again; processes that tests start find them
-# here too, and leave the user's own cache alone. Parallel workers share the main process's.
+# Tests of the training loop compile the same programs again and again. All parallel workers and the
+# processes that tests start share one compilation cache, apart from the user's own.
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not _IS_WORKER:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cmap_jax_tests_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1.0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# How long an example takes says how busy the machine is.
+# The time that an example takes depends on the load of the machine.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
+# Tracing allocates millions of objects that live on: full collections cost time and free little.
+gc.set_threshold(50_000, 50, 100)
+
+# Files whose tests compile most, the most expensive first.
+_EXPENSIVE = (
+    "test_train_loop.py",
+    "test_main.py",
+    "test_parity.py",
+    "test_training.py",
+    "test_initial_weights.py",
+    "test_evaluator.py",
+    "test_gradients.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the expensive files, lest one worker still runs them when the others are idle."""
+    rank = {name: number for number, name in enumerate(_EXPENSIVE)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 def pytest_sessionfinish():
-    """Leave nothing behind."""
+    """Remove the compilation cache."""
     if not _IS_WORKER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _shallow_resnet():
+    from cmap_jax.models.encoders import resnet
+
+    with unittest.mock.patch.dict(resnet.DEPTHS, {18: ((0, 1, 1, 1), False)}):
+        yield
+
+
+@pytest.fixture
+def shallow():
+    """Leave ResNet-18 one block in each of its last three stages, which halves compilation.
+
+    For tests of something else than the network. Other processes have the whole ResNet-18.
+    """
+    with _shallow_resnet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def shallow_module():
+    """Leave ResNet-18 three blocks, as `shallow` does, in all tests and fixtures of a file."""
+    with _shallow_resnet():
+        yield
 
 
 @pytest.fixture
@@ -48,18 +98,16 @@ def x64():
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of real annotations and photographs, or a skip."""
+    """Return the folder of real annotations and photographs, or skip the test."""
     folder = os.environ.get("CMAP_REAL_DATA")
     if not folder:
         pytest.skip("CMAP_REAL_DATA names no folder")
-    import pathlib
-
     return pathlib.Path(folder)
 
 
 @pytest.fixture
 def failing_reads():
-    """Collect what Orbax drops where a read fails, lest it complain in other tests."""
+    """Collect the coroutines that Orbax drops after a failed read, before another test runs."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Images encoded in memory, and a few that claim what they are not."""
+"""Images encoded in memory, and one whose header claims a size that it does not have."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ def encode(image, image_format, **options):
 
 
 def bomb_png(width, height):
-    """A PNG whose header alone is large."""
+    """Return a PNG of one pixel whose header claims another size."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     checksum = struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + encode_end()

@@ -46,7 +46,7 @@ def gem(feature_map: Array) -> Array:
 
 
 def bilinear_down2(x: Array) -> Array:
-    """Half the size; half-pixel centres make it the mean of each 2x2 block (SPEC 1)."""
+    """Halve the size; half-pixel centres make it the mean of each 2x2 block (SPEC 1)."""
     even_rows, odd_rows = x[:, :, 0::2, :], x[:, :, 1::2, :]
     rows = (even_rows + odd_rows) / 2
     return (rows[..., 0::2] + rows[..., 1::2]) / 2
@@ -66,7 +66,7 @@ def _double_last_axis(x: Array) -> Array:
 
 
 def bilinear_up2(x: Array) -> Array:
-    """Twice the size, bilinear with half-pixel centres: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    """Double the size, bilinear with half-pixel centres: [B, C, H, W] -> [B, C, 2H, 2W]."""
     wide = _double_last_axis(x)
     return _double_last_axis(wide.swapaxes(2, 3)).swapaxes(2, 3)
 
@@ -227,7 +227,7 @@ def bidirectional_gru(
 ) -> Array:
     """Final forward ++ final backward state over the valid words: [B, T, E], [B] -> [B, 2H].
 
-    Before the l2 of the text encoder. A sentence of length 0 gives zeros.
+    The text encoder's l2 comes after it. A sentence of length 0 gives zeros.
     """
     result = []
     for sentence, length in zip(words, lengths, strict=True):
@@ -253,7 +253,7 @@ def lstm_states(words: Array, p: Recurrent) -> Array:
 def lstm_max(words: Array, lengths: Array, p: Recurrent, pool_padding: bool = False) -> Array:
     """Maximum of the states over the valid words, or over the whole array: [B, T, E] -> [B, H].
 
-    Before the linear layer and the l2 of the text encoder. Lengths must be above 0.
+    The text encoder's linear layer and l2 come after it. Lengths must be above 0.
     """
     result = []
     for sentence, length in zip(words, lengths, strict=True):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command_line import ROOT, run
+from command_line import ROOT, call, run
 from fake_data import fashion_iq as write_fashion_iq
 
 
@@ -11,6 +11,7 @@ def _config(name: str) -> str:
     return f"--config={ROOT / 'configs' / name}"
 
 
+@pytest.mark.slow
 def test_debug_run_and_evaluation(tmp_path):
     """Render, train, evaluate, evaluate again from the workdir alone, and use the model."""
     done = run(_config("garments.py:debug"), cwd=tmp_path)
@@ -68,7 +69,7 @@ def test_full_garments_run(tmp_path):
 
 
 def test_describe_allocates_nothing():
-    done = run("--mode=describe", _config("garments.py"), "--config.model.text.vocabulary_size=80")
+    done = call("--mode=describe", _config("garments.py"), "--config.model.text.vocabulary_size=80")
     assert done.returncode == 0, done.stderr
     assert "1,299,793 parameters, 1,299,793 of them trained" in done.stdout
     assert "FLOP" in done.stdout
@@ -110,11 +111,19 @@ def test_describe_allocates_nothing():
     ],
 )
 def test_wrong_flags_get_one_line(arguments, message):
-    done = run(*arguments)
+    done = call(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("main.py: ")
+
+
+def test_a_wrong_flag_ends_the_program(tmp_path):
+    """The same from a shell; another folder is no hindrance."""
+    done = run(_config("garments.py"), "--config.batch_size=1", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("main.py: there is no field config.batch_size; nearest: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_impossible_runs_get_a_clear_message(tmp_path):
@@ -128,7 +137,7 @@ def test_impossible_runs_get_a_clear_message(tmp_path):
         ),
         ((config, "--config.model.variant=cnap"), "config.model.variant must be one of cmap"),
     ):
-        done = run(*arguments, "--workdir=" + str(tmp_path / "run"))
+        done = call(*arguments, "--workdir=" + str(tmp_path / "run"))
         assert done.returncode == 1, done.stderr
         assert message in done.stderr
         assert "Traceback" not in done.stderr
@@ -144,31 +153,33 @@ def test_impossible_runs_get_a_clear_message(tmp_path):
     ],
 )
 def test_describe_refuses_the_impossible(override, message):
-    done = run("--mode=describe", _config("fashioniq.py"), f"--config.{override}")
+    done = call("--mode=describe", _config("fashioniq.py"), f"--config.{override}")
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_fashioniq_debug_and_fashion200k_debug(tmp_path):
-    """Both readers behind main.py, with another place for the images at evaluation."""
+@pytest.mark.parametrize("name", ["fashioniq", pytest.param("fashion200k", marks=pytest.mark.slow)])
+def test_debug_on_data_that_are_moved(name, tmp_path, shallow):
+    """A reader behind main.py, with another place for the images at evaluation."""
     from fake_data import fashion200k as write_fashion200k
 
-    for name, write in (("fashioniq", write_fashion_iq), ("fashion200k", write_fashion200k)):
-        data = write(tmp_path / name)
-        workdir = tmp_path / f"run-{name}"
-        done = run(
-            _config(f"{name}.py:debug"),
-            f"--config.data.directory={data}",
-            f"--workdir={workdir}",
-            "--config.train.batch_size=8",
-            "--config.train.epochs=1",
-            "--config.data.resize=32",
-            "--config.data.crop=32",
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        moved = tmp_path / f"moved-{name}"
-        data.rename(moved)
-        done = run("--mode=evaluate", f"--workdir={workdir}", f"--config.data.directory={moved}")
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "mR" in done.stdout
+    write = {"fashioniq": write_fashion_iq, "fashion200k": write_fashion200k}[name]
+    data = write(tmp_path / name)
+    workdir = tmp_path / f"run-{name}"
+    done = call(
+        _config(f"{name}.py:debug"),
+        f"--config.data.directory={data}",
+        f"--workdir={workdir}",
+        "--config.train.batch_size=8",
+        "--config.train.epochs=1",
+        "--config.eval.batch_size=16",
+        "--config.data.resize=32",
+        "--config.data.crop=32",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    moved = tmp_path / f"moved-{name}"
+    data.rename(moved)
+    done = call("--mode=evaluate", f"--workdir={workdir}", f"--config.data.directory={moved}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "mR" in done.stdout

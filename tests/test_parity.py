@@ -4,6 +4,8 @@ float32 gradients of a deep ResNet differ by percents between any two implementa
 and optimiser steps are compared in float64 alone.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from torch_weights import relative_differences, to_tree
 
 from cmap_jax import scoring
 from cmap_jax.losses import matching_loss, preservation_loss
-from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.cmap import CMAP, TrainingOutputs
 from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.scoring import PreservationInputs
 from cmap_jax.training.objective import objective
@@ -36,6 +38,19 @@ MODELS = [
     {"variant": "cmap", "depth": 34},
     {"variant": "cmap", "depth": 50},
 ]
+# Whole models compile for seconds each: one takes all steps in the fast part, and the others differ
+# from it in what `test_all_but_images_in_float64` and `test_feature_maps_in_float64` compare.
+WITHOUT_IMAGES = [m for m in MODELS if not {"depth", "cross_level"} & set(m)]
+# Every composer module and every text encoder.
+FAST_WITHOUT_IMAGES = [
+    *({"variant": variant} for variant in ("cmap", "is_only", "artemis", "late_fusion", "tirg")),
+    {"variant": "cmap", "text_encoder": "lstm", "lstm_pool_padding": True},
+]
+
+
+def _slow_but(fast: list, cases: list) -> list:
+    """Return the cases as parameters, all but some of them slow."""
+    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def _name(settings: dict) -> str:
@@ -114,7 +129,7 @@ def _worst(differences: dict[str, float]) -> tuple[float, str]:
     return max((value, name) for name, value in differences.items())
 
 
-@pytest.mark.parametrize("settings", MODELS, ids=_name)
+@pytest.mark.parametrize("settings", _slow_but([{"variant": "cmap"}], MODELS), ids=_name)
 def test_training_in_float64(settings, x64):
     """Loss, gradient of every parameter, and all variables after three steps: 1e-6 per tensor."""
     theirs, config, model, variables = _pair(settings)
@@ -141,6 +156,7 @@ def test_training_in_float64(settings, x64):
     assert worst[0] < 1e-6, worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_frozen_stage_in_float64(norm, x64):
     """Stage 1: what is frozen does not move, and batch-norm does what SPEC 3 says."""
@@ -179,6 +195,7 @@ def test_frozen_stage_in_float64(norm, x64):
     assert same == (norm == "running")
 
 
+@pytest.mark.slow
 def test_two_stages_in_float64(x64):
     """Two epochs of each stage under the stepped schedule: every loss, and all variables."""
     theirs, config, _, variables = _pair({"variant": "cmap"})
@@ -212,12 +229,61 @@ def test_two_stages_in_float64(x64):
         variables = jax.device_get(state.variables)
 
 
-@pytest.mark.parametrize("settings", MODELS, ids=_name)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-6)])
-def test_forward(settings, dtype, tolerance):
+@pytest.mark.parametrize("settings", _slow_but(FAST_WITHOUT_IMAGES, WITHOUT_IMAGES), ids=_name)
+def test_all_but_images_in_float64(settings, x64):
+    """Loss and all gradients in training mode, from pyramids and tokens on: 1e-6 per tensor."""
+    theirs, config, model, variables = _pair(settings)
+    theirs.train()
+    generator = torch.Generator().manual_seed(2)
+    shape = (2, len(model.levels), B, config.model.embed_dim)
+    normal = tr.l2(torch.randn(shape, generator=generator, dtype=torch.float64))
+    pyramids = [x.requires_grad_() for x in normal.unbind()]
+    (batch,) = _batches(1, size=32)
+    text = None
+    if settings["variant"] != "image_only":
+        text = theirs.encode_text(batch.tokens, batch.lengths)
+    total = tt.total_loss(theirs, pyramids[0], text, pyramids[1], tt.Objective()).total
+    total.backward()
+
+    def loss(params, reference, targets):
+        apply = functools.partial(
+            model.apply, {**variables, "params": params}, train=True, mutable=["batch_stats"]
+        )
+        tokens = batch.tokens.numpy().astype(np.int32), batch.lengths.numpy().astype(np.int32)
+        text, _ = apply(*tokens, method="encode_text", rngs={"dropout": jax.random.key(0)})
+        query, _ = apply(reference, text, method="compose")
+        outputs = TrainingOutputs(query, targets, params["logit_scale"])
+        return objective(outputs, config.loss, one_device())[0]
+
+    ours, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(
+        variables["params"], *(x.detach().numpy() for x in pyramids)
+    )
+    np.testing.assert_allclose(ours, total.item(), rtol=1e-9)
+
+    def gradient(x):
+        return torch.zeros_like(x) if x.grad is None else x.grad
+
+    expected = {name: gradient(p) for name, p in theirs.named_parameters()}
+    expected = {
+        "params": to_tree(model, expected)["params"],
+        "pyramids": [gradient(x).numpy() for x in pyramids],
+    }
+    worst = _worst(relative_differences(gradients[0], expected["params"]))
+    assert worst[0] < 1e-6, worst
+    for a, b in zip(gradients[1:], expected["pyramids"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("settings", _slow_but([{"variant": "cmap"}], MODELS), ids=_name)
+def test_forward(settings):
     """Embeddings, scores and losses in evaluation mode."""
-    with jax.enable_x64(dtype == "float64"):
-        _compare_forward(settings, dtype, tolerance)
+    _compare_forward(settings, "float32", 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", MODELS, ids=_name)
+def test_forward_in_float64(settings, x64):
+    _compare_forward(settings, "float64", 1e-6)
 
 
 def _compare_forward(settings, dtype, tolerance):

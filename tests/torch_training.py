@@ -138,11 +138,11 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What `train_steps` observed."""
+    """Observations of `train_steps`."""
 
-    losses: list[float]  # the total of each step, before its update
-    parts: list[Loss]  # the same with its parts, detached
-    first_gradients: dict[str, torch.Tensor]  # of the trained parameters, before clipping
+    losses: list[float]  # the total loss of each step, before its update
+    parts: list[Loss]  # each step's loss with its parts, detached
+    first_gradients: dict[str, torch.Tensor]  # gradients of the trained parameters, unclipped
     state_dict: dict[str, torch.Tensor]  # after the last step, running statistics included
 
 

@@ -46,7 +46,13 @@ def _vocabulary(data) -> Vocabulary:
     return Vocabulary.build(fashion_iq.read(str(data)).vocabulary_captions)
 
 
-@pytest.mark.parametrize("form", ["folder", "text", "pickle", "list", "object"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "folder",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("text", "pickle", "list", "object")),
+    ],
+)
 def test_convert_evaluate_and_load(tmp_path, form, capsys):
     data = write_fashion_iq(tmp_path / "data")
     vocabulary = _vocabulary(data)
@@ -83,6 +89,7 @@ def test_convert_evaluate_and_load(tmp_path, form, capsys):
     np.testing.assert_allclose(text, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluated_from_the_command_line_and_fine_tuned(tmp_path):
     data = write_fashion_iq(tmp_path / "data")
     _released(tmp_path / "model_best.pth", len(_vocabulary(data)))

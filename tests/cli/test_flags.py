@@ -15,6 +15,8 @@ from configs import default
 
 GARMENTS = str(ROOT / "configs" / "garments.py")
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

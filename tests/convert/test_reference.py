@@ -51,8 +51,16 @@ def release_file(path, *, parallel=False, namespace=None, numpy_numbers=False, *
     return model.eval(), content
 
 
-@pytest.mark.parametrize("encoder", ["bigru", "lstm"])
-@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize(
+    ("encoder", "depth"),
+    [
+        *(("bigru", 18), ("lstm", 50)),
+        *(
+            pytest.param(encoder, depth, marks=pytest.mark.slow)
+            for encoder, depth in (("bigru", 34), ("bigru", 50), ("lstm", 18), ("lstm", 34))
+        ),
+    ],
+)
 def test_the_same_model(tmp_path, encoder, depth):
     path = tmp_path / "model_best.pth"
     pooled = {"lstm_pool_padding": encoder == "lstm"}  # as released

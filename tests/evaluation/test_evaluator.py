@@ -20,6 +20,8 @@ from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages
 from input_pipeline.readers import circo, cirr, fashion_iq, folder
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
+
 _WORDS = ["is red longer has a v"]  # with the five special tokens: VOCABULARY
 
 

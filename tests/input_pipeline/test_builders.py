@@ -91,10 +91,13 @@ Fashion200kTest = _case(BUILDERS["fashion200k"], images=30, train=18, val=6)  # 
 CirrTest = _case(BUILDERS["cirr"], images=31, train=6, val=6, test1=6)
 CircoTest = _case(BUILDERS["circo"], images=60, val=6, test=6)
 FolderTest = _case(BUILDERS["folder"], images=23, train=6, val=6, test=6)
-GarmentsTest = _case(
-    BUILDERS["garments"],
-    GarmentsConfig(name="tiny", resize=32, image_size=16, train_triplets=64),
-    **{"images": 7680, "train": 2 * 64, "val": 2 * 1000, "test": 2 * 2000},
+# Slow: it renders all garments.
+GarmentsTest = pytest.mark.slow(
+    _case(
+        BUILDERS["garments"],
+        GarmentsConfig(name="tiny", resize=32, image_size=16, train_triplets=64),
+        **{"images": 7680, "train": 2 * 64, "val": 2 * 1000, "test": 2 * 2000},
+    )
 )
 
 
@@ -358,6 +361,7 @@ def _tfds_build(folder, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_tfds_build_renders_garments(tmp_path):
     fields = {"name": "tiny", "resize": 32, "image_size": 16, "train_triplets": 64, "seed": 3}
     _tfds_build(tmp_path, "garments", f"--config={json.dumps(fields)}")

@@ -28,8 +28,11 @@ def _agree(name, arrays, *settings, cotangent):
 
 @pytest.mark.parametrize(("channels", "width"), [(3, 5), (80, 64)])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("side", [1, 5, 8, 34])
+@pytest.mark.parametrize("size", [1, 3, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "side",
+    [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow), 34],
+)
 def test_convolutions_agree(side, size, stride, channels, width, monkeypatch, x64):
     # The weight gradient then takes the batch in two parts.
     outside = ((side - 1) // stride + 1) * ((side + side % 2 - 1) // stride + 1)

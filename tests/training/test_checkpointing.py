@@ -197,7 +197,7 @@ def save_on_a_full_disk(workdir, limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("limit", [0, 2000])
+@pytest.mark.parametrize("limit", [0, pytest.param(2000, marks=pytest.mark.slow)])
 def test_a_full_disk_leaves_the_last_checkpoint(limit, tmp_path):
     _write(tmp_path, (3,))
     # In a process of its own: pytest writes files too.
@@ -251,7 +251,7 @@ def test_fingerprints_see_everything_and_no_sharding(dtype):
         check_fingerprint({"b": jnp.zeros(2)}, expected)
 
 
-def test_damaged_weights_are_not_loaded(tmp_path):
+def test_damaged_weights_are_not_loaded(tmp_path, shallow):
     from small import write_workdir
 
     workdir = write_workdir(tmp_path / "model", "fashion_iq", "fashioniq/original")

@@ -17,6 +17,8 @@ from cmap_jax.scoring import ComposedQuery, PreservationInputs
 from cmap_jax.training.gradients import _join, _split, make_gradient_function
 from cmap_jax.training.objective import objective
 
+pytestmark = pytest.mark.usefixtures("shallow_module")
+
 
 def _setup(config, dtype=np.float64, rows=8):
     """A model's variables and a batch, in one precision."""
@@ -61,7 +63,8 @@ def _with_running_norm(from_config):
     return build
 
 
-def test_parts_give_the_whole_batch_s_gradient(x64, monkeypatch):
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_parts_give_the_whole_batch_s_gradient(devices, x64, monkeypatch):
     """To 1e-6 in float64, through a trained backbone; its batch-norm made to use running ones."""
     config = small_config(dtype="float64")
     build = classmethod(_with_running_norm(CMAP.from_config.__func__))
@@ -70,11 +73,12 @@ def test_parts_give_the_whole_batch_s_gradient(x64, monkeypatch):
     stem = whole[0]["image_encoder"]["backbone"]["stem_conv"]["kernel"]
     assert np.abs(stem).max() > 0
     config.train.micro_batch_size = 4
-    for mesh in (one_device(), sharding.make_mesh(jax.devices()[:2])):
-        for found, expected in zip(_gradients(config, mesh), whole, strict=True):
-            _assert_equal(found, expected)
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    for found, expected in zip(_gradients(config, mesh), whole, strict=True):
+        _assert_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_parts_of_a_frozen_backbone_and_a_composer_with_batch_norm(x64):
     config = small_config("tirg", dtype="float64")
     config.model.image.frozen = True
@@ -86,6 +90,7 @@ def test_parts_of_a_frozen_backbone_and_a_composer_with_batch_norm(x64):
     assert "gate_norm" in whole[2]["composer"]
 
 
+@pytest.mark.slow
 def test_parts_with_statistics_of_their_own(x64):
     """By batch statistics each micro-batch is normalised by itself: as groups of the whole are."""
     config = small_config(dtype="float64")
@@ -120,13 +125,14 @@ def test_parts_are_joined_again_where_they_were(axis, devices):
         assert set(rows[:, device].ravel()) == set(mine[device])
 
 
-def test_a_backbone_that_is_computed_again_is_the_same(x64):
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["products", "blocks"])
+def test_a_backbone_that_is_computed_again_is_the_same(remat, x64):
     config = small_config(dtype="float64")
     kept = _gradients(config)
-    for remat in ("products", "blocks"):
-        config.model.remat = remat
-        for found, expected in zip(_gradients(config), kept, strict=True):
-            _assert_equal(found, expected, 1e-9)
+    config.model.remat = remat
+    for found, expected in zip(_gradients(config), kept, strict=True):
+        _assert_equal(found, expected, 1e-9)
 
 
 @pytest.mark.parametrize("encoder", ["bigru", "lstm"])
@@ -151,7 +157,7 @@ def test_remat_keeps_less():
     sizes = {}
     images = jax.ShapeDtypeStruct((64, 64, 64, 3), jnp.float32)
     for remat in get_args(Remat):
-        config = small_config()
+        config = small_config(image_depth=34)  # a whole one, although the module is shallow
         config.model.remat = remat
         model = CMAP.from_config(config)
         variables = jax.eval_shape(
@@ -213,7 +219,7 @@ def test_memory_of_the_scores_is_rows_by_batch():
         assert size < 1.1 * scratch[1, 1] / (devices * parts) + 8 * embeddings
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_targets_are_gathered_once_and_their_gradient_sent_back_once(parts):
     text = _compile_objective(8, parts).as_text()
     assert text.count(" all-gather(") == 1

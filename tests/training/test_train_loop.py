@@ -27,6 +27,7 @@ from input_pipeline import create_datasets
 from input_pipeline.batching import EvaluationData
 
 STEPS_PER_EPOCH, EPOCHS = 3, 2
+pytestmark = pytest.mark.usefixtures("shallow_module")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,9 @@ def _kill(_):
     raise Killed
 
 
-@pytest.mark.parametrize("after", [1, 3, 4])
+@pytest.mark.parametrize(
+    "after", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
+)
 def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, after):
     """Killed in the first epoch (nothing saved), at its end, and in the second."""
     with pytest.raises(Killed):
@@ -106,7 +109,9 @@ def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, aft
     _assert_same_end(undisturbed[0], tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_saves_and_ends_with_the_same_bits(
     config, undisturbed, tmp_path, monkeypatch, number
 ):
@@ -129,6 +134,7 @@ def test_a_stopped_run_saves_and_ends_with_the_same_bits(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_an_evaluation_evaluates_when_it_goes_on(
     config, undisturbed, tmp_path, monkeypatch
 ):
@@ -153,6 +159,7 @@ def test_a_run_stopped_in_an_evaluation_evaluates_when_it_goes_on(
     _assert_same_end(undisturbed[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_its_last_evaluation(config, undisturbed, tmp_path, monkeypatch):
     def stop(**_):
         raise Stopped("stopped", 130)
@@ -165,6 +172,7 @@ def test_a_run_stopped_in_its_last_evaluation(config, undisturbed, tmp_path, mon
     _assert_same_end(undisturbed[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_curves_of_a_resumed_run_are_those_of_an_undisturbed_one(config, tmp_path):
     """The means over steps, too, where the window was half full when the run was stopped."""
     config = config.copy_and_resolve_references()
@@ -184,6 +192,7 @@ def test_two_runs_in_one_workdir_are_refused(config, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("failing_reads")
 def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_path):
@@ -196,6 +205,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before(config, undisturbed, tmp_
     _assert_same_end(undisturbed[0], workdir)
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplog):
     def poison(batch):
         image = batch["target_image"].astype(np.float32)
@@ -225,6 +235,7 @@ def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, ca
     assert {protocol["version"] for protocol in about["protocols"]} == {2}
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path, monkeypatch):
     evaluators = []
 
@@ -299,6 +310,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained.variables))
 
 
+@pytest.mark.slow
 def test_curves_that_cannot_be_written_end_the_run(config, tmp_path, monkeypatch):
     """TensorFlow's error for a full disk is not Python's."""
     import tensorflow as tf
@@ -319,6 +331,7 @@ def test_curves_that_cannot_be_written_end_the_run(config, tmp_path, monkeypatch
         train(config, create_datasets(config), tmp_path)
 
 
+@pytest.mark.slow
 def test_data_may_lie_elsewhere_when_a_run_goes_on(config, tmp_path):
     def stop(_):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -9,9 +9,12 @@ from small import random_batch, small_config
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.layers import BatchNorm
 from cmap_jax.training.optimizer import label_parameters, make_optimizer, make_schedule
 from cmap_jax.training.train_state import create_train_state
 from cmap_jax.training.train_step import make_train_step
+
+pytestmark = pytest.mark.usefixtures("shallow_module")
 
 
 def _run(config, dtype, devices: int = 1, fsdp: int = 1, steps: int = 3, make_batch=random_batch):
@@ -64,19 +67,30 @@ def all_split(monkeypatch):
     monkeypatch.setattr(sharding, "_LARGE", 64)
 
 
+@pytest.mark.slow
 def test_losses_agree_on_any_devices_in_float32(all_split):
     one, _ = _run(config := small_config(), np.float32)
     for devices, fsdp in [(2, 1), (8, 2)]:
         np.testing.assert_allclose(_run(config, np.float32, devices, fsdp)[0], one, rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", COMPOSERS)
-def test_parameters_agree_on_any_devices_in_float64(variant, x64, all_split):
+@pytest.mark.parametrize(
+    ("variant", "meshes"),
+    [
+        ("cmap", [(8, 2)]),  # the batch and the parameters both split
+        pytest.param("cmap", _MESHES, marks=pytest.mark.slow),
+        *(
+            pytest.param(variant, [(8, 2)], marks=pytest.mark.slow)
+            for variant in COMPOSERS
+            if variant != "cmap"
+        ),
+    ],
+)
+def test_parameters_agree_on_any_devices_in_float64(variant, meshes, x64, all_split):
     """After three steps, 1e-9 per tensor: batch-norm is over the global batch."""
     config = small_config(variant, dtype="float64")
     losses, one = _run(config, np.float64)
-    # All meshes for the method itself; the one with everything in it for the others.
-    for devices, fsdp in _MESHES if variant == "cmap" else [(8, 2)]:
+    for devices, fsdp in meshes:
         other_losses, other = _run(config, np.float64, devices, fsdp)
         np.testing.assert_allclose(other_losses, losses, rtol=1e-9)
         _assert_alike(one, other, 1e-9)
@@ -89,6 +103,29 @@ def test_parameters_agree_on_any_devices_in_float64(variant, x64, all_split):
         assert all(len(x.addressable_shards[0].data.ravel()) * fsdp == x.size for x in split)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_statistics_of_a_sharded_batch(groups, x64):
+    """The statistics are those of the global batch or of its equal parts, on any devices."""
+    norm = BatchNorm(groups=groups, dtype=jnp.float64)
+    x = np.random.default_rng(0).normal(2, 3, (8, 2, 3, 5))
+    variables = norm.init(jax.random.key(0), x, use_batch_statistics=True)
+
+    @jax.jit
+    def normalize(x):
+        return norm.apply(variables, x, use_batch_statistics=True, mutable=["batch_stats"])
+
+    parts = x.reshape(groups, -1, 5)
+    mean, var = parts.mean(1, keepdims=True), parts.var(1, keepdims=True)
+    expected = ((parts - mean) / np.sqrt(var + norm.epsilon)).reshape(x.shape)
+    for devices in (1, 4):
+        rows = sharding.split_over_devices(sharding.make_mesh(jax.devices()[:devices]))
+        y, updates = normalize(jax.device_put(x, rows))
+        np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
+        running = updates["batch_stats"]["mean"]
+        np.testing.assert_allclose(running, norm.momentum * x.mean((0, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_batch_norm_by_device_is_batch_norm_by_groups(x64):
     """A device's own statistics: the same from one device that is told of the groups."""
     config = small_config(dtype="float64")
@@ -145,6 +182,7 @@ def test_cosine_schedule():
         make_schedule(config, 25)
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step():
     config = small_config(text_encoder="lstm", text_dropout=0.5)
     first, again = (_run(config, np.float32, steps=2)[0] for _ in range(2))
