@@ -5,6 +5,7 @@ pyramid = trained.encode_images(["dress.jpg"])
 text = trained.encode_text(["is red and longer"])
 """
 
+import collections
 import functools
 import logging
 import os
@@ -18,8 +19,9 @@ import orbax.checkpoint as ocp
 from cmap_jax import scoring
 from cmap_jax.files import complete_folder, expand
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.encoders import text_entry, text_settings
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
+from cmap_jax.processing.tokenizing import Tokenizer, captions_of
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.weights import read_variables, variables_to_save
@@ -54,7 +56,7 @@ class Trained:
         config: the whole config of its run.
         model: the Flax module.
         variables: its parameters and statistics.
-        vocabulary: the words it knows.
+        tokenizer: texts to token ids.
         preprocessing: what is done to an image.
         protocol: what chose these weights.
         step: training steps that these weights have seen.
@@ -65,7 +67,7 @@ class Trained:
         self.config = description.config
         self.model = model
         self.variables = variables
-        self.vocabulary = description.vocabulary
+        self.tokenizer = description.tokenizer
         self.preprocessing = description.preprocessing
         self.protocol = description.protocols[0]
         self.step = step
@@ -77,13 +79,13 @@ class Trained:
         """
         if isinstance(texts, str):
             raise TypeError("encode_text takes a sequence of texts: [text]")
-        if problem := _unread(texts, self.vocabulary):
+        if problem := _unread(texts, self.tokenizer):
             logging.warning("%s", problem)
-        tokens, lengths = self.vocabulary.encode_batch(texts)
-        if self.config.model.text.lstm_pool_padding:
+        tokens, lengths = self.tokenizer.encode_batch(texts)
+        if text_entry(self.config.model).reads_padding(text_settings(self.config.model)):
             # An embedding depends on the width of its batch, and on nothing else to be padded.
             return np.asarray(self._encode_text(self.variables, tokens, lengths))
-        width = _TEXT_WIDTH
+        width = self.tokenizer.width or _TEXT_WIDTH
         while width < tokens.shape[1]:
             width *= 2
         tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
@@ -213,13 +215,13 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
     )
 
 
-def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str:
-    """Return what a model with this vocabulary cannot read of some texts; empty if nothing."""
-    captions = [c for text in texts for c in ((text,) if isinstance(text, str) else text)]
+def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
+    """Return a warning about words of some texts that a tokenizer does not read; empty if none."""
+    captions = [caption for text in texts for caption in captions_of(text)]
     problems = []
-    if unknown := vocabulary.unknown_words(captions):
+    if unknown := collections.Counter(w for c in captions for w in tokenizer.unknown(c)):
         named = [
-            f'"{word}": {near}' if (near := vocabulary.nearest(word)) else f'"{word}"'
+            f'"{word}": {near}' if (near := tokenizer.nearest(word)) else f'"{word}"'
             for word, _ in unknown.most_common(_NAMED_WORDS)
         ]
         more = f", and {len(unknown) - _NAMED_WORDS} more" if len(unknown) > _NAMED_WORDS else ""
@@ -227,7 +229,7 @@ def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str
             "words that this model does not know, all read as <unk>, each with the nearest that it "
             f"knows, if any: {', '.join(named)}{more}"
         )
-    if lost := [c for c in captions if loses_all_words(c)]:
+    if lost := [c for c in captions if tokenizer.loses_all_words(c)]:
         problems.append(
             f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only the letters "
             "a to z are read"
@@ -261,7 +263,9 @@ def write_model(
         ValueError: the variables are not those of the model.
         OSError: the folder is there already and not empty, or cannot be written.
     """
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(64)))
+    expected = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), **CMAP.example_inputs(description.preprocessing.crop))
+    )
     shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (expected, variables)]
     if shapes[0] != shapes[1]:
         raise ValueError("the variables are not those of the model")

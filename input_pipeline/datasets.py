@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
-from cmap_jax.processing.tokenizer import Vocabulary, tokenize
+from cmap_jax.processing.tokenizers import make_tokenizer
+from cmap_jax.processing.tokenizing import Tokenizer
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
 from input_pipeline.doctor.findings import list_annotations, read_splits
 from input_pipeline.images.check import leave_out_unusable
@@ -36,17 +37,17 @@ class Datasets:
     """Everything that training and evaluation read.
 
     Attributes:
-        vocabulary: the words.
+        tokenizer: texts to token ids.
         preprocessing: what is done to an image.
         train: training batches; None where only evaluation was asked for.
         evaluations: by split: "val" always, "test" where the data set has one.
-        word_counts: how often each word occurs in the captions that made the vocabulary; empty
+        word_counts: how often each word occurs in the training captions; empty
             where only evaluation was asked for.
         known_facts: what was known of the data before any batch was made; see `facts`.
         failed: why images failed since.
     """
 
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     preprocessing: ImagePreprocessing
     train: TrainingData | None
     evaluations: Mapping[str, EvaluationData]
@@ -64,12 +65,12 @@ class Datasets:
     def unread_texts(self) -> dict[str, dict[str, Any]]:
         """How much of the queries' texts a model cannot read, by protocol."""
         evaluations = [e for data in self.evaluations.values() for e in data.evaluations]
-        return unread_shares(evaluations, self.vocabulary)
+        return unread_shares(evaluations, self.tokenizer)
 
 
 def create_datasets(
     config: Any,
-    vocabulary: Vocabulary | None = None,
+    tokenizer: Tokenizer | None = None,
     *,
     training: bool = True,
     process_index: int = 0,
@@ -79,7 +80,7 @@ def create_datasets(
 
     Args:
         config: a whole config.
-        vocabulary: that of an existing model; None: counted from the training captions.
+        tokenizer: that of an existing model; None: a new one, as config.model.text asks for.
         training: False to leave the training items and their images alone, for evaluation.
         process_index: which share of each global batch to make.
         process_count: number of shares.
@@ -94,7 +95,11 @@ def create_datasets(
     check_fields(config)
     data = config.data
     preprocessing = ImagePreprocessing(
-        resize=data.resize, crop=data.crop, read_as=data.read_as or RELEASED
+        resize=data.resize,
+        crop=data.crop,
+        read_as=data.read_as or RELEASED,
+        fit=data.fit,
+        resampling=data.resampling,
     )
     records = read_records(config)
     if data.read_as is None:
@@ -106,12 +111,14 @@ def create_datasets(
             f"{f', no {lacking}' if lacking else ''}. Evaluate a model "
             "that was trained on other data with --mode=evaluate --workdir=..."
         )
-    remedy = words_remedy(vocabulary)
-    if vocabulary is None:
-        vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    remedy = words_remedy(tokenizer)
+    if tokenizer is None:
+        tokenizer = make_tokenizer(
+            config.model.text, records.vocabulary_captions, records.extra_special
+        )
     if training and data.unreadable_texts == "fail":
         used = [a for a in list_annotations(records) if a.split in trained_splits(records)]
-        check_readable(read_splits(records, used, vocabulary), vocabulary, remedy)
+        check_readable(read_splits(records, used, tokenizer), tokenizer, remedy)
     records = records.with_needed_images() if training else records.for_evaluation()
     records, skipped = leave_out_unusable(records, data.missing_images)
     if training:
@@ -127,10 +134,10 @@ def create_datasets(
     if training:
         facts["training_items"] = len(records.train)
         for caption in records.vocabulary_captions:
-            counts.update(tokenize(caption))
+            counts.update(tokenizer.split(caption))
         train = TrainingData(
             records.train,
-            vocabulary,
+            tokenizer,
             preprocessing,
             loader,
             batch_size=config.train.batch_size,
@@ -138,12 +145,12 @@ def create_datasets(
             **process,
         )
     sizes = EvaluationSizes.of(
-        [e for evaluations in records.evaluations.values() for e in evaluations], vocabulary
+        [e for evaluations in records.evaluations.values() for e in evaluations], tokenizer
     )
     evaluations = {
         split: EvaluationData(
             evaluations,
-            vocabulary,
+            tokenizer,
             preprocessing,
             loader,
             batch_size=config.eval.batch_size,
@@ -152,7 +159,15 @@ def create_datasets(
         )
         for split, evaluations in records.evaluations.items()
     }
-    return Datasets(vocabulary, preprocessing, train, evaluations, counts, facts, loader.failed)
+    return Datasets(
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        train=train,
+        evaluations=evaluations,
+        word_counts=counts,
+        known_facts=facts,
+        failed=loader.failed,
+    )
 
 
 def check_fields(config: Any) -> None:

@@ -133,6 +133,10 @@ def test_every_field_is_read():
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute):
                     read.add(node.attr)
+                # An encoder's settings are a mapping.
+                elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                    if ast.unparse(node.value) == "settings":
+                        read.add(node.slice.value)
     from input_pipeline.garments import prepare
 
     # These are handed on by name.

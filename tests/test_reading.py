@@ -81,7 +81,7 @@ def test_a_workdir_from_before_there_was_a_choice(written, tmp_path):
         (folder / name).write_text(json.dumps(content))
     assert load(folder).preprocessing.read_as == "released"
     # It is the same run, too, as far as its config says.
-    new = small_config(text_vocabulary_size=len(load(folder).vocabulary))
+    new = small_config(text_vocabulary_size=len(load(folder).tokenizer))
     new.data.name = "cirr"
     new.data.read_as = "released"
     workdir.check_same_run(folder, new)
@@ -127,7 +127,7 @@ def test_another_way_in_the_middle_of_a_run_is_refused(written):
     folder = written["released"]
     description = workdir.read_description(folder)
     datasets = types.SimpleNamespace(
-        vocabulary=description.vocabulary, preprocessing=description.preprocessing, facts={}
+        tokenizer=description.tokenizer, preprocessing=description.preprocessing, facts={}
     )
     check_same_data(datasets, folder)
     datasets.preprocessing = dataclasses.replace(description.preprocessing, read_as="upright")

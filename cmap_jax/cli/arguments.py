@@ -17,7 +17,7 @@ PATH_FLAGS = ("config", "workdir", "compilation_cache")  # main.py's
 PATH_FIELDS = (
     "init_from",
     "model.image.init_from",
-    "model.text.word_vectors",
+    "model.text.init_from",
     "data.directory",
     "data.image_directory",
 )

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cmap_jax.cli.errors import UsageError
+from cmap_jax.workdir import renamed_fields
 
 # In a checkout and where the package is installed alike.
 _FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -102,6 +103,8 @@ def check_json(path: str) -> None:
 
 def unknown_field(config: ConfigDict, path: str) -> str | None:
     """Return a line about the first part of a field's path that does not exist, or None."""
+    if names := renamed_fields.new_names(path):
+        return f"config.{path} is now {' and '.join(f'config.{name}' for name in names)}"
     here: Any = config
     parts = path.split(".")
     for depth, part in enumerate(parts):

@@ -125,4 +125,4 @@ def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
         return Vocabulary.build(records.vocabulary_captions, records.extra_special)
     if pathlib.Path(source).suffix in (".pkl", ".pickle"):
         return load_release_vocabulary(source)
-    return Vocabulary.load(source)
+    return Vocabulary.read_file(source)

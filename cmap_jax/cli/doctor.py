@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Examine, print, and return 1 where training would fail."""
     name = data_set_name(arguments.dataset)
-    vocabulary = Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
+    vocabulary = Vocabulary.read_file(arguments.vocabulary) if arguments.vocabulary else None
     report = doctor.examine(
         name, arguments.directory, arguments.images, vocabulary, arguments.near_names
     )

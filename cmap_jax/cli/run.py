@@ -76,12 +76,12 @@ def _train(config: ConfigDict, workdir: str) -> None:
     if workdir_lib.has_checkpoint(workdir):
         # What the run started from is no longer needed, and may be gone.
         initial = None
-        vocabulary = workdir_lib.read_description(workdir).vocabulary if config.init_from else None
+        tokenizer = workdir_lib.read_description(workdir).tokenizer if config.init_from else None
     else:
         initial = read_initial_weights(config)
-        vocabulary = initial.vocabulary
+        tokenizer = initial.tokenizer
     datasets = input_pipeline.create_datasets(
-        config, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
+        config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
     )
     train_lib.train(config, datasets, workdir, initial)
 
@@ -98,8 +98,9 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
     description = workdir_lib.read_description(workdir)
     config = _read_as_trained(config, description, workdir)
     # What the weights were made with; all else may differ.
+    of_data = ("resize", "crop", "fit", "resampling")
     old, new = (
-        {"model": c.model.to_dict(), "data": {k: c.data[k] for k in ("resize", "crop")}}
+        {"model": c.model.to_dict(), "data": {name: c.data[name] for name in of_data}}
         for c in (description.config, config)
     )
     changed = list(workdir_lib.differing_fields(old, new))
@@ -109,7 +110,7 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
     check_can_write(workdir)
     datasets = input_pipeline.create_datasets(
         config,
-        description.vocabulary,
+        description.tokenizer,
         training=False,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -14,7 +14,7 @@ _SHOWN = 200  # characters of the unpickler's reason
 
 
 class _Release:
-    """Stands in for the release's class; only its attributes matter."""
+    """A stand-in for the release's class, of which only the attributes are read."""
 
 
 class _Unpickler(pickle.Unpickler):

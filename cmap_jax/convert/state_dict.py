@@ -1,4 +1,4 @@
-"""Files of named tensors, and what is said when their names or shapes are not those expected."""
+"""Files of named tensors, and the errors for names and shapes that do not fit."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ class WeightsError(ValueError):
 
 
 class _EqualToDict(type):
-    """Compares equal to `dict`: torch's safe reader sets items of that class and no subclass."""
+    """A class equal to `dict`, since torch's safe reader sets items of dict and no subclass."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is dict

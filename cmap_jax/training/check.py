@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.encoders import image_entry, image_settings
 from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.training.optimizer import make_schedule
@@ -17,11 +18,7 @@ _LARGEST = 3e38  # in single precision
 _RANGES = {
     "seed": (0, 2**32 - 1),
     "model.embed_dim": (2, math.inf),
-    "model.image.width": (1, math.inf),
     "model.text.vocabulary_size": (1, math.inf),
-    "model.text.word_dim": (1, math.inf),
-    "model.text.lstm_hidden": (1, math.inf),
-    "model.text.dropout": (0, 0.99),
     "loss.alpha": (0, 1),
     "model.logit_scale": (-_LARGEST, _LARGEST),
     "optimizer.learning_rate": (0, _LARGEST),
@@ -34,7 +31,6 @@ _RANGES = {
     "optimizer.halve_faster_from": (0, math.inf),
     "optimizer.halve_faster_every": (1, math.inf),
     "optimizer.warmup_steps": (0, math.inf),
-    "model.image.batch_norm_groups": (1, math.inf),
     "train.batch_size": (1, math.inf),
     "train.micro_batch_size": (1, math.inf),
     "train.epochs": (1, math.inf),
@@ -66,11 +62,14 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
             raise ValueError(f"config.{path} must be {limits}, not {value}")
     devices = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp).size
     micro = config.train.micro_batch_size or config.train.batch_size
-    groups = config.model.image.batch_norm_groups
+    settings, image = image_settings(config.model), f"config.model.image.{config.model.image.name}"
     for field, value, parts, what in (
         ("train.batch_size", config.train.batch_size, devices, "devices"),
         ("train.micro_batch_size", micro, devices, "devices"),
-        ("train.micro_batch_size", micro, groups, "groups of config.model.image.batch_norm_groups"),
+        *(
+            ("train.micro_batch_size", micro, settings[name], f"parts of {image}.{name}")
+            for name in image_entry(config.model).batch_parts
+        ),
         ("eval.batch_size", config.eval.batch_size, devices, "devices"),
     ):
         if value % parts and (training or field == "eval.batch_size"):
@@ -101,6 +100,8 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
             resize=config.data.resize,
             crop=config.data.crop,
             read_as=config.data.read_as or RELEASED,
+            fit=config.data.fit,
+            resampling=config.data.resampling,
         )
     except ValueError as error:
         raise ValueError(f"config.data.{error}") from error

@@ -79,7 +79,7 @@ def _train(
     """Train in a workdir that nobody else works in."""
     workdir_lib.check_same_run(workdir, config)
     check_same_data(datasets, workdir)
-    config = fit_vocabulary(config, datasets.vocabulary)
+    config = fit_vocabulary(config, datasets.tokenizer)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     model = CMAP.from_config(config)
     # Before the first write: what cannot be read must not leave a workdir of this config behind.
@@ -114,7 +114,7 @@ def _train(
     if start == 0:
         if initial is None:  # what seemed to be a checkpoint was none
             initial = fit_initial_weights(config, None, model, datasets)
-        variables = apply_initial_weights(config, initial, state.variables, datasets.vocabulary)
+        variables = apply_initial_weights(initial, state.variables)
         state = state.replace(**variables)
         writer.write_hparams(curves.flat(config.to_dict()))
         curves.write_parameters(state.params, writer, workdir)
@@ -234,20 +234,20 @@ def _locked(workdir: str | os.PathLike) -> Iterator[WorkdirLock | None]:
         yield lock
 
 
-def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:
+def fit_vocabulary(config: ConfigDict, tokenizer: Any) -> ConfigDict:
     """Return the config with the vocabulary's size filled in.
 
     Raises:
         ValueError: the config names another size.
     """
     size = config.model.text.vocabulary_size
-    if size is not None and size != len(vocabulary):
+    if size is not None and size != len(tokenizer):
         raise ValueError(
             f"config.model.text.vocabulary_size is {size}, but the data's vocabulary has "
-            f"{len(vocabulary)} words; leave the field unset to take the data's"
+            f"{len(tokenizer)} words; leave the field unset to take the data's"
         )
     config = config.copy_and_resolve_references()
-    config.model.text.vocabulary_size = len(vocabulary)
+    config.model.text.vocabulary_size = len(tokenizer)
     return config
 
 
@@ -261,8 +261,8 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
         return
     old = workdir_lib.read_description(workdir)
     problem = None
-    if old.vocabulary.words != datasets.vocabulary.words:
-        problem = "the captions give other words than its vocabulary.txt holds"
+    if old.tokenizer != datasets.tokenizer:
+        problem = "the captions give other words than its tokenizer has"
     elif (ours := old.preprocessing.read_as) != (theirs := datasets.preprocessing.read_as):
         problem = (
             f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"
@@ -300,7 +300,7 @@ def write_description(config: ConfigDict, datasets: Any, workdir: str | os.PathL
             workdir,
             workdir_lib.Description(
                 config,
-                datasets.vocabulary,
+                datasets.tokenizer,
                 datasets.preprocessing,
                 _protocols(datasets),
                 datasets.facts,

@@ -1,7 +1,7 @@
 """A self-describing model on disk: everything that a use of it needs, and nothing of the data.
 
 WORKDIR/config.json        the whole config
-        vocabulary.txt     the words, one a line in id order
+        vocabulary.txt     the words, one a line in id order (or another tokenizer's files)
         parameters.txt     name, shape and size of every parameter
         model.json         preprocessing, protocol, data facts, versions, commit
         checkpoints/       the latest states of the run, to continue from
@@ -32,15 +32,12 @@ from ml_collections import ConfigDict
 
 from cmap_jax.files import read_json, write_json, write_text
 from cmap_jax.processing.images import ImagePreprocessing
-from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizers import tokenizer_class
+from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.protocols import Protocol
+from cmap_jax.workdir import renamed_fields
 
-CONFIG, VOCABULARY, MODEL, EVALUATION = (
-    "config.json",
-    "vocabulary.txt",
-    "model.json",
-    "evaluation.json",
-)
+CONFIG, MODEL, EVALUATION = "config.json", "model.json", "evaluation.json"
 PARAMETERS = "parameters.txt"
 CHECKPOINTS, BEST, RANKINGS = "checkpoints", "best", "rankings"
 CONVERTED_FROM = "converted_from"  # the fact that marks a workdir without a run
@@ -68,14 +65,14 @@ class Description:
 
     Attributes:
         config: the whole config.
-        vocabulary: the words.
+        tokenizer: texts to token ids.
         preprocessing: how a picture is read, and what is done to it.
         protocols: what chose the best checkpoint comes first.
         facts: of the training data, such as the number of skipped images.
     """
 
     config: ConfigDict
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     preprocessing: ImagePreprocessing
     protocols: tuple[Protocol, ...]
     facts: Mapping[str, Any]
@@ -84,7 +81,7 @@ class Description:
 def write_description(workdir: str | os.PathLike, description: Description) -> None:
     """Write everything but the weights; ``config.json`` comes last and makes it a workdir."""
     workdir = epath.Path(workdir)
-    description.vocabulary.save(workdir / VOCABULARY)
+    description.tokenizer.save(workdir)
     write_json(
         workdir / MODEL,
         {
@@ -119,18 +116,18 @@ def read_description(workdir: str | os.PathLike) -> Description:
             f"{workdir / MODEL} has format {about.get('format')}, this version of cmap_jax reads "
             f"{_FORMAT}"
         )
-    vocabulary = Vocabulary.load(workdir / VOCABULARY)
-    if len(vocabulary) != config.model.text.vocabulary_size:
+    tokenizer = tokenizer_class(config.model.text.tokenizer).load(workdir)
+    if len(tokenizer) != config.model.text.vocabulary_size:
         raise ValueError(
-            f"{workdir / VOCABULARY} has {len(vocabulary)} words, but the model was made for "
+            f"{workdir}: its tokenizer has {len(tokenizer)} words, but the model was made for "
             f"{config.model.text.vocabulary_size}: it belongs to another model"
         )
     return Description(
-        config,
-        vocabulary,
-        ImagePreprocessing.from_dict(about["preprocessing"]),
-        tuple(Protocol.from_dict(fields) for fields in about["protocols"]),
-        about["facts"],
+        config=config,
+        tokenizer=tokenizer,
+        preprocessing=ImagePreprocessing.from_dict(about["preprocessing"]),
+        protocols=tuple(Protocol.from_dict(fields) for fields in about["protocols"]),
+        facts=about["facts"],
     )
 
 
@@ -150,7 +147,7 @@ def read_config_file(path: str | os.PathLike) -> ConfigDict:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{os.fspath(path)}: a config is a JSON object, not {content!r:.40}")
-    return ConfigDict(_lists_to_tuples(content))
+    return ConfigDict(_lists_to_tuples(renamed_fields.translate(content)))
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
@@ -253,6 +250,11 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
         raise ValueError(
             f"{os.fspath(workdir)} holds a converted model and no run that could go on; start one "
             f"from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
+        )
+    if renamed_fields.has_old_names(read_json(epath.Path(workdir) / CONFIG)):
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a run of an earlier version of cmap_jax, which cannot go "
+            f"on; start one from it in another folder: --config.init_from={os.fspath(workdir)}"
         )
     lines = [
         line
