@@ -134,9 +134,8 @@ def test_every_field_is_read():
                 if isinstance(node, ast.Attribute):
                     read.add(node.attr)
                 # An encoder's settings are a mapping.
-                elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-                    if ast.unparse(node.value) == "settings":
-                        read.add(node.slice.value)
+                elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "settings":
+                    read.add(ast.unparse(node.slice).strip("'"))
     from input_pipeline.garments import prepare
 
     # These are handed on by name.

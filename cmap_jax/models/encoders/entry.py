@@ -106,10 +106,11 @@ class Pretrained:
         load: the reader, as "module:function", since files of foreign weights are read by
             `cmap_jax.convert`, which the models know nothing of. It returns a tree of arrays with
             the collections ("params", "batch_stats") that belong under ``image_encoder`` or
-            ``text_encoder``, with nothing but the modules that it has weights for. An image
-            encoder's is called with (path, settings), before any data are read; a text encoder's
-            with (path, settings, tokenizer, counts, rng), where counts says how often each word
-            occurs in the training captions and rng is a NumPy generator for rows without weights.
+            ``text_encoder``: whole modules, by name, and only those that it has weights for. An
+            image encoder's is called with (path, settings), before any data are read; a text
+            encoder's with (path, settings, tokenizer, counts, rng), where counts says how often
+            each word occurs in the training captions and rng is a NumPy generator for rows without
+            weights.
         advice: from the settings to the text of a warning without any weights; what to give.
         headline: the first words of that warning, in capitals.
         expected: from the settings to whether published weights fit them, so that training
