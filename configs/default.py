@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.model.variant = "cmap"  # a name of SPEC's table; see cmap_jax/models/composers.py
     config.model.embed_dim = 512  # D, the width of all embeddings
     config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
-    config.model.dtype = "float32"  # of the encoders' products; "bfloat16" on accelerators
+    config.model.dtype = "float32"  # dtype of the products in encoders; "bfloat16" on accelerators
     # Rematerialisation: which results the encoders keep for the gradient. "none": all; "products":
     # those of convolutions and linear layers; "blocks": the inputs of each ResNet block or step of
     # a recurrence, a third more work.

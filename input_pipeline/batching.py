@@ -232,11 +232,11 @@ class EvaluationData:
         crop = augmentation.centre_crop(self._preprocessing)
 
         def load(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-            def centre(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            def add_crop(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
                 rows = tf.shape(batch["image"])[0]
                 return {**batch, "crop": tf.broadcast_to(crop, [rows, 1, 3])}
 
-            return self._loader.load(plan.map(centre), size).map(lambda b: b["image"][0])
+            return self._loader.load(plan.map(add_crop), size).map(lambda b: b["image"][0])
 
         parts = pass_over([self.image_ids[i] for i in mine], local_size, self._loader, load)
         side = self._preprocessing.crop

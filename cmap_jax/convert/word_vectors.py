@@ -80,7 +80,7 @@ def load_word_vectors(
             raise ValueError(f"{name}: damaged after word {number}: {error}") from error
     if number == 0:
         raise ValueError(f"{name}: empty")
-    _log_found(name, vocabulary, vectors, counts or {})
+    _report_missing(name, vocabulary, vectors, counts or {})
     words = vocabulary.words[len(SPECIAL_TOKENS) :]
     if not any(word in vectors for word in words):
         logging.warning(
@@ -166,9 +166,9 @@ def _parse_binary(
     """Yield the words of word2vec's binary form: a word, a space, the numbers as float32.
 
     Args:
-        block: what was read after the first line.
+        block: the bytes after the first line that are already read.
         file: the rest.
-        name: the file's, for errors.
+        name: begins the messages of errors.
         width: numbers in a vector.
         count: words in the file.
         wanted: the words whose vectors are returned.
@@ -225,10 +225,8 @@ def _is_number(field: bytes) -> bool:
     return True
 
 
-def _wrong_width(name: str, number: int, found: int, width: int) -> str:
-    return (
-        f"{name}, line {number}: {found} numbers, where the sub-config's word_dim asks for {width}"
-    )
+def _wrong_width(name: str, number: int, numbers: int, width: int) -> str:
+    return f"{name}, line {number}: {numbers} numbers, where the sub-config's word_dim asks for {width}"
 
 
 @contextlib.contextmanager
@@ -283,7 +281,7 @@ def _report(name: str, lines: int, position: int, size: int, seconds: float) -> 
     )
 
 
-def _log_found(
+def _report_missing(
     name: str, vocabulary: Vocabulary, vectors: Mapping[str, np.ndarray], counts: Mapping[str, int]
 ) -> None:
     missing = [word for word in vocabulary.words if word not in vectors and counts.get(word)]

@@ -37,9 +37,9 @@ from cmap_jax.processing.padded_resize import (
 
 RELEASED, UPRIGHT = READINGS = ("released", "upright")
 
-# The highest value of 16 bits is the highest of 8 bits times this.
+# The highest value of 16 bits divided by the highest of 8 bits.
 _SIXTEEN_TO_EIGHT_BITS = 257
-# EXIF's orientation -> what turns the picture upright.
+# EXIF's orientation, with the operation that turns the picture upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -62,8 +62,8 @@ class ImagePreprocessing:
         crop: side of the square cut from it, pixels; at most `resize`.
         pad_value: grey level of the padding, 0..255; 255 is white.
         read_as: "released": EXIF orientation is ignored and alpha dropped, as in the published
-            protocols; "upright": what a person sees, turned as EXIF says, with what is transparent
-            laid on the padding's grey level.
+            protocols; "upright": as a person sees it, turned as EXIF says, with transparency
+            composited on the padding's grey level.
         fit: how an image becomes a square: "pad": its shorter side is padded; "crop": the ends of
             its longer side are cut off; "stretch": its sides are scaled by different factors.
         resampling: the filter of resizing, "bilinear" or "bicubic", antialiased.
@@ -127,7 +127,7 @@ def read_image(
     Args:
         source: a path (an object with `read_bytes` may be remote), an encoded file as bytes, a PIL
             image (left as it is), or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
-        preprocessing: its ``read_as`` and ``pad_value``; the sizes do not matter.
+        preprocessing: its ``read_as`` and ``pad_value`` are used.
 
     Returns:
         A new PIL image of mode "RGB".
@@ -177,7 +177,7 @@ def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image
     return to_square(read_image(source, preprocessing), preprocessing)
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Cut the central `size` x `size` pixels; an odd remainder goes right and below.
 
     Raises:
@@ -217,11 +217,11 @@ def preprocess_image(
     Raises:
         ImageReadError: as `read_image`.
     """
-    return np.array(centre_crop(load_square(source, preprocessing), preprocessing.crop))
+    return np.array(center_crop(load_square(source, preprocessing), preprocessing.crop))
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return what the system says, without the number and the name of the file."""
+    """Return the system's message, without the number and the name of the file."""
     return error.strerror or str(error)
 
 
@@ -253,7 +253,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 def _to_rgb(
     image: Image.Image, name: str, preprocessing: ImagePreprocessing, own: bool = False
 ) -> Image.Image:
-    """Return an image as "RGB": another one, unless it is nobody else's (``own``)."""
+    """Return an image as "RGB"; a copy, unless ``own`` says that the caller gives it away."""
     if reason := why_refused(image):
         raise ImageReadError(f"{name}: {reason}")
     upright = preprocessing.read_as == UPRIGHT
@@ -265,14 +265,14 @@ def _to_rgb(
         if upright and image.has_transparency_data:
             image = _lay_on_grey(image, preprocessing.pad_value)
         if "transparency" in image.info:
-            # Alpha is dropped anyway, and for a palette's alpha PIL would warn about it.
+            # Alpha is dropped anyway, and PIL would warn about a palette's.
             image = image.copy()
             del image.info["transparency"]
         if not own or image.mode != "RGB":
             image = image.convert("RGB")
         if turn is not None:
             image = image.transpose(turn)
-            image.info = {}  # which would say that it has still to be turned
+            image.info = {}  # its orientation no longer holds
         return image
     except Exception as error:
         raise ImageReadError(f"{name}: {explain_failure(error, image)}") from error

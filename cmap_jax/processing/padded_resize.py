@@ -49,10 +49,10 @@ def crop_and_resize(image: Image.Image, size: int, resampling: str = "bilinear")
     """
     shorter = min(image.size)
     # An image that is a thousand times as long as wide would become a thousand squares.
-    image = _cut_centre(image, *(min(side, _LONGEST * shorter) for side in image.size))
+    image = _cut_center(image, *(min(side, _LONGEST * shorter) for side in image.size))
     width, height = (size * side // shorter for side in image.size)
     image = image.resize((width, height), Image.Resampling[resampling.upper()])
-    return _cut_centre(image, size, size)
+    return _cut_center(image, size, size)
 
 
 def pad_and_resize(
@@ -94,7 +94,7 @@ def _touched(length: int, side: int, size: int) -> tuple[int, int]:
     return max(0, first), min(size, end)
 
 
-def _cut_centre(image: Image.Image, width: int, height: int) -> Image.Image:
+def _cut_center(image: Image.Image, width: int, height: int) -> Image.Image:
     """Return the central pixels of an image; an odd remainder goes right and below."""
     if image.size == (width, height):
         return image

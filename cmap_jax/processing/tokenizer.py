@@ -22,7 +22,7 @@ from cmap_jax.processing.tokenizing import Text, Tokenizer, captions_of
 
 PAD, START, AND, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "<start>", "<and>", "<end>", "<unk>")
 MAX_CAPTIONS = 2
-FILE = "vocabulary.txt"  # what a vocabulary is saved as in a folder
+FILE = "vocabulary.txt"  # the name of the file that `save` writes
 
 _NEAR = 0.7  # the least similarity of two spellings, 0 to 1, as `difflib` measures it
 _SHOWN = 80  # characters of words from a file in an error

@@ -28,7 +28,7 @@ def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
 
     Args:
         config: a whole config.
-        steps_per_epoch: steps of an epoch.
+        steps_per_epoch: number of steps that the schedule counts as one epoch.
 
     Raises:
         ValueError: an unknown schedule.

@@ -162,9 +162,9 @@ def test_new_families_train_and_are_used(config, tmp_path):
     # uint8 is normalised as the entry says.
     variables = after.variables
     pyramid = model.apply(variables, pixels, method="encode_images")
-    normalised = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
+    normalized = (pixels.astype(np.float32) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(
-        pyramid, model.apply(variables, normalised, method="encode_images"), atol=1e-5
+        pyramid, model.apply(variables, normalized, method="encode_images"), atol=1e-5
     )
     with pytest.raises(ValueError, match="multiples of 10, not"):
         model.apply(variables, pixels[:, :12], method="encode_images")

@@ -332,7 +332,7 @@ class TestOperations:
 
     def test_centre_crop(self):
         pixels = noise(256, 256)
-        cropped = np.asarray(images.centre_crop(Image.fromarray(pixels), 224))
+        cropped = np.asarray(images.center_crop(Image.fromarray(pixels), 224))
         np.testing.assert_array_equal(cropped, pixels[16:240, 16:240])
 
     def test_crop_and_flip(self):
@@ -348,7 +348,7 @@ class TestOperations:
         with pytest.raises(ValueError, match="leaves an image"):
             images.random_crop_flip(image, top=top, left=left, flip=False, size=64)
         with pytest.raises(ValueError, match="leaves an image"):
-            images.centre_crop(image, 96)
+            images.center_crop(image, 96)
 
     @pytest.mark.parametrize("size", SIZES)
     def test_the_whole_path(self, size):
