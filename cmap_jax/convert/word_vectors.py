@@ -226,7 +226,10 @@ def _is_number(field: bytes) -> bool:
 
 
 def _wrong_width(name: str, number: int, numbers: int, width: int) -> str:
-    return f"{name}, line {number}: {numbers} numbers, where the sub-config's word_dim asks for {width}"
+    return (
+        f"{name}, line {number}: {numbers} numbers, where the sub-config's word_dim asks for "
+        f"{width}"
+    )
 
 
 @contextlib.contextmanager
