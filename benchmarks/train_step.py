@@ -67,10 +67,10 @@ def torch_model(config):
     torch.manual_seed(0)
     model = config.model
     return Factorised(
-        depth=model.image.depth,
-        width=model.image.width,
+        depth=model.image.resnet.depth,
+        width=model.image.resnet.width,
         embed_dim=model.embed_dim,
-        word_dim=model.text.word_dim,
+        word_dim=model.text.gru.word_dim,
         vocabulary_size=VOCABULARY,
     )
 
@@ -118,7 +118,7 @@ def torch_step(config, weights: pathlib.Path, channels_last: bool):
     import torch
     import torch_training as tt
 
-    from cmap_jax.processing.images import IMAGENET_MEAN, IMAGENET_STD
+    from cmap_jax.models.encoders import IMAGE_ENCODERS
 
     model = torch_model(config)
     with np.load(weights) as arrays:
@@ -132,7 +132,8 @@ def torch_step(config, weights: pathlib.Path, channels_last: bool):
     objective = tt.Objective(
         loss.matching_weights, loss.preservation_weights, loss.margins, loss.alpha
     )
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    pictures = IMAGE_ENCODERS[config.model.image.name].pictures
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (pictures.mean, pictures.std))
     batch = {k: torch.from_numpy(v) for k, v in make_batch(config).items()}
 
     def images(name: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ query = trained.compose(["dress.jpg"], ["is red and longer"])
 scores = cmap_jax.scoring.score(query, pyramid)                         # [1, 2]
 """
 
+import collections
 import functools
 import logging
 import os
@@ -20,8 +21,9 @@ from cmap_jax import scoring
 from cmap_jax.encoding import BATCH, ONE_BY_ONE, TEXT_WIDTH, BatchEncoder
 from cmap_jax.files import complete_folder, expand
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.encoders import text_entry, text_settings
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
+from cmap_jax.processing.tokenizing import Tokenizer, captions_of
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.same_run import mark_of_run
@@ -58,7 +60,7 @@ class Trained:
         config: the whole config of its run.
         model: the Flax module.
         variables: the module's parameters and statistics.
-        vocabulary: the words that the model knows.
+        tokenizer: texts to token ids.
         preprocessing: how an image is read, resized and cropped.
         protocol: the evaluation protocol by which these variables were the best.
         step: training steps that these variables have seen.
@@ -69,7 +71,7 @@ class Trained:
         self.config = description.config
         self.model = model
         self.variables = variables
-        self.vocabulary = description.vocabulary
+        self.tokenizer = description.tokenizer
         self.preprocessing = description.preprocessing
         self.protocol = description.protocols[0]
         self.step = step
@@ -171,9 +173,9 @@ class Trained:
         """Return token ids, [B, T], and their lengths, [B]; warn of texts that cannot be read."""
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of texts: [text]")
-        if problem := _unread(texts, self.vocabulary):
+        if problem := _unread(texts, self.tokenizer):
             _logger.warning("%s", problem)
-        return self.vocabulary.encode_batch(texts)
+        return self.tokenizer.encode_batch(texts)
 
     def _read(
         self, images: Sequence[Any], positions: range, skipped: dict[int, str]
@@ -189,8 +191,10 @@ class Trained:
 
     @functools.cached_property
     def _encoder(self) -> BatchEncoder:
-        reads_padding = self.config.model.text.lstm_pool_padding
-        return BatchEncoder(self.model, text_width=None if reads_padding else TEXT_WIDTH)
+        model = self.config.model
+        reads_padding = text_entry(model).reads_padding(text_settings(model))
+        width = None if reads_padding else self.tokenizer.width or TEXT_WIDTH
+        return BatchEncoder(self.model, text_width=width)
 
 
 def _unreadable(reasons: Mapping[int, str], total: int) -> str:
@@ -214,13 +218,13 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
     )
 
 
-def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str:
-    """Return a warning about words that a vocabulary lacks; empty if there are none."""
-    captions = [c for text in texts for c in ((text,) if isinstance(text, str) else text)]
+def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
+    """Return a warning about words of some texts that a tokenizer does not read; empty if none."""
+    captions = [caption for text in texts for caption in captions_of(text)]
     problems = []
-    if unknown := vocabulary.unknown_words(captions):
+    if unknown := collections.Counter(w for c in captions for w in tokenizer.unknown(c)):
         named = [
-            f'"{word}": {near}' if (near := vocabulary.nearest(word)) else f'"{word}"'
+            f'"{word}": {near}' if (near := tokenizer.nearest(word)) else f'"{word}"'
             for word, _ in unknown.most_common(_NAMED_WORDS)
         ]
         more = f", and {len(unknown) - _NAMED_WORDS} more" if len(unknown) > _NAMED_WORDS else ""
@@ -228,7 +232,7 @@ def _unread(texts: Sequence[str | Sequence[str]], vocabulary: Vocabulary) -> str
             "words that this model does not know, all read as <unk>, each with the nearest that it "
             f"knows, if any: {', '.join(named)}{more}"
         )
-    if lost := [c for c in captions if loses_all_words(c)]:
+    if lost := [c for c in captions if tokenizer.loses_all_words(c)]:
         problems.append(
             f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only the letters "
             "a to z are read"
@@ -268,7 +272,9 @@ def write_model(
         ValueError: the variables are not those of the model.
         OSError: the folder is there already and not empty, or cannot be written.
     """
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(64)))
+    expected = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), **CMAP.example_inputs(description.preprocessing.crop))
+    )
     shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (expected, variables)]
     if shapes[0] != shapes[1]:
         raise ValueError("the variables are not those of the model")

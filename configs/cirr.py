@@ -3,7 +3,7 @@ r"""CIRR: CMAP with a ResNet-50 on photographs of all kinds, one caption a pair 
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 
 python main.py --config=configs/cirr.py --config.data.directory=cirr_dataset \
-    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+    --config.model.image.init_from=resnet50.pth --config.model.text.init_from=glove.840B.300d.zip
 python main.py --config=configs/cirr.py:finetune --config.data.directory=cirr_dataset \
     --config.init_from=runs/cirr
 

@@ -16,34 +16,50 @@ def get_config() -> ConfigDict:
     config.model.variant = "cmap"  # a name of SPEC's table; see cmap_jax/models/composers.py
     config.model.embed_dim = 512  # D, the width of all embeddings
     config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
-    config.model.dtype = "float32"  # of the encoders' products; "bfloat16" on accelerators
-    # What the encoders keep for the gradient: "none": everything; "products": not what is cheap to
-    # compute again; "blocks": only each ResNet block's input, a third more work.
+    config.model.dtype = "float32"  # dtype of the products in encoders; "bfloat16" on accelerators
+    # Rematerialisation: which results the encoders keep for the gradient. "none": all; "products":
+    # those of convolutions and linear layers; "blocks": the inputs of each ResNet block or step of
+    # a recurrence, a third more work.
     config.model.remat = "none"
+
     config.model.image = ConfigDict()
-    config.model.image.depth = 50  # of the ResNet: 18, 34 or 50
-    config.model.image.width = 64  # channels of its stem
+    # The family of the image encoder; the part of its name below holds its settings. See
+    # cmap_jax/models/encoders.
+    config.model.image.name = "resnet"
     config.model.image.cross_level = "down"  # "down" as released, "up" the pyramid, "none"
-    # torchvision's ResNet of that depth and width, .pth or .safetensors; None: random values.
+    # A file of pretrained weights: torchvision's ResNet of this depth and width, .pth or
+    # .safetensors. None: random values.
     config.model.image.init_from = placeholder(str)
-    config.model.image.frozen = True  # no gradient and no weight decay for the ResNet (stage 1)
-    # What a frozen ResNet's batch-norm does: "batch" as released, normalise by the batch and go on
-    # updating the running statistics; "running": use those and leave them alone.
-    config.model.image.frozen_backbone_batch_norm = "batch"
-    # Equal parts of the batch that the ResNet's batch-norm normalises by themselves. 1: the batch
-    # of all devices; the number of devices: each its own, with no word between them.
-    config.model.image.batch_norm_groups = 1
+    # No gradient and no weight decay for the pretrained part: the whole ResNet (stage 1).
+    config.model.image.frozen = True
+    config.model.image.resnet = ConfigDict()
+    config.model.image.resnet.depth = 50  # layers: 18, 34 or 50
+    config.model.image.resnet.width = 64  # channels of the stem
+    # Batch-norm in training where the ResNet is frozen: "batch" as released, normalise by the batch
+    # and update the running statistics; "running": normalise by them and leave them unchanged.
+    config.model.image.resnet.frozen_batch_norm = "batch"
+    # Number of equal parts of the global batch, each normalised by its own statistics. 1: the whole
+    # batch; the number of devices: each device its own part, without communication.
+    config.model.image.resnet.batch_norm_groups = 1
+
     config.model.text = ConfigDict()
-    config.model.text.encoder = "bigru"  # or "lstm"
-    config.model.text.vocabulary_size = placeholder(int)  # None: from the training captions
-    config.model.text.word_dim = 300  # width of the word embedding
-    # GloVe's or fastText's text or word2vec's two forms, plain, .gz or .zip; None: random values.
-    config.model.text.word_vectors = placeholder(str)
-    config.model.text.frozen = True  # no gradient and no weight decay for the word embedding
-    config.model.text.lstm_hidden = 1024  # units of the LSTM
-    config.model.text.dropout = 0.1  # after the LSTM's maximum over time
-    # Take that maximum over the padding too, as released: for old checkpoints only.
-    config.model.text.lstm_pool_padding = False
+    # The family of the text encoder, "gru" or "lstm"; the part of its name below has its settings.
+    config.model.text.name = "gru"
+    config.model.text.tokenizer = "words"  # see cmap_jax/processing/tokenizers.py
+    config.model.text.vocabulary_size = placeholder(int)  # number of token ids; None: the data's
+    # A file of pretrained weights: word vectors as GloVe's or fastText's text or in either form of
+    # word2vec, plain, .gz or .zip. None: random values.
+    config.model.text.init_from = placeholder(str)
+    # No gradient and no weight decay for the pretrained part: the word embedding (stage 1).
+    config.model.text.frozen = True
+    config.model.text.gru = ConfigDict()
+    config.model.text.gru.word_dim = 300  # width of the word embedding
+    config.model.text.lstm = ConfigDict()
+    config.model.text.lstm.word_dim = 300  # width of the word embedding
+    config.model.text.lstm.hidden = 1024  # units
+    config.model.text.lstm.dropout = 0.1  # rate after the maximum over time
+    # Take the maximum over the padding too, as released: for old checkpoints only.
+    config.model.text.lstm.pool_padding = False
 
     config.loss = ConfigDict()
     # Weights of the matching loss at the levels high, mid and low.
@@ -130,12 +146,15 @@ def get_config() -> ConfigDict:
     # published protocols; "upright": as an image viewer shows them. None: "upright" for own images
     # (config.data.name "folder"), "released" for the published data sets.
     config.data.read_as = placeholder(str)
-    config.data.resize = 256  # side after padding to a square, pixels
-    config.data.crop = 224  # side of the crop that the model encodes, pixels; a multiple of 32
-    # Settings of the rendered data set, ignored by the others.
-    config.data.garments = ConfigDict()
-    config.data.garments.seed = 0  # seed of the pictures and captions, apart from config.seed
-    config.data.garments.image_size = 72  # side of the pictures, pixels
+    # How an image becomes a square: "pad" its shorter side with white, as published; "crop" its
+    # longer side; "stretch" both.
+    config.data.fit = "pad"
+    config.data.resampling = "bilinear"  # filter of resizing; or "bicubic"
+    config.data.resize = 256  # side of that square in pixels
+    config.data.crop = 224  # side of the crop that the model sees; a ResNet's: a multiple of 32
+    config.data.garments = ConfigDict()  # how "garments" are rendered; others ignore it
+    config.data.garments.seed = 0  # of the pictures and captions; config.seed may differ
+    config.data.garments.image_size = 72  # pixels
     config.data.garments.train_triplets = 20000  # each gives two items, one per caption order
     return config
 
@@ -182,12 +201,13 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
 def shrink(config: ConfigDict) -> None:
     """Set a config to a small model on small images, which a CPU trains from scratch."""
     config.model.embed_dim = 256
-    config.model.image.depth = 18
-    config.model.image.width = 16
+    config.model.image.resnet.depth = 18
+    config.model.image.resnet.width = 16
     config.model.image.frozen = False  # nothing is pretrained
     config.model.text.frozen = False
-    config.model.text.word_dim = 64  # 300 is GloVe's
-    # The published weights, for a sum over 128 triplets, would outweigh the matching loss at first.
+    config.model.text.gru.word_dim = 64  # 300 is GloVe's
+    config.model.text.lstm.word_dim = 64
+    # At their published size, for a sum over 128, these would drown the matching loss at first.
     config.loss.preservation_weights = (0.02, 0.02, 0.01)
     config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"

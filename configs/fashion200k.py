@@ -3,7 +3,7 @@ r"""Fashion200k: CMAP with a ResNet-50 on pairs sampled online, one text a query
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 
 python main.py --config=configs/fashion200k.py --config.data.directory=fashion200k \
-    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+    --config.model.image.init_from=resnet50.pth --config.model.text.init_from=glove.840B.300d.zip
 python main.py --config=configs/fashion200k.py:finetune --config.data.directory=fashion200k \
     --config.init_from=runs/fashion200k
 

@@ -3,7 +3,7 @@ r"""FashionIQ as in the paper: one CMAP with a ResNet-50 for dress, shirt and to
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 
 python main.py --config=configs/fashioniq.py --config.data.directory=fashion-iq \
-    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+    --config.model.image.init_from=resnet50.pth --config.model.text.init_from=glove.840B.300d.zip
 python main.py --config=configs/fashioniq.py:finetune --config.data.directory=fashion-iq \
     --config.init_from=runs/fashioniq
 

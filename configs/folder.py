@@ -3,7 +3,7 @@ r"""Your own images: a folder with a table of reference, text and target.
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 
 python main.py --config=configs/folder.py --config.data.directory=catalogue \
-    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+    --config.model.image.init_from=resnet50.pth --config.model.text.init_from=glove.840B.300d.zip
 python main.py --config=configs/folder.py:finetune --config.data.directory=catalogue \
     --config.init_from=runs/folder
 

@@ -3,7 +3,7 @@ r"""Shoes: CMAP with a ResNet-50, one caption a pair (SPEC 5).
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 
 python main.py --config=configs/shoes.py --config.data.directory=shoes \
-    --config.model.image.init_from=resnet50.pth --config.model.text.word_vectors=glove.840B.300d.zip
+    --config.model.image.init_from=resnet50.pth --config.model.text.init_from=glove.840B.300d.zip
 python main.py --config=configs/shoes.py:finetune --config.data.directory=shoes \
     --config.init_from=runs/shoes
 

@@ -1,4 +1,4 @@
-"""What each batch holds: order, process split, texts, padding and masks.
+"""Batches of training items, images and queries: order, process split, padding and masks.
 
 The order of an epoch is a pure function of (seed, epoch), an item's pair and augmentation of
 (seed, epoch, item). Resuming is therefore a matter of starting at a position: there is no iterator
@@ -15,12 +15,12 @@ import tensorflow as tf
 from PIL import Image
 
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
-from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizing import Tokenizer
 from input_pipeline.images import augmentation
 from input_pipeline.images.loading import Batch, ImageLoader, iterate, pass_over
 from input_pipeline.records import DataError, Evaluation, Query, Triplet, TripletSource
 
-_ORDER = 1  # sets this stream of random numbers apart from others with the same seed
+_ORDER = 1  # part of the key of the random order, which other streams of the same seed lack
 
 
 class TrainingData:
@@ -30,14 +30,14 @@ class TrainingData:
         item_count: items of an epoch.
         image_count: images that they are drawn from.
         steps_per_epoch: full batches in an epoch; the last partial one is dropped.
-        text_width: tokens T of the widest text; every batch is padded to it, so that one compiled
+        text_width: tokens T of the longest text; every batch is padded to it, so that one compiled
             program serves them all.
     """
 
     def __init__(
         self,
         source: TripletSource,
-        vocabulary: Vocabulary,
+        tokenizer: Tokenizer,
         preprocessing: ImagePreprocessing,
         loader: ImageLoader,
         *,
@@ -46,18 +46,18 @@ class TrainingData:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Prepare to make this process's share of each global batch of ``batch_size`` items."""
+        """Prepare this process's rows of each global batch of ``batch_size`` items."""
         self._source = source
-        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
         self._preprocessing = preprocessing
         self._loader = loader
         self._seed = seed
         self._batch_size = batch_size
-        self._share = _share(batch_size, process_index, process_count)
+        self._rows = _local_rows(batch_size, process_index, process_count)
         self.item_count = len(source)
         self.image_count = len(set(source.image_ids()))
         self.steps_per_epoch = len(source) // batch_size
-        self.text_width = max(len(vocabulary.encode(t)) for t in source.longest_texts())
+        self.text_width = tokenizer.batch_width(source.longest_texts())
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """Return the items of an epoch in their order, [len(source)] int64."""
@@ -71,13 +71,13 @@ class TrainingData:
             "text_tokens": tf.TensorSpec([None, self.text_width], tf.int32),
             "text_lengths": tf.TensorSpec([None], tf.int32),
         }
-        share = len(self._share)
+        local_size = len(self._rows)
 
         def make(start: int) -> tf.data.Dataset:
             plan = tf.data.Dataset.from_generator(
                 lambda: self._plan(start, stop_step), output_signature=signature
             )
-            return self._loader.load(plan, share)
+            return self._loader.load(plan, local_size)
 
         def images(step: int) -> Iterator[str]:
             epoch = step // self.steps_per_epoch
@@ -90,11 +90,11 @@ class TrainingData:
                 "reference_image": reference,
                 "target_image": target,
                 **batch,
-                "mask": np.ones(share, bool),
+                "mask": np.ones(local_size, bool),
             }
 
     def _plan(self, start_step: int, stop_step: int) -> Iterator[dict]:
-        """Yield what each batch is made of: keys, crops and tokens; nothing is decoded here."""
+        """Yield the keys, crops and tokens of each batch; no image is decoded here."""
         epoch = None
         for step in range(start_step, stop_step):
             if step // self.steps_per_epoch != epoch:
@@ -102,7 +102,7 @@ class TrainingData:
                 order = self.epoch_order(epoch)
                 crops = augmentation.draw_crops(self._seed, epoch, len(order), self._preprocessing)
             items, triplets = zip(*self._items(step, order), strict=True)
-            tokens, lengths = self._vocabulary.encode_batch(
+            tokens, lengths = self._tokenizer.encode_batch(
                 [t.captions for t in triplets], self.text_width
             )
             keys = self._loader.keys([i for t in triplets for i in (t.reference, t.target)])
@@ -116,23 +116,23 @@ class TrainingData:
     def _items(self, step: int, order: np.ndarray) -> Iterator[tuple[int, Triplet]]:
         """Yield the items of this process's share of a step, and their triplets.
 
-        An item with an image that failed gives its place to the item in the same place of the
-        batches that follow in the epoch: so a batch stays full and holds nothing twice, and what
-        replaces it does not depend on when the failure was found.
+        An item with an image that failed is replaced by the item at the same position of the
+        batches that follow in the epoch. A batch therefore stays full and holds no item twice, and
+        the replacement does not depend on when the failure was found.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         failed = self._loader.failed
-        for place in self._share:
+        for row in self._rows:
             for later in range(self.steps_per_epoch):
                 start = (position + later) % self.steps_per_epoch * self._batch_size
-                item = int(order[start + place])
+                item = int(order[start + row])
                 triplet = self._source.draw(self._seed, epoch, item)
                 if triplet.reference not in failed and triplet.target not in failed:
                     yield item, triplet
                     break
             else:
                 raise DataError(
-                    f"no usable image is left for place {place} of the batches: {len(failed)} "
+                    f"no usable image is left for row {row} of the batches: {len(failed)} "
                     "images cannot be decoded"
                 )
 
@@ -142,9 +142,9 @@ class EvaluationSizes:
     """The largest sizes that occur in evaluations, for which programs are compiled once.
 
     Attributes:
-        tokens: of a query's text.
+        tokens: tokens of a query's text.
         targets: correct images of a query.
-        queries: of a category.
+        queries: queries of a category.
         gallery: images of a category's gallery.
     """
 
@@ -154,7 +154,7 @@ class EvaluationSizes:
     gallery: int = 0
 
     @classmethod
-    def of(cls, evaluations: Iterable[Evaluation], vocabulary: Vocabulary) -> "EvaluationSizes":
+    def of(cls, evaluations: Iterable[Evaluation], tokenizer: Tokenizer) -> "EvaluationSizes":
         """Return the largest sizes of some evaluations."""
         evaluations = tuple(evaluations)
         queries = [query for e in evaluations for query in e.queries]
@@ -163,10 +163,10 @@ class EvaluationSizes:
             collections.Counter(query.category for query in e.queries) for e in evaluations
         )
         return cls(
-            max((len(vocabulary.encode(text)) for text in texts), default=1),
-            max((len(query.targets) for query in queries), default=0),
-            max((count for counts in categories for count in counts.values()), default=0),
-            max((len(g) for e in evaluations for g in e.galleries.values()), default=0),
+            tokens=tokenizer.batch_width(texts),
+            targets=max((len(query.targets) for query in queries), default=0),
+            queries=max((count for counts in categories for count in counts.values()), default=0),
+            gallery=max((len(g) for e in evaluations for g in e.galleries.values()), default=0),
         )
 
 
@@ -183,7 +183,7 @@ class EvaluationData:
     def __init__(
         self,
         evaluations: Sequence[Evaluation],
-        vocabulary: Vocabulary,
+        tokenizer: Tokenizer,
         preprocessing: ImagePreprocessing,
         loader: ImageLoader,
         *,
@@ -192,19 +192,19 @@ class EvaluationData:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Collect the images of all evaluations of a split; ``sizes`` None: those of the split."""
+        """Collect the images of a split's evaluations; without ``sizes``, the split's are taken."""
         self._evaluations = tuple(evaluations)
-        self.sizes = sizes or EvaluationSizes.of(self._evaluations, vocabulary)
+        self.sizes = sizes or EvaluationSizes.of(self._evaluations, tokenizer)
         ids: dict[str, None] = {}
         for evaluation in self._evaluations:
             ids |= evaluation.image_ids()
         self.image_ids = tuple(ids)
         self.positions = {image: i for i, image in enumerate(self.image_ids)}
         self.batch_size = batch_size
-        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
         self._preprocessing = preprocessing
         self._loader = loader
-        self._share = _share(batch_size, process_index, process_count)
+        self._rows = _local_rows(batch_size, process_index, process_count)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -221,39 +221,39 @@ class EvaluationData:
         self._loader.failed.update(dict.fromkeys(image_ids, "it failed in another process"))
 
     def image_batches(self) -> Iterator[Batch]:
-        """Return an iterator over this process's share of the images, each once.
+        """Return an iterator over this process's part of the images, each once.
 
-        Every process has the same number of batches, of the same size, and fills them up with
+        Every process has the same number of batches of the same size, the last ones filled up with
         masked padding. An image that fails is left out.
         """
-        total, share = len(self.image_ids), len(self._share)
+        total, local_size = len(self.image_ids), len(self._rows)
         starts = range(0, total, self.batch_size)
-        mine = [at + place for at in starts for place in self._share if at + place < total]
-        crop = augmentation.center_crop(self._preprocessing)
+        mine = [start + row for start in starts for row in self._rows if start + row < total]
+        crop = augmentation.centre_crop(self._preprocessing)
 
         def load(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-            def centre(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            def add_crop(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
                 rows = tf.shape(batch["image"])[0]
                 return {**batch, "crop": tf.broadcast_to(crop, [rows, 1, 3])}
 
-            return self._loader.load(plan.map(centre), size).map(lambda b: b["image"][0])
+            return self._loader.load(plan.map(add_crop), size).map(lambda b: b["image"][0])
 
-        parts = pass_over([self.image_ids[i] for i in mine], share, self._loader, load)
+        parts = pass_over([self.image_ids[i] for i in mine], local_size, self._loader, load)
         side = self._preprocessing.crop
         nothing = ([], np.zeros((0, side, side, 3), np.uint8))
         for _ in starts:
             positions, images = next(parts, nothing)
             index = np.array([mine[position] for position in positions], np.int32)
             batch = {"image": images, "index": index, "mask": np.ones(len(index), bool)}
-            yield pad_batch(batch, share)
+            yield pad_batch(batch, local_size)
 
     def query_batches(self, queries: Sequence[Query]) -> Iterator[Batch]:
         """Return an iterator over queries: the index of the reference, tokens, lengths and mask.
 
-        All texts are padded to the widest of ``sizes``, the last batch to full size.
+        All texts are padded to ``sizes.tokens``, and the last batch to full size.
         """
         texts = [query.captions for query in queries]
-        tokens, lengths = self._vocabulary.encode_batch(texts, self.sizes.tokens)
+        tokens, lengths = self._tokenizer.encode_batch(texts, self.sizes.tokens)
         references = np.array([self.positions[q.reference] for q in queries], np.int32)
         for start in range(0, len(queries), self.batch_size):
             rows = slice(start, start + self.batch_size)
@@ -266,7 +266,7 @@ class EvaluationData:
             yield pad_batch(batch, self.batch_size)
 
     def read_image(self, image_id: str) -> Image.Image | ImageReadError:
-        """Return an image as the model reads it, or the error in its place: for pictures."""
+        """Return an image as the model reads it, to show; an error where it cannot be read."""
         source = self._loader.source
         try:
             return read_image(source.read(image_id), self._preprocessing)
@@ -279,7 +279,7 @@ class EvaluationData:
 
 
 def pad_batch(batch: Batch, size: int) -> Batch:
-    """Pad the first axis of every array with zeros: the mask becomes False there."""
+    """Pad the first axis of every array to ``size`` rows of zeros, for which the mask is False."""
     missing = size - len(batch["mask"])
     if not missing:
         return batch
@@ -289,7 +289,7 @@ def pad_batch(batch: Batch, size: int) -> Batch:
     }
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> range:
-    """Return the places of a global batch that a process makes."""
-    share = batch_size // process_count
-    return range(process_index * share, (process_index + 1) * share)
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """Return the rows of a global batch that a process makes."""
+    local_size = batch_size // process_count
+    return range(process_index * local_size, (process_index + 1) * local_size)

@@ -8,7 +8,8 @@ from typing import Any
 from cmap_jax.config_fields import check_values
 from cmap_jax.facts import DataFacts, UnreadTexts
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
-from cmap_jax.processing.tokenizer import Vocabulary, tokenize
+from cmap_jax.processing.tokenizers import make_tokenizer
+from cmap_jax.processing.tokenizing import Tokenizer
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
 from input_pipeline.doctor.findings import list_annotations, read_splits
 from input_pipeline.images.check import leave_out_unusable
@@ -30,17 +31,17 @@ class Datasets:
     """The data that training and evaluation read.
 
     Attributes:
-        vocabulary: numbering of the words.
-        preprocessing: how images are read, and their sizes in pixels.
-        train: training batches; None for evaluation alone.
-        evaluations: evaluation batches by split: "val" always, "test" where the data set has one.
-        word_counts: number of occurrences of each word in the captions that made the vocabulary;
-            empty for evaluation alone.
-        known_facts: facts of the data before any batch was made; see `facts`.
-        failed: reasons of images that failed since, by id.
+        tokenizer: texts to token ids.
+        preprocessing: what is done to an image.
+        train: training batches; None where only evaluation was asked for.
+        evaluations: by split: "val" always, "test" where the data set has one.
+        word_counts: how often each word occurs in the training captions; empty
+            where only evaluation was asked for.
+        known_facts: what was known of the data before any batch was made; see `facts`.
+        failed: why images failed since.
     """
 
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     preprocessing: ImagePreprocessing
     train: TrainingData | None
     evaluations: Mapping[str, EvaluationData]
@@ -58,12 +59,12 @@ class Datasets:
     def unread_texts(self) -> dict[str, UnreadTexts]:
         """The share of the queries' texts that a model cannot read, by protocol."""
         evaluations = [e for data in self.evaluations.values() for e in data.evaluations]
-        return unread_shares(evaluations, self.vocabulary)
+        return unread_shares(evaluations, self.tokenizer)
 
 
 def create_datasets(
     config: Any,
-    vocabulary: Vocabulary | None = None,
+    tokenizer: Tokenizer | None = None,
     *,
     training: bool = True,
     process_index: int = 0,
@@ -73,11 +74,10 @@ def create_datasets(
 
     Args:
         config: a whole config.
-        vocabulary: vocabulary of an existing model; None: counted from the training captions.
-        training: False to read neither training items nor their images, for evaluation.
-        process_index: position of this process, 0 to ``process_count`` - 1, which makes its part of
-            each global batch.
-        process_count: number of processes that share a global batch.
+        tokenizer: that of an existing model; None: a new one, as config.model.text asks for.
+        training: False to leave the training items and their images alone, for evaluation.
+        process_index: which share of each global batch to make.
+        process_count: number of shares.
 
     Raises:
         FileNotFoundError: a folder or an annotation file is missing.
@@ -89,7 +89,11 @@ def create_datasets(
     check_fields(config)
     data = config.data
     preprocessing = ImagePreprocessing(
-        resize=data.resize, crop=data.crop, read_as=data.read_as or RELEASED
+        resize=data.resize,
+        crop=data.crop,
+        read_as=data.read_as or RELEASED,
+        fit=data.fit,
+        resampling=data.resampling,
     )
     records = read_records(config)
     if data.read_as is None:
@@ -101,12 +105,14 @@ def create_datasets(
             f"{f', no {lacking}' if lacking else ''}. Evaluate a model "
             "that was trained on other data with --mode=evaluate --workdir=..."
         )
-    remedy = words_remedy(vocabulary)
-    if vocabulary is None:
-        vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    remedy = words_remedy(tokenizer)
+    if tokenizer is None:
+        tokenizer = make_tokenizer(
+            config.model.text, records.vocabulary_captions, records.extra_special
+        )
     if training and data.unreadable_texts == "fail":
         used = [a for a in list_annotations(records) if a.split in trained_splits(records)]
-        check_readable(read_splits(records, used, vocabulary), vocabulary, remedy)
+        check_readable(read_splits(records, used, tokenizer), tokenizer, remedy)
     records = records.with_needed_images() if training else records.for_evaluation()
     records, skipped = leave_out_unusable(records, data.missing_images)
     if training:
@@ -122,10 +128,10 @@ def create_datasets(
     if training:
         facts = dataclasses.replace(facts, training_items=len(records.train))
         for caption in records.vocabulary_captions:
-            counts.update(tokenize(caption))
+            counts.update(tokenizer.split(caption))
         train = TrainingData(
             records.train,
-            vocabulary,
+            tokenizer,
             preprocessing,
             loader,
             batch_size=config.train.batch_size,
@@ -133,12 +139,12 @@ def create_datasets(
             **process,
         )
     sizes = EvaluationSizes.of(
-        [e for evaluations in records.evaluations.values() for e in evaluations], vocabulary
+        [e for evaluations in records.evaluations.values() for e in evaluations], tokenizer
     )
     evaluations = {
         split: EvaluationData(
             evaluations,
-            vocabulary,
+            tokenizer,
             preprocessing,
             loader,
             batch_size=config.eval.batch_size,
@@ -148,7 +154,7 @@ def create_datasets(
         for split, evaluations in records.evaluations.items()
     }
     return Datasets(
-        vocabulary=vocabulary,
+        tokenizer=tokenizer,
         preprocessing=preprocessing,
         train=train,
         evaluations=evaluations,

@@ -63,7 +63,8 @@ _METADATA = {
 }
 _EVALUATION = {"protocol": str, "version": int, "skipped": int, "galleries": dict}
 _LISTS_OF_TEXTS = ("image_ids", "captions", "extra_special", "skipped_images", "vocabulary")
-_FIXED = ("resize", "pad_value", "read_as")  # fields of the preprocessing that preparing decides
+_FIXED = ("resize", "pad_value", "read_as")  # of the preprocessing, by preparing
+_SAME_FOR_ALL = {"fit": "pad", "resampling": "bilinear"}  # fixed by the builders
 _PROBES = 8  # records whose ids are compared with the list
 
 
@@ -238,8 +239,9 @@ class PreparedImages:
         Raises:
             DataError: names the field and both values.
         """
-        for field in _FIXED:
-            ours, wanted = self.facts[field], getattr(preprocessing, field)
+        for field in (*_FIXED, *_SAME_FOR_ALL):
+            ours = _SAME_FOR_ALL.get(field) or self.facts[field]
+            wanted = getattr(preprocessing, field)
             if ours != wanted:
                 raise DataError(
                     f"{self._directory}: prepared with {field} {ours}, but the model takes images "

@@ -5,10 +5,11 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
 from cmap_jax.facts import UnreadTexts
-from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words, tokenize
+from cmap_jax.processing.tokenizing import Tokenizer
 from input_pipeline.records import DataError, Evaluation, Records
 
-# Shares above which a model hardly learns what the texts ask for, and above which it cannot.
+# Shares of texts that are not read: a model learns badly above the first two, and not at all above
+# the third.
 MANY_WORDLESS, MANY_UNKNOWN, TOO_MUCH = 0.05, 0.2, 0.5
 
 ALLOW = "--config.data.unreadable_texts=allow"
@@ -21,13 +22,13 @@ _NAMED = 10  # frequent unknown words that results keep
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a vocabulary reads of some captions.
+    """How much of some captions a tokenizer reads.
 
     Attributes:
-        captions: those that are not blank.
+        captions: number of captions that are not blank.
         wordless: how often each caption occurs that loses all words in cleaning.
         words: number of words in all captions.
-        unknown: how often each word occurs that the vocabulary lacks.
+        unknown: how often each unknown word occurs.
         example: a caption with the most unknown words.
     """
 
@@ -44,21 +45,21 @@ class Reading:
 
     @property
     def unknown_share(self) -> float:
-        """The share of words that the vocabulary lacks, 0 to 1."""
+        """The share of words that are unknown, 0 to 1."""
         return self.unknown.total() / max(self.words, 1)
 
 
-def read_captions(captions: Collection[str], vocabulary: Vocabulary) -> Reading:
-    """Return what a vocabulary reads of some captions."""
+def read_captions(captions: Collection[str], tokenizer: Tokenizer) -> Reading:
+    """Return how much of some captions a tokenizer reads."""
     times = collections.Counter(captions)  # published captions repeat
     wordless: collections.Counter[str] = collections.Counter()
     unknown: collections.Counter[str] = collections.Counter()
     words, worst, example = 0, 0, ""
     for caption, count in times.items():
-        words += count * len(tokenize(caption))
-        if loses_all_words(caption):
+        words += count * len(tokenizer.split(caption))
+        if tokenizer.loses_all_words(caption):
             wordless[caption] = count
-        lost = vocabulary.unknown_words([caption])
+        lost = collections.Counter(tokenizer.unknown(caption))
         if lost.total() > worst:
             worst, example = lost.total(), caption
         for word in lost:
@@ -72,9 +73,9 @@ def trained_splits(records: Records) -> tuple[str, ...]:
     return ("train", *records.evaluations) if len(records.train) else ()
 
 
-def words_remedy(vocabulary: Vocabulary | None) -> str:
-    """Return what to do against unknown words, given a model's vocabulary or the data's own."""
-    if vocabulary is None:
+def words_remedy(tokenizer: Tokenizer | None) -> str:
+    """Return the remedy for unknown words, given a model's tokenizer; None: one of the data."""
+    if tokenizer is None:
         return "write these captions in the language and spelling of those of train"
     return (
         "train a model without config.init_from, which counts these words, or use one that was "
@@ -82,13 +83,13 @@ def words_remedy(vocabulary: Vocabulary | None) -> str:
     )
 
 
-def check_readable(readings: Mapping[str, Reading], vocabulary: Vocabulary, remedy: str) -> None:
+def check_readable(readings: Mapping[str, Reading], tokenizer: Tokenizer, remedy: str) -> None:
     """Refuse to train on texts of which a model can read less than half.
 
     Args:
-        readings: what the vocabulary reads of each split that training uses.
-        vocabulary: the model's.
-        remedy: against unknown words, see `words_remedy`.
+        readings: by split that training uses, how much of its captions the tokenizer reads.
+        tokenizer: shows in the error what is left of a caption.
+        remedy: advice against unknown words, see `words_remedy`.
 
     Raises:
         DataError: names the split, the share, a text, what is left of it, and the remedy.
@@ -109,18 +110,18 @@ def check_readable(readings: Mapping[str, Reading], vocabulary: Vocabulary, reme
         else:
             continue
         raise DataError(
-            f"{problem}: {example[:_SHOWN]!r} is read as {vocabulary.as_read(example)[:_SHOWN]!r}. "
+            f"{problem}: {example[:_SHOWN]!r} is read as {tokenizer.as_read(example)[:_SHOWN]!r}. "
             f"{cure[0].upper()}{cure[1:]}; or train all the same with {ALLOW}"
         )
 
 
 def unread_shares(
-    evaluations: Iterable[Evaluation], vocabulary: Vocabulary
+    evaluations: Iterable[Evaluation], tokenizer: Tokenizer
 ) -> dict[str, UnreadTexts]:
-    """Return by protocol how much of its queries' texts a vocabulary cannot read."""
+    """Return by protocol how much of its queries' texts a tokenizer cannot read."""
     shares = {}
     for evaluation in evaluations:
-        reading = read_captions([c for q in evaluation.queries for c in q.captions], vocabulary)
+        reading = read_captions([c for q in evaluation.queries for c in q.captions], tokenizer)
         shares[evaluation.protocol.name] = UnreadTexts(
             unknown_words_percent=100 * reading.unknown_share,
             most_frequent_unknown=dict(reading.unknown.most_common(_NAMED)),

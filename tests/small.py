@@ -21,26 +21,31 @@ VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
 def small_config(variant: str = "cmap", **model) -> ConfigDict:
     """A config whose model is tiny; keyword arguments set fields of ``config.model``.
 
-    ``image_depth=50`` sets ``config.model.image.depth``, likewise ``text_...``.
+    ``image_depth=50`` sets ``config.model.image.resnet.depth``, and ``text_hidden=3`` sets
+    ``config.model.text.lstm.hidden``: a field that the part itself lacks is set in its sub-configs.
     """
     config = default.get_config()
     config.model.variant = variant
     config.model.embed_dim = EMBED
-    config.model.image.depth = 18
-    config.model.image.width = 4
+    config.model.image.resnet.depth = 18
+    config.model.image.resnet.width = 4
     config.model.image.frozen = False
     config.model.text.frozen = False
-    config.model.text.word_dim = WORD
-    config.model.text.lstm_hidden = HIDDEN
+    config.model.text.gru.word_dim = config.model.text.lstm.word_dim = WORD
+    config.model.text.lstm.hidden = HIDDEN
     config.model.text.vocabulary_size = VOCABULARY
-    config.model.text.dropout = 0.0
+    config.model.text.lstm.dropout = 0.0
     config.data.resize = 72
     config.data.crop = 64
     config.train.batch_size = 8
     for name, value in model.items():
         part, _, field = name.partition("_")
         if part in ("image", "text"):
-            config.model[part][field] = value
+            values = list(config.model[part].values())
+            sub_configs = [v for v in values if isinstance(v, ConfigDict) and field in v]
+            for holder in [config.model[part]] if field in config.model[part] else sub_configs:
+                holder[field] = value
+            assert sub_configs or field in config.model[part], name
         else:
             config.model[name] = value
     return config

@@ -208,6 +208,9 @@ def test_every_field_is_read():
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute):
                     read.add(node.attr)
+                # An encoder's settings are a mapping.
+                elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "settings":
+                    read.add(ast.unparse(node.slice).strip("'"))
     from input_pipeline.garments import prepare
 
     # These settings are passed on as keyword arguments.

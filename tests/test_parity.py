@@ -63,8 +63,8 @@ def _pair(settings: dict, dtype: str = "float64", width: int = 4):
     names = {
         "cross_level": "image_cross_level",
         "depth": "image_depth",
-        "text_encoder": "text_encoder",
-        "lstm_pool_padding": "text_lstm_pool_padding",
+        "text_encoder": "text_name",
+        "lstm_pool_padding": "text_pool_padding",
     }
     ours = {names[k]: v for k, v in settings.items() if k != "variant"}
     config = small_config(settings["variant"], image_width=width, dtype=dtype, **ours)
@@ -74,8 +74,8 @@ def _pair(settings: dict, dtype: str = "float64", width: int = 4):
         vocabulary_size=VOCABULARY,
         width=width,
         embed_dim=model.embed_dim,
-        word_dim=model.text.word_dim,
-        lstm_hidden=model.text.lstm_hidden,
+        word_dim=model.text.gru.word_dim,
+        lstm_hidden=model.text.lstm.hidden,
         lstm_dropout=0.0,
     )
     theirs = theirs.double() if dtype == "float64" else theirs.float()
@@ -162,7 +162,7 @@ def test_frozen_stage_in_float64(norm, x64):
     """Stage 1: what is frozen does not move, and batch-norm does what SPEC 3 says."""
     theirs, config, _, variables = _pair({"variant": "cmap"})
     config.model.image.frozen = config.model.text.frozen = True
-    config.model.image.frozen_backbone_batch_norm = norm
+    config.model.image.resnet.frozen_batch_norm = norm
     config.optimizer.clip_norm = 0.5
     model = CMAP.from_config(config)
     batches = _batches(STEPS)
@@ -367,11 +367,14 @@ def test_feature_maps_in_float64(x64):
             part = {c: v["image_encoder"] for c, v in variables.items()}
             backbone = {c: v["backbone"] for c, v in part.items()}
             resnet = ResNet(depth, 4, dtype=jnp.float64)
-            maps = resnet.apply(backbone, nhwc, use_batch_statistics=False)
+            maps = resnet.apply(backbone, nhwc, train=False).values()
             params = {"params": part["params"].get("interaction", {})}
             pyramid = CrossLevel(direction, jnp.float64).apply(params, *maps)
             with torch.no_grad():
-                expected = (*theirs.img_enc.cnn(images), *theirs.img_enc.feature_pyramid(images))
+                expected = (
+                    *theirs.img_enc.cnn(images)[::-1],
+                    *theirs.img_enc.feature_pyramid(images),
+                )
             for ours, other in zip((*maps, *pyramid), expected, strict=True):
                 other = other.permute(0, 2, 3, 1).numpy()
                 assert np.linalg.norm(ours - other) < 1e-6 * np.linalg.norm(other)

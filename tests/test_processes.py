@@ -38,9 +38,9 @@ def start(tmp_path_factory):
             "--config.train.log_every_steps=2",
             "--config.data.resize=40",
             "--config.data.crop=32",
-            "--config.model.image.width=8",  # some parameters are large enough to be split
+            "--config.model.image.resnet.width=8",  # some parameters are large enough to be split
             "--config.model.embed_dim=16",
-            "--config.model.text.word_dim=8",
+            "--config.model.text.gru.word_dim=8",
             "--config.optimizer.warmup_steps=2",
             f"--config.distributed.heartbeat_timeout_seconds={_HEARTBEAT}",
             *more,

@@ -82,7 +82,7 @@ def test_a_workdir_from_before_there_was_a_choice(written, tmp_path):
         (folder / name).write_text(json.dumps(content))
     assert load(folder).preprocessing.read_as == "released"
     # It is the same run, too, as far as its config says.
-    new = small_config(text_vocabulary_size=len(load(folder).vocabulary))
+    new = small_config(text_vocabulary_size=len(load(folder).tokenizer))
     new.data.name = "cirr"
     new.data.read_as = "released"
     check_same_run(folder, new)
@@ -128,7 +128,7 @@ def test_another_way_in_the_middle_of_a_run_is_refused(written):
     folder = written["released"]
     description = workdir.read_description(folder)
     datasets = types.SimpleNamespace(
-        vocabulary=description.vocabulary,
+        tokenizer=description.tokenizer,
         preprocessing=description.preprocessing,
         facts=types.SimpleNamespace(to_dict=dict),
     )

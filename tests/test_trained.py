@@ -47,7 +47,7 @@ def test_two_programs_serve_all_numbers_of_images(trained):
 
 def test_one_program_serves_all_numbers_of_texts(trained):
     texts = ["is red", ("longer", "has a no"), "", "is " * 20] * 10
-    tokens, lengths = trained.vocabulary.encode_batch(texts)
+    tokens, lengths = trained.tokenizer.encode_batch(texts)
     expected = np.asarray(
         trained.model.apply(trained.variables, tokens, lengths, method="encode_text")
     )

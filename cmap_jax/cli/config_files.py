@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax.cli.errors import UsageError
 from cmap_jax.config_fields import FIELDS, flatten
+from cmap_jax.workdir import renamed_fields
 
 # `configs` lies beside `cmap_jax`, in a checkout and in an installation.
 _FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -102,6 +103,8 @@ def check_json(path: str) -> None:
 
 def unknown_field(path: str) -> str | None:
     """Return a message if a path such as "train.epochs" names no field; None if it does."""
+    if names := renamed_fields.new_names(path):
+        return f"config.{path} is now {' and '.join(f'config.{name}' for name in names)}"
     parts = path.split(".")
     for depth in range(1, len(parts) + 1):
         part = ".".join(parts[:depth])

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out,
         workdir_lib.Description(
             config=config,
-            vocabulary=vocabulary,
+            tokenizer=vocabulary,
             preprocessing=ImagePreprocessing(resize=config.data.resize, crop=config.data.crop),
             protocols=(PROTOCOLS[protocol],),
             facts=facts,
@@ -127,4 +127,4 @@ def _read_vocabulary(source: str, config: ConfigDict) -> Vocabulary:
         return Vocabulary.build(records.vocabulary_captions, records.extra_special)
     if pathlib.Path(source).suffix in (".pkl", ".pickle"):
         return load_release_vocabulary(source)
-    return Vocabulary.load(source)
+    return Vocabulary.read_file(source)

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Examine, print, and return 1 where training would fail."""
     find_data_set(arguments.dataset)  # a wrong name is refused before any file is read
-    vocabulary = Vocabulary.load(arguments.vocabulary) if arguments.vocabulary else None
+    vocabulary = Vocabulary.read_file(arguments.vocabulary) if arguments.vocabulary else None
     report = doctor.examine(
         arguments.dataset,
         arguments.directory,

@@ -86,12 +86,12 @@ def _train(config: ConfigDict, workdir: str) -> None:
     if workdir_lib.has_checkpoint(workdir):
         # The weights that the run started from are no longer needed, and may be gone.
         initial = None
-        vocabulary = workdir_lib.read_description(workdir).vocabulary if config.init_from else None
+        tokenizer = workdir_lib.read_description(workdir).tokenizer if config.init_from else None
     else:
         initial = read_initial_weights(config)
-        vocabulary = initial.vocabulary
+        tokenizer = initial.tokenizer
     datasets = input_pipeline.create_datasets(
-        config, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
+        config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
     )
     train(config, datasets, workdir, initial)
 
@@ -120,7 +120,7 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
     check_can_write(workdir)
     datasets = input_pipeline.create_datasets(
         config,
-        description.vocabulary,
+        description.tokenizer,
         training=False,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

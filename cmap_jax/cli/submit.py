@@ -110,7 +110,7 @@ def _write(arguments: argparse.Namespace) -> None:
     loader = open_loader(records, trained.preprocessing, FailedImages("fail", may_skip=False))
     data = EvaluationData(
         evaluations,
-        trained.vocabulary,
+        trained.tokenizer,
         trained.preprocessing,
         loader,
         # The size changes no answer, and this machine may have other devices than the run had.

@@ -1,4 +1,4 @@
-"""Weights from elsewhere -> our variables: torchvision's ResNets, the authors' files, GloVe.
+"""Foreign weights as our variables: torchvision's ResNets, the authors' files, word vectors.
 
     model_config, variables, vocabulary = load_reference_checkpoint("model_best.pth")
     model = CMAP.from_config(model_config)

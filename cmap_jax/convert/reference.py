@@ -1,4 +1,4 @@
-"""The authors' training checkpoints -> a model of ours with the same values."""
+"""The authors' training checkpoints as a model of ours with the same values."""
 
 import argparse
 import dataclasses
@@ -48,7 +48,7 @@ _UNUSED = "Transform_attention."  # a layer that the release makes and never cal
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceCheckpoint:
-    """What one of the authors' files holds.
+    """The contents of one of the authors' files.
 
     Attributes:
         model_config: a ``config.model``.
@@ -89,7 +89,7 @@ def load_reference_checkpoint(
 
 
 def read_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
-    """Read all that is worth keeping of one of the authors' checkpoints; errors as above."""
+    """Read one of the authors' checkpoints; raises as `load_reference_checkpoint`."""
     allowed = _allowed_globals()
     left_out = foreign_names(path, allowed)
     content = read_torch_file(path, allowed, left_out)
@@ -160,7 +160,7 @@ def _arguments(value: Any) -> Mapping[str, Any]:
 def infer_model_config(state: Mapping[str, np.ndarray]) -> ConfigDict:
     """Return the ``config.model`` of a state dict, from its names and shapes.
 
-    What the shapes do not say is as released: the interaction goes down, and the LSTM's maximum
+    Settings that no shape shows are as released: the interaction goes down, and the LSTM's maximum
     includes the padding. A size whose tensor is missing keeps its default.
     """
     config = default.get_config().model
@@ -170,16 +170,18 @@ def infer_model_config(state: Mapping[str, np.ndarray]) -> ConfigDict:
         return int(shape[axis]) if axis < len(shape) else otherwise
 
     config.embed_dim = size("Transform_m.0.weight", 0, config.embed_dim)
-    config.image.width = size("img_enc.cnn.conv1.weight", 0, config.image.width)
+    resnet = config.image.resnet
+    resnet.width = size("img_enc.cnn.conv1.weight", 0, resnet.width)
     if "img_enc.cnn.layer1.0.conv3.weight" not in state:
-        config.image.depth = 34 if "img_enc.cnn.layer1.2.conv1.weight" in state else 18
+        resnet.depth = 34 if "img_enc.cnn.layer1.2.conv1.weight" in state else 18
     config.text.vocabulary_size = size("txt_enc.embed.weight", 0, 1)
-    config.text.word_dim = size("txt_enc.embed.weight", 1, config.text.word_dim)
     if any(name.startswith("txt_enc.sent_enc.0.") for name in state):
-        config.text.encoder = "lstm"
-        config.text.lstm_pool_padding = True
-        hidden = size("txt_enc.sent_enc.0.weight_hh_l0", 1, config.text.lstm_hidden)
-        config.text.lstm_hidden = hidden
+        config.text.name = "lstm"
+        lstm = config.text.lstm
+        lstm.pool_padding = True
+        lstm.hidden = size("txt_enc.sent_enc.0.weight_hh_l0", 1, lstm.hidden)
+    words = config.text[config.text.name]
+    words.word_dim = size("txt_enc.embed.weight", 1, words.word_dim)
     return config
 
 
@@ -212,7 +214,7 @@ def reference_name(path: tuple[str, ...]) -> str:
 
 
 def _allowed_globals() -> list[Any]:
-    """Return what these files name besides tensors: a Namespace, and NumPy's numbers in it."""
+    """Return the classes in these files besides tensors: a Namespace, and NumPy's numbers."""
     scalar = np._core.multiarray.scalar
     kinds = ("Bool", "Int32", "Int64", "Float32", "Float64")
     return [

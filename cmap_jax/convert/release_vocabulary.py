@@ -14,7 +14,7 @@ _SHOWN = 200  # characters of the unpickler's reason
 
 
 class _Release:
-    """Stands in for the release's class; only its attributes matter."""
+    """A stand-in for the release's class, of which only the attributes are read."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -35,12 +35,12 @@ def load_release_vocabulary(path: str | os.PathLike) -> Vocabulary:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        found = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        content = _Unpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle leads the unpickler anywhere
         reason = str(error)[:_SHOWN]
         raise ValueError(f"{path}: not the release's vocabulary: {reason}") from None
-    words = getattr(found, "word2idx", None)
-    if not isinstance(found, _Release) or not isinstance(words, dict):
+    words = getattr(content, "word2idx", None)
+    if not isinstance(content, _Release) or not isinstance(words, dict):
         raise ValueError(f"{path}: not the release's vocabulary: word2idx must number its words")
     try:
         return Vocabulary.from_ids(words)

@@ -1,4 +1,4 @@
-"""Files of named tensors, and what is said when their names or shapes are not those expected."""
+"""Files of named tensors, and the errors for names and shapes that do not fit."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ from etils import epath
 
 _SHOWN = 8  # names of each kind in an error
 _ADVICE = re.compile(r" Please use | Check the documentation ")
-_PARALLEL = "module."  # what torch's DataParallel puts before every name
+_PARALLEL = "module."  # the prefix of every name under torch's DataParallel
 
 
 class WeightsError(ValueError):
@@ -19,7 +19,7 @@ class WeightsError(ValueError):
 
 
 class _EqualToDict(type):
-    """Compares equal to `dict`: torch's safe reader sets items of that class and no subclass."""
+    """A class equal to `dict`, since torch's safe reader sets items of dict and no subclass."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is dict
@@ -147,27 +147,27 @@ def to_numpy(state: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def check_names(
     expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
     path: str | os.PathLike,
 ) -> None:
-    """Refuse tensors that are not exactly those expected.
+    """Refuse tensors whose names or shapes are not exactly the expected ones.
 
     Args:
         expected: the shape of every name.
-        found: what the file holds, without what may be ignored.
-        path: the file, for the message.
+        tensors: the tensors of the file, without those to ignore.
+        path: the file that they are from, for the message.
 
     Raises:
         WeightsError: lists missing, unexpected and misshapen names.
     """
     misshapen = [
-        f"{name} {tuple(found[name].shape)}, not {tuple(shape)}"
+        f"{name} {tuple(tensors[name].shape)}, not {tuple(shape)}"
         for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != tuple(shape)
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
     lists = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
         "of another shape": misshapen,
     }
     problems = [f"{kind}: {_shorten(names)}" for kind, names in lists.items() if names]

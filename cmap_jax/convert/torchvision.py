@@ -1,4 +1,4 @@
-"""torchvision's ResNet weights -> the parameters of our backbone."""
+"""torchvision's ResNet weights as variables of `cmap_jax.models.encoders.resnet.ResNet`."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from cmap_jax.convert.state_dict import check_finite, check_names, read_state_dict
 from cmap_jax.models.encoders.resnet import ResNet
 
-# torchvision's names of the leaves of a convolution or linear layer, and of a batch-norm.
+# Our names of a layer's arrays, with torchvision's.
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -45,7 +45,7 @@ def to_torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, 
 
 
 def to_our_layout(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    """Return a torch tensor in the layout that the variable at ``path`` has here."""
+    """Return a torch tensor in the layout of our variable at ``path``."""
     if path[-1] == "kernel" and array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     return array.T if _is_transposed(path) else array
@@ -56,14 +56,14 @@ def _is_transposed(path: tuple[str, ...]) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    """Tell whether a name is that of batch-norm's count of batches, which nothing here needs."""
+    """Tell whether a name is that of batch-norm's count of batches, which is not used."""
     return name.endswith(".num_batches_tracked")
 
 
 def translate(
     names: Mapping[tuple[str, ...], str],
     shapes: Mapping[tuple[str, ...], Any],
-    found: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
     path: str | os.PathLike,
 ) -> dict[str, Any]:
     """Return a state dict as our variables, or refuse one that does not fit.
@@ -71,17 +71,17 @@ def translate(
     Args:
         names: torch's name of every variable, by its path (collection first).
         shapes: our variables, or their shapes, by path.
-        found: the state dict, without what may be ignored.
-        path: the file, for the message.
+        state: the tensors by torch's name, without those to ignore.
+        path: the file that they are from, for the message.
 
     Raises:
         WeightsError: lists missing, unexpected and misshapen names, and values that are not finite.
     """
     expected = {names[p]: to_torch_shape(p, shape.shape) for p, shape in shapes.items()}
-    check_names(expected, found, path)
-    check_finite(found, path)
+    check_names(expected, state, path)
+    check_finite(state, path)
     return flax.traverse_util.unflatten_dict(
-        {p: np.array(to_our_layout(p, found[names[p]]), order="C") for p in shapes}
+        {p: np.array(to_our_layout(p, state[names[p]]), order="C") for p in shapes}
     )
 
 
@@ -102,13 +102,27 @@ def load_resnet(path: str | os.PathLike, *, depth: int, width: int = 64) -> dict
     """
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     variables = jax.eval_shape(
-        lambda x: ResNet(depth, width).init(jax.random.key(0), x, use_batch_statistics=False),
+        lambda x: ResNet(depth, width).init(jax.random.key(0), x, train=False),
         images,
     )
     shapes = flax.traverse_util.flatten_dict(variables)
-    found = {
+    state = {
         name: array.astype(np.float32)
         for name, array in read_state_dict(path).items()
         if not is_counter(name) and not name.startswith("fc.")
     }
-    return translate({p: resnet_name(p[1:]) for p in shapes}, shapes, found, path)
+    return translate({p: resnet_name(p[1:]) for p in shapes}, shapes, state, path)
+
+
+def load_backbone(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what `load_resnet` reads, for the image encoder "resnet".
+
+    Args:
+        path: see `load_resnet`.
+        settings: ``config.model.image.resnet``.
+
+    Returns:
+        ``params`` and ``batch_stats`` that belong under ``image_encoder``.
+    """
+    variables = load_resnet(path, depth=settings["depth"], width=settings["width"])
+    return {collection: {"backbone": values} for collection, values in variables.items()}

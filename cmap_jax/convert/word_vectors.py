@@ -1,4 +1,4 @@
-"""Files of word vectors, GloVe's, fastText's and word2vec's -> the rows of a vocabulary."""
+"""Word vectors of GloVe, fastText and word2vec as the rows of a word embedding."""
 
 import contextlib
 import gzip
@@ -11,7 +11,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Set
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from etils import epath
@@ -21,15 +21,15 @@ from cmap_jax.processing.tokenizer import SPECIAL_TOKENS, Vocabulary
 _logger = logging.getLogger(__name__)
 
 _REPORT_EVERY = 5.0  # seconds
-_LOOK_EVERY = 10_000  # lines between two looks at the clock
+_LOOK_EVERY = 10_000  # lines between two readings of the clock
 _FREQUENT = 20  # words without a vector that are named
 _SHOWN = 5  # words in the warning that none was found
 _LONGEST_LINE = 1 << 20  # bytes
-_START = 4096  # bytes that tell the two forms apart
+_START = 4096  # bytes from which the form, text or binary, is recognised
 _BLOCK = 1 << 20  # bytes of the binary form read at once
 _SUFFIXES = (".txt", ".vec", ".bin")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
-# Members of an archive that hold no vectors: hidden files, and the folder that macOS adds.
+# Members of an archive without vectors: hidden files, and the folder that macOS adds.
 _IN_NO_DATA = re.compile(r"__MACOSX/|(.*/)?\.")
 
 
@@ -44,12 +44,12 @@ def load_word_vectors(
     In a text file a line is a word and its numbers, separated by single spaces; a word may contain
     spaces (some in GloVe 840B do), so the last ``width`` fields are the vector. A first line of two
     whole numbers, as word2vec and fastText write it, says how many words and numbers follow; after
-    it word2vec's binary form is read too. Of a word that comes twice the first counts.
+    it word2vec's binary form is read too. If a word comes twice, its first vector is taken.
 
     Args:
         path: text or word2vec's binary form, plain or ``.gz``, or a published ``.zip`` (of several
             files in it, the one whose vectors have ``width`` numbers).
-        vocabulary: the words wanted.
+        vocabulary: the words whose vectors are returned.
         width: numbers in a vector.
         counts: how often each word occurs, to name the frequent ones that have no vector.
 
@@ -82,7 +82,7 @@ def load_word_vectors(
             raise ValueError(f"{name}: damaged after word {number}: {error}") from error
     if number == 0:
         raise ValueError(f"{name}: empty")
-    _log_found(name, vocabulary, vectors, counts or {})
+    _report_missing(name, vocabulary, vectors, counts or {})
     words = vocabulary.words[len(SPECIAL_TOKENS) :]
     if not any(word in vectors for word in words):
         _logger.warning(
@@ -92,6 +92,37 @@ def load_word_vectors(
             *(number, name, ", ".join(first), ", ".join(words[:_SHOWN])),
         )
     return vectors
+
+
+def load_word_embedding(
+    path: str | os.PathLike,
+    settings: Mapping[str, Any],
+    tokenizer: Vocabulary,
+    counts: Mapping[str, int],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Return a word embedding with the rows that `load_word_vectors` finds.
+
+    Args:
+        path: see `load_word_vectors`.
+        settings: ``config.model.text.gru`` or ``.lstm``.
+        tokenizer: the words, in the order of the rows.
+        counts: see `load_word_vectors`.
+        rng: draws the rows of words without a vector, from N(0, 1) (SPEC 1).
+
+    Returns:
+        ``params`` that belong under ``text_encoder``.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_word_vectors`.
+    """
+    width = settings["word_dim"]
+    vectors = load_word_vectors(path, tokenizer, width, counts)
+    rows = rng.normal(size=(len(tokenizer), width))
+    for i, word in enumerate(tokenizer.words):
+        if word in vectors:
+            rows[i] = vectors[word]
+    return {"params": {"word_embedding": rows}}
 
 
 def _entries(
@@ -137,9 +168,9 @@ def _parse_binary(
     """Yield the words of word2vec's binary form: a word, a space, the numbers as float32.
 
     Args:
-        block: what was read after the first line.
+        block: the bytes after the first line that are already read.
         file: the rest.
-        name: the file's, for errors.
+        name: begins the messages of errors.
         width: numbers in a vector.
         count: words in the file.
         wanted: the words whose vectors are returned.
@@ -196,9 +227,10 @@ def _is_number(field: bytes) -> bool:
     return True
 
 
-def _wrong_width(name: str, number: int, found: int, width: int) -> str:
+def _wrong_width(name: str, number: int, numbers: int, width: int) -> str:
     return (
-        f"{name}, line {number}: {found} numbers, where config.model.text.word_dim asks for {width}"
+        f"{name}, line {number}: {numbers} numbers, where the sub-config's word_dim asks for "
+        f"{width}"
     )
 
 
@@ -239,7 +271,7 @@ def _member(archive: zipfile.ZipFile, path: epath.Path, width: int) -> zipfile.Z
         if not members:
             raise ValueError(
                 f"{path}: holds vectors of {', '.join(map(str, sorted(widths.values())))} numbers; "
-                f"config.model.text.word_dim asks for {width}"
+                f"the sub-config's word_dim asks for {width}"
             )
     if len(members) != 1:
         named = ", ".join(m.filename for m in members) or "it holds none"
@@ -254,7 +286,7 @@ def _report(name: str, lines: int, position: int, size: int, seconds: float) -> 
     )
 
 
-def _log_found(
+def _report_missing(
     name: str, vocabulary: Vocabulary, vectors: Mapping[str, np.ndarray], counts: Mapping[str, int]
 ) -> None:
     missing = [word for word in vocabulary.words if word not in vectors and counts.get(word)]

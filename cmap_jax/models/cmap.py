@@ -19,14 +19,20 @@ from jaxtyping import Array, Float, Int
 
 from cmap_jax.config_fields import check_values
 from cmap_jax.models.composers import check_query, find_variant
-from cmap_jax.models.encoders.resnet import DEPTHS
+from cmap_jax.models.encoders import (
+    TEXT_ENCODERS,
+    image_entry,
+    image_settings,
+    text_entry,
+    text_settings,
+)
 from cmap_jax.models.image_encoder import ImageEncoder
-from cmap_jax.models.text_encoder import TextEncoder
+from cmap_jax.numerics import l2_normalize
 from cmap_jax.scoring import ComposedQuery
 
 
 class Encoded(NamedTuple):
-    """What the encoders make of a batch of triplets; rows are independent of one another.
+    """The embeddings of a batch of triplets; rows are independent of one another.
 
     Attributes:
         reference: the references' pyramid, [L, B, D].
@@ -40,7 +46,7 @@ class Encoded(NamedTuple):
 
 
 class TrainingOutputs(NamedTuple):
-    """What the objective needs of a batch of triplets.
+    """The inputs of the objective, for a batch of triplets.
 
     Attributes:
         query: the B composed queries.
@@ -69,10 +75,10 @@ class CMAP(nn.Module):
     Attributes:
         variant: name of the method, as `composers.find_variant` takes it.
         image: keyword arguments of `ImageEncoder`.
-        text: keyword arguments of `TextEncoder`.
+        text: "family", a key of `TEXT_ENCODERS`, and the keyword arguments of its ``build``.
         initial_logit_scale: initial log of the inverse temperature.
-        dtype: of the encoders' products, float32 or bfloat16; norms, softmaxes, pooling and scores
-            are float32. (float64, under ``jax_enable_x64``, is for numerical comparisons.)
+        dtype: dtype of the encoders' products, float32 or bfloat16; norms, softmaxes, pooling and
+            scores are float32. (float64, under ``jax_enable_x64``, is for numerical comparisons.)
     """
 
     variant: str
@@ -83,7 +89,7 @@ class CMAP(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any) -> "CMAP":
-        """Build the model that a config describes.
+        """Return the model that a config describes.
 
         Args:
             config: a whole config, or its ``model`` part (a ConfigDict or anything with the same
@@ -92,41 +98,45 @@ class CMAP(nn.Module):
         Raises:
             ValueError: a field with an impossible value, named with what is possible.
         """
-        config = config.model if hasattr(config, "model") else config
+        data = config.data if hasattr(config, "model") else None
+        config = config if data is None else config.model
         check_values(config, "model")
         image, text = config.image, config.text
         variant = find_variant(config.variant)
-        _choice("image.depth", image.depth, DEPTHS)
-        if config.embed_dim % 2 or config.embed_dim < 2:
+        settings = image_settings(config), text_settings(config)
+        encoder = image_entry(config)
+        encoder.check(config)
+        if data is not None:
+            encoder.pictures.check(data)
+        if missing := [level for level in variant.levels if level not in encoder.levels]:
             raise ValueError(
-                "config.model.embed_dim must be even: half for each direction of the GRU; got "
-                f"{config.embed_dim}"
+                f"config.model.variant={config.variant} scores the level {missing[0]}, but "
+                f"config.model.image.name={image.name} gives {', '.join(encoder.levels)} alone"
             )
-        if variant.reads_text and not text.vocabulary_size:
-            raise ValueError(
-                "config.model.text.vocabulary_size is not set: take it from the data's vocabulary"
-            )
+        if variant.reads_text:
+            text_entry(config).check(config)
+            _choice("text.tokenizer", text.tokenizer, text_entry(config).tokenizers)
+            if not text.vocabulary_size:
+                raise ValueError(
+                    "config.model.text.vocabulary_size is not set: take it from the data's "
+                    "tokenizer"
+                )
         return cls(
             variant=config.variant,
             image={
+                "family": image.name,
+                "settings": settings[0],
                 "embed_dim": config.embed_dim,
                 "levels": variant.levels,
-                "depth": image.depth,
-                "width": image.width,
                 "cross_level": image.cross_level,
-                "normalize_backbone_by_batch": not image.frozen
-                or image.frozen_backbone_batch_norm == "batch",
-                "batch_norm_groups": image.batch_norm_groups,
+                "frozen": image.frozen,
                 "remat": config.remat,
             },
             text={
+                "family": text.name,
+                "settings": settings[1],
                 "vocabulary_size": text.vocabulary_size,
                 "embed_dim": config.embed_dim,
-                "encoder": text.encoder,
-                "word_dim": text.word_dim,
-                "lstm_hidden": text.lstm_hidden,
-                "dropout": text.dropout,
-                "pool_padding": text.lstm_pool_padding,
                 "remat": config.remat,
             },
             initial_logit_scale=config.logit_scale,
@@ -153,7 +163,9 @@ class CMAP(nn.Module):
         variant = find_variant(self.variant)
         self.image_encoder = ImageEncoder(**self.image, dtype=self.dtype)
         if variant.reads_text:
-            self.text_encoder = TextEncoder(**self.text, dtype=self.dtype)
+            text = dict(self.text)
+            build = TEXT_ENCODERS[text.pop("family")].build
+            self.text_encoder = build(**text, dtype=self.dtype)
         self.composer = variant.build(dtype=self.dtype)
         scale = self.initial_logit_scale
         self.logit_scale = self.param("logit_scale", lambda _: jnp.asarray(scale, jnp.float32))
@@ -162,7 +174,7 @@ class CMAP(nn.Module):
         """Encode images: uint8 0..255, normalised inside, or floating point, already normalised.
 
         Args:
-            images: [B, H, W, 3] with sides that are multiples of 32.
+            images: [B, H, W, 3], with sides that the image encoder takes.
             train: normalise by the batch's statistics and update the running ones.
 
         Returns:
@@ -176,11 +188,19 @@ class CMAP(nn.Module):
         """Encode token ids; position ``lengths[b]`` and after are padding.
 
         Returns:
-            l2-normalised embeddings, float32; zeros for a variant that does not read the text.
+            l2-normalised embeddings (m in SPEC 1), float32; zeros for a variant that does not read
+            the text.
+
+        Raises:
+            ValueError: an array of another rank, or batch axes that differ.
         """
+        if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"tokens must be [B, T] and lengths [B], not {tokens.shape} and {lengths.shape}"
+            )
         if not find_variant(self.variant).reads_text:
             return jnp.zeros((tokens.shape[0], self.image["embed_dim"]), jnp.float32)
-        return self.text_encoder(tokens, lengths, train=train)
+        return l2_normalize(self.text_encoder(tokens, lengths, train=train))
 
     def compose(
         self, pyramid: Float[Array, "L B D"], text: Float[Array, "B D"], *, train: bool = False
@@ -203,10 +223,10 @@ class CMAP(nn.Module):
         *,
         train: bool = False,
     ) -> Encoded:
-        """Encode a batch of triplets; all of the model that is large is in here.
+        """Encode a batch of triplets, which is nearly all of the model's work.
 
-        The references and the targets are two passes: each is normalised by its own statistics, and
-        each updates the running ones, the references first (SPEC 3).
+        The references and the targets are encoded in two passes. Each is normalised by its own
+        statistics, and each updates the running ones, the references first (SPEC 3).
         """
         reference = self.encode_images(reference_image, train=train)
         targets = self.encode_images(target_image, train=train)

@@ -1,6 +1,7 @@
 """From images to a pyramid of embeddings: backbone, cross-level interaction, pooling, heads."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -8,19 +9,21 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from cmap_jax.models.encoders.resnet import ResNet
+from cmap_jax.models.encoders import IMAGE_ENCODERS
+from cmap_jax.models.encoders.entry import LEVELS, Pictures
 from cmap_jax.models.layers import Conv, Dense, generalized_mean, resize_bilinear
 from cmap_jax.models.rematerialization import Remat
 from cmap_jax.numerics import at_least_float32, l2_normalize
-from cmap_jax.processing.images import IMAGENET_MEAN, IMAGENET_STD
-
-LEVELS = ("high", "mid", "low")
 
 
 def normalize_images(
-    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"],
+    images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], pictures: Pictures
 ) -> Float[Array, "B H W 3"]:
-    """Scale uint8 images to ImageNet's mean and variance; floating point passes unchanged (SPEC 4).
+    """Scale uint8 images to [0, 1] and normalise them by channel (SPEC 4).
+
+    Args:
+        images: pixels 0..255 as uint8; floating-point images are returned unchanged.
+        pictures: has the mean and the standard deviation.
 
     Raises:
         TypeError: another dtype.
@@ -33,16 +36,16 @@ def normalize_images(
             f"{images.dtype}"
         )
     scaled = images.astype(jnp.float32) / 255
-    return (scaled - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+    return (scaled - jnp.asarray(pictures.mean)) / jnp.asarray(pictures.std)
 
 
 class CrossLevel(nn.Module):
-    """Lend the semantics of a deeper level to the shallower one (SPEC 1, cross-level interaction).
+    """Add the semantics of a deeper level to the shallower one (SPEC 1, cross-level interaction).
 
     Attributes:
-        direction: "down" (as released: the shallower map is shrunk to the deeper one's size), "up"
+        direction: "down" (as released: the shallower map is resized to the deeper one's size), "up"
             (the usual top-down pyramid) or "none" (the ablation).
-        dtype: of the convolutions.
+        dtype: dtype of the convolutions.
     """
 
     direction: Literal["down", "up", "none"] = "down"
@@ -50,9 +53,9 @@ class CrossLevel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, c3: jax.Array, c4: jax.Array, c5: jax.Array
+        self, c5: jax.Array, c4: jax.Array, c3: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return the maps (P5, P4, P3) of the levels high, mid and low from C3, C4, C5."""
+        """Return the maps P5, P4 and P3 of the levels high, mid and low."""
         if self.direction == "none":
             return c5, c4, c3
 
@@ -63,7 +66,7 @@ class CrossLevel(nn.Module):
         lateral_low = conv("lateral_low", c3.shape[-1], 1)
         if self.direction == "down":
             m4 = resize_bilinear(c4, *c5.shape[1:3]) + lateral_mid(c5)
-            # The raw C4, not P4: so it was released.
+            # The release takes the raw C4 here, not P4.
             m3 = resize_bilinear(c3, *c4.shape[1:3]) + lateral_low(c4)
         else:
             m4 = c4 + resize_bilinear(lateral_mid(c5), *c4.shape[1:3])
@@ -77,31 +80,28 @@ class ImageEncoder(nn.Module):
     """Images to one l2-normalised embedding a level.
 
     Attributes:
+        family: a key of `IMAGE_ENCODERS`, which makes the backbone.
+        settings: the family's sub-config.
         embed_dim: width D of the embeddings.
         levels: the levels wanted, ("high",) or all of LEVELS; others have no parameters.
-        depth: layers of the ResNet.
-        width: channels of its stem.
         cross_level: direction of the cross-level interaction.
-        normalize_backbone_by_batch: whether training uses (and updates) batch statistics in the
-            backbone's batch-norm; False freezes the running ones.
-        batch_norm_groups: parts of the batch that the backbone normalises by themselves.
-        remat: what of the backbone's blocks is kept for the gradient; see `rematerialize`.
-        dtype: of convolutions and linear layers; pooling and norms are float32.
+        frozen: whether the backbone is not trained.
+        remat: which results of the backbone are kept for the gradient; see `rematerialize`.
+        dtype: dtype of convolutions and linear layers; pooling and norms are float32.
     """
 
+    family: str
+    settings: Mapping[str, Any]
     embed_dim: int
     levels: tuple[str, ...] = LEVELS
-    depth: int = 50
-    width: int = 64
     cross_level: Literal["down", "up", "none"] = "down"
-    normalize_backbone_by_batch: bool = True
-    batch_norm_groups: int = 1
+    frozen: bool = False
     remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     def setup(self):  # noqa: D102
-        self.backbone = ResNet(
-            self.depth, self.width, self.batch_norm_groups, self.remat, self.dtype
+        self.backbone = IMAGE_ENCODERS[self.family].build(
+            self.settings, self.frozen, self.remat, self.dtype
         )
         if len(self.levels) > 1:
             self.interaction = CrossLevel(self.cross_level, self.dtype)
@@ -116,16 +116,23 @@ class ImageEncoder(nn.Module):
             The pyramid, levels high to low, float32.
 
         Raises:
-            ValueError: not [B, H, W, 3], or a side that is no multiple of 32.
+            ValueError: not [B, H, W, 3], or sides that the backbone does not take.
         """
-        if images.ndim != 4 or images.shape[-1] != 3 or any(s % 32 for s in images.shape[1:3]):
+        pictures = IMAGE_ENCODERS[self.family].pictures
+        sides = images.shape[1:3]
+        if images.ndim != 4 or images.shape[-1] != 3 or any(s % pictures.multiple for s in sides):
             raise ValueError(
-                f"images must be [B, H, W, 3] with H and W multiples of 32, not {images.shape}"
+                f"images must be [B, H, W, 3] with H and W multiples of {pictures.multiple}, not "
+                f"{images.shape}"
             )
-        images = normalize_images(images)
-        maps = self.backbone(
-            images, use_batch_statistics=train and self.normalize_backbone_by_batch
-        )
-        maps = self.interaction(*maps) if len(self.levels) > 1 else maps[-1:]
-        embeddings = [head(generalized_mean(m)) for head, m in zip(self.heads, maps, strict=True)]
+        features = self.backbone(normalize_images(images, pictures), train=train)
+        maps = [features[level] for level in self.levels]
+        if len(self.levels) > 1:
+            maps = self.interaction(*maps)
+        embeddings = [head(_pool(m)) for head, m in zip(self.heads, maps, strict=True)]
         return l2_normalize(at_least_float32(jnp.stack(embeddings)))
+
+
+def _pool(features: jax.Array) -> jax.Array:
+    """Return a feature map's generalised mean, [B, C]; a vector is returned unchanged."""
+    return generalized_mean(features) if features.ndim == 4 else features

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its gradient, and what is computed again instead."""
+"""Rematerialisation: a forward pass keeps less for its gradient and computes the rest again."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,9 +17,9 @@ def rematerialize(
 
     Args:
         function: a block of a network or a step of a recurrence.
-        remat: "none": keep everything; "products": what convolutions and linear layers result in,
-            so that norms and activations are computed again; "blocks": the function's inputs
-            alone, so that all of it is computed again, a third more work in a training step.
+        remat: "none": keep everything; "products": keep the results of convolutions and linear
+            layers, and compute norms and activations again; "blocks": keep the function's inputs
+            alone and compute all of it again, a third more work in a training step.
         transform: `jax.checkpoint`, or `flax.linen.remat` for a function of a module.
     """
     if remat == "none":

@@ -1,4 +1,4 @@
-"""What a model must know of raw input: text to ids, photographs to pixels."""
+"""Preprocessing that a model depends on: texts to token ids, photographs to pixels."""
 
 from etils import epy
 

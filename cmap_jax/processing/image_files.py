@@ -1,4 +1,4 @@
-"""Image files of any format: opened, judged by their header, and what is special about them.
+"""Image files of any format: opening, checks of their headers, and their special traits.
 
 image = open_image(open("dress.heic", "rb"))             # or an ImageReadError that says why not
 reason = check_image_stream(open("dress.jpg", "rb"))     # None, or why it cannot be used
@@ -33,13 +33,13 @@ TURNED, TRANSPARENT, SIXTEEN_BIT, CMYK, FRAMES = TRAITS = (
 
 # Formats whose grey of 16 bits PIL may give in its mode of 32.
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-# Modes of which `convert` makes no picture, or one of other colours than people see.
+# Modes that `convert` refuses, or converts to other colours than people see.
 _REFUSED_MODES = {
     "I": "32-bit integers, and which of them is white is not known",
     "F": "floating-point numbers, and which of them is white is not known",
     "LAB": "CIE Lab colours, which PIL does not convert",
 }
-# What PIL says, as an `OSError`, where a format is known and what decodes it is not there.
+# Beginnings of PIL's `OSError` for a format that it knows and has no decoder for.
 _NO_DECODER = ("cannot find loader", "decoder ", "encoder ", "Unable to locate Ghostscript")
 _CONVERT = "convert it to JPEG or PNG"
 
@@ -53,11 +53,11 @@ class _Format:
     """A format that PIL may lack.
 
     Attributes:
-        name: as people call it.
+        name: the usual name, for messages.
         feature: PIL's own name of it; empty where PIL reads it with a plugin only, or not at all.
-        package: what pip installs; empty where no package adds the format.
+        package: the pip package that adds the format; empty where there is none.
         module: the package's module; importing it is enough where ``register`` is empty.
-        register: the module's function that tells PIL of the format.
+        register: the module's function that registers the format with PIL.
     """
 
     name: str
@@ -67,7 +67,7 @@ class _Format:
     register: str = ""
 
     def remedy(self) -> str:
-        """Return what makes such a file usable."""
+        """Return the advice for such a file."""
         return f"pip install {self.package}, or {_CONVERT}" if self.package else _CONVERT
 
     def is_readable(self) -> bool:
@@ -89,7 +89,7 @@ _HEIC = _Format("HEIC", "", "pillow-heif", "pillow_heif", "register_heif_opener"
 _AVIF = _Format("AVIF", "avif", "pillow-avif-plugin", "pillow_avif")
 _JPEG_XL = _Format("JPEG XL", "", "pillow-jxl-plugin", "pillow_jxl")
 _WEBP = _Format("WebP", "webp")
-# The brand of an ISO media file (bytes 8 to 12), and how other formats begin.
+# The brands of ISO media files (bytes 8 to 12), and the first bytes of other formats.
 _BRANDS = {
     **dict.fromkeys(b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split(), _HEIC),
     **dict.fromkeys(b"avif avis".split(), _AVIF),
@@ -151,9 +151,9 @@ def is_sixteen_bit_grey(image: Image.Image) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return how EXIF says a picture lies, 1 to 8; 1 is upright, as is what says nothing legible.
+    """Return EXIF's orientation of a picture, 1 to 8; 1 (upright) where there is none legible.
 
-    PNG may say it behind its pixels: there an image must have been loaded.
+    PNG may store it behind its pixels, so that the image must have been loaded.
     """
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -166,7 +166,7 @@ def check_image_stream(file: BinaryIO) -> str | None:
     """Check one open image file cheaply; safe to call from many threads.
 
     The header is read. A JPEG or PNG whose last 4 KB hold the end marker is taken as complete; any
-    other file is decoded to decide. So damage inside a complete file is not found.
+    other file is decoded to decide. Damage inside a complete file is therefore not noticed.
 
     Returns:
         None for a usable file, else the reason: "zero bytes", "not an image: ...", "too large:
@@ -195,40 +195,40 @@ def check_image_stream(file: BinaryIO) -> str | None:
 def find_traits(file: BinaryIO) -> frozenset[str]:
     """Return which of `TRAITS` a usable image file has.
 
-    Only where there is an alpha channel the file is decoded: one that is opaque all over counts as
+    The file is decoded only if it has an alpha channel; one that is opaque everywhere counts as
     none. PIL turns a TIFF itself, and the second picture in a phone's MPO is no frame.
     """
-    found = set()
+    traits = set()
     try:
         with open_image(file) as image:
             if image.mode == "CMYK":
-                found.add(CMYK)
-            # The raw mode is among the decoder's arguments.
+                traits.add(CMYK)
+            # The raw mode is one of the decoder's arguments.
             if is_sixteen_bit_grey(image) or any(";16" in str(tile) for tile in image.tile):
-                found.add(SIXTEEN_BIT)
+                traits.add(SIXTEEN_BIT)
             if image.format != "MPO" and getattr(image, "is_animated", False):
-                found.add(FRAMES)
-            # Without it PIL decodes all of a PNG to look behind its pixels.
+                traits.add(FRAMES)
+            # PIL decodes all of a PNG without EXIF at its start, to look behind its pixels.
             says = image.format not in ("PNG", "TIFF") or "exif" in image.info
             if says and image.format != "TIFF" and orientation(image) != 1:
-                found.add(TURNED)
+                traits.add(TURNED)
             if image.has_transparency_data and is_see_through(image):
-                found.add(TRANSPARENT)
-    except Exception:  # damage that only decoding finds: training names it
-        return frozenset(found)
-    return frozenset(found)
+                traits.add(TRANSPARENT)
+    except Exception:  # damage that only decoding shows, which training reports
+        return frozenset(traits)
+    return frozenset(traits)
 
 
 def is_see_through(image: Image.Image) -> bool:
     """Tell whether any pixel of an image with an alpha channel is less than opaque."""
     if is_sixteen_bit_grey(image):
-        return True  # by one level of grey, which is rarely named without being there
+        return True  # one level of grey is transparent, and rarely declared without occurring
     image.load()
     return image.convert("LA" if image.mode == "La" else "RGBA").getextrema()[-1][0] < 255
 
 
 def _open_with_plugin(file: BinaryIO, error: Exception) -> Image.Image:
-    """Open what PIL by itself could not, or say why not."""
+    """Open a file that PIL alone could not open, or raise an error with the reason."""
     file.seek(0)
     start = file.read(64)
     file.seek(0)
@@ -255,7 +255,7 @@ def _open_with_plugin(file: BinaryIO, error: Exception) -> Image.Image:
 
 
 def _recognize(start: bytes) -> _Format | None:
-    """Return the format of a file by its first bytes, of those that PIL may lack."""
+    """Return the format of a file by its first bytes; None for one that PIL never lacks."""
     if start[4:8] == b"ftyp":
         # "mif1" says only that it is a picture; the compatible brands say more.
         brands = [start[at : at + 4] for at in range(8, len(start) - 3, 4)]

@@ -1,4 +1,4 @@
-"""Photographs to pixels in PIL and NumPy: what a model must know of an image (SPEC 4).
+"""Photographs to pixels in PIL and NumPy (SPEC 4).
 
 Training, evaluation, preparation and use all see these pixels, bit for bit: `input_pipeline` calls
 these functions inside tf.data. TensorFlow is not needed here.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from cmap_jax.processing.image_files import (
@@ -27,19 +27,19 @@ from cmap_jax.processing.image_files import (
     orientation,
     why_refused,
 )
-from cmap_jax.processing.padded_resize import pad_and_resize
-
-# Per channel (red, green, blue), for images scaled to [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from cmap_jax.processing.padded_resize import (
+    FITS,
+    RESAMPLINGS,
+    crop_and_resize,
+    pad_and_resize,
+    resize_square,
+)
 
 RELEASED, UPRIGHT = READINGS = ("released", "upright")
 
-# The encoder halves the resolution five times.
-_CROP_MULTIPLE = 32
-# The highest value of 16 bits is the highest of 8 bits times this.
+# The highest value of 16 bits divided by the highest of 8 bits.
 _SIXTEEN_TO_EIGHT_BITS = 257
-# EXIF's orientation -> what turns the picture upright.
+# EXIF's orientation, with the operation that turns the picture upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,37 +58,46 @@ class ImagePreprocessing:
     """How a picture is read, and the sizes of the image operations; stored with a model.
 
     Attributes:
-        resize: side of the square an image is padded and resized to, pixels.
-        crop: side of the square cut from it, pixels; a multiple of 32, at most `resize`.
+        resize: side of the square that an image is brought to, pixels.
+        crop: side of the square cut from it, pixels; at most `resize`.
         pad_value: grey level of the padding, 0..255; 255 is white.
         read_as: "released": EXIF orientation is ignored and alpha dropped, as in the published
-            protocols; "upright": what a person sees, turned as EXIF says, with what is transparent
-            laid on the padding's grey level.
+            protocols; "upright": as a person sees it, turned as EXIF says, with transparency
+            composited on the padding's grey level.
+        fit: how an image becomes a square: "pad": its shorter side is padded; "crop": the ends of
+            its longer side are cut off; "stretch": its sides are scaled by different factors.
+        resampling: the filter of resizing, "bilinear" or "bicubic", antialiased.
 
     Raises:
-        ValueError: a size is not an integer or out of range, or there is no such way to read.
+        ValueError: a size is not an integer or out of range, or a choice does not exist.
     """
 
     resize: int = 256
     crop: int = 224
     pad_value: int = 255
     read_as: str = RELEASED
+    fit: str = FITS[0]
+    resampling: str = RESAMPLINGS[0]
 
     def __post_init__(self) -> None:
         for field in ("resize", "crop", "pad_value"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{field} must be an integer, got {value!r}")
-        if self.crop <= 0 or self.crop % _CROP_MULTIPLE:
-            raise ValueError(f"crop must be a positive multiple of 32, got {self.crop}")
+        if self.crop <= 0:
+            raise ValueError(f"crop must be positive, got {self.crop}")
         if self.crop > self.resize:
             raise ValueError(f"crop ({self.crop}) must not exceed resize ({self.resize})")
         if self.resize > MAX_SIDE:
             raise ValueError(f"resize must not exceed {MAX_SIDE}, got {self.resize}")
         if not 0 <= self.pad_value <= 255:
             raise ValueError(f"pad_value must be in 0..255, got {self.pad_value}")
-        if self.read_as not in READINGS:
-            raise ValueError(f"read_as must be {' or '.join(READINGS)}, got {self.read_as!r}")
+        choices = {"read_as": READINGS, "fit": FITS, "resampling": RESAMPLINGS}
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"{field} must be {' or '.join(allowed)}, got {getattr(self, field)!r}"
+                )
 
     def to_dict(self) -> dict[str, int | str]:
         """Return the fields, ready for JSON."""
@@ -118,7 +127,7 @@ def read_image(
     Args:
         source: a path (an object with `read_bytes` may be remote), an encoded file as bytes, a PIL
             image (left as it is), or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
-        preprocessing: its ``read_as`` and ``pad_value``; the sizes do not matter.
+        preprocessing: its ``read_as`` and ``pad_value`` are used.
 
     Returns:
         A new PIL image of mode "RGB".
@@ -150,12 +159,17 @@ def read_image(
 
 
 def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
-    """Pad an image of mode "RGB" to a square and resize that (SPEC 4)."""
-    return pad_and_resize(image, preprocessing.resize, preprocessing.pad_value)
+    """Bring an image of mode "RGB" to a square of side ``resize`` (SPEC 4)."""
+    size, filter_ = preprocessing.resize, preprocessing.resampling
+    if preprocessing.fit == "pad":
+        return pad_and_resize(image, size, preprocessing.pad_value, filter_)
+    if preprocessing.fit == "crop":
+        return crop_and_resize(image, size, filter_)
+    return resize_square(image, size, filter_)
 
 
 def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image.Image:
-    """Read, pad and resize: the square that training and evaluation cut their crops from (SPEC 4).
+    """Read and resize an image to the square that all crops are cut from (SPEC 4).
 
     Raises:
         ImageReadError: as `read_image`.
@@ -163,7 +177,7 @@ def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image
     return to_square(read_image(source, preprocessing), preprocessing)
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Cut the central `size` x `size` pixels; an odd remainder goes right and below.
 
     Raises:
@@ -195,7 +209,7 @@ def random_crop_flip(
 def preprocess_image(
     source: ImageSource, preprocessing: ImagePreprocessing
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Read, pad, resize and crop the centre: the evaluation path (SPEC 4).
+    """Read, resize and crop the centre, as in evaluation (SPEC 4).
 
     Returns:
         Pixels 0..255, S = `preprocessing.crop`.
@@ -203,24 +217,11 @@ def preprocess_image(
     Raises:
         ImageReadError: as `read_image`.
     """
-    return np.array(centre_crop(load_square(source, preprocessing), preprocessing.crop))
-
-
-def normalise(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float32[np.ndarray, "*batch H W 3"]:
-    """Scale to [0, 1], then subtract ImageNet's mean and divide by its deviation (SPEC 4).
-
-    Raises:
-        ValueError: the images are not uint8 (they may be normalised already).
-    """
-    if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8, got {images.dtype}")
-    mean = np.asarray(IMAGENET_MEAN, np.float32)
-    std = np.asarray(IMAGENET_STD, np.float32)
-    return (images.astype(np.float32) / np.float32(255.0) - mean) / std
+    return np.array(center_crop(load_square(source, preprocessing), preprocessing.crop))
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return what the system says, without the number and the name of the file."""
+    """Return the system's message, without the number and the name of the file."""
     return error.strerror or str(error)
 
 
@@ -252,7 +253,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 def _to_rgb(
     image: Image.Image, name: str, preprocessing: ImagePreprocessing, own: bool = False
 ) -> Image.Image:
-    """Return an image as "RGB": another one, unless it is nobody else's (``own``)."""
+    """Return an image as "RGB"; a copy, unless ``own`` says that the caller gives it away."""
     if reason := why_refused(image):
         raise ImageReadError(f"{name}: {reason}")
     upright = preprocessing.read_as == UPRIGHT
@@ -264,14 +265,14 @@ def _to_rgb(
         if upright and image.has_transparency_data:
             image = _lay_on_grey(image, preprocessing.pad_value)
         if "transparency" in image.info:
-            # Alpha is dropped anyway, and for a palette's alpha PIL would warn about it.
+            # Alpha is dropped anyway, and PIL would warn about a palette's.
             image = image.copy()
             del image.info["transparency"]
         if not own or image.mode != "RGB":
             image = image.convert("RGB")
         if turn is not None:
             image = image.transpose(turn)
-            image.info = {}  # which would say that it has still to be turned
+            image.info = {}  # its orientation no longer holds
         return image
     except Exception as error:
         raise ImageReadError(f"{name}: {explain_failure(error, image)}") from error

@@ -1,12 +1,11 @@
-"""Texts to token ids and back (SPEC 4).
+"""The tokenizer "words": a closed list of the words of the training captions (SPEC 4).
 
     vocabulary = Vocabulary.build(captions)
     tokens, lengths = vocabulary.encode_batch([("is red", "has long sleeves")])
 
-A text is a tuple of one or two captions; its ids are ``<start> tokens [<and> tokens] <end>``.
+A text is one caption or two; its ids are ``<start> tokens [<and> tokens] <end>``.
 """
 
-import collections
 import difflib
 import functools
 import os
@@ -15,16 +14,18 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
+from etils import epath
 from nltk.tokenize import NLTKWordTokenizer
 
 from cmap_jax.files import parse_json, read_text, write_text
+from cmap_jax.processing.tokenizing import Text, Tokenizer, captions_of
 
 PAD, START, AND, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "<start>", "<and>", "<end>", "<unk>")
 MAX_CAPTIONS = 2
+FILE = "vocabulary.txt"  # the name of the file that `save` writes
 
-_NEAR = 0.7  # the least likeness of two spellings, as `difflib` measures it
-_SHOWN = 80  # characters of foreign words in an error
+_NEAR = 0.7  # the least similarity of two spellings, 0 to 1, as `difflib` measures it
+_SHOWN = 80  # characters of words from a file in an error
 _SEPARATORS = str.maketrans({"/": " ", "-": " ", "\\": " "})
 _DROPPED = re.compile(f"[^{string.ascii_letters} ()]")
 
@@ -52,17 +53,20 @@ def tokenize(caption: str) -> tuple[str, ...]:
 
 
 def loses_all_words(caption: str) -> bool:
-    """Tell whether cleaning leaves no word of a caption that is not blank; a bracket is none."""
+    """Tell whether cleaning leaves no word of a caption that is not blank.
+
+    A parenthesis is a token and no word.
+    """
     return bool(caption.strip()) and not any(map(str.isalpha, tokenize(caption)))
 
 
 def _in_short(text: str) -> str:
-    """Return the beginning of a text that may be a whole file, with nothing unprintable."""
+    """Return the beginning of a text that may be a whole file, escaped where not printable."""
     shown = text[:_SHOWN] if text[:_SHOWN].isprintable() else ascii(text[:_SHOWN])[1:-1][:_SHOWN]
     return shown + "..." * (len(text) > _SHOWN)
 
 
-class Vocabulary:
+class Vocabulary(Tokenizer):
     """The words that a model knows, in id order; the special tokens come first.
 
     Attributes:
@@ -107,7 +111,19 @@ class Vocabulary:
         return cls(list(words))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Vocabulary":
+    def from_data(
+        cls, source: str | None, captions: Iterable[str], extra_special: Sequence[str]
+    ) -> "Vocabulary":
+        """Return `build`'s vocabulary: pretrained word vectors bring no list of words."""
+        return cls.build(captions, extra_special)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Vocabulary":
+        """Read a folder's ``vocabulary.txt``; see `read_file`."""
+        return cls.read_file(epath.Path(folder) / FILE)
+
+    @classmethod
+    def read_file(cls, path: str | os.PathLike) -> "Vocabulary":
         """Read a vocabulary file: one word a line in id order, ``<pad>`` first.
 
         The words may also be given as JSON: a list in id order, or an object from word to id.
@@ -145,7 +161,11 @@ class Vocabulary:
             raise ValueError("a list must hold words in id order, and texts alone")
         return cls(words)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the folder's ``vocabulary.txt``; see `write_file`."""
+        self.write_file(epath.Path(folder) / FILE)
+
+    def write_file(self, path: str | os.PathLike) -> None:
         """Write the vocabulary, one word a line in id order."""
         write_text(path, "".join(f"{word}\n" for word in self.words))
 
@@ -153,33 +173,27 @@ class Vocabulary:
         """Return the number of ids, special tokens included."""
         return len(self.words)
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether another vocabulary has the same words in the same order."""
+        return isinstance(other, Vocabulary) and self.words == other.words
+
+    def __hash__(self) -> int:
+        """Return the words' hash."""
+        return hash(self.words)
+
     def __contains__(self, word: str) -> bool:
         """Tell whether a word has an id of its own."""
         return word in self._ids
 
-    def unknown_words(self, captions: Iterable[str]) -> collections.Counter[str]:
-        """Return how often each word of some captions occurs that has no id of its own."""
-        words = (word for caption in captions for word in tokenize(caption))
-        return collections.Counter(word for word in words if word not in self._ids)
-
-    def nearest(self, word: str) -> str | None:
-        """Return the word that is spelt most like one that has no id; None if none is near."""
-        known = (w for w in self.words[len(SPECIAL_TOKENS) :] if abs(len(w) - len(word)) <= 3)
-        return next(iter(difflib.get_close_matches(word, known, 1, _NEAR)), None)
-
-    def as_read(self, caption: str) -> str:
-        """Return what is left of a caption, with ``<unk>`` for each word without an id."""
-        return " ".join(word if word in self._ids else UNKNOWN for word in tokenize(caption))
-
-    def encode(self, text: str | Sequence[str]) -> list[int]:
-        """Return the ids of a text: one caption, or a sequence of one or two.
+    def encode(self, text: Text) -> list[int]:
+        """Return the ids of a text.
 
         An empty caption is legal and adds no token; unknown words become ``<unk>``.
 
         Raises:
             ValueError: no caption, or more than two.
         """
-        captions = (text,) if isinstance(text, str) else tuple(text)
+        captions = captions_of(text)
         if not 1 <= len(captions) <= MAX_CAPTIONS:
             raise ValueError(f"a text has one or two captions, not {len(captions)}: {captions}")
         tokens = [START]
@@ -192,28 +206,24 @@ class Vocabulary:
         """Return the words of ids, padding left out."""
         return " ".join(self.words[i] for i in ids if self.words[i] != PAD)
 
-    def encode_batch(
-        self, texts: Sequence[str | Sequence[str]], width: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode texts to an array, padded on the right.
+    def split(self, caption: str) -> tuple[str, ...]:
+        """Return the words of a caption after cleaning; see `tokenize`."""
+        return tokenize(caption)
 
-        Args:
-            texts: N texts.
-            width: positions T of the array; None for the longest text's.
+    def unknown(self, text: Text) -> list[str]:
+        """Return the words of a text that have no id of their own, in order."""
+        words = (word for caption in captions_of(text) for word in tokenize(caption))
+        return [word for word in words if word not in self._ids]
 
-        Returns:
-            tokens [N, T] int32 and lengths [N] int32.
+    def nearest(self, word: str) -> str | None:
+        """Return the word that is spelt most like one that has no id; None if none is near."""
+        known = (w for w in self.words[len(SPECIAL_TOKENS) :] if abs(len(w) - len(word)) <= 3)
+        return next(iter(difflib.get_close_matches(word, known, 1, _NEAR)), None)
 
-        Raises:
-            ValueError: a text is longer than ``width``; names it.
-        """
-        encoded = [self.encode(text) for text in texts]
-        lengths = np.array([len(ids) for ids in encoded], np.int32)
-        longest = int(lengths.max(initial=1))
-        if width is not None and longest > width:
-            text = texts[int(lengths.argmax())]
-            raise ValueError(f"a text has {longest} tokens, more than the {width} allowed: {text}")
-        tokens = np.zeros((len(encoded), width or longest), np.int32)
-        for row, ids in zip(tokens, encoded, strict=True):
-            row[: len(ids)] = ids
-        return tokens, lengths
+    def as_read(self, caption: str) -> str:
+        """Return the words of a cleaned caption, with ``<unk>`` for each word without an id."""
+        return " ".join(word if word in self._ids else UNKNOWN for word in tokenize(caption))
+
+    def loses_all_words(self, caption: str) -> bool:
+        """Tell whether cleaning leaves no word of a caption that is not blank."""
+        return loses_all_words(caption)

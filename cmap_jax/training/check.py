@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from cmap_jax import sharding
 from cmap_jax.config_fields import check_values
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.encoders import image_entry, image_settings
 from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 
@@ -23,11 +24,14 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
     check_values(config)
     devices = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp).size
     micro = config.train.micro_batch_size or config.train.batch_size
-    groups = config.model.image.batch_norm_groups
+    settings, image = image_settings(config.model), f"config.model.image.{config.model.image.name}"
     for field, value, parts, unit in (
         ("train.batch_size", config.train.batch_size, devices, "devices"),
         ("train.micro_batch_size", micro, devices, "devices"),
-        ("train.micro_batch_size", micro, groups, "groups of config.model.image.batch_norm_groups"),
+        *(
+            ("train.micro_batch_size", micro, settings[name], f"parts of {image}.{name}")
+            for name in image_entry(config.model).batch_parts
+        ),
         ("eval.batch_size", config.eval.batch_size, devices, "devices"),
     ):
         if value % parts and (training or field == "eval.batch_size"):
@@ -49,6 +53,8 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
             resize=config.data.resize,
             crop=config.data.crop,
             read_as=config.data.read_as or RELEASED,
+            fit=config.data.fit,
+            resampling=config.data.resampling,
         )
     except ValueError as error:
         raise ValueError(f"config.data.{error}") from error

@@ -1,12 +1,13 @@
-"""What a run starts from besides random values: another model, a ResNet, word vectors (SPEC 3).
+"""Initial weights other than random ones: another model's or pretrained encoders' (SPEC 3).
 
-`read_initial_weights` reads and checks what the config names before any data are read,
-`fit_initial_weights` what needs the data's words, both before a run writes anything;
-`apply_initial_weights` puts it all into a new state.
+Two functions read them before a run writes anything: `read_initial_weights` everything that does
+not depend on the data, and `fit_initial_weights` the rest, once the tokenizer is known.
+`apply_initial_weights` writes them into the variables of a new state.
 """
 
 import dataclasses
 import logging
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,37 +17,40 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cmap_jax.config_fields import Kind, differences
-from cmap_jax.convert import load_reference_checkpoint, load_resnet, load_word_vectors
+from cmap_jax.convert import load_reference_checkpoint
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import find_variant
-from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.models.encoders import image_entry, image_settings, text_entry, text_settings
+from cmap_jax.models.encoders.entry import ImageEntry, TextEntry
+from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.trained import load
 
 _logger = logging.getLogger(__name__)
 
-_FREQUENT = 10  # unknown words that are named
-_WORD_STREAM = 3  # sets the words' random vectors apart from other draws from the same seed
+_FREQUENT = 10  # unknown words that a warning names
+_TEXT_STREAM = 3  # part of the key of rows without weights, which other draws of the seed lack
 
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """Values for a whole model or its backbone, as NumPy arrays.
+    """Values for a whole model or for parts of its encoders, as NumPy arrays.
 
     Attributes:
-        variables: all variables of the model; or None.
-        backbone: ``params`` and ``batch_stats`` of the ResNet; or None.
-        vocabulary: the words that ``variables`` were trained with, where they are known.
-        word_vectors: by word, [word_dim]; None until the words of the data are known.
+        variables: all variables of a model; or None.
+        tokenizer: the tokenizer that ``variables`` were trained with, where it is known.
+        image: variables that belong under ``image_encoder``, by collection; or None.
+        text: variables that belong under ``text_encoder``, by collection; None until the data's
+            tokenizer is known.
     """
 
     variables: Mapping[str, Any] | None = None
-    backbone: Mapping[str, Any] | None = None
-    vocabulary: Vocabulary | None = None
-    word_vectors: Mapping[str, np.ndarray] | None = None
+    tokenizer: Tokenizer | None = None
+    image: Mapping[str, Any] | None = None
+    text: Mapping[str, Any] | None = None
 
 
 def read_initial_weights(config: ConfigDict) -> InitialWeights:
-    """Read what ``config.init_from`` or ``config.model.image.init_from`` names, and check it.
+    """Read the weights of ``config.init_from`` or ``config.model.image.init_from``; check the rest.
 
     Raises:
         FileNotFoundError: a file or folder is missing; names it.
@@ -54,120 +58,126 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
     """
     model, image, text = config.model, config.model.image, config.model.text
     if config.init_from is not None:
-        if image.init_from or text.word_vectors:
+        if image.init_from or text.init_from:
             raise ValueError(
                 "config.init_from brings a whole model: leave config.model.image.init_from and "
-                "config.model.text.word_vectors unset"
+                "config.model.text.init_from unset"
             )
         return _read_model(config)
-    if text.word_vectors and not epath.Path(text.word_vectors).is_file():
-        raise FileNotFoundError(
-            f"config.model.text.word_vectors: {text.word_vectors}: no such file"
-        )
-    if image.init_from:
-        return InitialWeights(
-            backbone=load_resnet(image.init_from, depth=image.depth, width=image.width)
-        )
-    if image.frozen:
-        _logger.warning(
-            "NO PRETRAINED WEIGHTS: config.model.image.frozen is set and neither "
-            "config.model.image.init_from nor config.init_from, so the image encoder stays at its "
-            "RANDOM initial values. Give a torchvision ResNet-%d: "
-            "--config.model.image.init_from=resnet%d.pth",
-            image.depth,
-            image.depth,
-        )
-    elif image.width == 64:
-        _logger.warning(
-            "NO PRETRAINED WEIGHTS: this ResNet-%d trains from scratch, far below published "
-            "results. Give torchvision's: --config.model.image.init_from=resnet%d.pth",
-            image.depth,
-            image.depth,
-        )
-    if text.frozen and not text.word_vectors and find_variant(model.variant).reads_text:
-        _logger.warning(
-            "NO WORD VECTORS: config.model.text.frozen is set and config.model.text.word_vectors "
-            "is not, so the word embedding stays at its RANDOM initial values. Give GloVe's: "
-            "--config.model.text.word_vectors=glove.840B.300d.zip"
-        )
-    return InitialWeights()
+    settings = image_settings(model)
+    _check_pretrained(model, "image", image_entry(model), settings)
+    if find_variant(model.variant).reads_text:
+        _check_pretrained(model, "text", text_entry(model), text_settings(model))
+    if not image.init_from:
+        return InitialWeights()
+    load_pretrained = pkgutil.resolve_name(image_entry(model).pretrained.load)
+    return InitialWeights(image=load_pretrained(image.init_from, settings))
 
 
 def fit_initial_weights(
     config: ConfigDict, initial: InitialWeights | None, model: CMAP, datasets: Any
 ) -> InitialWeights:
-    """Return the initial weights with the word vectors, once the words are known.
+    """Return the initial weights with the text encoder's, once the tokenizer is known.
 
     Args:
-        config: the whole config.
-        initial: what `read_initial_weights` returned; None: it is read here.
-        model: the model that they are for.
-        datasets: what `input_pipeline.create_datasets` returned: ``vocabulary``, and
-            ``word_counts`` in the training captions.
+        config: a whole config.
+        initial: the result of `read_initial_weights`; None: it is called here.
+        model: the model that gets the weights.
+        datasets: the result of `input_pipeline.create_datasets`, of which ``tokenizer`` and
+            ``word_counts`` are read.
 
     Raises:
-        ValueError: the weights were trained with other words, or have another shape; word vectors
-            that cannot be read; says why.
+        ValueError: the weights were trained with another tokenizer, or have another shape; or
+            pretrained weights that cannot be read; says why.
     """
     initial = initial or read_initial_weights(config)
-    vocabulary, counts = datasets.vocabulary, datasets.word_counts
-    if initial.vocabulary is not None and initial.vocabulary.words != vocabulary.words:
+    tokenizer, counts = datasets.tokenizer, datasets.word_counts
+    if initial.tokenizer is not None and initial.tokenizer != tokenizer:
         raise ValueError(
-            f"{config.init_from} was trained with other words than the data sets' vocabulary has; "
-            "pass its vocabulary to create_datasets"
+            f"{config.init_from} was trained with other words than the data sets' tokenizer has; "
+            "pass its tokenizer to create_datasets"
         )
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), **CMAP.example_inputs(config.data.crop))
     )
+    source = config.model.text.init_from
     if initial.variables is not None:
         _check_shapes(shapes, initial.variables, config.init_from)
-        _report_unknown_words(config.init_from, vocabulary, counts)
-    elif config.model.text.word_vectors and "text_encoder" in shapes["params"]:
-        vectors = load_word_vectors(
-            config.model.text.word_vectors, vocabulary, config.model.text.word_dim, counts
+        _report_unknown_words(config.init_from, tokenizer, counts)
+    elif source and "text_encoder" in shapes["params"]:
+        weights = pkgutil.resolve_name(text_entry(config.model).pretrained.load)(
+            source,
+            text_settings(config.model),
+            tokenizer,
+            counts,
+            np.random.default_rng([config.seed, _TEXT_STREAM]),
         )
-        return dataclasses.replace(initial, word_vectors=vectors)
+        return dataclasses.replace(initial, text=weights)
     return initial
 
 
-def apply_initial_weights(
-    config: ConfigDict,
-    initial: InitialWeights,
-    variables: Mapping[str, Any],
-    vocabulary: Vocabulary,
-) -> dict[str, Any]:
-    """Return a new model's variables with the initial weights in their places.
+def apply_initial_weights(initial: InitialWeights, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a new model's variables with the initial weights in place of random ones.
 
     Args:
-        config: the whole config.
-        initial: what `fit_initial_weights` returned.
+        initial: the result of `fit_initial_weights`.
         variables: the model's random variables.
-        vocabulary: the words.
     """
     variables = dict(variables)
     if initial.variables is not None:
         return _placed_like(initial.variables, variables)
-    if initial.backbone is not None:
-        for collection, values in initial.backbone.items():
-            variables[collection] = _replaced(
-                variables[collection], ("image_encoder", "backbone"), values
-            )
-    if initial.word_vectors is not None:
-        table = variables["params"]["text_encoder"]["word_embedding"]
-        # Words without a vector: N(0, 1) (SPEC 1).
-        rows = np.random.default_rng([config.seed, _WORD_STREAM]).normal(size=table.shape)
-        for i, word in enumerate(vocabulary.words):
-            if word in initial.word_vectors:
-                rows[i] = initial.word_vectors[word]
-        variables["params"] = _replaced(
-            variables["params"], ("text_encoder", "word_embedding"), rows
-        )
+    for encoder, weights in (("image_encoder", initial.image), ("text_encoder", initial.text)):
+        for collection, parts in (weights or {}).items():
+            for part, values in parts.items():
+                variables[collection] = _replaced(variables[collection], (encoder, part), values)
     return variables
 
 
-def _report_unknown_words(source: str, vocabulary: Vocabulary, counts: Mapping[str, int]) -> None:
-    """Warn of the words of the training captions that a model to start from does not know."""
-    unknown = {word: n for word, n in counts.items() if word not in vocabulary}
+def _check_pretrained(
+    model: ConfigDict, part: str, entry: ImageEntry | TextEntry, settings: Mapping[str, Any]
+) -> None:
+    """Check that an encoder's pretrained weights exist, and warn where they are likely forgotten.
+
+    Args:
+        model: ``config.model``.
+        part: "image" or "text".
+        entry: the encoder's.
+        settings: the encoder's sub-config.
+
+    Raises:
+        FileNotFoundError: no such file; names the field.
+        ValueError: nothing is known of such weights.
+    """
+    field, source = f"config.model.{part}.init_from", model[part].init_from
+    if entry.pretrained is None:
+        if source:
+            raise ValueError(f"{field}: {model[part].name} has no pretrained weights; leave it out")
+        return
+    if source:
+        if not epath.Path(source).exists():
+            raise FileNotFoundError(f"{field}: {source}: no such file")
+    elif model[part].frozen:
+        _logger.warning(
+            "%s: config.model.%s.frozen is set and neither %s nor config.init_from, so that the %s "
+            "stays at its RANDOM initial values. %s",
+            entry.pretrained.headline,
+            part,
+            field,
+            " and the ".join(entry.frozen).replace("_", " "),
+            entry.pretrained.advice(settings),
+        )
+    elif entry.pretrained.expected(settings):
+        _logger.warning(
+            "%s: this %s trains from scratch, far below published results. %s",
+            entry.pretrained.headline,
+            model[part].name,
+            entry.pretrained.advice(settings),
+        )
+
+
+def _report_unknown_words(source: str, tokenizer: Tokenizer, counts: Mapping[str, int]) -> None:
+    """Warn of words of the training captions that the tokenizer of an earlier stage lacks."""
+    unknown = {word: n for word, n in counts.items() if tokenizer.unknown(word)}
     if unknown:
         frequent = sorted(unknown, key=lambda word: -unknown[word])[:_FREQUENT]
         _logger.warning(
@@ -191,10 +201,10 @@ def _read_model(config: ConfigDict) -> InitialWeights:
         raise FileNotFoundError(f"config.init_from: {source}: no such workdir or file")
     if epath.Path(source).is_dir():
         trained = load(source)
-        loaded, variables, vocabulary = trained.config.model, trained.variables, trained.vocabulary
+        loaded, variables, tokenizer = trained.config.model, trained.variables, trained.tokenizer
     else:
-        loaded, variables, vocabulary = load_reference_checkpoint(source)
-    old, new = loaded.to_dict(), config.model.to_dict()
+        loaded, variables, tokenizer = load_reference_checkpoint(source)
+    old, new = (_fields_in_use(c) for c in (loaded, config.model))
     different = differences(old, new, Kind.MODEL, part="model")
     if different:
         raise ValueError(
@@ -202,26 +212,38 @@ def _read_model(config: ConfigDict) -> InitialWeights:
             + "\n  ".join(different)
             + "\nSet these fields to what they are there, or start without it"
         )
-    return InitialWeights(variables=variables, vocabulary=vocabulary)
+    return InitialWeights(variables=variables, tokenizer=tokenizer)
 
 
-def _check_shapes(expected: Any, found: Any, source: str) -> None:
+def _fields_in_use(model: ConfigDict) -> dict[str, Any]:
+    """Return a ``config.model`` without the sub-configs of families that it does not use."""
+    fields = model.to_dict()
+    for part in ("image", "text"):
+        fields[part] = {
+            key: value
+            for key, value in fields[part].items()
+            if not isinstance(value, dict) or key == model[part].name
+        }
+    return fields
+
+
+def _check_shapes(expected: Any, variables: Any, source: str) -> None:
     """Refuse a model that differs in a size the configs do not show, such as the vocabulary's."""
-    named = [
+    new, old = (
         {jax.tree_util.keystr(path): np.shape(x) for path, x in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (dict(expected), dict(found)))
-    ]
-    if named[0] != named[1]:
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (dict(expected), dict(variables)))
+    )
+    if new != old:
         lines = [
-            f"{name}: {named[1].get(name)} there, {named[0].get(name)} now"
-            for name in dict.fromkeys([*named[0], *named[1]])
-            if named[0].get(name) != named[1].get(name)
+            f"{name}: {old.get(name)} there, {new.get(name)} now"
+            for name in dict.fromkeys([*new, *old])
+            if new.get(name) != old.get(name)
         ]
         raise ValueError(f"config.init_from: {source} does not fit:\n  " + "\n  ".join(lines[:8]))
 
 
 def _placed_like(values: Any, like: Any) -> Any:
-    """Return ``values`` with the dtypes and placements of ``like``."""
+    """Return ``values`` with the dtypes and shardings of ``like``."""
     return jax.tree.map(
         lambda value, old: jax.device_put(np.asarray(value, old.dtype), old.sharding), values, like
     )

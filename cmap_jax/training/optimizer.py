@@ -1,9 +1,11 @@
-"""AdamW, its learning-rate schedules, and which parameters are frozen (SPEC 3)."""
+"""AdamW, its learning-rate schedules, and the labels of frozen parameters (SPEC 3)."""
 
 from typing import Any
 
 import jax
 import optax
+
+from cmap_jax.models.encoders import image_entry, text_entry
 
 TRAINED, FROZEN = "trained", "frozen"
 
@@ -29,7 +31,7 @@ def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
 
     Args:
         config: a whole config.
-        steps_per_epoch: steps of an epoch.
+        steps_per_epoch: number of steps that the schedule counts as one epoch.
 
     Raises:
         ValueError: an unknown schedule.
@@ -58,16 +60,26 @@ def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
 def label_parameters(params: Any, config: Any) -> Any:
     """Return "trained" or "frozen" for every parameter, in their tree (SPEC 3).
 
-    Frozen are the whole ResNet under ``config.model.image.frozen`` and the word embedding under
-    ``config.model.text.frozen``; everything else trains.
+    Under ``config.model.image.frozen`` and ``config.model.text.frozen``, the parts that the
+    encoders' entries name are frozen; everything else trains.
+
+    Args:
+        params: the parameters of a `CMAP`.
+        config: a whole config.
     """
+    model = config.model
+    frozen = {
+        (module, part)
+        for module, is_frozen, entry in (
+            ("image_encoder", model.image.frozen, image_entry(model)),
+            ("text_encoder", model.text.frozen, text_entry(model)),
+        )
+        if is_frozen
+        for part in entry.frozen
+    }
 
     def label(path: tuple, _: Any) -> str:
-        names = {entry.key for entry in path}
-        frozen = (config.model.image.frozen and "backbone" in names) or (
-            config.model.text.frozen and "word_embedding" in names
-        )
-        return FROZEN if frozen else TRAINED
+        return FROZEN if tuple(entry.key for entry in path[:2]) in frozen else TRAINED
 
     return jax.tree_util.tree_map_with_path(label, params)
 

@@ -10,24 +10,24 @@ from cmap_jax.protocols import Protocol
 from cmap_jax.workdir import description as workdir_lib
 
 
-def fit_vocabulary(config: ConfigDict, vocabulary: Any) -> ConfigDict:
+def fit_vocabulary(config: ConfigDict, tokenizer: Any) -> ConfigDict:
     """Return a copy of the config with the vocabulary's size filled in.
 
     Args:
         config: a whole config.
-        vocabulary: the words of the data.
+        tokenizer: the tokenizer of the data.
 
     Raises:
         ValueError: the config names another size.
     """
     size = config.model.text.vocabulary_size
-    if size is not None and size != len(vocabulary):
+    if size is not None and size != len(tokenizer):
         raise ValueError(
             f"config.model.text.vocabulary_size is {size}, but the data's vocabulary has "
-            f"{len(vocabulary)} words; leave the field unset to take the data's"
+            f"{len(tokenizer)} words; leave the field unset to take the data's"
         )
     config = config.copy_and_resolve_references()
-    config.model.text.vocabulary_size = len(vocabulary)
+    config.model.text.vocabulary_size = len(tokenizer)
     return config
 
 
@@ -45,8 +45,8 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
         return
     old = workdir_lib.read_description(workdir)
     problem = None
-    if old.vocabulary.words != datasets.vocabulary.words:
-        problem = "the captions give other words than its vocabulary.txt holds"
+    if old.tokenizer != datasets.tokenizer:
+        problem = "the captions give other words than its tokenizer has"
     elif (ours := old.preprocessing.read_as) != (theirs := datasets.preprocessing.read_as):
         problem = (
             f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"

@@ -114,7 +114,7 @@ def open_run(
     resumes = workdir_lib.has_checkpoint(workdir)
     check_same_run(workdir, config)
     check_same_data(datasets, workdir)
-    config = fit_vocabulary(config, datasets.vocabulary)
+    config = fit_vocabulary(config, datasets.tokenizer)
     plan = _Plan(
         config=config,
         datasets=datasets,
@@ -160,9 +160,7 @@ def _begin(plan: _Plan, programs: _Programs, initial: InitialWeights | None) -> 
     initial = fit_initial_weights(plan.config, initial, plan.model, plan.datasets)
     checkpoints = _claim(plan)
     state = programs.create()
-    variables = apply_initial_weights(
-        plan.config, initial, state.variables, plan.datasets.vocabulary
-    )
+    variables = apply_initial_weights(initial, state.variables)
     state = state.replace(**variables)
     writer = _make_writer(plan)
     writer.write_hparams(curves.flat(plan.config.to_dict()))
@@ -195,7 +193,7 @@ def _claim(plan: _Plan) -> Checkpoints:
             plan.workdir,
             workdir_lib.Description(
                 config=plan.config,
-                vocabulary=plan.datasets.vocabulary,
+                tokenizer=plan.datasets.tokenizer,
                 preprocessing=plan.datasets.preprocessing,
                 protocols=protocols_of(plan.datasets),
                 facts=plan.datasets.facts.to_dict(),

@@ -33,8 +33,9 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections that `CMAP.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """The model's variables, with the collections that `CMAP.init` returns."""
+        statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params, **statistics}
 
 
 def create_train_state(

@@ -1,7 +1,7 @@
 """A self-describing model on disk: all that is needed to use it, without the training data.
 
 WORKDIR/config.json        the whole config
-        vocabulary.txt     the words, one a line, in the order of their ids
+        vocabulary.txt     the words, one a line in id order (or another tokenizer's files)
         parameters.txt     name, shape and size of every parameter
         model.json         preprocessing, protocols, facts of the data, versions, commit
         checkpoints/       the latest training states, from which the run continues
@@ -33,10 +33,12 @@ from ml_collections import ConfigDict
 from cmap_jax.facts import DataFacts
 from cmap_jax.files import is_remote, read_json, write_json
 from cmap_jax.processing.images import ImagePreprocessing
-from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizers import tokenizer_class
+from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.protocols import Protocol
+from cmap_jax.workdir import renamed_fields
 
-CONFIG, VOCABULARY, MODEL = "config.json", "vocabulary.txt", "model.json"
+CONFIG, MODEL = "config.json", "model.json"
 PARAMETERS = "parameters.txt"
 CHECKPOINTS, BEST = "checkpoints", "best"
 CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained
@@ -50,15 +52,15 @@ class Description:
     """The content of a workdir's files other than the weights.
 
     Attributes:
-        config: the whole config, with the vocabulary's size filled in.
-        vocabulary: the words that the model can read, with their ids.
-        preprocessing: how an image file becomes the model's input.
-        protocols: the protocols that the run evaluates; the first one chose the best checkpoint.
-        facts: properties of the training data, such as the number of skipped images.
+        config: the whole config.
+        tokenizer: texts to token ids.
+        preprocessing: how a picture is read, and what is done to it.
+        protocols: what chose the best checkpoint comes first.
+        facts: of the training data, such as the number of skipped images.
     """
 
     config: ConfigDict
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     preprocessing: ImagePreprocessing
     protocols: tuple[Protocol, ...]
     facts: Mapping[str, Any]
@@ -67,7 +69,7 @@ class Description:
 def write_description(workdir: str | os.PathLike, description: Description) -> None:
     """Write all files but the weights; ``config.json`` is the last and makes it a workdir."""
     workdir = epath.Path(workdir)
-    description.vocabulary.save(workdir / VOCABULARY)
+    description.tokenizer.save(workdir)
     write_json(
         workdir / MODEL,
         {
@@ -102,15 +104,15 @@ def read_description(workdir: str | os.PathLike) -> Description:
             f"{workdir / MODEL} has format {about.get('format')}, this version of cmap_jax reads "
             f"{_FORMAT}"
         )
-    vocabulary = Vocabulary.load(workdir / VOCABULARY)
-    if len(vocabulary) != config.model.text.vocabulary_size:
+    tokenizer = tokenizer_class(config.model.text.tokenizer).load(workdir)
+    if len(tokenizer) != config.model.text.vocabulary_size:
         raise ValueError(
-            f"{workdir / VOCABULARY} has {len(vocabulary)} words, but the model was made for "
+            f"{workdir}: its tokenizer has {len(tokenizer)} words, but the model was made for "
             f"{config.model.text.vocabulary_size}: it belongs to another model"
         )
     return Description(
         config=config,
-        vocabulary=vocabulary,
+        tokenizer=tokenizer,
         preprocessing=ImagePreprocessing.from_dict(about["preprocessing"]),
         protocols=tuple(Protocol.from_dict(fields) for fields in about["protocols"]),
         facts=about["facts"],
@@ -133,7 +135,7 @@ def read_config_file(path: str | os.PathLike) -> ConfigDict:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{os.fspath(path)}: a config is a JSON object, not {content!r:.40}")
-    return ConfigDict(_lists_to_tuples(content))
+    return ConfigDict(_lists_to_tuples(renamed_fields.translate(content)))
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:

@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from cmap_jax.config_fields import FIELDS, Kind, differences, flatten
-from cmap_jax.workdir.description import CONVERTED_FROM, read_config, read_description
+from cmap_jax.files import read_json
+from cmap_jax.workdir import renamed_fields
+from cmap_jax.workdir.description import CONFIG, CONVERTED_FROM, read_config, read_description
 
 
 def mark_of_run(config: ConfigDict) -> str:
@@ -38,6 +41,12 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
         raise ValueError(
             f"{os.fspath(workdir)} holds a converted model and no run that could continue; start "
             f"one from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
+        )
+    if renamed_fields.has_old_names(read_json(epath.Path(workdir) / CONFIG)):
+        raise ValueError(
+            f"{os.fspath(workdir)} holds a run of an earlier version of cmap_jax, which cannot "
+            f"continue; start one from it in another folder: --workdir=... "
+            f"--config.init_from={os.fspath(workdir)}"
         )
     lines = differences(old.to_dict(), config.to_dict(), Kind.RUN)
     if lines:

@@ -66,7 +66,7 @@ def test_fields(monkeypatch):
     assert config.data.image_directory == "/data/images"
     assert config.init_from == "/home/someone/runs/x"
     assert config.model.image.init_from == "/data/resnet50.pth"
-    assert config.model.text.word_vectors is None
+    assert config.model.text.init_from is None
     before.data.directory = "$CMAP_TEST_UNSET/x"
     with pytest.raises(ValueError, match=r"^config\.data\.directory: \$CMAP_TEST_UNSET/x: the var"):
         arguments.expand_fields(before)

@@ -60,7 +60,7 @@ def test_convert_evaluate_and_load(tmp_path, form, capsys):
     suffix = {"text": "txt", "pickle": "pkl"}.get(form, "json")
     words = data if form == "folder" else tmp_path / f"vocab.{suffix}"
     if form == "text":
-        vocabulary.save(words)
+        vocabulary.write_file(words)
     elif form == "list":
         words.write_text(json.dumps(list(vocabulary.words)))
     elif form == "object":
@@ -80,7 +80,7 @@ def test_convert_evaluate_and_load(tmp_path, form, capsys):
     assert facts["best_score"] == {"val": pytest.approx(42.68)}
 
     trained = cmap_jax.load(workdir)
-    assert trained.vocabulary.words == vocabulary.words
+    assert trained.tokenizer.words == vocabulary.words
     assert trained.protocol.name == "fashioniq/original"
     text = trained.encode_text([("is red", "is longer")])
     tokens, lengths = vocabulary.encode_batch([("is red", "is longer")])
@@ -117,8 +117,8 @@ def test_evaluated_from_the_command_line_and_fine_tuned(tmp_path):
 
     # Fine-tuning starts from the workdir, and from the checkpoint itself.
     small = [
-        *("--config.model.embed_dim=8", "--config.model.image.width=4"),
-        *("--config.model.text.word_dim=6", "--config.model.image.depth=18"),
+        *("--config.model.embed_dim=8", "--config.model.image.resnet.width=4"),
+        *("--config.model.text.gru.word_dim=6", "--config.model.image.resnet.depth=18"),
         *("--config.train.batch_size=8", "--config.train.epochs=1"),
     ]
     for source in ("released", "model_best.pth"):
@@ -195,7 +195,7 @@ def test_a_vocabulary_of_another_form_gets_a_short_error(tmp_path, capsys, name,
 @pytest.mark.parametrize("data_name", ["fashionIQ", "shoes", "fashion200K"])
 def test_each_data_set_has_its_config(tmp_path, data_name):
     words = ["<pad>", "<start>", "<and>", "<end>", "<unk>", "red"]
-    Vocabulary(words).save(tmp_path / "vocab.txt")
+    Vocabulary(words).write_file(tmp_path / "vocab.txt")
     _released(tmp_path / "m.pth", len(words), data_name)
     arguments = ["--vocab", str(tmp_path / "vocab.txt"), "--out", str(tmp_path / "out")]
     assert command.main(["convert", str(tmp_path / "m.pth"), *arguments]) == 0

@@ -44,7 +44,7 @@ def test_json(tmp_path, capsys):
     victim = root / "womens_clogs" / "0" / "img_womens_clogs_50.jpg"
     victim.unlink()
     vocabulary = tmp_path / "vocabulary.txt"
-    Vocabulary.build(["is red"]).save(vocabulary)
+    Vocabulary.build(["is red"]).write_file(vocabulary)
     arguments = ["doctor", "shoes", str(root), "--json", "--vocabulary", str(vocabulary)]
     assert command.main(arguments) == 1
     report = json.loads(capsys.readouterr().out)

@@ -64,6 +64,21 @@ def test_help_with_a_config_lists_its_fields(capsys):
     assert "no config file" in _refusal(capsys, "--config=none.py", "--help")
 
 
+@pytest.mark.parametrize(
+    ("old", "answer"),
+    [
+        ("model.image.depth=18", "model.image.depth is now config.model.image.resnet.depth"),
+        ("model.text.encoder=lstm", "model.text.encoder is now config.model.text.name"),
+        (
+            "model.text.word_dim=8",
+            "word_dim is now config.model.text.gru.word_dim and config.model.text.lstm.word_dim",
+        ),
+    ],
+)
+def test_an_old_name_is_answered_with_the_new_one(old, answer, capsys):
+    assert answer in _refusal(capsys, f"--config={GARMENTS}", f"--config.{old}")
+
+
 @pytest.mark.parametrize("start", ["main.py", "cmap train"])
 def test_help_is_quick(start):
     """Neither JAX nor TensorFlow is loaded for it."""

@@ -67,13 +67,10 @@ def test_the_same_model(tmp_path, encoder, depth):
     theirs, _ = release_file(path, depth=depth, text_encoder=encoder, **pooled)
     config, variables, vocabulary = load_reference_checkpoint(path)
     assert vocabulary is None
-    assert (config.image.depth, config.image.width, config.embed_dim) == (depth, 4, 8)
-    assert (config.text.encoder, config.text.vocabulary_size, config.text.word_dim) == (
-        encoder,
-        13,
-        6,
-    )
-    assert config.text.lstm_pool_padding == (encoder == "lstm")
+    assert (config.image.resnet.depth, config.image.resnet.width, config.embed_dim) == (depth, 4, 8)
+    assert (config.text.name, config.text.vocabulary_size) == (encoder.removeprefix("bi"), 13)
+    assert config.text[config.text.name].word_dim == 6
+    assert config.text.lstm.pool_padding == (encoder == "lstm")
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
 
     rng = np.random.default_rng(0)

@@ -32,10 +32,10 @@ def test_parity_with_torch(tmp_path):
         path = tmp_path / f"resnet{depth}.pth"
         torch.save(theirs.state_dict(), path)
         variables = load_resnet(path, depth=depth, width=8)
-        maps = ResNet(depth, 8).apply(variables, jnp.asarray(images), use_batch_statistics=False)
+        maps = ResNet(depth, 8).apply(variables, jnp.asarray(images), train=False)
         with torch.no_grad():
             expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-        for ours, other in zip(maps, expected, strict=True):
+        for ours, other in zip(maps.values(), expected[::-1], strict=True):
             other = other.permute(0, 2, 3, 1).numpy()
             assert np.linalg.norm(ours - other) < 1e-4 * np.linalg.norm(other)
 

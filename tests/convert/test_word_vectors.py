@@ -179,7 +179,7 @@ def test_the_first_of_two_counts(tmp_path, vocabulary):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("red 1 2 3", "line 3: 3 numbers, where config.model.text.word_dim asks for 4"),
+        ("red 1 2 3", "line 3: 3 numbers, where the sub-config's word_dim asks for 4"),
         ("blue 1 2 3", "line 3: 3 numbers"),
         ("", "line 3: 0 numbers"),
         ("red 1 2 3 4 5", "line 3: 5 numbers"),

@@ -29,8 +29,8 @@ class _Everything:
     """A model, and an evaluator of it, and its dense scores."""
 
     def __init__(self, variant: str = "cmap"):
-        self.vocabulary = Vocabulary.build(_WORDS)
-        assert len(self.vocabulary) == VOCABULARY
+        self.tokenizer = Vocabulary.build(_WORDS)
+        assert len(self.tokenizer) == VOCABULARY
         config = small_config(variant, image_depth=18)
         self.model, self.variables = init(config)
         self.evaluator = Evaluator(self.model, sharding.make_mesh(), gallery_chunk=5)
@@ -39,7 +39,7 @@ class _Everything:
         preprocessing = ImagePreprocessing(resize=72, crop=64)
         loader = open_loader(records, preprocessing, FailedImages("fail"))
         return EvaluationData(
-            evaluations, self.vocabulary, preprocessing, loader, batch_size=8, sizes=sizes
+            evaluations, self.tokenizer, preprocessing, loader, batch_size=8, sizes=sizes
         )
 
     def dense(self, data, queries, gallery, blind=()) -> np.ndarray:
@@ -49,7 +49,7 @@ class _Everything:
         encode = jax.jit(lambda v, x: apply(v, x, method="encode_images"))
         pyramid = encode(self.variables, pixels)
         texts = [("",) if "image" in blind else q.captions for q in queries]
-        tokens, lengths = self.vocabulary.encode_batch(texts)
+        tokens, lengths = self.tokenizer.encode_batch(texts)
         text = apply(self.variables, tokens, lengths, method="encode_text")
         references = pyramid[:, [data.positions[q.reference] for q in queries]]
         references = references * (0 if "text" in blind else 1)
@@ -143,7 +143,7 @@ def test_four_programs_serve_all_splits_and_protocols(everything, tmp_path):
         return dataclasses.replace(evaluation, galleries=galleries, queries=queries)
 
     splits = [[shrink(val[0], 9)], list(val), [shrink(val[1], 23)]]
-    sizes = EvaluationSizes.of([e for split in splits for e in split], everything.vocabulary)
+    sizes = EvaluationSizes.of([e for split in splits for e in split], everything.tokenizer)
     evaluator = Evaluator(everything.model, sharding.make_mesh(), gallery_chunk=5)
     scan.scan.clear_cache()
     with compilations.counted() as seconds:

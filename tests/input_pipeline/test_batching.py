@@ -161,8 +161,8 @@ def test_refusals_before_any_work(config):
     with pytest.raises(DataError, match="25, but there are only 24 training items"):
         create_datasets(config)
     config.train.batch_size = 10
-    config.data.crop = 33
-    with pytest.raises(ValueError, match="32"):
+    config.data.crop = config.data.resize + 1
+    with pytest.raises(ValueError, match="must not exceed resize"):
         create_datasets(config)
     config.data.crop = 32
     config.data.missing_images = "ignore"

@@ -169,7 +169,7 @@ def test_png_gives_the_same_to_the_bit(raw, built, name):
 
 def test_the_same_words(raw, built):
     a, b = (create_datasets(_config("fashion200k", p("fashion200k"))) for p in (raw, built))
-    assert a.vocabulary.words == b.vocabulary.words
+    assert a.tokenizer == b.tokenizer
     assert a.word_counts == b.word_counts
     assert a.train.text_width == b.train.text_width
     assert dataclasses.replace(b.facts, prepared=None) == a.facts
@@ -521,10 +521,10 @@ def test_a_model_of_another_version_is_not_evaluated(built, tmp_path):
     config = _config("fashion_iq", built("fashion_iq"))
     config.train.batch_size = config.eval.batch_size = 8  # as many as the devices
     data = create_datasets(config, training=False)
-    config.model.text.vocabulary_size = len(data.vocabulary)
+    config.model.text.vocabulary_size = len(data.tokenizer)
     description = workdir.Description(
         config,
-        data.vocabulary,
+        data.tokenizer,
         data.preprocessing,
         (PROTOCOLS["fashioniq/original"],),
         {"prepared": {**data.facts.prepared, "version": "2.1.0"}},

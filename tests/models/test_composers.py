@@ -135,7 +135,7 @@ def test_a_workdir_brings_its_composer(worked_example, tmp_path, monkeypatch):
     preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
     about = Description(
         config=config,
-        vocabulary=vocabulary,
+        tokenizer=vocabulary,
         preprocessing=preprocessing,
         protocols=(PROTOCOLS["cirr/val"],),
         facts={},

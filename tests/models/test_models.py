@@ -11,8 +11,8 @@ from small import EMBED, init, one_device, random_batch, small_config
 from cmap_jax import scoring
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.encoders import IMAGE_ENCODERS
 from cmap_jax.models.image_encoder import normalize_images
-from cmap_jax.processing import images as images_lib
 from configs import default, garments
 
 # Parameters of the paper's models (ResNet-50, D = 512, FashionIQ's 3,780 words). The PyTorch
@@ -28,9 +28,9 @@ PARAMETERS = {
     ("tirg",): 28_651_507,
     ("cmap", "image.cross_level", "up"): 43_069_937,
     ("cmap", "image.cross_level", "none"): 28_648_945,
-    ("cmap", "image.depth", 18): 15_843_057,
-    ("cmap", "image.depth", 34): 25_951_217,
-    ("cmap", "text.encoder", "lstm"): 48_168_945,
+    ("cmap", "image.resnet.depth", 18): 15_843_057,
+    ("cmap", "image.resnet.depth", 34): 25_951_217,
+    ("cmap", "text.name", "lstm"): 48_168_945,
 }
 
 
@@ -59,8 +59,7 @@ def test_parameter_counts(settings, count):
     config.model.text.vocabulary_size = 3780
     config.model.variant, *other = settings
     if other:
-        (part, field), value = other[0].split("."), other[1]
-        config.model[part][field] = value
+        config.model.update_from_flattened_dict(dict([other]))
     assert _count(config) == count
 
 
@@ -122,8 +121,10 @@ def test_public_calls(variant, dtype, shallow):
 
 def test_uint8_is_normalised_as_numpy_does_it(shallow):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-    normalised = normalize_images(jnp.asarray(images))
-    np.testing.assert_allclose(normalised, images_lib.normalise(images), atol=1e-6)
+    pictures = IMAGE_ENCODERS["resnet"].pictures
+    normalised = normalize_images(jnp.asarray(images), pictures)
+    expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(normalised, expected, atol=1e-6)
     model, variables = init(small_config())
     np.testing.assert_allclose(
         model.apply(variables, images, method="encode_images"),
@@ -131,12 +132,12 @@ def test_uint8_is_normalised_as_numpy_does_it(shallow):
         atol=1e-5,
     )
     with pytest.raises(TypeError, match="not int32"):
-        normalize_images(jnp.zeros((1, 32, 32, 3), jnp.int32))
+        normalize_images(jnp.zeros((1, 32, 32, 3), jnp.int32), pictures)
 
 
-@pytest.mark.parametrize("encoder", ["bigru", "lstm"])
+@pytest.mark.parametrize("encoder", ["gru", "lstm"])
 def test_a_text_does_not_depend_on_its_padding(encoder, shallow):
-    model, variables = init(small_config(text_encoder=encoder))
+    model, variables = init(small_config(text_name=encoder))
     tokens = np.array([[1, 5, 3, 0, 0, 0], [1, 6, 7, 8, 9, 3]], np.int32)
     lengths = np.array([3, 6], np.int32)
     wide = model.apply(variables, tokens, lengths, method="encode_text")
@@ -149,7 +150,7 @@ def test_a_text_does_not_depend_on_its_padding(encoder, shallow):
 
 
 def test_released_lstm_depends_on_the_padding(shallow):
-    model, variables = init(small_config(text_encoder="lstm", text_lstm_pool_padding=True))
+    model, variables = init(small_config(text_name="lstm", text_pool_padding=True))
     lengths = np.array([3], np.int32)
     wide = np.zeros((1, 12), np.int32)
     wide[0, :3] = (1, 5, 3)
@@ -163,19 +164,19 @@ def test_released_lstm_depends_on_the_padding(shallow):
 @pytest.mark.parametrize(
     ("variant", "encoder"),
     [
-        ("cmap", "bigru"),
+        ("cmap", "gru"),
         *(
             pytest.param(variant, encoder, marks=pytest.mark.slow)
             for variant in ("cmap", "late_fusion", "tirg")
-            for encoder in ("bigru", "lstm")
-            if (variant, encoder) != ("cmap", "bigru")
+            for encoder in ("gru", "lstm")
+            if (variant, encoder) != ("cmap", "gru")
         ),
     ],
 )
 def test_a_text_without_tokens_has_finite_gradients(variant, encoder, shallow):
     from cmap_jax.training.objective import objective
 
-    config = small_config(variant, text_encoder=encoder)
+    config = small_config(variant, text_name=encoder)
     model, variables = init(config)
     batch = random_batch()
     batch.pop("mask")
@@ -201,9 +202,9 @@ def test_a_text_without_tokens_has_finite_gradients(variant, encoder, shallow):
     ("settings", "message"),
     [
         ({"variant": "cmapp"}, r"config\.model\.variant must be one of cmap, em_only"),
-        ({"image_depth": 101}, r"image\.depth must be one of 18, 34, 50; got 101"),
+        ({"image_depth": 101}, r"image\.resnet\.depth must be one of 18, 34, 50; got 101"),
         ({"image_cross_level": "sideways"}, '"down", "up" or "none"'),
-        ({"text_encoder": "gru"}, '"bigru" or "lstm"'),
+        ({"text_name": "bigru"}, r"text\.name must be one of gru, lstm; got"),
         ({"dtype": "float16"}, '"float32", "bfloat16"'),
         ({"embed_dim": 7}, "must be even"),
         ({"text_vocabulary_size": None}, "vocabulary_size is not set"),

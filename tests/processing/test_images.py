@@ -42,7 +42,8 @@ class TestImagePreprocessing:
         preprocessing = ImagePreprocessing(resize=70, crop=64, pad_value=0)
         stored = json.loads(json.dumps(preprocessing.to_dict()))
         sizes = {"resize": 70, "crop": 64, "pad_value": 0}
-        assert stored == {**sizes, "read_as": "released"}
+        choices = {"read_as": "released", "fit": "pad", "resampling": "bilinear"}
+        assert stored == {**sizes, **choices}
         assert ImagePreprocessing.from_dict(stored) == preprocessing
 
     def test_an_absent_field_takes_its_default(self):
@@ -51,9 +52,8 @@ class TestImagePreprocessing:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"crop": 100}, "multiple of 32"),
-            ({"crop": 0}, "multiple of 32"),
-            ({"crop": -32}, "multiple of 32"),
+            ({"crop": 0}, "crop must be positive"),
+            ({"crop": -32}, "crop must be positive"),
             ({"crop": 288}, "must not exceed resize"),
             ({"resize": 10**6}, "resize must not exceed"),
             ({"pad_value": 256}, "pad_value must be in"),
@@ -62,6 +62,8 @@ class TestImagePreprocessing:
             ({"pad_value": True}, "pad_value must be an integer"),
             ({"read_as": "sideways"}, "read_as must be released or upright, got 'sideways'"),
             ({"read_as": None}, "read_as must be released or upright"),
+            ({"fit": "squash"}, "fit must be pad or crop or stretch, got 'squash'"),
+            ({"resampling": "nearest"}, "resampling must be bilinear or bicubic"),
             ({"size": 3}, "unknown image preprocessing fields: size"),
         ],
     )
@@ -330,7 +332,7 @@ class TestOperations:
 
     def test_centre_crop(self):
         pixels = noise(256, 256)
-        cropped = np.asarray(images.centre_crop(Image.fromarray(pixels), 224))
+        cropped = np.asarray(images.center_crop(Image.fromarray(pixels), 224))
         np.testing.assert_array_equal(cropped, pixels[16:240, 16:240])
 
     def test_crop_and_flip(self):
@@ -346,7 +348,7 @@ class TestOperations:
         with pytest.raises(ValueError, match="leaves an image"):
             images.random_crop_flip(image, top=top, left=left, flip=False, size=64)
         with pytest.raises(ValueError, match="leaves an image"):
-            images.centre_crop(image, 96)
+            images.center_crop(image, 96)
 
     @pytest.mark.parametrize("size", SIZES)
     def test_the_whole_path(self, size):
@@ -359,14 +361,25 @@ class TestOperations:
         expected = np.asarray(square.resize((70, 70), Image.Resampling.BILINEAR))[3:67, 3:67]
         np.testing.assert_array_equal(pixels, expected)
 
-    def test_normalise(self):
-        batch = noise(2, 4).reshape(2, 1, 4, 3)
-        normalised = images.normalise(batch)
-        assert normalised.dtype == np.float32
-        expected = (batch / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-6)
-        with pytest.raises(ValueError, match="must be uint8"):
-            images.normalise(normalised)
+    @pytest.mark.parametrize("resampling", ["bilinear", "bicubic"])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_every_fit_and_filter(self, size, resampling):
+        """Against PIL's plain operations; "crop" is also that of CLIP's published preprocessing."""
+        image, filter_ = Image.fromarray(noise(*size)), Image.Resampling[resampling.upper()]
+        wide = image.resize(tuple(int(side * 70 / min(image.size)) for side in image.size), filter_)
+        left, top = (wide.width - 70) // 2, (wide.height - 70) // 2
+        expected = {
+            "pad": padded_resize.pad_to_square(image).resize((70, 70), filter_),
+            "crop": wide.crop((left, top, left + 70, top + 70)),
+            "stretch": image.resize((70, 70), filter_),
+        }
+        for fit, square in expected.items():
+            preprocessing = ImagePreprocessing(resize=70, crop=64, fit=fit, resampling=resampling)
+            if fit == "crop" and max(image.size) > 16 * min(image.size):
+                assert images.load_square(image, preprocessing).size == (70, 70)
+                continue
+            found = images.load_square(image, preprocessing)
+            np.testing.assert_array_equal(found, square, fit)
 
 
 def triangle_weights(size, new_size):
@@ -380,9 +393,6 @@ def triangle_weights(size, new_size):
 
 def test_the_shapes_in_the_signatures_are_true():
     typed = jaxtyped(typechecker=beartype)
-    normalise = typed(images.normalise)
-    assert normalise(noise(2, 4)).shape == (2, 4, 3)
-    assert normalise(noise(6, 4).reshape(1, 3, 2, 4, 3)).shape == (1, 3, 2, 4, 3)
     typed(images.preprocess_image)(noise(6, 4), ImagePreprocessing())
 
 

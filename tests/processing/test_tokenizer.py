@@ -63,18 +63,19 @@ def test_batches_are_padded_and_refuse_what_does_not_fit():
 def test_files(tmp_path):
     vocabulary = Vocabulary.build(["is red"])
     path = tmp_path / "deep" / "vocabulary.txt"
-    vocabulary.save(path)
+    vocabulary.save(path.parent)
     assert path.read_text().splitlines()[0] == "<pad>"
-    assert Vocabulary.load(path).words == vocabulary.words
+    assert Vocabulary.load(path.parent) == Vocabulary.read_file(path) == vocabulary
+    assert Vocabulary.load(path.parent) != Vocabulary.build(["is blue"])
     assert [p.name for p in path.parent.iterdir()] == ["vocabulary.txt"]  # no scratch file
     path.write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"vocabulary\.txt: not a vocabulary file"):
-        Vocabulary.load(path)
+        Vocabulary.read_file(path)
     path.write_text("\n".join([*SPECIAL_TOKENS, "a", "a"]))
     with pytest.raises(ValueError, match="twice in the vocabulary: a"):
-        Vocabulary.load(path)
+        Vocabulary.read_file(path)
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
-        Vocabulary.load(tmp_path / "none.txt")
+        Vocabulary.read_file(tmp_path / "none.txt")
 
 
 def test_words_as_json(tmp_path):
@@ -82,7 +83,7 @@ def test_words_as_json(tmp_path):
     words = [*SPECIAL_TOKENS, "is", "größer"]
     for content in (words, {word: i for i, word in reversed(list(enumerate(words)))}):
         path.write_text("\n " + json.dumps(content))
-        assert Vocabulary.load(path).words == tuple(words)
+        assert Vocabulary.read_file(path).words == tuple(words)
     for content, message in (
         ({word: i + 1 for i, word in enumerate(words)}, "must number its words"),
         ({**dict.fromkeys(words, 1)}, "must number its words"),
@@ -94,10 +95,10 @@ def test_words_as_json(tmp_path):
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=rf"words\.json: not a vocabulary file: .*{message}"):
-            Vocabulary.load(path)
+            Vocabulary.read_file(path)
     path.write_text("[1,")
     with pytest.raises(ValueError, match="not a vocabulary file: not JSON at line 1"):
-        Vocabulary.load(path)
+        Vocabulary.read_file(path)
 
 
 @given(st.lists(st.text(max_size=30), max_size=5))

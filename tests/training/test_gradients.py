@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import EMBED, HIDDEN, VOCABULARY, WORD, one_device, random_batch, small_config
+from small import EMBED, VOCABULARY, one_device, random_batch, small_config
 
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP, TrainingOutputs
 from cmap_jax.models.composers import modified_branch, preserved_branch
+from cmap_jax.models.encoders import TEXT_ENCODERS
 from cmap_jax.models.rematerialization import Remat
-from cmap_jax.models.text_encoder import TextEncoder
 from cmap_jax.scoring import ComposedQuery, PreservationInputs
 from cmap_jax.training.gradients import _join, _split, make_gradient_function
 from cmap_jax.training.objective import objective
@@ -58,7 +58,8 @@ def _assert_equal(found, expected, tolerance=1e-6):
 def _with_running_norm(from_config):
     def build(cls, config):
         model = from_config(cls, config)
-        return model.clone(image={**model.image, "normalize_backbone_by_batch": False})
+        settings = {**model.image["settings"], "frozen_batch_norm": "running"}
+        return model.clone(image={**model.image, "frozen": True, "settings": settings})
 
     return build
 
@@ -82,7 +83,7 @@ def test_parts_give_the_whole_batch_s_gradient(devices, x64, monkeypatch):
 def test_parts_of_a_frozen_backbone_and_a_composer_with_batch_norm(x64):
     config = small_config("tirg", dtype="float64")
     config.model.image.frozen = True
-    config.model.image.frozen_backbone_batch_norm = "running"
+    config.model.image.resnet.frozen_batch_norm = "running"
     whole = _gradients(config)
     config.train.micro_batch_size = 2
     for found, expected in zip(_gradients(config), whole, strict=True):
@@ -94,9 +95,9 @@ def test_parts_of_a_frozen_backbone_and_a_composer_with_batch_norm(x64):
 def test_parts_with_statistics_of_their_own(x64):
     """By batch statistics each micro-batch is normalised by itself: as groups of the whole are."""
     config = small_config(dtype="float64")
-    config.model.image.batch_norm_groups = 4
+    config.model.image.resnet.batch_norm_groups = 4
     grouped = _gradients(config)
-    config.model.image.batch_norm_groups = 1
+    config.model.image.resnet.batch_norm_groups = 1
     config.train.micro_batch_size = 2
     _assert_equal(_gradients(config)[0], grouped[0])
 
@@ -135,12 +136,13 @@ def test_a_backbone_that_is_computed_again_is_the_same(remat, x64):
         _assert_equal(found, expected, 1e-9)
 
 
-@pytest.mark.parametrize("encoder", ["bigru", "lstm"])
+@pytest.mark.parametrize("encoder", ["gru", "lstm"])
 def test_texts_that_are_computed_again_are_the_same(encoder):
     batch = random_batch(4)
     found = {}
     for remat in get_args(Remat):
-        model = TextEncoder(VOCABULARY, EMBED, encoder, WORD, HIDDEN, 0.0, remat=remat)
+        settings = dict(small_config().model.text[encoder])
+        model = TEXT_ENCODERS[encoder].build(settings, VOCABULARY, EMBED, remat, jnp.float32)
         inputs = batch["text_tokens"], batch["text_lengths"]
         variables = model.init(jax.random.key(0), *inputs, train=False)
 

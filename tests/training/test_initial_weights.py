@@ -58,7 +58,7 @@ def first_stage(config, tmp_path_factory):
         config,
         **{
             "model.image.init_from": str(folder / "resnet.safetensors"),
-            "model.text.word_vectors": str(folder / "vectors.txt"),
+            "model.text.init_from": str(folder / "vectors.txt"),
         },
     )
     workdir = folder / "run"
@@ -74,7 +74,7 @@ def test_backbone_and_words_arrive_and_stay(first_stage):
         np.testing.assert_array_equal, params["image_encoder"]["backbone"], backbone["params"]
     )
     table = np.asarray(params["text_encoder"]["word_embedding"])
-    row = trained.vocabulary.words.index("red")
+    row = trained.tokenizer.words.index("red")
     np.testing.assert_array_equal(table[row], [1, 2, 3, 4, 5, 6])
     others = np.delete(table, row, axis=0)
     assert 0.7 < others.std() < 1.3  # N(0, 1) where there is no vector
@@ -92,8 +92,8 @@ def test_the_second_stage_starts_where_the_first_ended(config, first_stage, tmp_
         },
     )
     initial = read_initial_weights(second)
-    assert initial.vocabulary.words == load(workdir).vocabulary.words
-    train(second, create_datasets(second, initial.vocabulary), tmp_path, initial)
+    assert initial.tokenizer.words == load(workdir).tokenizer.words
+    train(second, create_datasets(second, initial.tokenizer), tmp_path, initial)
     before, after = load(workdir), load(tmp_path)
     jax.tree.map(
         np.testing.assert_array_equal, before.variables["params"], after.variables["params"]
@@ -101,7 +101,7 @@ def test_the_second_stage_starts_where_the_first_ended(config, first_stage, tmp_
     # A finished stage can be evaluated and resumed without what it started from.
     assert workdir_lib.has_checkpoint(tmp_path)
     gone = _copy(second, init_from=str(workdir))
-    train(gone, create_datasets(second, initial.vocabulary), tmp_path)
+    train(gone, create_datasets(second, initial.tokenizer), tmp_path)
 
 
 def test_another_model_is_refused(config, first_stage):
@@ -119,9 +119,7 @@ def test_other_words_are_refused(config, first_stage):
     words = Vocabulary.build(["something else"])
     model = CMAP.from_config(load(workdir).config)
     with pytest.raises(ValueError, match="trained with other words"):
-        fit_initial_weights(
-            other, initial, model, SimpleNamespace(vocabulary=words, word_counts={})
-        )
+        fit_initial_weights(other, initial, model, SimpleNamespace(tokenizer=words, word_counts={}))
 
 
 def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage, caplog):
@@ -130,7 +128,7 @@ def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage
     initial = read_initial_weights(other)
     model = CMAP.from_config(load(workdir).config)
     counts = {"is": 7, "red": 1, "crimson": 5, "zebra": 7}
-    data = SimpleNamespace(vocabulary=initial.vocabulary, word_counts=counts)
+    data = SimpleNamespace(tokenizer=initial.tokenizer, word_counts=counts)
     with caplog.at_level(logging.WARNING):
         fit_initial_weights(other, initial, model, data)
     assert f"{workdir} does not know 60% of the words of the training captions" in caplog.text
@@ -152,7 +150,7 @@ def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage
             "leave config.model.image.init_from and",
         ),
         ({"model.image.init_from": "/nowhere.safetensors"}, FileNotFoundError, "no such file"),
-        ({"model.text.word_vectors": "/nowhere"}, FileNotFoundError, "word_vectors: /nowhere"),
+        ({"model.text.init_from": "/nowhere"}, FileNotFoundError, "text.init_from: /nowhere"),
     ],
 )
 def test_what_is_not_there_is_named(config, fields, error, message):
@@ -173,7 +171,7 @@ def test_training_without_pretrained_weights_warns_loudly(config, caplog):
     assert "NO WORD VECTORS" in text
     unfrozen = {"model.image.frozen": False, "model.text.frozen": False}
     assert not warnings(**unfrozen)  # a small model that nothing is published for
-    assert "trains from scratch" in warnings(**unfrozen, **{"model.image.width": 64})
+    assert "trains from scratch" in warnings(**unfrozen, **{"model.image.resnet.width": 64})
 
 
 def _release_file(folder):
@@ -183,12 +181,12 @@ def _release_file(folder):
 
     path = folder / "model.pth"
     release_file(path, depth=18)
-    return {"init_from": str(path), "model.text.lstm_hidden": 1024}
+    return {"init_from": str(path)}
 
 
 def _vectors(folder, content="red 1 2 3 4 5 6 7\n"):
     (folder / "wide.txt").write_text(content)
-    return {"model.text.word_vectors": str(folder / "wide.txt")}
+    return {"model.text.init_from": str(folder / "wide.txt")}
 
 
 def _resnet(folder):

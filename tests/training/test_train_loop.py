@@ -400,7 +400,7 @@ def test_results_are_as_published(undisturbed):
 def test_the_workdir_is_all_that_is_needed(config, undisturbed):
     trained = cmap_jax.load(undisturbed[0])
     assert trained.protocol.name == "fashioniq/original"
-    assert trained.config.model.text.vocabulary_size == len(trained.vocabulary)
+    assert trained.config.model.text.vocabulary_size == len(trained.tokenizer)
     text = trained.encode_text([("is red", "is longer"), "has no sleeves"])
     paths = [f"{config.data.directory}/images/dval{i}.jpg" for i in range(2)]
     pyramid = trained.encode_images(paths)
@@ -418,7 +418,7 @@ def test_broken_workdirs_are_named(undisturbed, tmp_path):
         cmap_jax.load(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(undisturbed[0], copy)
-    vocabulary = workdir_lib.read_description(copy).vocabulary
+    vocabulary = workdir_lib.read_description(copy).tokenizer
     (copy / "vocabulary.txt").write_text("\n".join([*vocabulary.words, "one", "more"]))
     with pytest.raises(ValueError, match="it belongs to another model"):
         cmap_jax.load(copy)

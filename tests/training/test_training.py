@@ -130,7 +130,7 @@ def test_batch_norm_by_device_is_batch_norm_by_groups(x64):
     """A device's own statistics: the same from one device that is told of the groups."""
     config = small_config(dtype="float64")
     everyone = _run(config, np.float64, 8)[1]
-    config.model.image.batch_norm_groups = 4
+    config.model.image.resnet.batch_norm_groups = 4
     alone, shared = (_run(config, np.float64, devices)[1] for devices in (1, 4))
     _assert_alike(alone, shared, 1e-9)
     with pytest.raises(AssertionError):
@@ -184,7 +184,7 @@ def test_cosine_schedule():
 
 @pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step():
-    config = small_config(text_encoder="lstm", text_dropout=0.5)
+    config = small_config(text_name="lstm", text_dropout=0.5)
     first, again = (_run(config, np.float32, steps=2)[0] for _ in range(2))
     assert first == again
     config.seed = 1

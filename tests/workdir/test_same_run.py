@@ -16,7 +16,7 @@ def _write(folder, config, **facts):
     config.model.text.vocabulary_size = len(vocabulary)
     description = Description(
         config=config,
-        vocabulary=vocabulary,
+        tokenizer=vocabulary,
         preprocessing=ImagePreprocessing(),
         protocols=(PROTOCOLS["shoes"],),
         facts=facts,

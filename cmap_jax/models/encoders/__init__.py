@@ -1,1 +1,71 @@
-"""One family of encoders a file."""
+"""The tables of encoders, by ``config.model.image.name`` and ``config.model.text.name``.
+
+A new family is a file here with a module and an entry (see `cmap_jax.models.encoders.entry`), a
+line in its table, and a sub-config, ``config.model.image.<name>`` or ``config.model.text.<name>``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cmap_jax.models.encoders import gru, lstm, resnet
+from cmap_jax.models.encoders.entry import ImageEntry, TextEntry
+
+IMAGE_ENCODERS: dict[str, ImageEntry] = {"resnet": resnet.ENTRY}
+TEXT_ENCODERS: dict[str, TextEntry] = {"gru": gru.ENTRY, "lstm": lstm.ENTRY}
+
+
+def image_entry(model_config: Any) -> ImageEntry:
+    """Return the entry of a config's image encoder, given its ``config.model``.
+
+    Raises:
+        ValueError: there is none of this name; names those that there are.
+    """
+    return _entry(IMAGE_ENCODERS, model_config.image.name, "image")
+
+
+def text_entry(model_config: Any) -> TextEntry:
+    """Return the entry of a config's text encoder, given its ``config.model``.
+
+    Raises:
+        ValueError: there is none of this name; names those that there are.
+    """
+    return _entry(TEXT_ENCODERS, model_config.text.name, "text")
+
+
+def image_settings(model_config: Any) -> dict[str, Any]:
+    """Return the sub-config of a config's image encoder, with every value allowed.
+
+    Raises:
+        ValueError: no such encoder, or a field that is missing, unknown or impossible; names it.
+    """
+    return _settings(model_config.image, image_entry(model_config), "image")
+
+
+def text_settings(model_config: Any) -> dict[str, Any]:
+    """Return the sub-config of a config's text encoder, with every value allowed.
+
+    Raises:
+        ValueError: no such encoder, or a field that is missing, unknown or impossible; names it.
+    """
+    return _settings(model_config.text, text_entry(model_config), "text")
+
+
+def _entry(table: Mapping[str, Any], name: str, part: str) -> Any:
+    if name not in table:
+        raise ValueError(
+            f"config.model.{part}.name must be one of {', '.join(table)}; got {name!r}"
+        )
+    return table[name]
+
+
+def _settings(config: Any, entry: ImageEntry | TextEntry, part: str) -> dict[str, Any]:
+    prefix = f"config.model.{part}.{config.name}"
+    if config.name not in config:
+        raise ValueError(f"{prefix} is missing: it holds the settings of {config.name}")
+    settings = dict(config[config.name])
+    for field in dict.fromkeys([*entry.settings, *settings]):
+        if field not in settings or field not in entry.settings:
+            problem = "is missing" if field not in settings else "does not exist"
+            raise ValueError(f"{prefix}.{field} {problem}; fields: {', '.join(entry.settings)}")
+        entry.settings[field].check(settings[field], f"{prefix}.{field}")
+    return settings

@@ -1,6 +1,7 @@
 """ResNet-18, 34 and 50 with torchvision's numerics, without the classifier (SPEC 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,19 +9,21 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pictures, Pretrained, Setting
 from cmap_jax.models.layers import BatchNorm, Conv, max_pool
 from cmap_jax.models.rematerialization import Remat, rematerialize
 
-# Blocks in each of the four stages, and whether they are bottlenecks.
+# The number of blocks in each of the four stages, and whether they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
 
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class _Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the width out.
+    """A residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1.
 
-    The stride sits in the (first) 3x3 convolution.
+    A bottleneck's last convolution has four times ``planes`` channels. The stride is that of the
+    first 3x3 convolution.
     """
 
     planes: int
@@ -58,13 +61,17 @@ class ResNet(nn.Module):
     Attributes:
         depth: 18, 34 or 50 layers.
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many (times 4 for 50).
-        batch_norm_groups: parts of the batch that are normalised by themselves; see `BatchNorm`.
-        remat: what of a block is kept for the gradient; see `rematerialize`.
-        dtype: of convolutions and maps; batch-norm's statistics are float32.
+        normalize_by_batch: whether training normalises by the batch's statistics and updates the
+            running ones; False: by the running ones, which stay as they are.
+        batch_norm_groups: number of equal parts of the batch, each normalised by its own
+            statistics; see `BatchNorm`.
+        remat: which results of a block are kept for the gradient; see `rematerialize`.
+        dtype: dtype of the convolutions and the maps; batch-norm's statistics are float32.
     """
 
     depth: int = 50
     width: int = 64
+    normalize_by_batch: bool = True
     batch_norm_groups: int = 1
     remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
@@ -89,14 +96,16 @@ class ResNet(nn.Module):
         ]
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, use_batch_statistics: bool
-    ) -> Sequence[Float[Array, "B h w C"]]:
+        self, images: Float[Array, "B H W 3"], *, train: bool
+    ) -> dict[str, Float[Array, "B h w C"]]:
         """Encode normalised images whose sides are multiples of 32.
 
         Returns:
-            C3, C4, C5: the maps after the last ReLU of the stages 2, 3 and 4, at 1/8, 1/16 and 1/32
-            of the image's sides. ResNet-50 at 224: 28x28x512, 14x14x1024, 7x7x2048.
+            The maps after the last ReLU of the stages 4 ("high", C5), 3 ("mid", C4) and 2 ("low",
+            C3), at 1/32, 1/16 and 1/8 of the image's sides. ResNet-50 at 224 pixels: 7x7x2048,
+            14x14x1024 and 28x28x512.
         """
+        use_batch_statistics = train and self.normalize_by_batch
         x = self.stem_conv(images)
         x = max_pool(nn.relu(self.stem_norm(x, use_batch_statistics=use_batch_statistics)))
         through = rematerialize(
@@ -109,4 +118,41 @@ class ResNet(nn.Module):
             for block in stage:
                 x = through(block, x)
             maps.append(x)
-        return maps[1:]
+        return dict(zip(LEVELS, maps[:0:-1], strict=True))
+
+
+def _build(settings: Mapping[str, Any], frozen: bool, remat: Remat, dtype: DTypeLike) -> ResNet:
+    return ResNet(
+        depth=settings["depth"],
+        width=settings["width"],
+        normalize_by_batch=not frozen or settings["frozen_batch_norm"] == "batch",
+        batch_norm_groups=settings["batch_norm_groups"],
+        remat=remat,
+        dtype=dtype,
+    )
+
+
+def _advice(settings: Mapping[str, Any]) -> str:
+    depth = settings["depth"]
+    return f"Give a torchvision ResNet-{depth}: --config.model.image.init_from=resnet{depth}.pth"
+
+
+ENTRY = ImageEntry(
+    build=_build,
+    settings={
+        "depth": Setting(choices=tuple(DEPTHS)),
+        "width": Setting(least=1),
+        "frozen_batch_norm": Setting(choices=("batch", "running")),
+        "batch_norm_groups": Setting(least=1),
+    },
+    levels=LEVELS,
+    # Per channel, the mean and deviation of ImageNet's training images (SPEC 4).
+    pictures=Pictures(multiple=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    batch_parts=("batch_norm_groups",),
+    pretrained=Pretrained(
+        load="cmap_jax.convert.torchvision:load_backbone",
+        headline="NO PRETRAINED WEIGHTS",
+        advice=_advice,
+        expected=lambda settings: settings["width"] == 64,
+    ),
+)

@@ -8,7 +8,7 @@ from jaxtyping import jaxtyped
 from PIL import Image
 
 from cmap_jax.processing.images import ImagePreprocessing, random_crop_flip
-from cmap_jax.processing.images import centre_crop as pil_center_crop
+from cmap_jax.processing.images import center_crop as pil_center_crop
 from input_pipeline.images import preprocess
 from input_pipeline.images.augmentation import center_crop, cut, draw_crops
 

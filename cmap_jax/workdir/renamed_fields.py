@@ -1,0 +1,73 @@
+"""Config fields that have another name than in earlier versions.
+
+Configs that earlier versions stored are read by `translate`; an old name on the command line is
+answered with the new one from `new_names`.
+"""
+
+import copy
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+# The old name of each field, with its names today.
+_RENAMED = {
+    "model.image.depth": ("model.image.resnet.depth",),
+    "model.image.width": ("model.image.resnet.width",),
+    "model.image.batch_norm_groups": ("model.image.resnet.batch_norm_groups",),
+    "model.image.frozen_backbone_batch_norm": ("model.image.resnet.frozen_batch_norm",),
+    "model.text.encoder": ("model.text.name",),
+    "model.text.word_dim": ("model.text.gru.word_dim", "model.text.lstm.word_dim"),
+    "model.text.word_vectors": ("model.text.init_from",),
+    "model.text.lstm_hidden": ("model.text.lstm.hidden",),
+    "model.text.dropout": ("model.text.lstm.dropout",),
+    "model.text.lstm_pool_padding": ("model.text.lstm.pool_padding",),
+}
+_RENAMED_VALUES = {("model.text.encoder", "bigru"): "gru"}
+# The values, in versions that had the old names, of fields that did not exist then.
+_ADDED = {
+    "model.image.name": "resnet",
+    "model.text.tokenizer": "words",
+    "data.fit": "pad",
+    "data.resampling": "bilinear",
+}
+
+
+def new_names(name: str) -> tuple[str, ...]:
+    """Return the names today of a field that was renamed, such as "model.image.depth"; or none."""
+    return _RENAMED.get(name, ())
+
+
+def has_old_names(content: Mapping[str, Any]) -> bool:
+    """Tell whether a stored config has fields with old names."""
+    return any(_has(content, name) for name in _RENAMED)
+
+
+def translate(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored config, nested, with the names of today."""
+    translated = copy.deepcopy(dict(content))
+    if has_old_names(content):
+        for name, value in _ADDED.items():
+            _set(translated, name, value)
+    for old, names in _RENAMED.items():
+        if _has(translated, old):
+            *parents, field = old.split(".")
+            value = functools.reduce(operator.getitem, parents, translated).pop(field)
+            for name in names:
+                _set(translated, name, _RENAMED_VALUES.get((old, value), value))
+    return translated
+
+
+def _has(content: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            return False
+        content = content[part]
+    return True
+
+
+def _set(content: dict[str, Any], name: str, value: Any) -> None:
+    *parents, field = name.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+    content[field] = value
