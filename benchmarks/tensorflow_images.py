@@ -52,7 +52,9 @@ def decode_image(encoded: tf.Tensor | bytes) -> UInt8[tf.Tensor, "H W 3"]:
 def resize_and_pad(
     image: UInt8[tf.Tensor, "H W 3"], preprocessing: ImagePreprocessing
 ) -> UInt8[tf.Tensor, "R R 3"]:
-    """Pad to a square, then resize it, antialiased bilinear, rounded to uint8 (SPEC 4).
+    """Pad to a square, then resize it, antialiased bilinear, rounded to uint8.
+
+    See docs/method.md, section 4.
 
     The shorter side gets `delta // 2` pixels before the image and the rest after.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# The floor of every normalisation (SPEC 1): l2(x) = x / max(||x||, 1e-12).
+# The floor of every normalisation (docs/method.md, section 1): l2(x) = x / max(||x||, 1e-12).
 NORM_FLOOR = 1e-12
 
 
@@ -27,7 +27,7 @@ def inverse_norm(squared: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def l2_normalize(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-    """``x / max(||x||, 1e-12)`` on the last axis, in float32 or better (SPEC 1).
+    """``x / max(||x||, 1e-12)`` on the last axis, in float32 or better (docs/method.md, section 1).
 
     At x = 0 (or where its square underflows) the value and the gradient are exactly zero.
     """

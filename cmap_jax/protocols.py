@@ -1,8 +1,8 @@
 """Evaluation protocols: the rules behind a number, whose name every number carries.
 
-Recalls from different galleries or caption policies must never be compared (SPEC 6); a table, a
-file or a TensorBoard tag therefore always names its protocol, and `cmap compare` refuses to put two
-of them side by side. Where the answers are known to a server alone, `Submission` says in which form
+Recalls from different galleries or caption policies must never be compared (docs/method.md,
+section 6); a table, a file or a TensorBoard tag therefore always names its protocol, and `cmap
+compare` refuses to put two of them side by side. Where the answers are known to a server alone, `Submission` says in which form
 the server takes rankings.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """The rules behind a number (SPEC 6).
+    """The rules behind a number (docs/method.md, section 6).
 
     Attributes:
         name: key of every result, such as "fashioniq/original".
@@ -94,7 +94,9 @@ class AnswerFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
-    """The answers that a data set's server takes for a split without public answers (SPEC 5).
+    """The answers that a data set's server takes for a split without public answers.
+
+    See docs/method.md, section 5.
 
     Whether a query's list may hold its own reference is a matter of the protocol.
 

@@ -7,8 +7,8 @@ a weight vector ``w``; its score against an embedding ``t`` of that level is
     n . t                          without.
 
 The first is ``<g, l2(w * t)>`` with ``n = g * w``: the weighted, renormalised target of CMAP's
-attention (SPEC 1), without the B x N x D tensor of all weighted targets. A level costs one matrix
-product without a weight, and two with one.
+attention (docs/method.md, section 1), without the B x N x D tensor of all weighted targets. A
+level costs one matrix product without a weight, and two with one.
 
     query = model.apply(variables, pyramid, text, method="compose")
     scores = score(query, gallery_pyramid)                       # [B, N]
@@ -41,7 +41,9 @@ class Branch:
 
 @flax.struct.dataclass
 class PreservationInputs:
-    """Inputs of the self-contrastive preservation loss besides the score (SPEC 2).
+    """Inputs of the self-contrastive preservation loss besides the score.
+
+    See docs/method.md, section 2.
 
     Attributes:
         text: text embeddings m, [B, D].
@@ -131,7 +133,9 @@ def _check_levels(query: ComposedQuery, targets: jax.Array) -> None:
 
 
 def score_branches(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "K L B N"]:
-    """Score every query against every target, branch by branch and level by level (SPEC 1).
+    """Score every query against every target, branch by branch and level by level.
+
+    See docs/method.md, section 1.
 
     Args:
         query: B queries that score L levels.

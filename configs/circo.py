@@ -1,4 +1,6 @@
-r"""CIRCO: queries with several targets each, among all of COCO's unlabelled images (SPEC 5).
+r"""CIRCO: queries with several targets each, among all of COCO's unlabelled images.
+
+See docs/method.md, section 5.
 
 CIRCO has no training split. Evaluate a model that was trained on another data set:
 

@@ -1,4 +1,6 @@
-r"""CIRR: CMAP with a ResNet-50 on photographs of all kinds, one caption a pair (SPEC 5).
+r"""CIRR: CMAP with a ResNet-50 on photographs of all kinds, one caption a pair.
+
+See docs/method.md, section 5.
 
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 

@@ -5,7 +5,10 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe (SPEC 1 to 4)."""
+    """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe.
+
+    See docs/method.md, sections 1 to 4.
+    """
     config = ConfigDict()
     config.seed = 0  # seed of the initial values, the order of the data, augmentation and dropout
     # A model to start from: a workdir, whose best checkpoint is taken, or one of the authors' .pth
@@ -13,7 +16,9 @@ def get_config() -> ConfigDict:
     config.init_from = placeholder(str)
 
     config.model = ConfigDict()
-    config.model.variant = "cmap"  # a name of SPEC's table; see cmap_jax/models/composers.py
+    # A composition method: a key of `COMPOSERS` in cmap_jax/models/composers.py (docs/method.md,
+    # section 1), or one of your own, "my_package.my_module:MyComposer".
+    config.model.variant = "cmap"
     config.model.embed_dim = 512  # D, the width of all embeddings
     config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
     config.model.dtype = "float32"  # dtype of the products in encoders; "bfloat16" on accelerators
@@ -178,7 +183,9 @@ def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[st
 
 
 def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
-    """Return the config of a data set whose model is trained in two stages (SPEC 3).
+    """Return the config of a data set whose model is trained in two stages.
+
+    See docs/method.md, section 3.
 
     Args:
         file: path of the config file, for errors.

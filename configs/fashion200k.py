@@ -1,4 +1,6 @@
-r"""Fashion200k: CMAP with a ResNet-50 on pairs sampled online, one text a query (SPEC 5).
+r"""Fashion200k: CMAP with a ResNet-50 on pairs sampled online, one text a query.
+
+See docs/method.md, section 5.
 
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 

@@ -1,4 +1,6 @@
-r"""FashionIQ as in the paper: one CMAP with a ResNet-50 for dress, shirt and toptee (SPEC 3).
+r"""FashionIQ as in the paper: one CMAP with a ResNet-50 for dress, shirt and toptee.
+
+See docs/method.md, section 3.
 
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 

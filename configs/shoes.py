@@ -1,4 +1,4 @@
-r"""Shoes: CMAP with a ResNet-50, one caption a pair (SPEC 5).
+r"""Shoes: CMAP with a ResNet-50, one caption a pair (docs/method.md, section 5).
 
 Stage 1, with the ResNet and the word embedding frozen, then stage 2, where everything trains:
 

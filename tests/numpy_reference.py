@@ -1,4 +1,6 @@
-"""The definitions of SPEC sections 1 to 3 in float64 NumPy, with loops where loops are clearer.
+"""The definitions of docs/method.md, sections 1 to 3, in float64 NumPy.
+
+Loops stand where loops are clearer.
 
 A second oracle that needs nothing but NumPy. Images are [B, C, H, W]; recurrent and linear weights
 are in torch's layout ([out, in], gates stacked in torch's order), so that a torch state dict can be
@@ -32,7 +34,7 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def l2(x: Array) -> Array:
-    """``x / max(||x||, 1e-12)`` on the last axis (SPEC 1)."""
+    """``x / max(||x||, 1e-12)`` on the last axis (docs/method.md, section 1)."""
     norm = np.sqrt((x**2).sum(axis=-1, keepdims=True))
     return x / np.maximum(norm, 1e-12)
 
@@ -41,12 +43,15 @@ def l2(x: Array) -> Array:
 
 
 def gem(feature_map: Array) -> Array:
-    """``mean(max(x, 1e-6)^3)^(1/3)`` over space (SPEC 1): [B, C, H, W] -> [B, C]."""
+    """``mean(max(x, 1e-6)^3)^(1/3)`` over space: [B, C, H, W] -> [B, C]."""
     return (np.maximum(feature_map, 1e-6) ** 3).mean(axis=(2, 3)) ** (1.0 / 3.0)
 
 
 def bilinear_down2(x: Array) -> Array:
-    """Halve the size; half-pixel centres make it the mean of each 2x2 block (SPEC 1)."""
+    """Halve the size; half-pixel centres make it the mean of each 2x2 block.
+
+    See docs/method.md, section 1.
+    """
     even_rows, odd_rows = x[:, :, 0::2, :], x[:, :, 1::2, :]
     rows = (even_rows + odd_rows) / 2
     return (rows[..., 0::2] + rows[..., 1::2]) / 2
@@ -117,7 +122,9 @@ def batch_norm_train(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> BatchNormResult:
-    """Batch-norm of [B, C, H, W] or [B, C] by its own statistics (SPEC 1 and 3).
+    """Batch-norm of [B, C, H, W] or [B, C] by its own statistics.
+
+    See docs/method.md, sections 1 and 3.
 
     It normalises by the biased variance; the running variance moves to the unbiased one.
     """
@@ -181,7 +188,10 @@ def resnet_eval(images: Array, weights: Weights, depth: int) -> tuple[Array, Arr
 def cross_level_pyramid(
     c3: Array, c4: Array, c5: Array, weights: Weights, cross_level: str
 ) -> tuple[Array, Array, Array]:
-    """(P5, P4, P3) of SPEC 1; `weights` has latlayer_7214, latlayer_14228, smooth_14, smooth_28."""
+    """(P5, P4, P3) of docs/method.md, section 1.
+
+    `weights` has latlayer_7214, latlayer_14228, smooth_14 and smooth_28.
+    """
 
     def conv(x: Array, name: str, padding: int) -> Array:
         return conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=padding)
@@ -272,7 +282,7 @@ def softmax(x: Array) -> Array:
 
 
 def attention(text: Array, w1: Array, b1: Array, w2: Array, b2: Array) -> Array:
-    """``softmax_D(W2 relu(W1 m + b1) + b2)`` (SPEC 1): [B, D] -> [B, D]."""
+    """``softmax_D(W2 relu(W1 m + b1) + b2)`` (docs/method.md, section 1): [B, D] -> [B, D]."""
     return softmax(linear(relu(linear(text, w1, b1)), w2, b2))
 
 
@@ -291,7 +301,10 @@ def preserved_scores(a_p: Array, reference: Array, gallery: Array) -> Array:
 
 
 def matching_loss(scores: Array, temperature: float) -> float:
-    """Mean over b of ``-log softmax(exp(tau) S_b)[b]`` (SPEC 2), scores [B, B]."""
+    """Mean over b of ``-log softmax(exp(tau) S_b)[b]``, scores [B, B]..
+
+    See docs/method.md, section 2.
+    """
     logits = np.exp(temperature) * scores
     total = 0.0
     for b, row in enumerate(logits):
@@ -310,7 +323,7 @@ def preservation_loss(
     alpha: float = 1.0,
     reduction: str = "sum",
 ) -> float:
-    """Self-contrastive preservation of one level (SPEC 2); all arrays [B, D]."""
+    """Self-contrastive preservation of one level (docs/method.md, section 2); all arrays [B, D]."""
     hinges = []
     for b in range(len(text)):
         a_r = 2 * a_p[b].mean() - a_p[b]
@@ -341,7 +354,7 @@ def adamw_step(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> AdamWState:
-    """One AdamW update (SPEC 3): decay by ``lr * weight_decay``, then the Adam step."""
+    """One AdamW update: decay by ``lr * weight_decay``, then the Adam step."""
     step = state.step + 1
     first = betas[0] * state.first + (1 - betas[0]) * gradient
     second = betas[1] * state.second + (1 - betas[1]) * gradient**2

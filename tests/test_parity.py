@@ -1,4 +1,4 @@
-"""The method against its second assembly, in PyTorch and in NumPy, from SPEC (float64 and float32).
+"""The method against its second assembly, in PyTorch and in NumPy (float64, float32).
 
 float32 gradients of a deep ResNet differ by percents between any two implementations, so gradients
 and optimiser steps are compared in float64 alone.
@@ -159,7 +159,7 @@ def test_training_in_float64(settings, x64):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_frozen_stage_in_float64(norm, x64):
-    """Stage 1: what is frozen does not move, and batch-norm does what SPEC 3 says."""
+    """Stage 1: what is frozen does not move, and batch-norm is as released (docs/method.md, section 3)."""
     theirs, config, _, variables = _pair({"variant": "cmap"})
     config.model.image.frozen = config.model.text.frozen = True
     config.model.image.resnet.frozen_batch_norm = norm

@@ -199,7 +199,7 @@ def pyramids(levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def numpy_branches(
     variant: str, weights: Mapping[str, np.ndarray], r: np.ndarray, m: np.ndarray, t: np.ndarray
 ) -> np.ndarray:
-    """SPEC's table of variants: [K, L, B, N]; TIRG in evaluation mode."""
+    """docs/method.md's table of variants: [K, L, B, N]; TIRG in evaluation mode."""
     levels = range(len(t))
 
     def affine(x: np.ndarray, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The model of SPEC section 1, written a second time in PyTorch, as an oracle for parity tests.
+"""The model of docs/method.md, section 1, a second time, in PyTorch: an oracle for parity.
 
 Independent of the JAX code and as literal as possible: the scores build the B x N x D tensor of
 ``l2(a * t)``, recurrent layers run on packed sequences, convolutions are ``nn.Conv2d``. Slow and
@@ -41,7 +41,10 @@ INITIAL_TEMPERATURE = 2.65926
 
 
 def l2(x: torch.Tensor) -> torch.Tensor:
-    """``x / max(||x||, 1e-12)`` on the last axis, with gradient exactly 0 at x = 0 (SPEC 1)."""
+    """``x / max(||x||, 1e-12)`` on the last axis, with gradient exactly 0 at x = 0.
+
+    See docs/method.md, section 1.
+    """
     is_zero = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) == 0
     # The zero rows are taken out before the division, so that no gradient reaches them at all.
     nonzero = torch.where(is_zero, torch.ones_like(x), x)
@@ -50,7 +53,7 @@ def l2(x: torch.Tensor) -> torch.Tensor:
 
 
 def gem(feature_map: torch.Tensor) -> torch.Tensor:
-    """Generalised-mean pooling, p = 3 (SPEC 1): [B, C, H, W] -> [B, C]."""
+    """Generalised-mean pooling, p = 3 (docs/method.md, section 1): [B, C, H, W] -> [B, C]."""
     return feature_map.clamp_min(1e-6).pow(3).mean(dim=(2, 3)).pow(1 / 3)
 
 
@@ -163,7 +166,10 @@ class ResNet(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """ResNet, cross-level interaction, GeM and a linear head a level (SPEC 1)."""
+    """ResNet, cross-level interaction, GeM and a linear head a level.
+
+    See docs/method.md, section 1.
+    """
 
     def __init__(
         self, depth: int, width: int, cross_level: str, embed_dim: int, single_level: bool
@@ -215,7 +221,7 @@ class ImageEncoder(nn.Module):
 
 
 class SentenceLSTM(nn.Module):
-    """LSTM, maximum over time, dropout, linear (SPEC 1, variant ``lstm``)."""
+    """LSTM, maximum over time, dropout, linear (docs/method.md, section 1, variant ``lstm``)."""
 
     def __init__(self, word_dim: int, hidden: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
@@ -238,7 +244,7 @@ class SentenceLSTM(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Word embedding, sentence encoder, l2 (SPEC 1)."""
+    """Word embedding, sentence encoder, l2 (docs/method.md, section 1)."""
 
     def __init__(
         self,
@@ -291,7 +297,7 @@ def _pack(words: torch.Tensor, lengths: torch.Tensor) -> nn.utils.rnn.PackedSequ
 
 
 class Attention(nn.Module):
-    """``softmax_D(W2 relu(W1 m + b1) + b2)`` (SPEC 1): [B, D] -> [B, D]."""
+    """``softmax_D(W2 relu(W1 m + b1) + b2)`` (docs/method.md, section 1): [B, D] -> [B, D]."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -304,7 +310,10 @@ class Attention(nn.Module):
 
 
 class Tirg(nn.Module):
-    """``l2(a1 sigmoid(gate(x)) r + a2 res(x))``, x = [r, m] (SPEC 1, table of variants)."""
+    """``l2(a1 sigmoid(gate(x)) r + a2 res(x))``, x = [r, m].
+
+    See docs/method.md, section 1, table of variants.
+    """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -343,7 +352,7 @@ def preserved_scores(
 
 
 class ReferenceModel(nn.Module):
-    """Every variant of SPEC 1, with only the submodules that the variant needs."""
+    """Each variant of docs/method.md, section 1, with the submodules that it needs alone."""
 
     def __init__(
         self,

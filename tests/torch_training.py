@@ -1,4 +1,4 @@
-"""The objective and the training recipe of SPEC sections 2 and 3 in PyTorch, for parity tests."""
+"""Objective and recipe of docs/method.md, sections 2 and 3, in PyTorch, for parity tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FROZEN_PREFIXES = ("img_enc.cnn.", "txt_enc.embed.")
 
 @dataclass(frozen=True)
 class Objective:
-    """The constants of SPEC 2; levels in the order high, mid, low."""
+    """The constants of docs/method.md, section 2; levels in the order high, mid, low."""
 
     matching_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
     preservation_weights: tuple[float, ...] = (1.0, 1.0, 0.5)
@@ -53,7 +53,7 @@ def preservation_loss(
     alpha: float = 1.0,
     reduction: str = "sum",
 ) -> torch.Tensor:
-    """Self-contrastive preservation of one level (SPEC 2) on the diagonal pairs.
+    """Self-contrastive preservation of one level (docs/method.md, section 2) on the diagonal pairs.
 
     Text m, transformed text T (only for alpha != 1), attention A_p and target t, all [B, D] -> [].
     """
@@ -114,7 +114,7 @@ def total_loss(
 
 
 def stepped_learning_rate(epoch: int, base: float = 5e-4) -> float:
-    """The rate of an epoch, counted from 0 (SPEC 3), for 100 epochs at most."""
+    """The rate of an epoch, counted from 0 (docs/method.md, section 3), for 100 epochs at most."""
     if not 0 <= epoch < 100:
         raise ValueError(f"epoch {epoch}")
     halved_at_the_start_of = [4, 8, 12, 16, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42, 44]
@@ -147,7 +147,7 @@ class TrainingRecord:
 
 
 def set_stage(model: ReferenceModel, *, frozen: bool, frozen_batch_norm: str = "batch") -> None:
-    """Put the model in training mode of stage 1 (frozen) or stage 2 (SPEC 3)."""
+    """Put the model in training mode of stage 1 (frozen) or stage 2 (docs/method.md, section 3)."""
     if frozen_batch_norm not in ("batch", "running"):
         raise ValueError(f"frozen_batch_norm {frozen_batch_norm!r}")
     for name, parameter in model.named_parameters():

@@ -108,7 +108,7 @@ def load_word_embedding(
         settings: ``config.model.text.gru`` or ``.lstm``.
         tokenizer: the words, in the order of the rows.
         counts: see `load_word_vectors`.
-        rng: draws the rows of words without a vector, from N(0, 1) (SPEC 1).
+        rng: draws the rows of words without a vector, from N(0, 1) (docs/method.md, section 1).
 
     Returns:
         ``params`` that belong under ``text_encoder``.

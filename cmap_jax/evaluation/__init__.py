@@ -1,4 +1,4 @@
-"""Evaluation by named protocols (SPEC 6)."""
+"""Evaluation by named protocols (docs/method.md, section 6)."""
 
 from etils import epy
 

@@ -1,4 +1,7 @@
-"""Comparison of two evaluations under equal conditions; all others are refused (SPEC 6)."""
+"""Comparison of two evaluations under equal conditions; all others are refused.
+
+See docs/method.md, section 6.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""Encode a split once, score every query, and report under each protocol's name (SPEC 6)."""
+"""Encode a split once, score every query, and report under each protocol's name.
+
+See docs/method.md, section 6.
+"""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""Ranks, best images and average precisions of a matrix of scores (SPEC 6)."""
+"""Ranks, best images and average precisions of a matrix of scores (docs/method.md, section 6)."""
 
 import functools
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ from cmap_jax.retrieval.positions import Positions, padded_positions
 def ranks(
     scores: np.ndarray | jax.Array, targets: Positions, exclude: Positions | None = None
 ) -> np.ndarray:
-    """Return the expected 0-based rank of each query's best-ranked correct image (SPEC 6).
+    """Return the expected 0-based rank of each query's best-ranked correct image.
+
+    See docs/method.md, section 6.
 
     The rank is the number of wrong images with a strictly higher score, plus the expected number of
     wrong images before the correct one among those of equal score: e / (c + 1) for e wrong and c
@@ -111,11 +113,12 @@ def _top(scores: jax.Array, excluded: jax.Array, *, count: int) -> jax.Array:
 
 
 def average_precision(placement: Placement, cutoffs: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return AP@K of each query, as CIRCO defines it (SPEC 5).
+    """Return AP@K of each query, as CIRCO defines it (docs/method.md, section 5).
 
     It is the sum of the precisions at the ranks of the correct images among the first K, divided by
     min(correct images, K). Tied images have expected ranks: with c correct and e wrong images of
-    the same score, the j-th correct one has j e / (c + 1) of the wrong ones before it (SPEC 6).
+    the same score, the j-th correct one has j e / (c + 1) of the wrong ones before it
+    (docs/method.md, section 6).
 
     Args:
         placement: the placements of every correct image, [B, M].

@@ -1,4 +1,6 @@
-"""The rank of each query, and every number that is reported of the ranks (SPEC 6).
+"""The rank of each query, and every number that is reported of the ranks.
+
+See docs/method.md, section 6.
 
 A number is defined once, as a function of weighted queries. With a weight of one for each query it
 is the result; with the weights of a resample it is one draw of the bootstrap.
@@ -173,7 +175,9 @@ def statistics(
 
 
 def summarize(protocol: Protocol, outcomes: Outcomes) -> dict[str, float | int]:
-    """Return the numbers that a protocol reports (SPEC 6): `statistics` and counts of queries.
+    """Return the numbers that a protocol reports: `statistics` and counts of queries.
+
+    See docs/method.md, section 6.
 
     Where the best correct image of some queries has exactly the score of a wrong one,
     ``tied_queries`` is the share of these queries, in percent.

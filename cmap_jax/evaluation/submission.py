@@ -4,8 +4,8 @@
     check_submission(rules, files["recall.json"], evaluation)
     write_submissions("cirr-test1", files)
 
-The answers of some splits are known to a server alone (SPEC 5); the `Submission` of the data set
-says what its server takes.
+The answers of some splits are known to a server alone (docs/method.md, section 5); the
+`Submission` of the data set says what its server takes.
 """
 
 import collections

@@ -14,7 +14,7 @@ def matching_loss(
     *,
     correct: Int[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """Cross-entropy of each query against the batch's targets (SPEC 2).
+    """Cross-entropy of each query against the batch's targets (docs/method.md, section 2).
 
     Args:
         scores: score of query b (row) against target t (column) at each level.

@@ -20,7 +20,9 @@ def preservation_loss(
     alpha: float = 1.0,
     reduction: Literal["sum", "mean"] = "sum",
 ) -> Float[Array, ""]:
-    """Push the target's preserved part from the text and its reversed part towards it (SPEC 2).
+    """Push the target's preserved part from the text and its reversed part towards it.
+
+    See docs/method.md, section 2.
 
     With the reversed attention ``A_r = 2 mean_D(A_p) - A_p`` and ``g(x) = alpha <m, x> +
     (1 - alpha) <T, x>``, a pair's loss at level i is

@@ -1,4 +1,4 @@
-"""The networks, as pure-functional Flax linen modules (SPEC 1)."""
+"""The networks, as pure-functional Flax linen modules (docs/method.md, section 1)."""
 
 from cmap_jax.models.cmap import CMAP
 

@@ -188,8 +188,8 @@ class CMAP(nn.Module):
         """Encode token ids; position ``lengths[b]`` and after are padding.
 
         Returns:
-            l2-normalised embeddings (m in SPEC 1), float32; zeros for a variant that does not read
-            the text.
+            l2-normalised embeddings (m in docs/method.md, section 1), float32; zeros for a variant
+            that does not read the text.
 
         Raises:
             ValueError: an array of another rank, or batch axes that differ.
@@ -205,7 +205,7 @@ class CMAP(nn.Module):
     def compose(
         self, pyramid: Float[Array, "L B D"], text: Float[Array, "B D"], *, train: bool = False
     ) -> ComposedQuery:
-        """Compose the references' pyramid and the texts into queries (SPEC 1).
+        """Compose the references' pyramid and the texts into queries (docs/method.md, section 1).
 
         Raises:
             ValueError: the composer returned what cannot be scored; see `composers.check_query`.
@@ -226,7 +226,8 @@ class CMAP(nn.Module):
         """Encode a batch of triplets, which is nearly all of the model's work.
 
         The references and the targets are encoded in two passes. Each is normalised by its own
-        statistics, and each updates the running ones, the references first (SPEC 3).
+        statistics, and each updates the running ones, the references first (docs/method.md,
+        section 3).
         """
         reference = self.encode_images(reference_image, train=train)
         targets = self.encode_images(target_image, train=train)

@@ -1,4 +1,6 @@
-"""Composers turn a reference's pyramid and a text into a `ComposedQuery` (SPEC 1, variants).
+"""Composers turn a reference's pyramid and a text into a `ComposedQuery`.
+
+See docs/method.md, section 1, variants.
 
 What differs between the methods of the field is written here and nowhere else. A new method is a
 composer: here with a line in COMPOSERS, or in any package that Python can import, without a change
@@ -84,12 +86,15 @@ class Attention(nn.Module):
 
 
 def modified_branch(transform: Float[Array, "B D"], attention: Float[Array, "B D"]) -> Branch:
-    """Return the branch of ``<T, l2(A_m * t)>``, the same at every level (SPEC 1, scores)."""
+    """Return the branch of ``<T, l2(A_m * t)>``, the same at every level.
+
+    See docs/method.md, section 1, scores.
+    """
     return Branch((transform * attention)[None], attention[None])
 
 
 def preserved_branch(pyramid: Float[Array, "L B D"], attention: Float[Array, "B D"]) -> Branch:
-    """Return the branch of ``<l2(A_p * r), l2(A_p * t)>`` (SPEC 1, scores)."""
+    """Return the branch of ``<l2(A_p * r), l2(A_p * t)>`` (docs/method.md, section 1, scores)."""
     # Level by level, so that the attention's gradient is a sum of arrays. As a reduction over a
     # leading axis of three, it would take XLA's CPU back end a third of the time of score and loss.
     numerators = [l2_normalize(attention * level) * attention for level in pyramid]
@@ -97,7 +102,9 @@ def preserved_branch(pyramid: Float[Array, "L B D"], attention: Float[Array, "B 
 
 
 class AttentionComposer(nn.Module):
-    """CMAP's composition: a modified and a preserved part (SPEC 1, attention and scores).
+    """CMAP's composition: a modified and a preserved part.
+
+    See docs/method.md, section 1, attention and scores.
 
     ``mod_i = <T, l2(A_m * t_i)>`` and ``pres_i = <l2(A_p * r_i), l2(A_p * t_i)>``, where A_m and
     A_p are the modification and the preservation attention and ``T = l2(W_t m + b_t)``. With the
@@ -157,7 +164,9 @@ class PlainComposer(nn.Module):
 
 
 class TIRG(nn.Module):
-    """Text-image residual gating (Vo et al., CVPR 2019), on the high level (SPEC 1, variants).
+    """Text-image residual gating (Vo et al., CVPR 2019), on the high level.
+
+    See docs/method.md, section 1, variants.
 
     ``l2(a1 * sigmoid(gate(x)) * r + a2 * res(x))`` with ``x = [r, m]``.
 

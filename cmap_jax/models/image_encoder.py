@@ -19,7 +19,7 @@ from cmap_jax.numerics import at_least_float32, l2_normalize
 def normalize_images(
     images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], pictures: Pictures
 ) -> Float[Array, "B H W 3"]:
-    """Scale uint8 images to [0, 1] and normalise them by channel (SPEC 4).
+    """Scale uint8 images to [0, 1] and normalise them by channel (docs/method.md, section 4).
 
     Args:
         images: pixels 0..255 as uint8; floating-point images are returned unchanged.
@@ -40,7 +40,9 @@ def normalize_images(
 
 
 class CrossLevel(nn.Module):
-    """Add the semantics of a deeper level to the shallower one (SPEC 1, cross-level interaction).
+    """Add the semantics of a deeper level to the shallower one.
+
+    See docs/method.md, section 1, cross-level interaction.
 
     Attributes:
         direction: "down" (as released: the shallower map is resized to the deeper one's size), "up"
@@ -110,7 +112,9 @@ class ImageEncoder(nn.Module):
     def __call__(
         self, images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], *, train: bool
     ) -> Float[Array, "L B D"]:
-        """Encode uint8 or normalised images (SPEC 1, image encoder, pooling and heads).
+        """Encode uint8 or normalised images.
+
+        See docs/method.md, section 1, image encoder, pooling and heads.
 
         Returns:
             The pyramid, levels high to low, float32.

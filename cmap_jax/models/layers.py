@@ -109,7 +109,9 @@ class Dense(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, as PyTorch does it (SPEC 1, 3).
+    """Batch normalisation over all axes but the last, as PyTorch does it.
+
+    See docs/method.md, sections 1 and 3.
 
     It differs from Flax's: the running variance is updated with the *unbiased* batch variance, and
     the statistics are computed in float32 or better by two passes over the data. They are those of
@@ -194,7 +196,10 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
 def resize_bilinear(
     x: Float[Array, "B H W C"], height: int, width: int
 ) -> Float[Array, "B {height} {width} C"]:
-    """Resize bilinearly, with half-pixel centers and no antialiasing, in float32 (SPEC 1)."""
+    """Resize bilinearly, with half-pixel centers and no antialiasing, in float32.
+
+    See docs/method.md, section 1.
+    """
     wide = at_least_float32(x)
     if x.shape[1:3] == (2 * height, 2 * width):
         # The mean of each 2x2 block: the general case is two matrix products and transposes.
@@ -208,7 +213,10 @@ def resize_bilinear(
 def generalized_mean(
     x: Float[Array, "B H W C"], *, power: float = 3.0, floor: float = 1e-6
 ) -> Float[Array, "B C"]:
-    """Pool over space by GeM, ``mean(max(x, 1e-6)^3)^(1/3)``, in float32 or better (SPEC 1)."""
+    """Pool over space by GeM, ``mean(max(x, 1e-6)^3)^(1/3)``, in float32 or better.
+
+    See docs/method.md, section 1.
+    """
     x = jnp.maximum(at_least_float32(x), floor)
     # For an integer power, a chain of products: a general power takes a logarithm for each pixel.
     powered = jax.lax.integer_pow(x, int(power)) if float(power).is_integer() else x**power

@@ -1,4 +1,4 @@
-"""Photographs to pixels in PIL and NumPy (SPEC 4).
+"""Photographs to pixels in PIL and NumPy (docs/method.md, section 4).
 
 Training, evaluation, preparation and use all see these pixels, bit for bit: `input_pipeline` calls
 these functions inside tf.data. TensorFlow is not needed here.
@@ -159,7 +159,7 @@ def read_image(
 
 
 def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
-    """Bring an image of mode "RGB" to a square of side ``resize`` (SPEC 4)."""
+    """Bring an image of mode "RGB" to a square of side ``resize`` (docs/method.md, section 4)."""
     size, filter_ = preprocessing.resize, preprocessing.resampling
     if preprocessing.fit == "pad":
         return pad_and_resize(image, size, preprocessing.pad_value, filter_)
@@ -169,7 +169,9 @@ def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Im
 
 
 def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image.Image:
-    """Read and resize an image to the square that all crops are cut from (SPEC 4).
+    """Read and resize an image to the square that all crops are cut from.
+
+    See docs/method.md, section 4.
 
     Raises:
         ImageReadError: as `read_image`.
@@ -189,7 +191,9 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def random_crop_flip(
     image: Image.Image, *, top: int, left: int, flip: bool, size: int
 ) -> Image.Image:
-    """Augment for training with given random numbers: flip left to right, then crop (SPEC 4).
+    """Augment for training with given random numbers: flip left to right, then crop.
+
+    See docs/method.md, section 4.
 
     Args:
         image: mode "RGB", at least `size` pixels a side.
@@ -209,7 +213,7 @@ def random_crop_flip(
 def preprocess_image(
     source: ImageSource, preprocessing: ImagePreprocessing
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Read, resize and crop the centre, as in evaluation (SPEC 4).
+    """Read, resize and crop the centre, as in evaluation (docs/method.md, section 4).
 
     Returns:
         Pixels 0..255, S = `preprocessing.crop`.

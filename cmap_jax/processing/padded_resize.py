@@ -15,7 +15,9 @@ _LONGEST = 16  # times the shorter side; what lies beyond is cut off before resi
 
 
 def pad_to_square(image: Image.Image, pad_value: int = 255) -> Image.Image:
-    """Pad the shorter side: `delta // 2` pixels before the image and the rest after (SPEC 4).
+    """Pad the shorter side: `delta // 2` pixels before the image and the rest after.
+
+    See docs/method.md, section 4.
 
     Args:
         image: mode "RGB", any size.
@@ -27,7 +29,7 @@ def pad_to_square(image: Image.Image, pad_value: int = 255) -> Image.Image:
 
 
 def resize_square(image: Image.Image, size: int, resampling: str = "bilinear") -> Image.Image:
-    """Resize to `size` x `size` pixels, antialiased, rounded to uint8 (SPEC 4).
+    """Resize to `size` x `size` pixels, antialiased, rounded to uint8 (docs/method.md, section 4).
 
     Args:
         image: mode "RGB", any size.

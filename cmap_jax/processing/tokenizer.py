@@ -1,4 +1,6 @@
-"""The tokenizer "words": a closed list of the words of the training captions (SPEC 4).
+"""The tokenizer "words": a closed list of the words of the training captions.
+
+See docs/method.md, section 4.
 
     vocabulary = Vocabulary.build(captions)
     tokens, lengths = vocabulary.encode_batch([("is red", "has long sleeves")])
@@ -31,7 +33,9 @@ _DROPPED = re.compile(f"[^{string.ascii_letters} ()]")
 
 
 def clean(caption: str) -> str:
-    r"""Return the caption's ASCII letters, spaces and parentheses, in lower case (SPEC 4).
+    r"""Return the caption's ASCII letters, spaces and parentheses, in lower case.
+
+    See docs/method.md, section 4.
 
     ``/``, ``-`` and ``\\`` become spaces; every other character, tabs and newlines too, is dropped.
     """

@@ -1,4 +1,7 @@
-"""Training: the state, the optimiser, the step, checkpoints and the loop (SPEC 2, 3)."""
+"""Training: the state, the optimiser, the step, checkpoints and the loop.
+
+See docs/method.md, sections 2 and 3.
+"""
 
 from etils import epy
 

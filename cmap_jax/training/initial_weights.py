@@ -1,4 +1,6 @@
-"""Initial weights other than random ones: another model's or pretrained encoders' (SPEC 3).
+"""Initial weights other than random ones: another model's or pretrained encoders'.
+
+See docs/method.md, section 3.
 
 Two functions read them before a run writes anything: `read_initial_weights` everything that does
 not depend on the data, and `fit_initial_weights` the rest, once the tokenizer is known.

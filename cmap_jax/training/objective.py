@@ -18,7 +18,7 @@ _WHOLE, _PYRAMID = PartitionSpec(), PartitionSpec(None, sharding.BATCH_AXES)  # 
 def objective(
     outputs: TrainingOutputs, settings: Any, mesh: Mesh, parts: int = 1
 ) -> tuple[jax.Array, Metrics]:
-    """Return the total loss of a batch and its terms (SPEC 2).
+    """Return the total loss of a batch and its terms (docs/method.md, section 2).
 
     Args:
         outputs: queries and target embeddings of B triplets.

@@ -1,4 +1,7 @@
-"""AdamW, its learning-rate schedules, and the labels of frozen parameters (SPEC 3)."""
+"""AdamW, its learning-rate schedules, and the labels of frozen parameters.
+
+See docs/method.md, section 3.
+"""
 
 from typing import Any
 
@@ -11,7 +14,9 @@ TRAINED, FROZEN = "trained", "frozen"
 
 
 def halving_epochs(epochs: int, every: int, faster_from: int, faster_every: int) -> list[int]:
-    """Return the epochs at whose start the stepped schedule halves the learning rate (SPEC 3).
+    """Return the epochs at whose start the stepped schedule halves the learning rate.
+
+    See docs/method.md, section 3.
 
     With the recipe's 4, 20 and 2 these are 4, 8, 12, 16, 20 and from there 22, 24, ...
 
@@ -58,7 +63,7 @@ def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
 
 
 def label_parameters(params: Any, config: Any) -> Any:
-    """Return "trained" or "frozen" for every parameter, in their tree (SPEC 3).
+    """Return "trained" or "frozen" for every parameter, in their tree (docs/method.md, section 3).
 
     Under ``config.model.image.frozen`` and ``config.model.text.frozen``, the parts that the
     encoders' entries name are frozen; everything else trains.
@@ -91,7 +96,10 @@ def select_trained(tree: Any, labels: Any) -> list[jax.Array]:
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Build AdamW with weight decay on all trained parameters; frozen ones never move (SPEC 3)."""
+    """Build AdamW with weight decay on all trained parameters; frozen ones never move.
+
+    See docs/method.md, section 3.
+    """
     settings = config.optimizer
     adamw = optax.adamw(
         schedule,

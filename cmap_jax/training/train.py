@@ -1,4 +1,7 @@
-"""The training loop: steps, curves, evaluations, checkpoints, and an orderly stop (SPEC 3, 6)."""
+"""The training loop: steps, curves, evaluations, checkpoints, and an orderly stop.
+
+See docs/method.md, sections 3 and 6.
+"""
 
 from typing import Any
 

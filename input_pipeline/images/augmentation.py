@@ -1,4 +1,6 @@
-"""Random crops and flips: drawn from one seed, and cut out of images in memory (SPEC 4).
+"""Random crops and flips: drawn from one seed, and cut out of images in memory.
+
+See docs/method.md, section 4.
 
 An epoch's draws are a table with a row an item: a pure function of (seed, epoch, item).
 """

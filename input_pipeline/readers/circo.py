@@ -1,4 +1,4 @@
-"""CIRCO on disk -> records (SPEC 5): for evaluation only.
+"""CIRCO on disk -> records (docs/method.md, section 5): for evaluation only.
 
 A folder holds ``annotations/{val,test}.json``, and the images of COCO's unlabeled2017 in
 ``COCO2017_unlabeled/unlabeled2017``, ``unlabeled2017``, or the image folder itself. The gallery

@@ -1,4 +1,4 @@
-"""CIRR on disk -> records (SPEC 5).
+"""CIRR on disk -> records (docs/method.md, section 5).
 
 A folder holds ``captions/cap.rc2.{train,val,test1}.json`` and
 ``image_splits/split.rc2.{train,val,test1}.json``, either directly or, as in the authors'

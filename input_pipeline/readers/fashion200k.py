@@ -1,4 +1,6 @@
-"""Fashion200k's layout on disk -> records, with its online sampling of training pairs (SPEC 5).
+"""Fashion200k's layout on disk -> records, with its online sampling of training pairs.
+
+See docs/method.md, section 5.
 
 A folder holds ``labels/<category>_{train,test}_detect_all.txt`` (path, detection score, caption;
 tab-separated), ``test_queries.txt`` beside ``labels`` or in the image folder, and images under
@@ -88,7 +90,10 @@ def parents(caption: str) -> list[str]:
 
 
 def modification(source: str, target: str) -> str:
-    """Return "replace A with B", the first words in which two captions differ (SPEC 5)."""
+    """Return "replace A with B", the first words in which two captions differ.
+
+    See docs/method.md, section 5.
+    """
 
     def first_absent(words: list[str], others: list[str]) -> str:
         return next((word for word in words if word not in others), words[-1])
@@ -98,7 +103,9 @@ def modification(source: str, target: str) -> str:
 
 
 class SampledPairs:
-    """Training pairs drawn online: one pair for each training image and epoch (SPEC 5).
+    """Training pairs drawn online: one pair for each training image and epoch.
+
+    See docs/method.md, section 5.
 
     Two captions with a common parent differ in one word; an image with such a caption can be
     modified.
@@ -194,7 +201,9 @@ def _normalize_path(path: str, where: str) -> str:
 
 
 def _read_labels(root: str, split: str) -> dict[str, str]:
-    """Return the caption of each image, label files in the published order (SPEC 5).
+    """Return the caption of each image, label files in the published order.
+
+    See docs/method.md, section 5.
 
     Where only evaluation is possible, the train split is empty.
     """

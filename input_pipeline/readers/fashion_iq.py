@@ -1,4 +1,6 @@
-"""FashionIQ's layout on disk -> records (SPEC 5). The rendered garments use the same layout.
+"""FashionIQ's layout on disk -> records (docs/method.md, section 5).
+
+The rendered garments use the same layout.
 
 Annotations are ``captions/cap.<category>.<split>.json`` and
 ``image_splits/split.<category>.<split>.json``. Images may be ``images/ID.jpg``, ``images/ID.png``,
@@ -47,7 +49,9 @@ _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
-    """Read FashionIQ: all its categories, trained together, evaluated on val (SPEC 3, 6).
+    """Read FashionIQ: all its categories, trained together, evaluated on val.
+
+    See docs/method.md, sections 3 and 6.
 
     The training files may be absent: such a folder can still be evaluated on.
 
@@ -217,7 +221,10 @@ class Layout:
 
 
 def both_orders(annotations: Sequence[Annotation], category: str) -> Iterator[Query]:
-    """Return an annotation's two queries, one for each order of its captions (SPEC 5)."""
+    """Return an annotation's two queries, one for each order of its captions.
+
+    See docs/method.md, section 5.
+    """
     for number, a in enumerate(annotations):
         for order, captions in enumerate((a.captions, a.captions[::-1])):
             annotation = f"{category}/{number}"

@@ -1,4 +1,4 @@
-"""The Shoes data set on disk -> records (SPEC 5).
+"""The Shoes data set on disk -> records (docs/method.md, section 5).
 
 Raw annotations are ``relative_captions_shoes.json``, ``train_im_names.txt`` and
 ``eval_im_names.txt``, with bare file names. Prepared annotations are ``triplet.{train,val}.json``

@@ -1,4 +1,4 @@
-"""The image operations in PIL and NumPy, against plain NumPy statements of SPEC 4."""
+"""The image operations in PIL and NumPy, against plain NumPy (docs/method.md, section 4)."""
 
 import io
 import json

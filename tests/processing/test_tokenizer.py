@@ -1,4 +1,4 @@
-"""The tokenizer and the vocabulary of SPEC 4."""
+"""The tokenizer and the vocabulary of docs/method.md, section 4."""
 
 import json
 

@@ -40,7 +40,7 @@ def _gallery(images: int, seed: int = 1) -> np.ndarray:
 
 
 def _scores(query: scoring.ComposedQuery, gallery: np.ndarray) -> np.ndarray:
-    """SPEC 1, term by term in float64; equal images score exactly the same."""
+    """docs/method.md, section 1, term by term in float64; equal images score exactly the same."""
     total = np.zeros((len(query), gallery.shape[1]))
     for level, targets in enumerate(gallery.astype(np.float64)):
         for branch in query.branches:

@@ -1,4 +1,7 @@
-"""The text encoder "gru": a bidirectional GRU over the words (SPEC 1, text encoder)."""
+"""The text encoder "gru": a bidirectional GRU over the words.
+
+See docs/method.md, section 1, text encoder.
+"""
 
 from collections.abc import Mapping
 from typing import Any

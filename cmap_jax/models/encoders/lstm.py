@@ -1,4 +1,7 @@
-"""The text encoder "lstm": the maximum over an LSTM's outputs (SPEC 1, text encoder)."""
+"""The text encoder "lstm": the maximum over an LSTM's outputs.
+
+See docs/method.md, section 1, text encoder.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,6 @@
-"""The parts that the recurrent text encoders have in common (SPEC 1, text encoder).
+"""The parts that the recurrent text encoders have in common.
+
+See docs/method.md, section 1, text encoder.
 
 The recurrences are PyTorch's. Both biases of a gate are kept (``bias_ih`` and ``bias_hh``). The
 forward pass depends on their sum alone, but AdamW steps each of them, so that a cell with one bias

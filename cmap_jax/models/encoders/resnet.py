@@ -1,4 +1,7 @@
-"""ResNet-18, 34 and 50 with torchvision's numerics, without the classifier (SPEC 1)."""
+"""ResNet-18, 34 and 50 with torchvision's numerics, without the classifier.
+
+See docs/method.md, section 1.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -146,7 +149,7 @@ ENTRY = ImageEntry(
         "batch_norm_groups": Setting(least=1),
     },
     levels=LEVELS,
-    # Per channel, the mean and deviation of ImageNet's training images (SPEC 4).
+    # Per channel, the mean and deviation of ImageNet's training images (docs/method.md, section 4).
     pictures=Pictures(multiple=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     batch_parts=("batch_norm_groups",),
     pretrained=Pretrained(

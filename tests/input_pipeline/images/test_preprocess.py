@@ -189,7 +189,7 @@ def in_eight_bits(image):
 
 
 def padded_and_resized(pixels, side=256, pad_value=255):
-    """SPEC 4 in NumPy and one call of PIL's resize."""
+    """docs/method.md, section 4 in NumPy and one call of PIL's resize."""
     length = max(pixels.shape[:2])
     widths = [((length - n) // 2, length - n - (length - n) // 2) for n in pixels.shape[:2]]
     square = np.pad(pixels, [*widths, (0, 0)], constant_values=pad_value)
