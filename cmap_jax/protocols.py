@@ -2,8 +2,8 @@
 
 Recalls from different galleries or caption policies must never be compared (docs/method.md,
 section 6); a table, a file or a TensorBoard tag therefore always names its protocol, and `cmap
-compare` refuses to put two of them side by side. Where the answers are known to a server alone, `Submission` says in which form
-the server takes rankings.
+compare` refuses to put two of them side by side. Where the answers are known to a server alone,
+`Submission` says in which form the server takes rankings.
 """
 
 import dataclasses

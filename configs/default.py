@@ -158,7 +158,7 @@ def get_config() -> ConfigDict:
     config.data.resize = 256  # side of that square in pixels
     config.data.crop = 224  # side of the crop that the model sees; a ResNet's: a multiple of 32
     config.data.garments = ConfigDict()  # how "garments" are rendered; others ignore it
-    config.data.garments.seed = 0  # of the pictures and captions; config.seed may differ
+    config.data.garments.seed = 0  # seed of the pictures and captions; config.seed may differ
     config.data.garments.image_size = 72  # pixels
     config.data.garments.train_triplets = 20000  # each gives two items, one per caption order
     return config

@@ -65,7 +65,13 @@ def read_captions(captions: Collection[str], tokenizer: Tokenizer) -> Reading:
         for word in lost:
             unknown[word] += count * lost[word]
     not_blank = sum(count for caption, count in times.items() if caption.strip())
-    return Reading(not_blank, wordless, words, unknown, example)
+    return Reading(
+        captions=not_blank,
+        wordless=wordless,
+        words=words,
+        unknown=unknown,
+        example=example,
+    )
 
 
 def trained_splits(records: Records) -> tuple[str, ...]:

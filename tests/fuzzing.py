@@ -1,4 +1,4 @@
-"""What the tests of damaged data sets share: many examples, each on a folder that is restored."""
+"""Helpers of the tests of damaged data sets: many examples, each on a folder that is restored."""
 
 import contextlib
 import os

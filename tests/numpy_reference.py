@@ -144,8 +144,8 @@ def batch_norm_eval(
     x: Array, scale: Array, bias: Array, mean: Array, var: Array, eps: float = 1e-5
 ) -> Array:
     """Batch-norm of [B, C, H, W] or [B, C] by given statistics [C]."""
-    normalised = (x - _per_channel(mean, x)) / np.sqrt(_per_channel(var, x) + eps)
-    return normalised * _per_channel(scale, x) + _per_channel(bias, x)
+    normalized = (x - _per_channel(mean, x)) / np.sqrt(_per_channel(var, x) + eps)
+    return normalized * _per_channel(scale, x) + _per_channel(bias, x)
 
 
 def _per_channel(value: Array, x: Array) -> Array:

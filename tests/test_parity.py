@@ -159,7 +159,7 @@ def test_training_in_float64(settings, x64):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_frozen_stage_in_float64(norm, x64):
-    """Stage 1: what is frozen does not move, and batch-norm is as released (docs/method.md, section 3)."""
+    """Stage 1: what is frozen does not move; batch-norm is as released (docs/method.md, section 3)."""
     theirs, config, _, variables = _pair({"variant": "cmap"})
     config.model.image.frozen = config.model.text.frozen = True
     config.model.image.resnet.frozen_batch_norm = norm
@@ -200,7 +200,7 @@ def test_two_stages_in_float64(x64):
     """Two epochs of each stage under the stepped schedule: every loss, and all variables."""
     theirs, config, _, variables = _pair({"variant": "cmap"})
     config.train.epochs, steps_per_epoch = 2, 3
-    config.optimizer.halve_every = 1  # so that two epochs show it
+    config.optimizer.halve_every = 1  # two epochs show it
     schedule = make_schedule(config, steps_per_epoch)
     rates = [5e-4] * steps_per_epoch + [2.5e-4] * steps_per_epoch
     for stage, frozen in enumerate((True, False)):

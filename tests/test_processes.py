@@ -147,7 +147,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_p
         or "another task died" in written[survivor][1]
     ), written[survivor][1][-3000:]
     if survivor == 0:
-        return  # what stands in the workdir is not a matter of who was killed
+        return  # the content of the workdir is not a matter of who was killed
 
     (process,) = start(tmp_path, 1, 4, "--config.mesh.fsdp=2")
     ((_, errors),) = _end([process])
@@ -236,7 +236,7 @@ def _save_often(coordinator, index, workdir, steps):
 
 @pytest.mark.slow
 def test_states_and_best_variables_are_written_at_once_by_two_processes(tmp_path):
-    """What one is writing in the background does not wait for the other's, or fail it.
+    """A write of one process in the background does not wait for the other's, or fail it.
 
     Damaged ones are moved away once, for both, whoever finds it; and both stop where one is asked.
     """

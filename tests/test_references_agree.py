@@ -209,7 +209,7 @@ def numpy_branches(
         layers = (f"{name}.attention.{index}.{kind}" for index in "02" for kind in WEIGHT_BIAS)
         return nr.attention(m, *(weights[key] for key in layers))
 
-    def normalised(x: np.ndarray, name: str) -> np.ndarray:
+    def normalized(x: np.ndarray, name: str) -> np.ndarray:
         keys = (*WEIGHT_BIAS, "running_mean", "running_var")
         return nr.relu(nr.batch_norm_eval(x, *(weights[f"{name}.{key}"] for key in keys)))
 
@@ -222,8 +222,8 @@ def numpy_branches(
         branches.append([nr.preserved_scores(a_p, r[i], t[i]) for i in levels])
     if variant == "tirg":
         x = np.concatenate([r[0], m], axis=1)
-        gate = nr.sigmoid(affine(normalised(x, "tirg.gate.0"), "tirg.gate.2"))
-        residual = affine(normalised(x, "tirg.res.0"), "tirg.res.2")
+        gate = nr.sigmoid(affine(normalized(x, "tirg.gate.0"), "tirg.gate.2"))
+        residual = affine(normalized(x, "tirg.res.0"), "tirg.res.2")
         residual = affine(nr.relu(residual), "tirg.res.4")
         a = weights["tirg.a"]
         branches.append([nr.l2(a[0] * gate * r[0] + a[1] * residual) @ t[0].T])

@@ -101,12 +101,12 @@ def read_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
     variables = to_variables(CMAP.from_config(config), state, path)
     epoch = _number(content.get("epoch"))
     return ReferenceCheckpoint(
-        config,
-        jax.tree.map(lambda x: x.astype(np.float32), variables),
-        _arguments(content.get("args")),
-        None if epoch is None else int(epoch),
-        _score(content.get("best_score")),
-        left_out,
+        model_config=config,
+        variables=jax.tree.map(lambda x: x.astype(np.float32), variables),
+        arguments=_arguments(content.get("args")),
+        epoch=None if epoch is None else int(epoch),
+        best_score=_score(content.get("best_score")),
+        left_out=left_out,
     )
 
 

@@ -3,6 +3,13 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.processing import image_files, images, padded_resize, tokenizer
+    from cmap_jax.processing import (
+        image_files,
+        images,
+        padded_resize,
+        tokenizer,
+        tokenizers,
+        tokenizing,
+    )
 
-__all__ = ["image_files", "images", "padded_resize", "tokenizer"]
+__all__ = ["image_files", "images", "padded_resize", "tokenizer", "tokenizers", "tokenizing"]

@@ -85,7 +85,12 @@ class _Format:
         return True
 
 
-_HEIC = _Format("HEIC", "", "pillow-heif", "pillow_heif", "register_heif_opener")
+_HEIC = _Format(
+    name="HEIC",
+    package="pillow-heif",
+    module="pillow_heif",
+    register="register_heif_opener",
+)
 _AVIF = _Format("AVIF", "avif", "pillow-avif-plugin", "pillow_avif")
 _JPEG_XL = _Format("JPEG XL", "", "pillow-jxl-plugin", "pillow_jxl")
 _WEBP = _Format("WebP", "webp")

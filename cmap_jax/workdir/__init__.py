@@ -3,6 +3,6 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.workdir import description, fingerprint, lock, same_run, weights
+    from cmap_jax.workdir import description, fingerprint, lock, renamed_fields, same_run, weights
 
-__all__ = ["description", "fingerprint", "lock", "same_run", "weights"]
+__all__ = ["description", "fingerprint", "lock", "renamed_fields", "same_run", "weights"]

@@ -176,7 +176,7 @@ def test_circo_without_the_list_of_its_gallery(tmp_path, capsys):
     assert f"{file} answers all 6 queries of test, by the rules that can be checked here" in out
     assert "its ids are texts" in out
     assert f"{data}/annotations/image_info_unlabeled2017.json" in out
-    # What needs no list is checked all the same.
+    # The rules that need no list are checked all the same.
     file.write_text(json.dumps({**answers, "3": answers["3"][:7]}))
     assert command.main(arguments) == 1
     assert "query 3: must have 50 images, not 7" in capsys.readouterr().err

@@ -296,7 +296,7 @@ def test_cirr_example(real_data, tmp_path, metric):
     submission.check_submission(CIRR, content, evaluation)
     for seed in range(3):
         _check_faults(CIRR, content, evaluation, seed)
-    # What is written is what the authors wrote, to the byte.
+    # The file is what the authors wrote, to the byte.
     submission.write_submissions(tmp_path / "again", {"a.json": content})
     assert (tmp_path / "again" / "a.json").read_bytes() == path.read_bytes()
 

@@ -39,7 +39,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class _OfFakeData:
-    """What the cases below share: small data in a folder of their own, and a small config."""
+    """Helpers of the cases below: small data in a folder of their own, and a small config."""
 
     @classmethod
     def setUpClass(cls):
@@ -120,7 +120,7 @@ def _image_records(folder):
 
 
 def _content(records):
-    """What training and evaluation take from records, with the order of everything in it."""
+    """All that training and evaluation take from records, with the order of everything in it."""
     evaluations = [
         *records.evaluations.items(),
         *((s, (e,)) for s, e in records.unlabelled.items()),
@@ -251,7 +251,7 @@ def test_a_large_split_is_not_sorted_in_one_piece(tmp_path, monkeypatch, most):
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", most)  # bytes; above, TFDS sorts on disk
     folder = _build(tmp_path / "out", raw, BUILDERS["circo"])
     assert sum(sizes) == (60 if most == 20_000 else 0)
-    assert max(sizes, default=0) <= 1  # what is in memory at once
+    assert max(sizes, default=0) <= 1  # examples in memory at once
     _same_images(folder, DATA_SETS["circo"].read(str(raw)))
 
 
@@ -335,7 +335,7 @@ def test_no_query_left_of_a_split(tmp_path):
     (raw / "test.csv").write_text("reference,text,target\ntest/0.jpg,is red,test/1.jpg\n")
     config = _small(missing_images="skip")
     (raw / "test" / "1.jpg").rename(tmp_path / "1.jpg")
-    # What is not there from the start takes the split away, ...
+    # An image that is not there from the start takes the split away, ...
     folder = _build(tmp_path / "a", raw, BUILDERS["folder"], config)
     (evaluation, _) = prepared.read(str(folder), "folder").evaluations["test"]
     assert (evaluation.queries, evaluation.skipped) == ((), 1)

@@ -78,7 +78,7 @@ TEXTS = [
     *("\ud800", "\u2028", "\u202e", "\u3000", "\ufeff", '"', "x" * 300, "é" * 200, "x" * 100_000),
     *("a/" * 3_000 + "b", "a b " * 1_000),
 ]
-# What `json.dumps` does not write, by the text that stands for it.
+# Texts that `json.dumps` does not write, by the text that stands for it.
 RAW = {
     "@digits": "9" * 5_000,
     "@list": "[" * 100_000,
@@ -92,7 +92,7 @@ VALUES = st.one_of(
     st.sampled_from([[], {}, [[]], ["a"], ["a"] * 3, {"a": 1}, {"a": "b"}]),
     st.text(max_size=20),
 )
-# What is wrong with no single file, and names the folder.
+# Faults that no single file has, and names the folder.
 WHOLE_SET = "this is not .*layout|no test_queries|no two training captions"
 KEYS = ["gt_img_ids", "target_img_id", "target_hard", "target", "text2", "id", *TEXTS]
 WHOLE = [

@@ -109,7 +109,7 @@ def test_every_attribute_shows(monkeypatch):
         ]
         for one, other in itertools.combinations(pictures, 2):
             far = np.abs(one - other).max(axis=2) > 40
-            assert far.sum() >= 60, (item.id, name)  # of 72 x 72 pixels
+            assert far.sum() >= 60, (item.id, name)  # pictures of 72 x 72 pixels
 
 
 # --- captions ---
@@ -134,7 +134,7 @@ PHRASES = sorted(
 
 
 def read(caption: str) -> set[captions.Change]:
-    """What a caption says, from its words alone."""
+    """The meaning of a caption, from its words alone."""
     said = set()
     for clause in caption.split(" and "):
         for opening in ("the garment ", "this one ", "it "):

@@ -235,7 +235,7 @@ def test_the_way_to_read_is_the_same_raw_and_prepared(raw, tmp_path, read_as):
         with Image.open(io.BytesIO(found.prepared.read(image))) as stored:
             np.testing.assert_array_equal(np.asarray(stored), np.asarray(square), image)
     batches = list(_batches(_config("folder", root, read_as=read_as)))
-    # What was prepared says how it was read; nothing need be set.
+    # Prepared data say how their pictures were read; nothing need be set.
     _equal(_batches(_config("folder", folder, read_as=None)), batches)
     other = "released" if expected == "upright" else "upright"
     with pytest.raises(DataError, match=rf"with read_as {expected}, but .* with read_as {other}"):

@@ -1,4 +1,4 @@
-"""What all readers have in common: the same records from a bucket, links, names and captions."""
+"""Things that all readers have in common: the same records from a bucket, links, names and captions."""
 
 import os
 import pathlib

@@ -119,16 +119,16 @@ def test_public_calls(variant, dtype, shallow):
     assert (query.preservation is not None) == (variant in ("cmap", "is_only"))
 
 
-def test_uint8_is_normalised_as_numpy_does_it(shallow):
+def test_uint8_is_normalized_as_numpy_does_it(shallow):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     pictures = IMAGE_ENCODERS["resnet"].pictures
-    normalised = normalize_images(jnp.asarray(images), pictures)
+    normalized = normalize_images(jnp.asarray(images), pictures)
     expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(normalised, expected, atol=1e-6)
+    np.testing.assert_allclose(normalized, expected, atol=1e-6)
     model, variables = init(small_config())
     np.testing.assert_allclose(
         model.apply(variables, images, method="encode_images"),
-        model.apply(variables, normalised, method="encode_images"),
+        model.apply(variables, normalized, method="encode_images"),
         atol=1e-5,
     )
     with pytest.raises(TypeError, match="not int32"):

@@ -330,7 +330,7 @@ class TestOperations:
         image = Image.new("RGB", (64, 64))
         assert padded_resize.resize_square(image, 64) is image
 
-    def test_centre_crop(self):
+    def test_center_crop(self):
         pixels = noise(256, 256)
         cropped = np.asarray(images.center_crop(Image.fromarray(pixels), 224))
         np.testing.assert_array_equal(cropped, pixels[16:240, 16:240])
@@ -386,8 +386,8 @@ def triangle_weights(size, new_size):
     """The weight of each old pixel in each new one: a triangle as wide as two new pixels."""
     scale = size / new_size
     width = max(scale, 1.0)
-    new_centres = (np.arange(new_size)[:, None] + 0.5) * scale
-    weights = np.maximum(0, 1 - np.abs(np.arange(size) + 0.5 - new_centres) / width)
+    new_centers = (np.arange(new_size)[:, None] + 0.5) * scale
+    weights = np.maximum(0, 1 - np.abs(np.arange(size) + 0.5 - new_centers) / width)
     return weights / weights.sum(axis=1, keepdims=True)
 
 

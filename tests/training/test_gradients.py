@@ -155,7 +155,7 @@ def test_texts_that_are_computed_again_are_the_same(encoder):
 
 
 def test_remat_keeps_less():
-    """What the backward pass is handed, by policy: all, products alone, block inputs alone."""
+    """Residuals of the backward pass by policy: all, products alone, block inputs alone."""
     sizes = {}
     images = jax.ShapeDtypeStruct((64, 64, 64, 3), jnp.float32)
     for remat in get_args(Remat):

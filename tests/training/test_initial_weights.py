@@ -1,4 +1,4 @@
-"""What a run starts from: a ResNet, word vectors, another model; and what is refused before it."""
+"""The weights that a run starts from: a ResNet, word vectors, another model; and what is refused before it."""
 
 import logging
 from types import SimpleNamespace

@@ -39,7 +39,13 @@ class _Block(nn.Module):
     def __call__(self, x: jax.Array, *, use_batch_statistics: bool) -> jax.Array:
         def conv(name: str, y: jax.Array, features: int, size: int, stride: int = 1) -> jax.Array:
             y = Conv(
-                features, size, stride, False, _kernel_init, dtype=self.dtype, name=f"conv{name}"
+                features,
+                size,
+                stride=stride,
+                use_bias=False,
+                kernel_init=_kernel_init,
+                dtype=self.dtype,
+                name=f"conv{name}",
             )(y)
             norm = BatchNorm(groups=self.batch_norm_groups, dtype=self.dtype, name=f"norm{name}")
             return norm(y, use_batch_statistics=use_batch_statistics)
@@ -81,7 +87,9 @@ class ResNet(nn.Module):
 
     def setup(self):  # noqa: D102
         blocks, bottleneck = DEPTHS[self.depth]
-        self.stem_conv = Conv(self.width, 7, 2, False, _kernel_init, dtype=self.dtype)
+        self.stem_conv = Conv(
+            self.width, 7, stride=2, use_bias=False, kernel_init=_kernel_init, dtype=self.dtype
+        )
         self.stem_norm = BatchNorm(groups=self.batch_norm_groups, dtype=self.dtype)
         self.stages = [
             [

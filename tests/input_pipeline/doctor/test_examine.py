@@ -403,7 +403,7 @@ def test_a_gallery_of_everything_is_no_leak(tmp_path):
     found = _kinds(doctor.examine("garments", str(_garments(tmp_path))))
     assert "leak" not in found
     assert found["gallery_in_train"].severity == "note"
-    assert found["gallery_in_train"].count == 7  # of the test gallery "all"
+    assert found["gallery_in_train"].count == 7  # images of the test gallery "all"
 
 
 def test_words(tmp_path):
@@ -411,7 +411,7 @@ def test_words(tmp_path):
     path = root / "relative_captions_shoes.json"
     entries = json.loads(path.read_text())
     assert "val_5" not in str(entries[0])
-    entries[0]["RelativeCaption"] = "zebra shiny zebra okapi"  # of an eval pair
+    entries[0]["RelativeCaption"] = "zebra shiny zebra okapi"  # images of an eval pair
     path.write_text(json.dumps(entries))
     words = _kinds(doctor.examine("shoes", str(root)))["unknown_word"]
     assert words.severity == "note"
@@ -421,7 +421,7 @@ def test_words(tmp_path):
     vocabulary = Vocabulary.build(["is red zebra"])
     report = doctor.examine("shoes", str(root), vocabulary=vocabulary)
     train, val = [f for f in report.findings if f.kind == "unknown_word"]
-    assert train.severity == val.severity == "error"  # of more than half
+    assert train.severity == val.severity == "error"  # a share of more than half
     assert "shiny (1)" in train.items
     assert "okapi (1)" in val.items
     assert not any(item.startswith("zebra") for item in val.items)
@@ -451,7 +451,7 @@ READABLE, LOST = "is red", "红色 长袖"
 )
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_captions_that_lose_all_words(tmp_path, split, lost, severity):
-    """Of twenty captions: 5% is a note, more a warning, more than half an error."""
+    """For twenty captions 5% is a note, more a warning, more than half an error."""
     captions = {"train": [READABLE] * 20, "val": [READABLE] * 20}
     captions[split] = [LOST] * lost + [READABLE] * (20 - lost)
     report = doctor.examine("folder", str(_captioned(tmp_path, **captions)))
@@ -475,7 +475,7 @@ def test_a_bracket_is_no_word(tmp_path):
     ("unknown", "severity"), [(0, None), (1, "note"), (4, "note"), (5, "warning"), (11, "error")]
 )
 def test_shares_of_unknown_words(tmp_path, unknown, severity):
-    """Of twenty words: up to 20% a note, more a warning, more than half an error."""
+    """For twenty words up to 20% a note, more a warning, more than half an error."""
     val = ["zebra"] * unknown + ["red"] * (20 - unknown)
     root = _captioned(tmp_path, train=["red"] * 20, val=val)
     finding = _kinds(doctor.examine("folder", str(root))).get("unknown_word")
@@ -647,7 +647,7 @@ def test_garments_are_not_rendered(tmp_path):
 
 @pytest.mark.parametrize("name", ["fashion_iq", "fashion200k", "shoes", "folder"])
 def test_training_agrees(tmp_path, name):
-    """What the doctor says is what training refuses, and leaves out and stamps under "skip"."""
+    """The doctor says what training refuses, and leaves out and stamps under "skip"."""
     root = LAYOUTS[name](tmp_path)
     config = default.get_config()
     config.data.name, config.data.directory = name, str(root)

@@ -43,7 +43,7 @@ def test_tensorflow_cuts_the_same():
 
 
 @pytest.mark.parametrize("resize", [40, 39, 32])
-def test_the_centre_is_pils(resize):
+def test_the_center_is_pils(resize):
     squares = SQUARES[:, :resize, :resize]
     crop = center_crop(ImagePreprocessing(resize=resize, crop=32))
     (pixels,) = cut(squares, np.array([2]), crop[None], 32)

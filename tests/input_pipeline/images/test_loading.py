@@ -127,7 +127,7 @@ def test_a_failed_image_gives_its_place_to_a_later_item(config, cache_gb, caplog
         # And no image pair stands twice in a batch.
         assert len({image.tobytes() for image in b["target_image"]}) == 6
     assert changed > 2
-    # What is found again after a resume gives the same.
+    # An image that fails again after a resume gives the same.
     _equal(create_datasets(config).train.batches(5, 8), after[5:])
 
 

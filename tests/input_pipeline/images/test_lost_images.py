@@ -199,7 +199,7 @@ def test_an_own_folder_whose_images_are_a_link(tmp_path):
 def test_an_own_folder_of_several_links(tmp_path):
     root = _own_folder(tmp_path, "train", "val", "test")
     report = doctor.examine("folder", str(root))
-    assert _follow(report, "folder", root).ready()  # what the links lead to has one folder
+    assert _follow(report, "folder", root).ready()  # the links' targets have one folder
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "pictures" / "val").rename(tmp_path / "elsewhere" / "val")
     (root / "val").unlink()

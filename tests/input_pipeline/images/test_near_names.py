@@ -14,7 +14,7 @@ from input_pipeline.images import near_names
 from input_pipeline.images.check import check_images
 from input_pipeline.records import DataError
 
-# What the table says, what the file is called, and the difference.
+# The name in the table, the name of the file, and the difference.
 PAIRS = {
     "NFC": ("café 1.jpg", unicodedata.normalize("NFD", "café 1.jpg"), "Unicode form"),
     "NFD": (unicodedata.normalize("NFD", "café 1.jpg"), "café 1.jpg", "Unicode form"),

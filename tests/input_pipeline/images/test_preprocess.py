@@ -151,7 +151,7 @@ FILES = {**dict(jpegs()), **dict(pngs()), **dict(others())}
 
 
 def as_dataset(function, items):
-    """What `function` gives inside tf.data, several at a time, in order."""
+    """The results of `function` inside tf.data, several at a time, in order."""
     items = tf.data.Dataset.from_tensor_slices(items)
     return items.map(function, num_parallel_calls=4).as_numpy_iterator()
 

@@ -170,7 +170,7 @@ def test_circo_gallery_elsewhere_and_incomplete(tmp_path, caplog):
     (gone.parent / "000000000070.jpg.part").touch()
     records = circo.read(str(root), str(tmp_path / "coco"))
     assert "59 images of COCO's unlabeled2017, which has 123403" in caplog.text
-    # What an annotation names is missing, not unheard of.
+    # An image that an annotation names is missing, not unheard of.
     gallery = records.evaluations["val"][0].galleries["all"]
     assert len(gallery) == 60
     assert records.images["000000000002"].path == str(gone)
