@@ -159,7 +159,7 @@ def test_training_in_float64(settings, x64):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "running"])
 def test_frozen_stage_in_float64(norm, x64):
-    """Stage 1: what is frozen does not move; batch-norm is as released (docs/method.md, section 3)."""
+    """Stage 1: frozen parts stay; batch-norm is as released (docs/method.md, section 3)."""
     theirs, config, _, variables = _pair({"variant": "cmap"})
     config.model.image.frozen = config.model.text.frozen = True
     config.model.image.resnet.frozen_batch_norm = norm

@@ -1,4 +1,4 @@
-"""Things that all readers have in common: the same records from a bucket, links, names and captions."""
+"""All readers have in common: the same records from a bucket, links, names and captions."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The weights that a run starts from: a ResNet, word vectors, another model; and what is refused before it."""
+"""The weights that a run starts from: a ResNet, word vectors, another model; and refusals."""
 
 import logging
 from types import SimpleNamespace
