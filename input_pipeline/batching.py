@@ -229,7 +229,7 @@ class EvaluationData:
         total, local_size = len(self.image_ids), len(self._rows)
         starts = range(0, total, self.batch_size)
         mine = [start + row for start in starts for row in self._rows if start + row < total]
-        crop = augmentation.centre_crop(self._preprocessing)
+        crop = augmentation.center_crop(self._preprocessing)
 
         def load(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
             def add_crop(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
