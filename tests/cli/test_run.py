@@ -118,7 +118,7 @@ def test_a_trained_model_is_evaluated_as_it_was_made(trained, no_data):
     with pytest.raises(pytest.fail.Exception, match="was read"):
         run.read_for_evaluation(config, str(trained))
     config.model.dtype = "bfloat16"
-    config.model.text.word_dim += 1
+    config.model.text.gru.word_dim += 1
     config.data.crop = 32
     changed = (
         r"config\.data\.crop: 64 there, 32 now; config\.model\.dtype: .* now; config\.model\.text"

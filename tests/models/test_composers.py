@@ -99,7 +99,7 @@ def test_dropout_in_a_training_step(worked_example, monkeypatch):
     """The same key gives the same step: whole, in micro-batches and on a mesh with fsdp."""
     monkeypatch.setattr(sharding, "_LARGE", 8)  # the model is so small that nothing would be split
     config = small_config(worked_example, image_frozen=True)
-    config.model.image.frozen_backbone_batch_norm = "running"
+    config.model.image.resnet.frozen_batch_norm = "running"
     config.data.crop = 32
     model, variables = init(config)
     batch = random_batch(8, size=32)

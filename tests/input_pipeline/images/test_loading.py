@@ -168,7 +168,7 @@ def test_nothing_left_is_an_error(config):
         for i in range(8):
             _damage(config, f"{category}train{i}")
             _damage(config, f"{category}val{i}")
-    with pytest.raises(DataError, match="no usable image is left for place 0"):
+    with pytest.raises(DataError, match="no usable image is left for row 0"):
         list(data.train.batches(0, 1))
     data = create_datasets(config)
     with pytest.raises(DataError, match="none of 16 images can be decoded"):
