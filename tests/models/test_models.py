@@ -43,7 +43,7 @@ def _count(config) -> int:
 
 
 # Every encoder and composer with layers of its own; shapes alone take seconds to trace.
-_COUNTED = [("cmap",), ("tirg",), ("cmap", "image.depth", 18), ("cmap", "text.encoder", "lstm")]
+_COUNTED = [("cmap",), ("tirg",), ("cmap", "image.resnet.depth", 18), ("cmap", "text.name", "lstm")]
 
 
 @pytest.mark.parametrize(
