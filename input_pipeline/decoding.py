@@ -60,7 +60,6 @@ class FileLoader:
         self.source = source
         self.preprocessing = preprocessing
         self.failed = failed
-        self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "decode")
 
     def keys(self, images: Sequence[str]) -> Sequence[Any]:
         """Return the paths of the files."""
@@ -130,7 +129,7 @@ class FileLoader:
 
     def _for_each(self, decode: Callable[[int], None], count: int) -> None:
         """Call a function for the rows of a batch; wait for all, then raise the first error."""
-        calls = [self._threads.submit(decode, row) for row in range(count)]
+        calls = [_threads().submit(decode, row) for row in range(count)]
         concurrent.futures.wait(calls)
         for call in calls:
             call.result()
@@ -214,6 +213,12 @@ def _map_items(plan: tf.data.Dataset, size: int, function: Callable[[Any], Any])
         .map(function, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
         .batch(size)
     )
+
+
+@functools.cache
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+    """Return the threads that decode, which all loaders of the process share."""
+    return concurrent.futures.ThreadPoolExecutor(_THREADS, "decode")
 
 
 @functools.cache
