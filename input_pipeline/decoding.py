@@ -45,9 +45,9 @@ _ALLOCATION = {
 
 
 class FileLoader:
-    """Decodes files with PIL, in threads of its own.
+    """Decodes files with PIL, in threads of Python's own.
 
-    Per image, tf.data's own threads would cost a fifth more: see benchmarks/results.
+    tf.data calls it once a batch: a call an image is slower (`benchmarks/README.md`).
     """
 
     key_dtype = tf.string

@@ -15,7 +15,7 @@ This module is the form: records to examples and back. `input_pipeline.builders`
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
@@ -32,9 +32,6 @@ from input_pipeline.records import (
     Records,
     Triplet,
 )
-
-if TYPE_CHECKING:  # seconds to load
-    pass
 
 # Raised with the form: the first number when a reader of the old one would misread the new one.
 VERSION = "2.0.0"
