@@ -46,9 +46,9 @@ _ALLOCATION = {
 
 
 class FileLoader:
-    """Decodes files with PIL, in threads of its own.
+    """Decodes files with PIL, in threads of Python's own.
 
-    In tf.data's threads an image would take a fifth longer: see benchmarks/results.
+    tf.data calls it once per batch, because one call per image is slower (`benchmarks/README.md`).
     """
 
     key_dtype = tf.string

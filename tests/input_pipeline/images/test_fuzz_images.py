@@ -7,11 +7,15 @@ import zlib
 
 import fake_data
 import pytest
+import tensorflow as tf
 from fuzzing import explore, few_or_many, put_something_else, remove, restored, time_limit
 from hypothesis import strategies as st
 
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, preprocess_image
 from input_pipeline.images.check import check_images
+from input_pipeline.images.decoding import FileLoader
+from input_pipeline.images.loading import FailedImages
+from input_pipeline.images.sources import FolderImages
 from input_pipeline.registry import DATA_SETS
 
 
@@ -28,6 +32,13 @@ def _png(width: int, height: int) -> bytes:
 NO_IMAGES = [b"", b"\n", b"hello" * 50, b"<!DOCTYPE html><html></html>", b"GIF89a", b"\xff\xd8\xff"]
 BOMBS = [_png(60_000, 60_000), _png(20_000, 1), _png(1, 2**31 - 1)]
 PREPROCESSING = ImagePreprocessing(resize=40, crop=32)
+
+
+def _load(image):
+    """Decode an image as training does, inside tf.data."""
+    loader = FileLoader(FolderImages({image.id: image}), PREPROCESSING, FailedImages("fail"))
+    plan = tf.data.Dataset.from_tensors({"image": [loader.keys([image.id])]})
+    return list(loader.squares(plan, 1))
 
 
 def _damaged_image(draw, path: pathlib.Path, content: bytes, healthy: pathlib.Path) -> bool | None:
@@ -81,5 +92,7 @@ def test_damaged_images(tmp_path, name, examples):
             if not reasons:  # a damage within, which only decoding finds
                 with contextlib.suppress(ImageReadError):
                     preprocess_image(image.path, PREPROCESSING)
+                with contextlib.suppress(tf.errors.InvalidArgumentError):
+                    _load(image)
 
     explore(case, examples)
