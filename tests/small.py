@@ -2,11 +2,16 @@
 
 import pathlib
 
+import flax.linen as nn
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.encoders import IMAGE_ENCODERS
+from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pictures, Setting
+from cmap_jax.models.layers import BatchNorm
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
@@ -18,9 +23,42 @@ from configs import default
 VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
 
 
+class Cells(nn.Module):
+    """An image encoder of three levels that compiles in half the time of the smallest ResNet.
+
+    A level is a linear map of the mean colours of cells of 8, 16 or 32 pixels, with batch-norm.
+    """
+
+    width: int
+    normalize_by_batch: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        batch, height, width, colors = images.shape
+        maps = {}
+        for level, cell in zip(LEVELS, (32, 16, 8), strict=True):
+            cells = (batch, height // cell, cell, width // cell, cell, colors)
+            means = images.reshape(cells).mean((2, 4))
+            y = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name=level)(means)
+            norm = BatchNorm(dtype=self.dtype, name=f"{level}_norm")
+            y = norm(y, use_batch_statistics=train and self.normalize_by_batch)
+            maps[level] = nn.relu(y)
+        return maps
+
+
+IMAGE_ENCODERS["cells"] = ImageEntry(
+    build=lambda settings, frozen, remat, dtype: Cells(settings["width"], not frozen, dtype),
+    settings={"width": Setting(least=1)},
+    levels=LEVELS,
+    pictures=Pictures(multiple=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
+)
+
+
 def small_config(variant: str = "cmap", **model) -> ConfigDict:
     """A config whose model is tiny; keyword arguments set fields of ``config.model``.
 
+    ``image_name="cells"``, for tests of something else than the network, saves compilation.
     ``image_depth=50`` sets ``config.model.image.resnet.depth``, and ``text_hidden=3`` sets
     ``config.model.text.lstm.hidden``: a field that the part itself lacks is set in its sub-configs.
     """
@@ -38,6 +76,9 @@ def small_config(variant: str = "cmap", **model) -> ConfigDict:
     config.data.resize = 72
     config.data.crop = 64
     config.train.batch_size = 8
+    if model.get("image_name") == "cells":
+        with config.unlocked():
+            config.model.image.cells = {"width": 6}
     for name, value in model.items():
         part, _, field = name.partition("_")
         if part in ("image", "text"):
@@ -78,10 +119,12 @@ def init(config: ConfigDict, seed: int = 0) -> tuple[CMAP, dict]:
     return model, jax.jit(lambda: model.init(jax.random.key(seed), **inputs))()
 
 
-def write_workdir(folder: pathlib.Path, data_name: str, protocol: str, **fields) -> pathlib.Path:
+def write_workdir(
+    folder: pathlib.Path, data_name: str, protocol: str, image_name: str = "cells", **fields
+) -> pathlib.Path:
     """Write a workdir with random weights; keyword arguments set fields of ``config.eval``."""
     vocabulary = Vocabulary.build(["is red longer has a no"])
-    config = small_config(text_vocabulary_size=len(vocabulary))
+    config = small_config(image_name=image_name, text_vocabulary_size=len(vocabulary))
     config.data.name = data_name
     config.eval.update(fields)
     preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)

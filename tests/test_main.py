@@ -68,6 +68,7 @@ def test_full_garments_run(tmp_path):
     assert everything["R@10"] >= 50
 
 
+@pytest.mark.slow
 def test_describe_allocates_nothing():
     done = call("--mode=describe", _config("garments.py"), "--config.model.text.vocabulary_size=80")
     assert done.returncode == 0, done.stderr
@@ -159,7 +160,8 @@ def test_describe_refuses_the_impossible(override, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["fashioniq", pytest.param("fashion200k", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fashioniq", "fashion200k"])
 def test_debug_on_data_that_are_moved(name, tmp_path, shallow):
     """A reader behind main.py, with another place for the images at evaluation."""
     from fake_data import fashion200k as write_fashion200k

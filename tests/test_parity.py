@@ -351,6 +351,7 @@ def test_factorised_score_in_float64(x64):
     np.testing.assert_array_equal(np.argsort(-ours.sum(0)), np.argsort(-expected.sum(0)))
 
 
+@pytest.mark.slow
 def test_feature_maps_in_float64(x64):
     """C3, C4, C5 of each depth, and P5, P4, P3 of each direction; sides that differ."""
     from cmap_jax.models.encoders.resnet import ResNet

@@ -16,8 +16,6 @@ from cmap_jax.encoding import BATCH, ONE_BY_ONE, BatchEncoder
 from cmap_jax.processing.images import ImageReadError, preprocess_image
 from cmap_jax.processing.tokenizer import Vocabulary
 
-pytestmark = pytest.mark.usefixtures("shallow_module")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

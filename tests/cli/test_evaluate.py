@@ -19,8 +19,6 @@ from cmap_jax.facts import DataFacts, UnreadTexts
 from cmap_jax.visualization import grids
 from cmap_jax.workdir import description as workdir
 
-pytestmark = pytest.mark.usefixtures("shallow_module")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

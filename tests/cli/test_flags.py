@@ -15,12 +15,10 @@ from configs import default
 
 GARMENTS = str(ROOT / "configs" / "garments.py")
 
-pytestmark = pytest.mark.usefixtures("shallow_module")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return write_workdir(tmp_path_factory.mktemp("runs") / "small", "cirr", "cirr/val")
+    return write_workdir(tmp_path_factory.mktemp("runs") / "small", "cirr", "cirr/val", "resnet")
 
 
 def _refusal(capsys, *arguments):

@@ -13,8 +13,6 @@ from cmap_jax.training.stopping import Stopped
 from cmap_jax.workdir import description as workdir_lib
 from input_pipeline.batching import EvaluationData
 
-pytestmark = pytest.mark.usefixtures("shallow_module")
-
 
 @pytest.fixture
 def no_data(monkeypatch):

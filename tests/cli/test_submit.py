@@ -15,8 +15,6 @@ from cmap_jax.cli import command
 from cmap_jax.evaluation.evaluator import Evaluator
 from input_pipeline.readers import cirr
 
-pytestmark = pytest.mark.usefixtures("shallow_module")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

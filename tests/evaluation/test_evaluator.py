@@ -20,8 +20,6 @@ from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages
 from input_pipeline.readers import circo, cirr, fashion_iq, folder
 
-pytestmark = pytest.mark.usefixtures("shallow_module")
-
 _WORDS = ["is red longer has a v"]  # with the five special tokens: VOCABULARY
 
 
@@ -31,7 +29,7 @@ class _Everything:
     def __init__(self, variant: str = "cmap"):
         self.tokenizer = Vocabulary.build(_WORDS)
         assert len(self.tokenizer) == VOCABULARY
-        config = small_config(variant, image_depth=18)
+        config = small_config(variant, image_name="cells")
         self.model, self.variables = init(config)
         self.evaluator = Evaluator(self.model, sharding.make_mesh(), gallery_chunk=5)
 

@@ -377,6 +377,7 @@ def test_tfds_build_renders_garments(tmp_path):
     assert found.facts["oracles"] == expected.facts["oracles"]
 
 
+@pytest.mark.slow
 def test_tfds_build_of_manual_data(tmp_path):
     fake_data.folder(tmp_path / "raw")
     _tfds_build(tmp_path, "folder/png", "--manual_dir=raw")

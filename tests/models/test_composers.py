@@ -98,8 +98,7 @@ def test_the_worked_example_composes(worked_example):
 def test_dropout_in_a_training_step(worked_example, monkeypatch):
     """The same key gives the same step: whole, in micro-batches and on a mesh with fsdp."""
     monkeypatch.setattr(sharding, "_LARGE", 8)  # the model is so small that nothing would be split
-    config = small_config(worked_example, image_frozen=True)
-    config.model.image.resnet.frozen_batch_norm = "running"
+    config = small_config(worked_example, image_name="cells", image_frozen=True)
     config.data.crop = 32
     model, variables = init(config)
     batch = random_batch(8, size=32)
@@ -131,7 +130,7 @@ def test_dropout_in_a_training_step(worked_example, monkeypatch):
 def test_a_workdir_brings_its_composer(worked_example, tmp_path, monkeypatch):
     """By its name: `load` imports it, evaluates without dropout, and says where it is gone."""
     vocabulary = Vocabulary.build(["is red"])
-    config = small_config(worked_example, text_vocabulary_size=len(vocabulary))
+    config = small_config(worked_example, image_name="cells", text_vocabulary_size=len(vocabulary))
     preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
     about = Description(
         config=config,

@@ -251,7 +251,7 @@ def test_fingerprints_see_everything_and_no_sharding(dtype):
         check_fingerprint({"b": jnp.zeros(2)}, expected)
 
 
-def test_damaged_weights_are_not_loaded(tmp_path, shallow):
+def test_damaged_weights_are_not_loaded(tmp_path):
     from small import write_workdir
 
     workdir = write_workdir(tmp_path / "model", "fashion_iq", "fashioniq/original")

@@ -80,6 +80,7 @@ def test_backbone_and_words_arrive_and_stay(first_stage):
     assert 0.7 < others.std() < 1.3  # N(0, 1) where there is no vector
 
 
+@pytest.mark.slow
 def test_the_second_stage_starts_where_the_first_ended(config, first_stage, tmp_path):
     _, workdir, _ = first_stage
     second = _copy(

@@ -27,12 +27,11 @@ from input_pipeline import create_datasets
 from input_pipeline.batching import EvaluationData
 
 STEPS_PER_EPOCH, EPOCHS = 3, 2
-pytestmark = pytest.mark.usefixtures("shallow_module")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    config = small_config()
+    config = small_config(image_name="cells")
     config.model.text.vocabulary_size = None
     config.data.directory = str(write_fashion_iq(tmp_path_factory.mktemp("data")))
     config.data.resize, config.data.crop = 40, 32
@@ -109,9 +108,8 @@ def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, aft
     _assert_same_end(undisturbed[0], tmp_path)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_and_ends_with_the_same_bits(
     config, undisturbed, tmp_path, monkeypatch, number
 ):
@@ -295,6 +293,7 @@ def test_tensorboard_gets_the_parameters_and_what_queries_find(undisturbed):
     assert Image.open(io.BytesIO(picture)).size == (int(width), int(height))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     def poison(batch):
         # An embedding table cannot hold this; the images can, as floating point.

@@ -75,20 +75,20 @@ def test_losses_agree_on_any_devices_in_float32(all_split):
 
 
 @pytest.mark.parametrize(
-    ("variant", "meshes"),
+    ("variant", "encoder", "meshes"),
     [
-        ("cmap", [(8, 2)]),  # the batch and the parameters both split
-        pytest.param("cmap", _MESHES, marks=pytest.mark.slow),
+        ("cmap", "cells", [(8, 2)]),  # the batch and the parameters both split
+        pytest.param("cmap", "resnet", _MESHES, marks=pytest.mark.slow),
         *(
-            pytest.param(variant, [(8, 2)], marks=pytest.mark.slow)
+            pytest.param(variant, "cells", [(8, 2)], marks=pytest.mark.slow)
             for variant in COMPOSERS
             if variant != "cmap"
         ),
     ],
 )
-def test_parameters_agree_on_any_devices_in_float64(variant, meshes, x64, all_split):
+def test_parameters_agree_on_any_devices_in_float64(variant, encoder, meshes, x64, all_split):
     """After three steps, 1e-9 per tensor: batch-norm is over the global batch."""
-    config = small_config(variant, dtype="float64")
+    config = small_config(variant, image_name=encoder, dtype="float64")
     losses, one = _run(config, np.float64)
     for devices, fsdp in meshes:
         other_losses, other = _run(config, np.float64, devices, fsdp)
@@ -184,7 +184,7 @@ def test_cosine_schedule():
 
 @pytest.mark.slow
 def test_dropout_is_a_function_of_seed_and_step():
-    config = small_config(text_name="lstm", text_dropout=0.5)
+    config = small_config(image_name="cells", text_name="lstm", text_dropout=0.5)
     first, again = (_run(config, np.float32, steps=2)[0] for _ in range(2))
     assert first == again
     config.seed = 1
@@ -200,7 +200,7 @@ def _poisoned(batch, seed, dtype):
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
     """Steps 0 and 2 with a poisoned one between are those two alone, but for the count."""
-    config = small_config()
+    config = small_config(image_name="cells")
     config.train.non_finite = "skip"
     losses, state = _run(config, np.float32, make_batch=_poisoned)
     assert np.isfinite(losses).tolist() == [True, False, True]
