@@ -24,6 +24,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/*.md")
 OPENINGS = {"of", "likewise", "so", "those", "what"}
 # Documents that a reader of the repository does not have.
 FOREIGN = re.compile(r"\b(SPEC|DESIGN)\b")
+VAGUE = {"found", "place", "told", "what"}
 BRITISH = re.compile("normalis|centre|initialis|serialis", re.IGNORECASE)
 METHOD = "docs/method.md"
 CITATION = re.compile(r"docs/method\.md, sections? (\d+(?:(?:, | and | to )\d+)*)")
@@ -207,6 +208,17 @@ def identifiers(text: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.arg
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
+
+
+def test_results_have_telling_names():
+    """A variable is named after its value, and not after the fact that it was looked for."""
+    _assert_none(
+        f"{_where(path, node.lineno)}: {node.id}"
+        for path in _sources()
+        if path.relative_to(ROOT).parts[0] != "tests"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in VAGUE
+    )
 
 
 def test_identifiers_have_one_spelling():

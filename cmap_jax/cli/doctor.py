@@ -71,12 +71,12 @@ def page(report: doctor.Report) -> str:
 
 
 def _overview(report: doctor.Report) -> str:
-    usable = f"{_share(report.triplets)} {_unit(report)} usable"
+    usable = f"{_usable_of(report.triplets)} {_unit(report)} usable"
     training = f"{usable}; {report.items.total:,} items an epoch"
     needed = f"training and evaluation need {report.needed.total:,}"
     rows = [
         ("layout", report.layout),
-        ("images", f"{_share(report.images)} usable in {report.image_directory}; {needed}"),
+        ("images", f"{_usable_of(report.images)} usable in {report.image_directory}; {needed}"),
         ("training", training if report.triplets.total else "nothing to train on"),
     ]
     return "\n".join(f"{name:<10}{text}" for name, text in rows)
@@ -87,10 +87,10 @@ def _counts(report: doctor.Report) -> str:
         return ""
     rows = [["counts", "found", "published", ""]]
     rows += [
-        [c.what, f"{c.found:,}", f"{c.published:,}", "" if c.agrees else "differs"]
+        [c.things, f"{c.actual:,}", f"{c.published:,}", "" if c.agrees else "differs"]
         for c in report.counts
     ]
-    remarks = [f"{c.what}: {c.remark}." for c in report.counts if c.remark]
+    remarks = [f"{c.things}: {c.remark}." for c in report.counts if c.remark]
     return "\n".join([table(rows), *remarks])
 
 
@@ -138,5 +138,5 @@ def _rate(report: doctor.Report) -> str:
     )
 
 
-def _share(share: doctor.Share) -> str:
+def _usable_of(share: doctor.Share) -> str:
     return f"{share.usable:,} of {share.total:,}"

@@ -12,7 +12,7 @@ def count_findings(name: str, counts: Sequence[Count]) -> Iterator[Finding]:
     if not differing:
         return
     items = tuple(
-        f"{c.what}: {c.found:,}, published {c.published:,}: {c.remark}".removesuffix(": ")
+        f"{c.things}: {c.actual:,}, published {c.published:,}: {c.remark}".removesuffix(": ")
         for c in differing
     )
     if len(differing) == len(counts):

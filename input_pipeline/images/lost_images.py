@@ -75,10 +75,10 @@ def find(
     counts = _count_below(itertools.chain(near, *options.values()), folders)
     most = {folder: count + len(usable) for folder, count in counts.items()}
     best = _best_folder(most, read, near=bool(near))
-    mended = {image.id: best.images[image.id].path for image in missing if image.id in best.found}
+    mended = {image.id: best.images[image.id].path for image in missing if image.id in best.present}
     # A folder without some of the usable images is suggested only if it has most missing ones.
-    gain = len(best.found) - len(usable)
-    if gain <= 0 or (usable - best.found and gain <= len(missing) / 2):
+    gain = len(best.present) - len(usable)
+    if gain <= 0 or (usable - best.present and gain <= len(missing) / 2):
         return Lost(paths, frozenset(), "", records.images)
     return Lost({**paths, **mended}, mended.keys(), best.flag(), best.images)
 
@@ -101,7 +101,7 @@ def mend_links(records: Records, images: Sequence[Image], usable: Set[str], read
         os.path.dirname(target),
     )
     best = _best_folder(dict.fromkeys(candidates, len(records.images)), read)
-    if best.found >= usable | {image.id for image in images}:
+    if best.present >= usable | {image.id for image in images}:
         return best.flag()
     copy = shlex.quote(f"{root.rstrip('/')}-copied")
     return (
@@ -117,13 +117,13 @@ class _Trial:
     Attributes:
         folder: path of the folder.
         images: images of the data set as read with this folder, by id.
-        found: ids of the images that are there.
+        present: ids of the images that are there.
         near: whether some are there only if near names are accepted.
     """
 
     folder: str = ""
     images: Mapping[str, Image] = dataclasses.field(default_factory=dict)
-    found: Set[str] = frozenset()
+    present: Set[str] = frozenset()
     near: bool = False
 
     def flag(self) -> str:
@@ -131,7 +131,7 @@ class _Trial:
         flags, here = f"--config.data.image_directory={value}", f"--images {value}"
         if self.near:
             flags, here = f"{flags} {near_names.FLAG}", f"{here} --near-names"
-        counts = f"{len(self.found):,} of {len(self.images):,} images"
+        counts = f"{len(self.present):,} of {len(self.images):,} images"
         return f"{flags} (here: {here}) finds {counts}"
 
 
@@ -146,19 +146,19 @@ def _best_folder(most: Mapping[str, int], read: Reader, near: bool = False) -> _
     best = _Trial()
     order = sorted(most, key=lambda folder: (-most[folder], folder.count("/")))
     for folder in order[:_TRIALS]:
-        if most[folder] <= len(best.found):
+        if most[folder] <= len(best.present):
             break
         try:
             records = read(folder)
         except (ValueError, OSError):
             continue
         there = _exist(records)
-        if len(there) > len(best.found):
+        if len(there) > len(best.present):
             best = _Trial(folder, records.images, there)
         if near and len(there) < most[folder]:
             records = near_names.accept(records, [i for i in records.images if i not in there])
             there = _exist(records)
-            if len(there) > len(best.found):
+            if len(there) > len(best.present):
                 best = _Trial(folder, records.images, there, near=True)
     return best
 

@@ -21,40 +21,45 @@ class Count:
     """A number of a data set, in the folder at hand and as published.
 
     Attributes:
-        what: the things counted, for people.
-        found: their number in the folder.
+        things: the plural noun for the things that are counted, such as "train triplets".
+        actual: their number in the folder.
         published: their number in the published data set.
         remark: the reason of a difference, or a number that this one is easily taken for.
     """
 
-    what: str
-    found: int
+    things: str
+    actual: int
     published: int
     remark: str = ""
 
     @classmethod
-    def compare(cls, what: str, found: int, published: int, remark: str = "") -> "Count":
+    def compare(cls, things: str, actual: int, published: int, remark: str = "") -> "Count":
         """Return a count that has a remark where the numbers differ, and nowhere else.
 
         Args:
-            what: see the class.
-            found: see the class.
+            things: see the class.
+            actual: see the class.
             published: see the class.
             remark: the reason of a difference; empty: the difference itself, "8 fewer".
         """
-        if found == published:
-            return cls(what, found, published)
-        difference = f"{abs(found - published):,} {'fewer' if found < published else 'more'}"
-        return cls(what, found, published, remark or difference)
+        if actual == published:
+            return cls(things, actual, published)
+        difference = f"{abs(actual - published):,} {'fewer' if actual < published else 'more'}"
+        return cls(things, actual, published, remark or difference)
 
     @property
     def agrees(self) -> bool:
         """Tell whether the folder has what was published."""
-        return self.found == self.published
+        return self.actual == self.published
 
     def to_dict(self) -> dict:
-        """Return the fields, for JSON."""
-        return dataclasses.asdict(self)
+        """Return the fields under the names that the doctor's JSON has for them."""
+        return {
+            "what": self.things,
+            "found": self.actual,
+            "published": self.published,
+            "remark": self.remark,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -689,7 +689,7 @@ def test_counts_that_differ_from_the_published():
 
 
 def _counts(report: doctor.Report) -> dict[str, tuple[int, int]]:
-    return {c.what: (c.found, c.published) for c in report.counts}
+    return {c.things: (c.actual, c.published) for c in report.counts}
 
 
 @pytest.mark.real_data
@@ -698,7 +698,7 @@ def test_real_fashion_iq(real_data, tmp_path):
     assert len(report.counts) == 20
     assert all(c.agrees for c in report.counts)
     assert _counts(report)["entries of all split files"][0] == 77_683
-    assert report.counts[-1].found == 74_381
+    assert report.counts[-1].actual == 74_381
     assert report.counts[-1].remark.startswith("3,302 ids stand in files of both")
     assert report.triplets == doctor.Share(18_000, 0)
     assert report.items.total == 36_000
@@ -734,11 +734,11 @@ def test_real_shoes_cirr_circo(real_data):
     same = _kinds(shoes)["reference_is_target"]
     assert same.title == "27 annotations with reference = target (26 train, 1 val)"
     cirr = doctor.examine("cirr", str(real_data / "cirr"))
-    assert [c.what for c in cirr.counts if not c.agrees] == ["train triplets"]
+    assert [c.things for c in cirr.counts if not c.agrees] == ["train triplets"]
     assert set(_kinds(cirr, "error")) == {"nothing_to_train_on", "missing"}
     circo = doctor.examine("circo", str(real_data / "circo"))
-    assert [c.what for c in circo.counts if not c.agrees] == ["gallery images"]
-    assert circo.counts[1].found == 916
+    assert [c.things for c in circo.counts if not c.agrees] == ["gallery images"]
+    assert circo.counts[1].actual == 916
 
 
 @pytest.mark.real_data
