@@ -247,7 +247,8 @@ def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path, monkeypatch
     _assert_same_end(undisturbed[0], tmp_path)
     # In training and at the end, the state's variables and those read back.
     (evaluator,) = evaluators
-    assert evaluator._encode._cache_size() == evaluator._compose._cache_size() == 1
+    programs = evaluator._programs
+    assert programs._encode_images._cache_size() == programs._compose._cache_size() == 1
 
 
 def test_a_person_sees_a_few_lines(config, undisturbed):

@@ -69,7 +69,7 @@ def all_split(monkeypatch):
 
 @pytest.mark.slow
 def test_losses_agree_on_any_devices_in_float32(all_split):
-    one, _ = _run(config := small_config(), np.float32)
+    one, _ = _run(config := small_config(image_name="cells"), np.float32)
     for devices, fsdp in [(2, 1), (8, 2)]:
         np.testing.assert_allclose(_run(config, np.float32, devices, fsdp)[0], one, rtol=1e-4)
 
