@@ -95,6 +95,7 @@ def test_the_worked_example_composes(worked_example):
     assert (compose(True, 1) != compose(False)).any()
 
 
+@pytest.mark.slow
 def test_dropout_in_a_training_step(worked_example, monkeypatch):
     """The same key gives the same step: whole, in micro-batches and on a mesh with fsdp."""
     monkeypatch.setattr(sharding, "_LARGE", 8)  # the model is so small that nothing would be split
