@@ -19,6 +19,13 @@ def get_config() -> ConfigDict:
     # A composition method: a key of `COMPOSERS` in cmap_jax/models/composers.py (docs/method.md,
     # section 1), or one of your own, "my_package.my_module:MyComposer".
     config.model.variant = "cmap"
+    config.model.sum = ConfigDict()  # the method "sum"; others ignore it
+    config.model.sum.text_weight = 1.0  # weight of the text's feature beside the picture's
+    # l2-normalise both features before the sum, as CLIP baselines do; BGE-VL adds them as they are.
+    config.model.sum.normalize = True
+    config.model.magiclens = ConfigDict()  # the method "magiclens"; others ignore it
+    config.model.magiclens.layers = 4  # layers of its transformer
+    config.model.magiclens.heads = 8  # heads of its attentions; 16 in the large model
     config.model.embed_dim = 512  # D, the width of all embeddings
     config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
     config.model.dtype = "float32"  # dtype of the products in encoders; "bfloat16" on accelerators

@@ -79,13 +79,15 @@ class CrossLevel(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Images to one l2-normalised embedding a level.
+    """Images to one embedding a level.
 
     Attributes:
         family: a key of `IMAGE_ENCODERS`, which makes the backbone.
         settings: the family's sub-config.
         embed_dim: width D of the embeddings.
         levels: the levels wanted, ("high",) or all of LEVELS; others have no parameters.
+        has_heads: False for the feature that the backbone itself projects to, as it is, in place of
+            pooled maps under heads.
         cross_level: direction of the cross-level interaction.
         frozen: whether the backbone is not trained.
         remat: which results of the backbone are kept for the gradient; see `rematerialize`.
@@ -96,6 +98,7 @@ class ImageEncoder(nn.Module):
     settings: Mapping[str, Any]
     embed_dim: int
     levels: tuple[str, ...] = LEVELS
+    has_heads: bool = True
     cross_level: Literal["down", "up", "none"] = "down"
     frozen: bool = False
     remat: Remat = "none"
@@ -107,7 +110,8 @@ class ImageEncoder(nn.Module):
         )
         if len(self.levels) > 1:
             self.interaction = CrossLevel(self.cross_level, self.dtype)
-        self.heads = [Dense(self.embed_dim, self.dtype, name=f"head_{n}") for n in self.levels]
+        if self.has_heads:
+            self.heads = [Dense(self.embed_dim, self.dtype, name=f"head_{n}") for n in self.levels]
 
     def __call__(
         self, images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], *, train: bool
@@ -117,7 +121,7 @@ class ImageEncoder(nn.Module):
         See docs/method.md, section 1, image encoder, pooling and heads.
 
         Returns:
-            The pyramid, levels high to low, float32.
+            The pyramid, levels high to low, float32; l2-normalised where there are heads.
 
         Raises:
             ValueError: not [B, H, W, 3], or sides that the backbone does not take.
@@ -131,6 +135,8 @@ class ImageEncoder(nn.Module):
             )
         features = self.backbone(normalize_images(images, pictures), train=train)
         maps = [features[level] for level in self.levels]
+        if not self.has_heads:
+            return at_least_float32(jnp.stack(maps))
         if len(self.levels) > 1:
             maps = self.interaction(*maps)
         embeddings = [head(_pool(m)) for head, m in zip(self.heads, maps, strict=True)]

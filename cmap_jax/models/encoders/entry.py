@@ -63,6 +63,32 @@ class Setting:
             raise ValueError(f"{name} must be {limits}, not {value}")
 
 
+def check_settings(
+    config: Any, name: str, fields: Mapping[str, Setting], prefix: str
+) -> dict[str, Any]:
+    """Return a sub-config with every value allowed.
+
+    Args:
+        config: holds the sub-config.
+        name: the sub-config's name.
+        fields: all its fields.
+        prefix: the path of ``config``, such as "config.model.image", for messages.
+
+    Raises:
+        ValueError: a field that is missing, unknown or impossible; names it.
+    """
+    prefix = f"{prefix}.{name}"
+    if name not in config:
+        raise ValueError(f"{prefix} is missing: it holds the settings of {name}")
+    settings = dict(config[name])
+    for field in dict.fromkeys([*fields, *settings]):
+        if field not in settings or field not in fields:
+            problem = "is missing" if field not in settings else "does not exist"
+            raise ValueError(f"{prefix}.{field} {problem}; fields: {', '.join(fields)}")
+        fields[field].check(settings[field], f"{prefix}.{field}")
+    return settings
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
     """The pictures that an image encoder takes.
@@ -138,6 +164,9 @@ class ImageEntry:
         batch_parts: fields of the sub-config that count parts of the batch, so that the number of
             triplets encoded at once must be a multiple of them.
         pretrained: its pretrained weights, ``config.model.image.init_from``; None: there are none.
+        feature_width: from the settings to the width of the feature that the encoder itself
+            projects to, a vector at its high level, for methods that compose features without
+            heads; None: it projects none.
         check: called with ``config.model``; raises ValueError for what no single field shows.
     """
 
@@ -148,6 +177,7 @@ class ImageEntry:
     frozen: tuple[str, ...] = ("backbone",)
     batch_parts: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
+    feature_width: Callable[[Mapping[str, Any]], int] | None = None
     check: Callable[[Any], None] = _nothing_to_check
 
 
@@ -166,6 +196,8 @@ class TextEntry:
         pretrained: its pretrained weights, ``config.model.text.init_from``; None: there are none.
         reads_padding: from the settings to whether an embedding depends on the padding of its
             batch, so that a text may not be padded further.
+        empty_text: from the settings and the vocabulary's size to the token ids of the empty text;
+            None: a method that embeds the empty text cannot use this encoder.
         check: called with ``config.model``; raises ValueError for what no single field shows.
     """
 
@@ -175,4 +207,5 @@ class TextEntry:
     frozen: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     reads_padding: Callable[[Mapping[str, Any]], bool] = lambda settings: False
+    empty_text: Callable[[Mapping[str, Any], int], tuple[int, ...]] | None = None
     check: Callable[[Any], None] = _nothing_to_check
