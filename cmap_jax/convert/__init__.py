@@ -11,22 +11,28 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from cmap_jax.convert import (
+        bytes_pickle,
+        magiclens,
         reference,
         release_vocabulary,
         state_dict,
         torchvision,
         word_vectors,
     )
+    from cmap_jax.convert.magiclens import load_magiclens
     from cmap_jax.convert.reference import load_reference_checkpoint
     from cmap_jax.convert.release_vocabulary import load_release_vocabulary
     from cmap_jax.convert.torchvision import load_resnet
     from cmap_jax.convert.word_vectors import load_word_vectors
 
 __all__ = [
+    "bytes_pickle",
+    "load_magiclens",
     "load_reference_checkpoint",
     "load_release_vocabulary",
     "load_resnet",
     "load_word_vectors",
+    "magiclens",
     "reference",
     "release_vocabulary",
     "state_dict",
