@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cmap_jax.convert.bytes_pickle import read_bytes_pickle
@@ -257,8 +258,9 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         tree = flax.serialization.msgpack_restore(content)
         arrays = flax.traverse_util.flatten_dict(tree.get("params", tree), sep="/")
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise TypeError("it holds other things than arrays")
+        for name, array in arrays.items():
+            if not jnp.issubdtype(getattr(array, "dtype", np.void), jnp.floating):
+                raise TypeError(f"{name} is no array of floating-point numbers")
         return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     except Exception as error:  # damaged bytes lead the reader anywhere
         raise WeightsError(
