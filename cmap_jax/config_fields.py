@@ -213,6 +213,7 @@ FIELDS: Mapping[str, Field] = {
     "data.read_as": _environment(optional=True),
     "data.fit": _trained(),
     "data.resampling": _trained(),
+    "data.scaling": _trained(),
     "data.resize": _trained(),
     "data.crop": _trained(),
     "data.garments.seed": _run(),

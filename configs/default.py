@@ -237,6 +237,9 @@ def get_config() -> ConfigDict:
     # longer side; "stretch" both.
     config.data.fit = "pad"
     config.data.resampling = "bilinear"  # filter of resizing; or "bicubic"
+    # "fixed": 255 is white in every picture. "own_maximum": a picture's levels are scaled so that
+    # its highest one is white, as MagicLens was released.
+    config.data.scaling = "fixed"
     config.data.resize = 256  # side of that square in pixels
     config.data.crop = 224  # side of the crop that the model sees; a ResNet's: a multiple of 32
     config.data.garments = ConfigDict()  # how "garments" are rendered; others ignore it

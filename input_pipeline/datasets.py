@@ -94,6 +94,7 @@ def create_datasets(
         read_as=data.read_as or RELEASED,
         fit=data.fit,
         resampling=data.resampling,
+        scaling=data.scaling,
     )
     records = read_records(config)
     if data.read_as is None:

@@ -101,8 +101,10 @@ def load_magiclens(path: str | os.PathLike) -> MagicLensModel:
     changes = infer_fields(arrays, path)
     config = default.get_config()
     config.update_from_flattened_dict(changes)
-    model = CMAP.from_config(config)
-    shapes = parameter_shapes(model, config.data.crop)
+    try:
+        shapes = parameter_shapes(CMAP.from_config(config), config.data.crop)
+    except ValueError as error:  # sizes that do not fit one another
+        raise WeightsError(f"{os.fspath(path)}: not MagicLens' weights: {error}") from error
     expected = released_arrays(shapes)
     check_names(expected, arrays, path)
     check_finite(arrays, path)
@@ -264,5 +266,6 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     except Exception as error:  # damaged bytes lead the reader anywhere
         raise WeightsError(
-            f"{os.fspath(path)}: not Flax's arrays, or truncated: {str(error)[:200]}. Fetch it again"
+            f"{os.fspath(path)}: not Flax's arrays, or truncated: {str(error)[:200]}. Fetch it "
+            "again"
         ) from error

@@ -36,6 +36,7 @@ from cmap_jax.processing.padded_resize import (
 )
 
 RELEASED, UPRIGHT = READINGS = ("released", "upright")
+FIXED, OWN_MAXIMUM = SCALINGS = ("fixed", "own_maximum")
 
 # The highest value of 16 bits divided by the highest of 8 bits.
 _SIXTEEN_TO_EIGHT_BITS = 257
@@ -67,6 +68,8 @@ class ImagePreprocessing:
         fit: how an image becomes a square: "pad": its shorter side is padded; "crop": the ends of
             its longer side are cut off; "stretch": its sides are scaled by different factors.
         resampling: the filter of resizing, "bilinear" or "bicubic", antialiased.
+        scaling: "fixed": 255 is white; "own_maximum": a picture's levels are scaled so that the
+            highest of all its channels becomes 255, before it is resized.
 
     Raises:
         ValueError: a size is not an integer or out of range, or a choice does not exist.
@@ -78,6 +81,7 @@ class ImagePreprocessing:
     read_as: str = RELEASED
     fit: str = FITS[0]
     resampling: str = RESAMPLINGS[0]
+    scaling: str = FIXED
 
     def __post_init__(self) -> None:
         for field in ("resize", "crop", "pad_value"):
@@ -92,7 +96,12 @@ class ImagePreprocessing:
             raise ValueError(f"resize must not exceed {MAX_SIDE}, got {self.resize}")
         if not 0 <= self.pad_value <= 255:
             raise ValueError(f"pad_value must be in 0..255, got {self.pad_value}")
-        choices = {"read_as": READINGS, "fit": FITS, "resampling": RESAMPLINGS}
+        choices = {
+            "read_as": READINGS,
+            "fit": FITS,
+            "resampling": RESAMPLINGS,
+            "scaling": SCALINGS,
+        }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(
@@ -161,11 +170,25 @@ def read_image(
 def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
     """Bring an image of mode "RGB" to a square of side ``resize`` (docs/method.md, section 4)."""
     size, filter_ = preprocessing.resize, preprocessing.resampling
+    if preprocessing.scaling == OWN_MAXIMUM:
+        image = scale_to_white(image)
     if preprocessing.fit == "pad":
         return pad_and_resize(image, size, preprocessing.pad_value, filter_)
     if preprocessing.fit == "crop":
         return crop_and_resize(image, size, filter_)
     return resize_square(image, size, filter_)
+
+
+def scale_to_white(image: Image.Image) -> Image.Image:
+    """Scale a picture's levels so that the highest of all channels is 255, rounded to uint8.
+
+    See docs/method.md, section 10. A black picture stays black.
+    """
+    highest = max(high for _, high in image.getextrema())
+    if highest in (0, 255):
+        return image
+    levels = [min(255, (2 * 255 * level + highest) // (2 * highest)) for level in range(256)]
+    return image.point(levels * len(image.getbands()))
 
 
 def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image.Image:

@@ -30,6 +30,7 @@ _ADDED = {
     "model.text.tokenizer": "words",
     "data.fit": "pad",
     "data.resampling": "bilinear",
+    "data.scaling": "fixed",
 }
 
 
