@@ -11,6 +11,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from cmap_jax.convert import (
+        picture_processor,
         reference,
         release_vocabulary,
         state_dict,
@@ -27,6 +28,7 @@ __all__ = [
     "load_release_vocabulary",
     "load_resnet",
     "load_word_vectors",
+    "picture_processor",
     "reference",
     "release_vocabulary",
     "state_dict",
