@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from small import small_config
 from subword_files import write_clip_pairs, write_siglip_folder
 
-from cmap_jax.cli import run as run_lib
+from cmap_jax.cli.run import run
 from cmap_jax.models.encoders import TEXT_ENCODERS
 from cmap_jax.models.encoders.entry import Setting, TextEntry
 from cmap_jax.processing.tokenizers import TOKENIZERS
 from cmap_jax.processing.tokenizing import join_captions
-from cmap_jax.trained import load
+from cmap_jax.trained import _unread, load
 from cmap_jax.training.same_data import fit_vocabulary
 from cmap_jax.training.train import train
 from cmap_jax.workdir.description import read_description
@@ -110,7 +110,7 @@ def test_a_workdir_needs_no_other_files(config, tmp_path):
     expected = trained.model.apply(trained.variables, tokens, lengths, method="encode_text")
     np.testing.assert_allclose(long, expected, atol=1e-6)
     config.model.text.tokenizer_files = str(tmp_path / "gone")  # it may be anywhere else
-    run_lib._train(config, str(workdir))
+    run(config, str(workdir), evaluate_only=False)
     assert read_description(workdir).tokenizer == tokenizer
 
 
@@ -128,8 +128,6 @@ def test_texts_that_are_too_long_are_warned_of(config, tmp_path, caplog):
 
 
 def test_use_warns_of_texts_that_are_too_long(config, tmp_path):
-    from cmap_jax.trained import _unread
-
     tokenizer = TOKENIZERS["clip"].from_data(config.model.text.tokenizer_files, (), ())
     assert _unread(["is red", ("is", "red")], tokenizer) == ""
     warning = _unread(["is red", LONG, ("is red", LONG)], tokenizer)
