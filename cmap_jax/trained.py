@@ -62,7 +62,8 @@ class Trained:
         variables: the module's parameters and statistics.
         tokenizer: texts to token ids.
         preprocessing: how an image is read, resized and cropped.
-        protocol: the evaluation protocol by which these variables were the best.
+        protocol: the evaluation protocol by which these variables were the best; None for a model
+            that was converted from published towers.
         step: training steps that these variables have seen.
     """
 
@@ -73,7 +74,7 @@ class Trained:
         self.variables = variables
         self.tokenizer = description.tokenizer
         self.preprocessing = description.preprocessing
-        self.protocol = description.protocols[0]
+        self.protocol = next(iter(description.protocols), None)
         self.step = step
 
     def __repr__(self) -> str:
@@ -81,7 +82,7 @@ class Trained:
         fields = {
             "variant": self.config.model.variant,
             "step": self.step,
-            "protocol": self.protocol.name,
+            "protocol": self.protocol and self.protocol.name,
             "levels": len(self.model.levels),
             "embed_dim": self.config.model.embed_dim,
             "image_size": self.preprocessing.crop,

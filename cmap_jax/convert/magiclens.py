@@ -111,7 +111,7 @@ def load_magiclens(path: str | os.PathLike) -> MagicLensModel:
     params = {}
     for name, shape in shapes.items():
         if name == ("logit_scale",):
-            params[name] = np.float32(config.model.logit_scale)
+            params[name] = np.asarray(config.model.logit_scale, np.float32)
             continue
         layers = [arrays[source] for source in released_names(name, shape)]
         array = np.stack(layers) if name_has_layers(name) else layers[0]
