@@ -92,4 +92,7 @@ def next_steps(workdir: str) -> tuple[str, ...]:
     return (
         "It was trained on no data set's triplets: its numbers are marked as zero-shot.",
         f"Next: cmap evaluate {workdir} --data fashion_iq --dir ...",
+        f"To train it further: python main.py --config={workdir}/config.json "
+        f"--config.init_from={workdir} --workdir=... --config.data.name=fashion_iq "
+        "--config.data.directory=...",
     )

@@ -15,6 +15,7 @@ from cmap_jax.cli.conversion import (
 )
 from cmap_jax.convert.hugging_face import load_hugging_face
 from cmap_jax.files import read_json
+from cmap_jax.models.composers import COMPOSERS
 
 # BGE-VL's folders name the code that composes their features, in which this word occurs.
 _BGE_VL = "mmret"
@@ -27,11 +28,12 @@ def read(arguments: argparse.Namespace) -> Conversion:
         FileNotFoundError, ValueError: no such folder or id, damaged files, or another model.
     """
     source = arguments.source
+    weight = 1.0 if arguments.text_weight is None else arguments.text_weight
+    COMPOSERS["sum"].settings["text_weight"].check(weight, "--text-weight")
     changes, variables, folder = load_hugging_face(source)
     config = make_config({**changes, "model.variant": "sum"})
     is_bge_vl = _is_bge_vl(folder)
     normalize = not is_bge_vl if arguments.normalize is None else arguments.normalize
-    weight = 1.0 if arguments.text_weight is None else arguments.text_weight
     config.model.sum.update(normalize=normalize, text_weight=weight)
     tokenizer = read_tokenizer(config, arguments.tokenizer or folder, source)
     form = "l2-normalised" if normalize else "as they are"

@@ -113,7 +113,7 @@ class EvaluationFacts:
             "unread_texts": unread,
             "data": dataclasses.asdict(self.data),
             "variables": self.variables,
-            "zero_shot": self.zero_shot,
+            **({"zero_shot": True} if self.zero_shot else {}),
         }
 
     @classmethod

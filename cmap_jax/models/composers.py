@@ -35,7 +35,9 @@ be installed, or its folder must be on PYTHONPATH. A composer keeps to this cont
 
 - It is a `flax.linen.Module` that can be built with ``dtype=`` alone, the dtype of its layers'
   products; all its other fields have defaults. ``levels`` (default: high, mid and low) names the
-  levels that it is given and scores. ``reads_text = False`` says that it ignores the text.
+  levels that it is given and scores. ``reads_text = False`` says that it ignores the text, and
+  ``optional = ("text",)`` that texts may be missing. ``on_features = True`` asks for the features
+  that the encoders themselves project, not normalised; see `Variant`.
 - It is called with the references' pyramid [L, B, D], the texts [B, D] and ``train=``. Row b of the
   result belongs to row b of both.
 - It returns a `ComposedQuery` with one `Branch` or more, each [L, B, D] or, the same at every
@@ -285,7 +287,7 @@ COMPOSERS = {
         on_features=True,
         optional=("image", "text"),
         settings={
-            "text_weight": Setting(least=0, most=1e6),
+            "text_weight": Setting(least=0, most=1_000_000),
             "normalize": Setting(choices=(False, True)),
         },
     ),
@@ -321,9 +323,9 @@ def find_variant(name: str) -> Variant:
         )
     composer = _import_composer(**plug_in.groupdict())
     check_composer(composer)
-    return Variant(
-        composer, getattr(composer, "levels", LEVELS), getattr(composer, "reads_text", True)
-    )
+    traits = ("levels", "reads_text", "on_features", "without_text", "optional")
+    own = {name: getattr(composer, name) for name in traits if hasattr(composer, name)}
+    return Variant(composer, **own)
 
 
 def variant_settings(model_config: Any) -> dict[str, Any]:

@@ -112,8 +112,11 @@ class ImagePreprocessing:
                 )
 
     def to_dict(self) -> dict[str, int | str]:
-        """Return the fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Return the fields, ready for JSON; earlier versions know the usual scaling alone."""
+        fields = dataclasses.asdict(self)
+        if self.scaling == FIXED:
+            del fields["scaling"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ImagePreprocessing":

@@ -30,7 +30,6 @@ _ADDED = {
     "model.text.tokenizer": "words",
     "data.fit": "pad",
     "data.resampling": "bilinear",
-    "data.scaling": "fixed",
 }
 
 

@@ -3,11 +3,14 @@
 import json
 import pathlib
 
+import jax
 import magiclens_reference as reference
 import numpy as np
 import pytest
+from command_line import run
 from convert.test_magiclens import write_magiclens
 from fake_data import cirr as write_cirr
+from fake_data import fashion_iq as write_fashion_iq
 from optional import require
 from PIL import Image
 
@@ -66,7 +69,7 @@ def clip(tmp_path_factory):
     )
     model = transformers.CLIPModel(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # of a size at which the towers' parts matter
+        for parameter in model.parameters():  # Each part of the towers then matters.
             parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     processor = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
@@ -193,6 +196,37 @@ def test_magiclens_from_the_file_to_scores(clip, tmp_path, capsys):
     assert fixed.preprocessing.scaling == "fixed"
 
 
+@pytest.mark.slow
+def test_magiclens_is_fine_tuned(clip, tmp_path):
+    """A run from the converted workdir trains all parts, the composer's parameters too."""
+    ids = len(json.loads((clip[0] / "vocab.json").read_text()))
+    sizes = {"patch": 8, "grid": 4, "positions": 24, "vocabulary": ids}
+    write_magiclens(tmp_path / "magic_lens.pkl", reference.random_arrays(**sizes))
+    assert (
+        _convert(tmp_path / "magic_lens.pkl", "--tokenizer", clip[0], "--out", tmp_path / "w") == 0
+    )
+    write_fashion_iq(tmp_path / "data")
+    done = run(
+        *("--config=w/config.json", "--config.init_from=w", "--workdir=tuned"),
+        *("--config.data.name=fashion_iq", "--config.data.directory=data"),
+        *("--config.train.epochs=1", "--config.train.batch_size=8", "--config.eval.batch_size=8"),
+        *("--config.model.image.frozen=false", "--config.model.text.frozen=false"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    start, tuned = (cmap_jax.load(tmp_path / name) for name in ("w", "tuned"))
+    assert tuned.step > 0
+    assert tuned.protocol.name == "fashioniq/original"
+    for part in ("composer", "image_encoder", "text_encoder"):
+        changed = jax.tree.map(
+            lambda a, b: bool(np.any(a != b)),
+            start.variables["params"][part],
+            tuned.variables["params"][part],
+        )
+        assert any(jax.tree.leaves(changed)), part
+    assert "zero-shot" not in done.stdout
+
+
 def test_refusals(clip, tmp_path, capsys):
     folder, out = clip[0], tmp_path / "out"
 
@@ -217,7 +251,7 @@ def test_refusals(clip, tmp_path, capsys):
     assert "gone.pkl: no such file" in refused(tmp_path / "gone.pkl", "--tokenizer", folder)
     (tmp_path / "m.pth").write_bytes(b"x")
     assert "with --vocab" in refused(tmp_path / "m.pth")
-    assert "text_weight must be 0" in refused(folder, "--text-weight", "-1")
+    assert "--text-weight must be 0 to" in refused(folder, "--text-weight", "-1")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     assert refused(folder, "--tokenizer", tmp_path / "picture.png")
 
