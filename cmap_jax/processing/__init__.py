@@ -5,6 +5,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from cmap_jax.processing import (
         clip_tokenizer,
+        hub,
         image_files,
         images,
         padded_resize,
@@ -19,6 +20,7 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "clip_tokenizer",
+    "hub",
     "image_files",
     "images",
     "padded_resize",
