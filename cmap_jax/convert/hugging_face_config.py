@@ -108,8 +108,8 @@ def read_fields(folder: epath.Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder has no ``config.json``.
-        WeightsError: another kind of model, or one with parts that the towers lack; names the file.
-        ValueError: a picture processor that no config expresses; names the file.
+        ValueError: another kind of model, one with parts that the towers lack, or a picture
+            processor that no config expresses; names the file.
     """
     path = folder / "config.json"
     if not path.is_file():

@@ -80,7 +80,7 @@ def _geometry(content: Mapping[str, Any], side: int) -> dict[str, Any]:
         raise ValueError("do_pad is true; pictures are not padded after resizing")
     filter_ = content.get("resample", 3)
     if filter_ not in _FILTERS:
-        raise ValueError(f"resample {filter_!r} is neither 2, bilinear, nor 3, bicubic")
+        raise ValueError(f"resample is {filter_!r}, neither 2, bilinear, nor 3, bicubic")
     size = content.get("size", side)
     whole = content["do_center_crop"] and not content.get("use_square_size")
     if isinstance(size, Mapping):
@@ -103,7 +103,7 @@ def _side(size: Any, name: str) -> int:
     """Return the side of a square, given as a number or by the names of its sides."""
     sides = set(size.values()) if isinstance(size, Mapping) else {size}
     if len(sides) != 1 or type(side := sides.pop()) is not int:
-        raise ValueError(f"{name} is {size!r}; squares alone can be used")
+        raise ValueError(f"{name} is {size!r}, and must be a square's")
     return side
 
 

@@ -112,13 +112,13 @@ def test_values_that_files_leave_out(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"resample": 1}, "resample 1 is neither 2, bilinear, nor 3, bicubic"),
+        ({"resample": 1}, "resample is 1, neither 2, bilinear, nor 3, bicubic"),
         ({"do_resize": False}, "do_resize is false"),
         ({"do_pad": True}, "do_pad is true"),
         ({"do_rescale": False}, "do_rescale and rescale_factor"),
         ({"rescale_factor": 1 / 127.5}, "do_rescale and rescale_factor"),
         ({"do_center_crop": False, "size": {"shortest_edge": 224}}, "do_center_crop must make"),
-        ({"size": {"height": 224, "width": 192}}, "size is .*squares alone"),
+        ({"size": {"height": 224, "width": 192}}, "size is .*must be a square's"),
         ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "shortest_edge must be alone"),
         ({"size": {"shortest_edge": 192}}, r"crop \(224\) must not exceed resize \(192\)"),
         ({"size": {"shortest_edge": 225}}, "odd, and has no one center"),
