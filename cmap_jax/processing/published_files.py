@@ -95,7 +95,8 @@ def find_source(source: str | None, kind: str, wanted: str) -> epath.Path:
     """Return the path of a tokenizer's files; those of an id of the hub are fetched.
 
     Args:
-        source: ``config.model.text.tokenizer_files`` or ``.init_from``; None: neither is set.
+        source: ``config.model.text.tokenizer_path`` or ``.init_from``, a path or an id of Hugging
+            Face's hub; None: neither is set.
         kind: the tokenizer's name, for the error.
         wanted: the files that may be given, in words.
 
@@ -106,7 +107,7 @@ def find_source(source: str | None, kind: str, wanted: str) -> epath.Path:
     if not source:
         raise ValueError(
             f"config.model.text.tokenizer={kind} is read from files: give {wanted} with "
-            "--config.model.text.tokenizer_files=..."
+            "--config.model.text.tokenizer_path=..."
         )
     path = epath.Path(source)
     if path.exists():

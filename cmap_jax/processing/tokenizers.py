@@ -50,7 +50,7 @@ def make_tokenizer(
         FileNotFoundError: it is read from files, and there are none.
         ValueError: there is no such tokenizer, or its files are damaged; names field or file.
     """
-    source = text.tokenizer_files or text.init_from
+    source = text.tokenizer_path or text.init_from
     return tokenizer_class(text.tokenizer).from_data(source, captions, extra_special)
 
 

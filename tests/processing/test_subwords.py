@@ -304,7 +304,7 @@ def test_damaged_siglip_folders(siglip, clip, tmp_path):
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_sources_that_are_missing(kind, tmp_path):
     make = TOKENIZERS[kind].from_data
-    with pytest.raises(ValueError, match=r"give a .* with --config\.model\.text\.tokenizer_files"):
+    with pytest.raises(ValueError, match=r"give a .* with --config\.model\.text\.tokenizer_path"):
         make(None, (), ())
     with pytest.raises(FileNotFoundError, match="nowhere: no such"):
         make(str(tmp_path / "nowhere"), (), ())
