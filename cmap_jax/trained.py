@@ -20,8 +20,9 @@ import orbax.checkpoint as ocp
 from cmap_jax import scoring
 from cmap_jax.encoding import BATCH, ONE_BY_ONE, TEXT_WIDTH, BatchEncoder
 from cmap_jax.files import complete_folder, expand
-from cmap_jax.models.cmap import CMAP, check_halves
+from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders import text_entry, text_settings
+from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.processing import images as images_lib
 from cmap_jax.processing.tokenizing import Tokenizer, captions_of
 from cmap_jax.workdir import description as workdir_lib

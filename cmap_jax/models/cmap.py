@@ -23,9 +23,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.config_fields import check_values
-from cmap_jax.models.composers import Variant, check_query, find_variant, variant_settings
+from cmap_jax.models.composers import check_query, find_variant, variant_settings
 from cmap_jax.models.encoders import (
-    IMAGE_ENCODERS,
     TEXT_ENCODERS,
     image_entry,
     image_settings,
@@ -33,6 +32,7 @@ from cmap_jax.models.encoders import (
     text_settings,
 )
 from cmap_jax.models.image_encoder import ImageEncoder
+from cmap_jax.models.variant_checks import check_features, check_halves
 from cmap_jax.numerics import at_least_float32, l2_normalize
 from cmap_jax.scoring import ComposedQuery
 
@@ -71,55 +71,6 @@ def _choice(field: str, value: Any, choices: Any) -> Any:
             f"config.model.{field} must be one of {', '.join(map(str, choices))}; got {value!r}"
         )
     return value
-
-
-def check_halves(variant: str, has_image: bool, has_text: bool) -> None:
-    """Refuse a query that lacks a half which its method needs.
-
-    Args:
-        variant: name of the method.
-        has_image: whether there are reference images.
-        has_text: whether there are texts.
-
-    Raises:
-        ValueError: says which half is missing.
-    """
-    optional = find_variant(variant).optional
-    missing = [half for half, given in (("image", has_image), ("text", has_text)) if not given]
-    if len(missing) == 2:
-        raise ValueError("a query needs an image or a text")
-    if missing and missing[0] not in optional:
-        raise ValueError(
-            f"the method {variant} composes an image and a text: a query without {missing[0]}s "
-            "cannot be composed"
-        )
-
-
-def _check_features(config: Any, variant: Variant) -> None:
-    """Refuse encoders whose own features a method cannot compose.
-
-    Raises:
-        ValueError: there is no such feature, or it has another width than the embeddings.
-    """
-    method, entry = f"config.model.variant={config.variant}", image_entry(config)
-    if entry.feature_width is None:
-        others = [name for name, e in IMAGE_ENCODERS.items() if e.feature_width]
-        raise ValueError(
-            f"{method} composes the feature that an image encoder projects to, and "
-            f"config.model.image.name={config.image.name} has none; choose {' or '.join(others)}"
-        )
-    width = entry.feature_width(image_settings(config))
-    if config.embed_dim != width:
-        raise ValueError(
-            f"{method} has no heads: config.model.embed_dim must be {width}, the width that "
-            f"config.model.image.name={config.image.name} projects to, not {config.embed_dim}"
-        )
-    if variant.without_text == "empty" and text_entry(config).empty_text is None:
-        others = [name for name, e in TEXT_ENCODERS.items() if e.empty_text]
-        raise ValueError(
-            f"{method} embeds the empty text, which config.model.text.name={config.text.name} has "
-            f"none of; choose {' or '.join(others)}"
-        )
 
 
 class CMAP(nn.Module):
@@ -174,7 +125,7 @@ class CMAP(nn.Module):
                 f"config.model.image.name={image.name} gives {', '.join(levels)} alone"
             )
         if variant.on_features:
-            _check_features(config, variant)
+            check_features(config)
         if variant.reads_text:
             text_entry(config).check(config)
             _choice("text.tokenizer", text.tokenizer, text_entry(config).tokenizers)

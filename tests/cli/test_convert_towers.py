@@ -11,14 +11,17 @@ from command_line import run
 from convert.test_magiclens import write_magiclens
 from fake_data import cirr as write_cirr
 from fake_data import fashion_iq as write_fashion_iq
+from foreign_towers import foreign_features, foreign_model, siglip_config
 from optional import require
 from PIL import Image
+from subword_files import published_clip_pairs, write_siglip_folder
 
 import cmap_jax
 from cmap_jax import scoring
 from cmap_jax.cli import command
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.images import preprocess_image
+from cmap_jax.processing.tokenizers import TOKENIZERS
 
 require("tokenizers")
 
@@ -194,6 +197,41 @@ def test_magiclens_from_the_file_to_scores(clip, tmp_path, capsys):
     assert _convert(*arguments, "--out", tmp_path / "fixed", "--scaling", "fixed") == 0
     fixed = cmap_jax.load(tmp_path / "fixed")
     assert fixed.preprocessing.scaling == "fixed"
+
+
+def test_a_siglip_folder(tmp_path):
+    """Its texts are padded, and the padding is read."""
+    folder = tmp_path / "siglip"
+    folder.mkdir()
+    write_siglip_folder(folder)
+    size = len(TOKENIZERS["siglip"].from_data(str(folder), (), ()))
+    words = {"vocab_size": size, "max_position_embeddings": 64}
+    model = foreign_model(siglip_config(words))
+    model.save_pretrained(folder)
+    assert _convert(folder, "--out", tmp_path / "run") == 0
+    trained = cmap_jax.load(tmp_path / "run")
+    tokens, _ = trained.tokenizer.encode_batch(TEXTS)
+    pixels = np.stack([preprocess_image(image, trained.preprocessing) for image in _images()])
+    normalized = np.asarray(pixels / 127.5 - 1, np.float32)
+    theirs = foreign_features(model, normalized, tokens)
+    np.testing.assert_allclose(
+        trained.encode_images(_images())[0], _unit(theirs["image"]), atol=1e-4
+    )
+    query = trained.compose(_images(), TEXTS).branches[0].numerator[0]
+    expected = _unit(_unit(theirs["image"]) + _unit(theirs["text"]))
+    np.testing.assert_allclose(query, expected, atol=1e-4)
+
+
+def test_magiclens_with_the_published_words(tmp_path):
+    sizes = {"patch": 8, "grid": 4, "positions": 77, "vocabulary": 49_408}
+    write_magiclens(tmp_path / "magic_lens.pkl", reference.random_arrays(**sizes))
+    source = (tmp_path / "magic_lens.pkl", "--tokenizer", published_clip_pairs())
+    assert _convert(*source, "--out", tmp_path / "run") == 0
+    trained = cmap_jax.load(tmp_path / "run")
+    assert trained.tokenizer.encode("") == [49_406, 49_407]
+    joined = trained.tokenizer.encode(("is red", "is longer"))
+    assert joined == trained.tokenizer.encode("Is red and is LONGER")
+    assert trained.encode_text([("is red", "is longer")]).shape == (1, 8)
 
 
 @pytest.mark.slow
