@@ -4,14 +4,15 @@ The evaluator and `cmap_jax.trained.Trained` share them. `EncodePrograms` takes 
 `BatchEncoder` takes any number of rows and fills them up to the few shapes that it compiles for:
 
     encoder = BatchEncoder(model)
-    pyramid = encoder.encode_images(variables, pixels, BATCH)        # [N, H, W, 3] -> [L, N, D]
+    gallery = encoder.encode_images(variables, pixels, BATCH)        # [N, H, W, 3] -> [L, N, D]
+    pyramid = encoder.encode_references(variables, pixels, BATCH)    # the composer's input
     query = encoder.compose(variables, pyramid, tokens, lengths)     # N queries
 
 Searches and training have programs of their own.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +29,23 @@ TEXT_WIDTH = 32  # tokens; wider texts are padded to 64, 128, ...
 Array = np.ndarray | jax.Array
 
 
+class ImageEmbeddings(NamedTuple):
+    """The embeddings of images.
+
+    Attributes:
+        gallery: as a gallery has them, [L, B, D] float32.
+        references: as the composer takes them, [L, B, D] float32; None where both are the same.
+    """
+
+    gallery: Array
+    references: Array | None
+
+    @property
+    def for_composer(self) -> Array:
+        """The embeddings as the composer takes them, [L, B, D]."""
+        return self.gallery if self.references is None else self.references
+
+
 class EncodePrograms:
     """The compiled programs of a model, one for each shape of the arguments."""
 
@@ -40,39 +58,69 @@ class EncodePrograms:
                 them; None: the results stay on the arguments' device.
         """
 
-        def encode_images(variables: Any, images: jax.Array, rows: dict[str, jax.Array]) -> Any:
-            return model.apply(variables, images, method="encode_images"), rows
+        def encode_images(variables: Any, images: jax.Array) -> jax.Array:
+            return model.apply(variables, images, method="encode_images")
+
+        def encode_references(variables: Any, images: jax.Array) -> jax.Array:
+            return model.apply(variables, images, method="encode_references")
+
+        def encode_both(variables: Any, images: jax.Array, rows: dict[str, jax.Array]) -> Any:
+            if not model.references_differ:
+                return ImageEmbeddings(encode_images(variables, images), None), rows
+            references = encode_references(variables, images)
+            gallery = model.apply(variables, references, method="embed_gallery")
+            return ImageEmbeddings(gallery, references), rows
 
         def encode_text(variables: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
             return model.apply(variables, tokens, lengths, method="encode_text")
 
         def compose(
-            variables: Any, references: jax.Array, tokens: jax.Array, lengths: jax.Array
+            variables: Any,
+            references: jax.Array | None,
+            tokens: jax.Array | None,
+            lengths: jax.Array | None,
         ) -> scoring.ComposedQuery:
-            text = encode_text(variables, tokens, lengths)
+            text = None if tokens is None else encode_text(variables, tokens, lengths)
             query = model.apply(variables, references, text, method="compose")
             return query.replace(preservation=None)
 
         options = {} if mesh is None else {"out_shardings": sharding.replicated(mesh)}
         self._encode_images = jax.jit(encode_images, **options)
+        self._encode_references = jax.jit(encode_references, **options)
+        if not model.references_differ:
+            self._encode_references = self._encode_images  # one program for both
+        self._encode_both = jax.jit(encode_both, **options)
         self._encode_text = jax.jit(encode_text, **options)
         self._compose = jax.jit(compose, **options)
 
-    def encode_images(
-        self, variables: Any, images: Array, rows: Mapping[str, Array] | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encode images.
+    def encode_images(self, variables: Any, images: Array) -> jax.Array:
+        """Encode images as a gallery has them.
 
         Args:
             variables: the model's variables.
             images: [B, H, W, 3], uint8 0..255 or floating point, already normalised.
-            rows: arrays [B] that belong to the images, such as a mask. They are returned as the
-                pyramid is, replicated, while each process may hold only its shard of them.
 
         Returns:
-            The pyramid, [L, B, D] float32, and ``rows``.
+            The pyramid, [L, B, D] float32.
         """
-        return self._encode_images(variables, images, dict(rows or {}))
+        return self._encode_images(variables, images)
+
+    def encode_references(self, variables: Any, images: Array) -> jax.Array:
+        """Encode images as the composer takes them; arguments and result as `encode_images`."""
+        return self._encode_references(variables, images)
+
+    def encode_both(
+        self, variables: Any, images: Array, rows: Mapping[str, Array]
+    ) -> tuple["ImageEmbeddings", dict[str, jax.Array]]:
+        """Encode images both as a gallery and as the composer has them, each of them once.
+
+        Args:
+            variables: the model's variables.
+            images: as `encode_images` takes them.
+            rows: arrays [B] that belong to the images, such as a mask. They are returned as the
+                pyramids are, replicated, while each process may hold only its shard of them.
+        """
+        return self._encode_both(variables, images, dict(rows))
 
     def encode_text(self, variables: Any, tokens: Array, lengths: Array) -> jax.Array:
         """Encode token ids, [B, T] int32, of which ``lengths``, [B] int32, are no padding.
@@ -83,14 +131,20 @@ class EncodePrograms:
         return self._encode_text(variables, tokens, lengths)
 
     def compose(
-        self, variables: Any, references: Array, tokens: Array, lengths: Array
+        self,
+        variables: Any,
+        references: Array | None,
+        tokens: Array | None,
+        lengths: Array | None,
     ) -> scoring.ComposedQuery:
         """Compose queries of references' pyramids and token ids; the texts are encoded within.
 
         Args:
             variables: the model's variables.
-            references: embeddings of the reference images, [L, B, D] float32.
-            tokens: [B, T] int32.
+            references: result of `encode_references`, [L, B, D] float32; None for texts alone,
+                where the method composes them.
+            tokens: [B, T] int32; None, and ``lengths`` too, for images alone, where the method
+                composes them.
             lengths: [B] int32, the number of each text's tokens before the padding.
 
         Returns:
@@ -106,7 +160,13 @@ class BatchEncoder:
     host, without the padding.
     """
 
-    def __init__(self, model: CMAP, *, text_width: int | None = TEXT_WIDTH):
+    def __init__(
+        self,
+        model: CMAP,
+        *,
+        text_width: int | None = TEXT_WIDTH,
+        text_limit: int | None = None,
+    ):
         """Compile nothing yet.
 
         Args:
@@ -114,17 +174,24 @@ class BatchEncoder:
             text_width: tokens to which texts are padded, or twice as many, four times, ... where
                 they are wider. None: they keep their width, for a text encoder that reads the
                 padding too, whose embeddings depend on it.
+            text_limit: tokens that texts are never padded beyond; None: there is no limit.
         """
         self._programs = EncodePrograms(model)
         self._text_width = text_width
+        self._text_limit = text_limit
 
     def encode_images(self, variables: Any, pixels: np.ndarray, size: int) -> np.ndarray:
-        """Encode at most ``size`` images, uint8 [B, H, W, 3], padded to ``size``.
+        """Encode at most ``size`` images, uint8 [B, H, W, 3], padded to ``size``, for a gallery.
 
         Returns:
             [L, B, D] float32.
         """
-        pyramid, _ = self._programs.encode_images(variables, _pad_rows(pixels, size))
+        pyramid = self._programs.encode_images(variables, _pad_rows(pixels, size))
+        return np.asarray(pyramid)[:, : len(pixels)]
+
+    def encode_references(self, variables: Any, pixels: np.ndarray, size: int) -> np.ndarray:
+        """Encode images as `encode_images` does, for the composer."""
+        pyramid = self._programs.encode_references(variables, _pad_rows(pixels, size))
         return np.asarray(pyramid)[:, : len(pixels)]
 
     def encode_text(self, variables: Any, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -140,24 +207,26 @@ class BatchEncoder:
         return np.concatenate(parts)
 
     def compose(
-        self, variables: Any, references: np.ndarray, tokens: np.ndarray, lengths: np.ndarray
+        self,
+        variables: Any,
+        references: np.ndarray | None,
+        tokens: np.ndarray | None,
+        lengths: np.ndarray | None,
     ) -> scoring.ComposedQuery:
-        """Compose B queries; B is at least 1.
+        """Compose B queries; B is at least 1. Arguments are as `EncodePrograms.compose` has them.
 
-        Args:
-            variables: the model's variables.
-            references: embeddings of the reference images, [L, B, D] float32.
-            tokens: [B, T] int32.
-            lengths: [B] int32, the number of each text's tokens before the padding.
+        Raises:
+            ValueError: a half is missing that the method needs.
         """
+        count = references.shape[1] if tokens is None else len(tokens)
         parts = []
-        for rows in _batches(len(tokens)):
+        for rows in _batches(count):
             query = self._programs.compose(
                 variables,
-                _pad_rows(references[:, rows], BATCH, axis=1),
-                *self._pad_texts(tokens, lengths, rows),
+                None if references is None else _pad_rows(references[:, rows], BATCH, axis=1),
+                *((None, None) if tokens is None else self._pad_texts(tokens, lengths, rows)),
             )
-            kept = slice(len(tokens[rows]))
+            kept = slice(len(range(count)[rows]))
             parts.append(scoring.take(jax.tree.map(np.asarray, query), kept))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
 
@@ -168,6 +237,7 @@ class BatchEncoder:
         width = self._text_width or tokens.shape[1]
         while width < tokens.shape[1]:
             width *= 2
+        width = min(width, self._text_limit or width)
         tokens = np.pad(tokens[rows], ((0, 0), (0, width - tokens.shape[1])))
         return _pad_rows(tokens, BATCH), _pad_rows(lengths[rows], BATCH)
 

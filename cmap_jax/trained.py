@@ -10,7 +10,7 @@ import collections
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from cmap_jax.encoding import BATCH, ONE_BY_ONE, TEXT_WIDTH, BatchEncoder
 from cmap_jax.files import complete_folder, expand
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders import text_entry, text_settings
+from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.processing import images as images_lib
 from cmap_jax.processing.tokenizing import Tokenizer, captions_of
 from cmap_jax.workdir import description as workdir_lib
@@ -62,7 +63,8 @@ class Trained:
         variables: the module's parameters and statistics.
         tokenizer: texts to token ids.
         preprocessing: how an image is read, resized and cropped.
-        protocol: the evaluation protocol by which these variables were the best.
+        protocol: the evaluation protocol by which these variables were the best; None for a model
+            that was converted from published towers.
         step: training steps that these variables have seen.
     """
 
@@ -73,7 +75,7 @@ class Trained:
         self.variables = variables
         self.tokenizer = description.tokenizer
         self.preprocessing = description.preprocessing
-        self.protocol = description.protocols[0]
+        self.protocol = next(iter(description.protocols), None)
         self.step = step
 
     def __repr__(self) -> str:
@@ -81,7 +83,7 @@ class Trained:
         fields = {
             "variant": self.config.model.variant,
             "step": self.step,
-            "protocol": self.protocol.name,
+            "protocol": self.protocol and self.protocol.name,
             "levels": len(self.model.levels),
             "embed_dim": self.config.model.embed_dim,
             "image_size": self.preprocessing.crop,
@@ -94,7 +96,8 @@ class Trained:
 
             trained.encode_text(["is red", ("is longer", "has no sleeves")])         # [2, D]
 
-        All words that the model does not know are the same to it; a warning names them.
+        All words that the model does not know are the same to it; a warning names them. Another
+        tells of texts that are too long for it, whose ends are not read.
 
         Args:
             texts: B texts, each one caption or a sequence of one or two captions.
@@ -126,48 +129,77 @@ class Trained:
             TypeError: one path in place of a sequence of images.
             ValueError: no images, or another ``on_error``.
         """
-        if isinstance(images, str | os.PathLike):
-            raise TypeError("encode_images takes a sequence of images: [image]")
-        if not len(images):
-            raise ValueError("no images to encode")
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
-        size = 1 if len(images) <= ONE_BY_ONE else BATCH
-        pyramids, skipped = [], {}
-        for start in range(0, len(images), size):
-            pixels = self._read(images, range(start, min(start + size, len(images))), skipped)
-            # After an error that will be raised, the rest is read for its list alone.
-            if pixels and (on_error == "skip" or not skipped):
-                pixels = np.stack(pixels)
-                pyramids.append(self._encoder.encode_images(self.variables, pixels, size))
-        if skipped and (on_error == "raise" or not pyramids):
-            raise images_lib.ImageReadError(_unreadable(skipped, len(images)))
-        pyramid = np.concatenate(pyramids, axis=1)
+        pyramid, skipped = self._encode(images, self._encoder.encode_images, on_error == "skip")
         if on_error == "raise":
             return pyramid
         kept = np.array([i for i in range(len(images)) if i not in skipped], np.int64)
         return EncodedImages(pyramid, kept, skipped)
 
     def compose(
-        self, images: Sequence[Any], texts: Sequence[str | Sequence[str]]
+        self,
+        images: Sequence[Any] | None,
+        texts: Sequence[str | Sequence[str]] | None,
     ) -> scoring.ComposedQuery:
         """Compose queries, each of one reference image and one text.
 
             query = trained.compose(["dress.jpg"], [("is longer", "has no sleeves")])
             scores = cmap_jax.scoring.score(query, trained.encode_images(gallery))    # [1, N]
 
+        Some methods compose one half alone: "sum" either, "magiclens" and "image_only" images
+        without texts, "text_only" texts without images.
+
         Args:
-            images: B reference images, as `encode_images` takes them.
-            texts: B texts, as `encode_text` takes them.
+            images: B reference images, as `encode_images` takes them; None for texts alone.
+            texts: B texts, as `encode_text` takes them; None for images alone.
 
         Raises:
             ImageReadError: images cannot be read; lists all of them.
-            ValueError: the numbers of images and texts differ, or are zero.
+            ValueError: the numbers of images and texts differ, or are zero; or the method needs
+                the half that is missing.
         """
-        if len(images) != len(texts):
+        check_halves(self.config.model.variant, images is not None, texts is not None)
+        if images is not None and texts is not None and len(images) != len(texts):
             raise ValueError(f"{len(images)} images, but {len(texts)} texts; give one of each")
-        pyramid = self.encode_images(images)
-        return self._encoder.compose(self.variables, pyramid, *self._tokens(texts))
+        tokens, lengths = (None, None) if texts is None else self._tokens(texts)
+        pyramid = None
+        if images is not None:
+            pyramid, _ = self._encode(images, self._encoder.encode_references)
+        elif not len(texts):
+            raise ValueError("no texts to compose")
+        return self._encoder.compose(self.variables, pyramid, tokens, lengths)
+
+    def _encode(
+        self, images: Sequence[Any], encode: Callable[..., np.ndarray], may_skip: bool = False
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Encode images, a batch at a time.
+
+        Args:
+            images: B images, as `encode_images` takes them.
+            encode: a method of the encoder, from (variables, pixels, size) to a pyramid.
+            may_skip: whether images that cannot be read are left out.
+
+        Returns:
+            The pyramid of the readable images, and the reason by position of each other one.
+
+        Raises:
+            ImageReadError, TypeError, ValueError: as `encode_images`.
+        """
+        if isinstance(images, str | os.PathLike):
+            raise TypeError("encode_images takes a sequence of images: [image]")
+        if not len(images):
+            raise ValueError("no images to encode")
+        size = 1 if len(images) <= ONE_BY_ONE else BATCH
+        pyramids, skipped = [], {}
+        for start in range(0, len(images), size):
+            pixels = self._read(images, range(start, min(start + size, len(images))), skipped)
+            # After an error that will be raised, the rest is read for its list alone.
+            if pixels and (may_skip or not skipped):
+                pyramids.append(encode(self.variables, np.stack(pixels), size))
+        if skipped and (not may_skip or not pyramids):
+            raise images_lib.ImageReadError(_unreadable(skipped, len(images)))
+        return np.concatenate(pyramids, axis=1), skipped
 
     def _tokens(self, texts: Sequence[str | Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids, [B, T], and their lengths, [B]; warn of texts that cannot be read."""
@@ -194,7 +226,7 @@ class Trained:
         model = self.config.model
         reads_padding = text_entry(model).reads_padding(text_settings(model))
         width = None if reads_padding else self.tokenizer.width or TEXT_WIDTH
-        return BatchEncoder(self.model, text_width=width)
+        return BatchEncoder(self.model, text_width=width, text_limit=self.tokenizer.limit)
 
 
 def _unreadable(reasons: Mapping[int, str], total: int) -> str:
@@ -219,7 +251,7 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
 
 
 def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
-    """Return a warning about words of some texts that a tokenizer does not read; empty if none."""
+    """Return a warning about parts of some texts that a tokenizer does not read; empty if none."""
     captions = [caption for text in texts for caption in captions_of(text)]
     problems = []
     if unknown := collections.Counter(w for c in captions for w in tokenizer.unknown(c)):
@@ -234,8 +266,13 @@ def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
         )
     if lost := [c for c in captions if tokenizer.loses_all_words(c)]:
         problems.append(
-            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only the letters "
-            "a to z are read"
+            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only "
+            f"{tokenizer.readable} are read"
+        )
+    if cut := [text for text in texts if tokenizer.cuts(text)]:
+        problems.append(
+            f"the ends of {len(cut)} texts are not read, such as that of "
+            f"{captions_of(cut[0])[0][:_SHOWN]!r}: they are longer than {tokenizer.limit} tokens"
         )
     return "; ".join(problems)
 

@@ -64,7 +64,7 @@ _METADATA = {
 _EVALUATION = {"protocol": str, "version": int, "skipped": int, "galleries": dict}
 _LISTS_OF_TEXTS = ("image_ids", "captions", "extra_special", "skipped_images", "vocabulary")
 _FIXED = ("resize", "pad_value", "read_as")  # the preprocessing's fields that preparing fixes
-_SAME_FOR_ALL = {"fit": "pad", "resampling": "bilinear"}  # fixed by the builders
+_SAME_FOR_ALL = {"fit": "pad", "resampling": "bilinear", "scaling": "fixed"}  # by the builders
 _PROBES = 8  # records whose ids are compared with the list
 
 

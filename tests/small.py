@@ -9,8 +9,9 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.models.encoders import IMAGE_ENCODERS
-from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pictures, Setting
+from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
+from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pictures, Setting, TextEntry
 from cmap_jax.models.layers import BatchNorm
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
@@ -21,6 +22,9 @@ from cmap_jax.workdir import description as workdir
 from configs import default
 
 VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
+# Methods that compose features of the encoders, and all others, which have heads of the model.
+ON_FEATURES = tuple(name for name, variant in COMPOSERS.items() if variant.on_features)
+WITH_HEADS = tuple(name for name in COMPOSERS if name not in ON_FEATURES)
 
 
 class Cells(nn.Module):
@@ -47,6 +51,47 @@ class Cells(nn.Module):
         return maps
 
 
+class Vectors(nn.Module):
+    """An image encoder that projects to a vector itself, as vision-language towers do."""
+
+    width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        batch, height, width, colors = images.shape
+        means = images.reshape(batch, height // 16, 16, width // 16, 16, colors).mean((2, 4))
+        y = nn.Dense(self.width, dtype=self.dtype, name="projection")(means.reshape(batch, -1))
+        return {"high": y}
+
+
+class Bag(nn.Module):
+    """A text encoder: the sum of the tokens' embeddings."""
+
+    vocabulary_size: int
+    embed_dim: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, lengths: jax.Array, *, train: bool) -> jax.Array:
+        embedded = nn.Embed(self.vocabulary_size, self.embed_dim, name="words")(tokens)
+        valid = np.arange(tokens.shape[1]) < lengths[:, None]
+        return (embedded * valid[..., None]).sum(1)
+
+
+IMAGE_ENCODERS["vectors"] = ImageEntry(
+    build=lambda settings, frozen, remat, dtype: Vectors(settings["width"], dtype),
+    settings={"width": Setting(least=1)},
+    levels=LEVELS[:1],
+    pictures=Pictures(multiple=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
+    feature_width=lambda settings: settings["width"],
+)
+TEXT_ENCODERS["bag"] = TextEntry(
+    build=lambda settings, vocabulary_size, embed_dim, remat, dtype: Bag(
+        vocabulary_size, embed_dim
+    ),
+    settings={},
+    empty_text=lambda settings, vocabulary_size: (1, 3),  # <start> <end>
+)
 IMAGE_ENCODERS["cells"] = ImageEntry(
     build=lambda settings, frozen, remat, dtype: Cells(settings["width"], not frozen, dtype),
     settings={"width": Setting(least=1)},
@@ -58,7 +103,8 @@ IMAGE_ENCODERS["cells"] = ImageEntry(
 def small_config(variant: str = "cmap", **model) -> ConfigDict:
     """A config whose model is tiny; keyword arguments set fields of ``config.model``.
 
-    ``image_name="cells"``, for tests of something else than the network, saves compilation.
+    ``image_name="cells"``, for tests of something else than the network, saves compilation;
+    ``image_name="vectors"`` is for methods that compose the encoders' own features.
     ``image_depth=50`` sets ``config.model.image.resnet.depth``, and ``text_hidden=3`` sets
     ``config.model.text.lstm.hidden``: a field that the part itself lacks is set in its sub-configs.
     """
@@ -79,6 +125,12 @@ def small_config(variant: str = "cmap", **model) -> ConfigDict:
     if model.get("image_name") == "cells":
         with config.unlocked():
             config.model.image.cells = {"width": 6}
+    if model.get("image_name") == "vectors":
+        with config.unlocked():
+            config.model.image.vectors = {"width": EMBED}
+            config.model.text.bag = {}
+        config.model.text.name = "bag"
+        config.model.magiclens.update(layers=2, heads=2)
     for name, value in model.items():
         part, _, field = name.partition("_")
         if part in ("image", "text"):

@@ -13,14 +13,13 @@ import numpy_reference as nr
 import pytest
 import torch_reference as tr
 import torch_training as tt
-from small import VOCABULARY, one_device, small_config
+from small import VOCABULARY, WITH_HEADS, one_device, small_config
 from torch_reference import torch
 from torch_weights import relative_differences, to_tree
 
 from cmap_jax import scoring
 from cmap_jax.losses import matching_loss, preservation_loss
 from cmap_jax.models.cmap import CMAP, TrainingOutputs
-from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.scoring import PreservationInputs
 from cmap_jax.training.objective import objective
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
@@ -30,7 +29,7 @@ from cmap_jax.training.train_step import make_train_step
 B, STEPS = 4, 3
 # Every variant once, and every other choice of the model at least once.
 MODELS = [
-    *({"variant": variant} for variant in COMPOSERS),
+    *({"variant": variant} for variant in WITH_HEADS),
     {"variant": "cmap", "cross_level": "up"},
     {"variant": "cmap", "cross_level": "none"},
     {"variant": "cmap", "text_encoder": "lstm"},

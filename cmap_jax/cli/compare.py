@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from cmap_jax.cli.arguments import path
+from cmap_jax.cli.results_table import labelled
 from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.compare import Difference, compare
 from cmap_jax.evaluation.results_file import EVALUATION, StoredResults, read_results
@@ -47,9 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(plain if len(plain) > 1 else plain[others[0][0]], indent=2))
         return 0
     for protocol in stored.result.protocols:
-        columns = {name: d[protocol] for name, d in differences.items() if protocol in d}
+        columns = {
+            labelled(name, results[name]): d[protocol]
+            for name, d in differences.items()
+            if protocol in d
+        }
         if columns:
-            print(_table(protocol, first, columns), end="\n\n")
+            print(_table(protocol, labelled(first, stored), columns), end="\n\n")
     print(
         f"Differences from {first} with their 95% intervals, annotations resampled; * where the "
         "interval excludes zero."

@@ -25,7 +25,8 @@ def results_table(stored: StoredResults) -> str:
         rows = [["protocol", *columns, "median rank", "mean rank", "queries", "gallery"]]
         for name in names:
             ceilings = (facts.oracles or {}).get(name, {})
-            rows += _protocol_rows(stored.result.protocols[name], columns, ceilings)
+            label = labelled(name, stored)
+            rows += _protocol_rows(label, stored.result.protocols[name], columns, ceilings)
         parts.append(table(rows))
     notes = [
         f"{name}: {result.numbers['skipped']} queries have no image to find and do not count."
@@ -38,6 +39,8 @@ def results_table(stored: StoredResults) -> str:
         for name, result in stored.result.protocols.items()
         if "tied_queries" in result.numbers
     ]
+    if stored.facts.zero_shot:
+        notes.append("zero-shot: the model was trained on no data set's triplets.")
     notes += _unread_texts(stored.facts.unread_texts)
     if facts.images_skipped:
         notes.append(f"{facts.images_skipped} images were unusable and left out of everything.")
@@ -61,15 +64,27 @@ def _unread_texts(unread: Mapping[str, UnreadTexts]) -> list[str]:
         if texts.wordless_captions_percent:
             part = f"{texts.wordless_captions_percent:.2g}% of the captions"
             lines.setdefault(
-                f"no word is left of {part}: only letters a to z are read.", []
+                f"no word is left of {part}: none of their characters is read.", []
             ).append(name)
     return [f"{', '.join(names)}: {line}" for line, names in lines.items()]
 
 
+def labelled(name: str, stored: StoredResults) -> str:
+    """Return the name of a model's results in a table, marked where they are zero-shot."""
+    return f"{name} (zero-shot)" if stored.facts.zero_shot else name
+
+
 def _protocol_rows(
-    result: ProtocolResult, columns: Sequence[str], ceilings: Mapping[str, Numbers]
+    label: str, result: ProtocolResult, columns: Sequence[str], ceilings: Mapping[str, Numbers]
 ) -> list[list[str]]:
-    """Return a protocol's rows; ``ceilings`` are the numbers of each oracle, if there are any."""
+    """Return a protocol's rows.
+
+    Args:
+        label: heads the first row.
+        result: numbers and intervals under the protocol.
+        columns: names of the numbers.
+        ceilings: the numbers of each oracle, if there are any.
+    """
     numbers = result.numbers
 
     def cells(values: Numbers, prefix: str = "") -> list[str]:
@@ -80,7 +95,7 @@ def _protocol_rows(
         return [str(values["median_rank"]), f"{values['mean_rank']:.1f}"]
 
     counts = [str(numbers["queries"]), str(numbers["gallery_images"])]
-    rows = [[result.protocol.name, *cells(numbers), *ranks(numbers), *counts]]
+    rows = [[label, *cells(numbers), *ranks(numbers), *counts]]
     spans = [result.intervals[column] for column in (*columns, "median_rank", "mean_rank")]
     digits = [1] * len(columns) + [0, 1]
     rows.append(

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmap_jax import scoring, sharding
-from cmap_jax.encoding import EncodePrograms
+from cmap_jax.encoding import EncodePrograms, ImageEmbeddings
 from cmap_jax.evaluation.outcomes import Outcomes, summarize
 from cmap_jax.evaluation.ranking import Ranking
 from cmap_jax.evaluation.results import Numbers, ProtocolResult, Result
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.composers import find_variant
 from cmap_jax.progress import track
 from cmap_jax.retrieval.exact import ExactIndex, Padding
 from cmap_jax.retrieval.placement import Placement
@@ -71,6 +72,7 @@ class Evaluator:
         self._mesh = mesh
         self._gallery_chunk = gallery_chunk
         self._programs = EncodePrograms(model, mesh)
+        self._optional = find_variant(model.variant).optional
 
     def __call__(
         self,
@@ -92,7 +94,8 @@ class Evaluator:
             examples: number of queries of the first protocol, spread evenly, whose best images are
                 recorded.
             shortcuts: whether each half of the queries is evaluated alone too. For the image alone
-                the text is empty; for the text alone the reference's embeddings are zero.
+                the text is missing where the method allows that, else empty; for the text alone
+                the reference's embeddings are zero.
             before_batch: called before every batch; the evaluation ends with what it raises.
 
         Raises:
@@ -100,11 +103,11 @@ class Evaluator:
         """
         started = time.monotonic()
         data = _Interruptible(data, before_batch)
-        pyramid = self._encode_all(variables, data)
+        pictures = self._encode_all(variables, data)
         chosen = _spread(data.evaluations[0], examples)
         results: dict[str, ProtocolResult] = {}
         for evaluation, ranked in self._rank_all(
-            variables, data, pyramid, keep_records=rankings, examples=chosen
+            variables, data, pictures, keep_records=rankings, examples=chosen
         ):
             name = evaluation.protocol.name
             if not ranked:
@@ -124,7 +127,7 @@ class Evaluator:
             )
             _warn_of_ties(name, results[name].numbers)
         for half in HALVES if shortcuts else ():
-            for evaluation, ranked in self._rank_all(variables, data, pyramid, half=half):
+            for evaluation, ranked in self._rank_all(variables, data, pictures, half=half):
                 numbers = _numbers(evaluation, _collect(evaluation, ranked)) if ranked else None
                 name = evaluation.protocol.name
                 halves = {**results[name].shortcuts, half: numbers}
@@ -147,40 +150,45 @@ class Evaluator:
         Returns:
             By the protocol's name, a record a query; see `ranking.Ranking`.
         """
-        pyramid = self._encode_all(variables, data)
+        pictures = self._encode_all(variables, data)
         return {
             evaluation.protocol.name: [record for r in ranked.values() for record in r.records]
-            for evaluation, ranked in self._rank_all(variables, data, pyramid, keep_records=True)
+            for evaluation, ranked in self._rank_all(variables, data, pictures, keep_records=True)
         }
 
-    def _encode_all(self, variables: Any, data: Any) -> np.ndarray:
-        """Return the pyramid of all images of the split in their order, [L, N, D] float32."""
+    def _encode_all(self, variables: Any, data: Any) -> ImageEmbeddings:
+        """Return the embeddings of all images of the split in their order, [L, N, D] float32."""
         total = len(data.image_ids)
-        pyramid, seen = None, np.zeros(total, np.int64)
+        pictures, seen = None, np.zeros(total, np.int64)
         batches = track(data.image_batches(), data.image_batch_count(), "encoding", "batches")
         for batch in batches:
             shard = {name: batch[name] for name in ("image", "index", "mask")}
             rows = sharding.place_batch(shard, self._mesh)
             encoded, rows = jax.tree.map(
-                np.asarray, self._programs.encode_images(variables, rows.pop("image"), rows)
+                np.asarray, self._programs.encode_both(variables, rows.pop("image"), rows)
             )  # [L, B, D]; [B] each
-            if pyramid is None:
-                pyramid = np.empty((encoded.shape[0], total, encoded.shape[2]), np.float32)
+            if pictures is None:
+                pictures = jax.tree.map(
+                    lambda x: np.empty((x.shape[0], total, x.shape[2]), np.float32), encoded
+                )
             mask = rows["mask"]
             index = rows["index"][mask]
-            pyramid[:, index] = encoded[:, mask]
+            for array, part in zip(
+                jax.tree.leaves(pictures), jax.tree.leaves(encoded), strict=True
+            ):
+                array[:, index] = part[:, mask]
             seen[index] += 1
         # An image that failed in another process has no embedding here either.
         data.leave_out([data.image_ids[i] for i in np.flatnonzero(data.is_usable() & (seen == 0))])
         if not (seen == data.is_usable()).all():
             raise ValueError("the image batches must bring every usable image exactly once")
-        return pyramid
+        return pictures
 
     def _rank_all(
         self,
         variables: Any,
         data: Any,
-        pyramid: np.ndarray,
+        pictures: ImageEmbeddings,
         *,
         keep_records: bool = False,
         half: str | None = None,
@@ -191,7 +199,7 @@ class Evaluator:
         Args:
             variables: the model's variables.
             data: the split.
-            pyramid: embeddings of its images, [L, N, D].
+            pictures: embeddings of its images, [L, N, D].
             keep_records: whether every query is recorded.
             half: the half of the queries to rank by; None: whole queries. The rankings are empty
                 where this half scores all images alike.
@@ -223,7 +231,7 @@ class Evaluator:
                 ]
                 mine = [query for query in queries if query.category == category]
                 self._rank_category(
-                    variables, data, pyramid, queries=mine, rankings=searched, half=half
+                    variables, data, pictures, queries=mine, rankings=searched, half=half
                 )
             ranked.update(zip(numbers, rankings, strict=True))
         for number, evaluation in enumerate(every):
@@ -233,7 +241,7 @@ class Evaluator:
         self,
         variables: Any,
         data: Any,
-        pyramid: np.ndarray,
+        pictures: ImageEmbeddings,
         queries: Sequence,
         rankings: Sequence[tuple[Ranking, tuple[str, ...]]],
         half: str | None,
@@ -241,7 +249,7 @@ class Evaluator:
         """Compose a category's queries once and add them to each ranking with its gallery."""
         indexes = {
             gallery: ExactIndex(
-                pyramid[:, [data.positions[i] for i in gallery]],
+                pictures.gallery[:, [data.positions[i] for i in gallery]],
                 self._mesh,
                 chunk=self._gallery_chunk,
                 room=data.sizes.gallery,
@@ -249,7 +257,7 @@ class Evaluator:
             for gallery in dict.fromkeys(gallery for _, gallery in rankings)
         }
         start = 0
-        batches = self._compose_all(variables, data, pyramid, queries, half=half)
+        batches = self._compose_all(variables, data, pictures, queries, half=half)
         for block in _in_blocks(batches, _batches_at_once(data.batch_size)):
             if half is not None and not any(np.any(b.numerator) for b in block.branches):
                 return  # the score of every image is zero
@@ -259,23 +267,31 @@ class Evaluator:
                 ranking.add(rows, scoring.take(block, slice(len(rows))), indexes[gallery])
 
     def _compose_all(
-        self, variables: Any, data: Any, pyramid: np.ndarray, queries: Sequence, half: str | None
+        self,
+        variables: Any,
+        data: Any,
+        pictures: ImageEmbeddings,
+        queries: Sequence,
+        half: str | None,
     ) -> Iterator[scoring.ComposedQuery]:
         """Yield batches of composed queries, or of one half of each; the last batch is padded.
 
         They are on the host, the same in every process.
         """
+        has_text = half != "image" or "text" not in self._optional
         if half == "image":
             queries = [dataclasses.replace(query, captions=("",)) for query in queries]
         for batch in data.query_batches(queries):
-            references = pyramid[:, batch["reference"]]  # [L, B, D]
+            references = pictures.for_composer[:, batch["reference"]]  # [L, B, D]
             if half == "text":
                 references = np.zeros_like(references)
             query = self._programs.compose(
                 variables,
                 sharding.place_same(references, self._mesh, axis=1),
-                sharding.place_same(batch["text_tokens"], self._mesh),
-                sharding.place_same(batch["text_lengths"], self._mesh),
+                *(
+                    sharding.place_same(batch[name], self._mesh) if has_text else None
+                    for name in ("text_tokens", "text_lengths")
+                ),
             )
             yield jax.tree.map(np.asarray, query)
 

@@ -96,12 +96,14 @@ class EvaluationFacts:
         unread_texts: the part of the queries' texts that the model cannot read, by protocol.
         data: the data set and how its images were read.
         variables: digest of the model's variables; see `cmap_jax.workdir.fingerprint.digest`.
+        zero_shot: whether the model was trained on no data set's triplets.
     """
 
     data_set: DataFacts
     unread_texts: Mapping[str, UnreadTexts] = dataclasses.field(default_factory=dict)
     data: ImageOrigin = ImageOrigin()
     variables: str | None = None
+    zero_shot: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for JSON."""
@@ -111,6 +113,7 @@ class EvaluationFacts:
             "unread_texts": unread,
             "data": dataclasses.asdict(self.data),
             "variables": self.variables,
+            **({"zero_shot": True} if self.zero_shot else {}),
         }
 
     @classmethod
@@ -120,9 +123,11 @@ class EvaluationFacts:
         unread = of_data_set.pop("unread_texts", {})
         data = of_data_set.pop("data", {})
         variables = of_data_set.pop("variables", None)
+        zero_shot = of_data_set.pop("zero_shot", False)
         return cls(
             data_set=DataFacts.from_dict(of_data_set),
             unread_texts={name: UnreadTexts(**texts) for name, texts in unread.items()},
             data=ImageOrigin(**data),
             variables=variables,
+            zero_shot=zero_shot,
         )

@@ -13,6 +13,7 @@ from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.evaluation.results import EvaluationFacts, ImageOrigin, Result
 from cmap_jax.evaluation.results_file import write_results
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.workdir.description import ZERO_SHOT, read_description
 from cmap_jax.workdir.fingerprint import digest
 from cmap_jax.workdir.weights import read_variables
 
@@ -64,6 +65,7 @@ def evaluate_workdir(
             read_as=datasets.preprocessing.read_as,
         ),
         variables=digest(variables),
+        zero_shot=bool(read_description(workdir).facts.get(ZERO_SHOT)),
     )
     if jax.process_index() == 0:
         write_results(workdir, step, merged, facts)

@@ -35,7 +35,9 @@ be installed, or its folder must be on PYTHONPATH. A composer keeps to this cont
 
 - It is a `flax.linen.Module` that can be built with ``dtype=`` alone, the dtype of its layers'
   products; all its other fields have defaults. ``levels`` (default: high, mid and low) names the
-  levels that it is given and scores. ``reads_text = False`` says that it ignores the text.
+  levels that it is given and scores. ``reads_text = False`` says that it ignores the text, and
+  ``optional = ("text",)`` that texts may be missing. ``on_features = True`` asks for the features
+  that the encoders themselves project, not normalised; see `Variant`.
 - It is called with the references' pyramid [L, B, D], the texts [B, D] and ``train=``. Row b of the
   result belongs to row b of both.
 - It returns a `ComposedQuery` with one `Branch` or more, each [L, B, D] or, the same at every
@@ -51,8 +53,8 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -60,8 +62,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from cmap_jax.models.encoders.entry import Setting, check_settings
+from cmap_jax.models.feature_sum import FeatureSum
 from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.models.layers import BatchNorm, Dense
+from cmap_jax.models.magiclens import MagicLens
 from cmap_jax.numerics import at_least_float32, l2_normalize
 from cmap_jax.scoring import Branch, ComposedQuery, PreservationInputs
 
@@ -217,14 +222,28 @@ class Variant:
     """A named method: how to build its composer, and what the composer reads.
 
     Attributes:
-        build: returns the composer; called with ``dtype=``.
+        build: returns the composer; called with ``dtype=`` and, where there are settings,
+            ``settings=``.
         levels: levels of the pyramid that it scores, high to low.
         reads_text: False where the text plays no part: no text encoder is made.
+        on_features: whether the composer is given the features that the encoders project, without
+            heads of the model and not normalised. An image's embedding in a gallery is then the
+            numerator of its query without a text, which is one branch without a weight.
+        without_text: what stands for a text that is missing: the zero vector, or the feature of
+            the empty text.
+        optional: halves of a query that may be missing, of "image" and "text".
+        settings: the fields of ``config.model.<name>``, where the method has constants of its own.
+        check: called with ``config.model``; raises ValueError for what no single field shows.
     """
 
     build: Callable[..., nn.Module]
     levels: tuple[str, ...] = LEVELS
     reads_text: bool = True
+    on_features: bool = False
+    without_text: Literal["zero", "empty"] = "zero"
+    optional: tuple[str, ...] = ()
+    settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
+    check: Callable[[Any], None] = lambda model_config: None
 
 
 def _attention(**settings) -> Callable[..., nn.Module]:
@@ -235,6 +254,22 @@ def _plain(compose: Callable, branch_name: str) -> Callable[..., nn.Module]:
     return lambda dtype: PlainComposer(compose, branch_name, dtype=dtype)
 
 
+def _feature_sum(settings: Mapping[str, Any], dtype: DTypeLike) -> FeatureSum:
+    return FeatureSum(settings["text_weight"], settings["normalize"], dtype=dtype)
+
+
+def _magiclens(settings: Mapping[str, Any], dtype: DTypeLike) -> MagicLens:
+    return MagicLens(settings["layers"], settings["heads"], dtype=dtype)
+
+
+def _check_magiclens(model_config: Any) -> None:
+    heads, width = model_config.magiclens.heads, model_config.embed_dim
+    if width % heads:
+        raise ValueError(
+            f"config.model.magiclens.heads={heads} must divide config.model.embed_dim={width}"
+        )
+
+
 _HIGH = LEVELS[:1]
 
 COMPOSERS = {
@@ -243,9 +278,28 @@ COMPOSERS = {
     "is_only": Variant(_attention(parts=("preserved",))),
     "artemis": Variant(_attention(levels=_HIGH, self_contrastive=False), levels=_HIGH),
     "late_fusion": Variant(_plain(_late_fusion, "fused")),
-    "text_only": Variant(_plain(_text_only, "text")),
-    "image_only": Variant(_plain(_image_only, "image"), reads_text=False),
+    "text_only": Variant(_plain(_text_only, "text"), optional=("image",)),
+    "image_only": Variant(_plain(_image_only, "image"), reads_text=False, optional=("text",)),
     "tirg": Variant(lambda dtype: TIRG(dtype=dtype), levels=_HIGH),
+    "sum": Variant(
+        _feature_sum,
+        levels=_HIGH,
+        on_features=True,
+        optional=("image", "text"),
+        settings={
+            "text_weight": Setting(least=0, most=1_000_000),
+            "normalize": Setting(choices=(False, True)),
+        },
+    ),
+    "magiclens": Variant(
+        _magiclens,
+        levels=_HIGH,
+        on_features=True,
+        without_text="empty",
+        optional=("text",),
+        settings={"layers": Setting(least=1), "heads": Setting(least=1)},
+        check=_check_magiclens,
+    ),
 }
 
 
@@ -269,9 +323,20 @@ def find_variant(name: str) -> Variant:
         )
     composer = _import_composer(**plug_in.groupdict())
     check_composer(composer)
-    return Variant(
-        composer, getattr(composer, "levels", LEVELS), getattr(composer, "reads_text", True)
-    )
+    traits = ("levels", "reads_text", "on_features", "without_text", "optional")
+    own = {name: getattr(composer, name) for name in traits if hasattr(composer, name)}
+    return Variant(composer, **own)
+
+
+def variant_settings(model_config: Any) -> dict[str, Any]:
+    """Return the part ``config.model.<variant>`` of a config's method; empty where it has none.
+
+    Raises:
+        ValueError: no such method, or a field that is missing, unknown or impossible; names it.
+    """
+    name = model_config.variant
+    fields = find_variant(name).settings
+    return check_settings(model_config, name, fields, "config.model") if fields else {}
 
 
 def _import_composer(module: str, name: str) -> Any:

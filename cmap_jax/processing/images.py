@@ -32,10 +32,12 @@ from cmap_jax.processing.padded_resize import (
     RESAMPLINGS,
     crop_and_resize,
     pad_and_resize,
+    pad_to_ratio,
     resize_square,
 )
 
 RELEASED, UPRIGHT = READINGS = ("released", "upright")
+FIXED, OWN_MAXIMUM = SCALINGS = ("fixed", "own_maximum")
 
 # The highest value of 16 bits divided by the highest of 8 bits.
 _SIXTEEN_TO_EIGHT_BITS = 257
@@ -60,13 +62,17 @@ class ImagePreprocessing:
     Attributes:
         resize: side of the square that an image is brought to, pixels.
         crop: side of the square cut from it, pixels; at most `resize`.
-        pad_value: grey level of the padding, 0..255; 255 is white.
+        pad_value: grey level of the padding under "pad", 0..255; 255 is white.
         read_as: "released": EXIF orientation is ignored and alpha dropped, as in the published
             protocols; "upright": as a person sees it, turned as EXIF says, with transparency
             composited on the padding's grey level.
         fit: how an image becomes a square: "pad": its shorter side is padded; "crop": the ends of
-            its longer side are cut off; "stretch": its sides are scaled by different factors.
+            its longer side are cut off; "stretch": its sides are scaled by different factors;
+            "targetpad": one longer than 1.25 times its shorter side is padded to that with black,
+            whatever `pad_value` is, and then the ends of its longer side are cut off.
         resampling: the filter of resizing, "bilinear" or "bicubic", antialiased.
+        scaling: "fixed": 255 is white; "own_maximum": a picture's levels are scaled so that the
+            highest of all its channels becomes 255, before it is resized.
 
     Raises:
         ValueError: a size is not an integer or out of range, or a choice does not exist.
@@ -78,6 +84,7 @@ class ImagePreprocessing:
     read_as: str = RELEASED
     fit: str = FITS[0]
     resampling: str = RESAMPLINGS[0]
+    scaling: str = FIXED
 
     def __post_init__(self) -> None:
         for field in ("resize", "crop", "pad_value"):
@@ -92,7 +99,12 @@ class ImagePreprocessing:
             raise ValueError(f"resize must not exceed {MAX_SIDE}, got {self.resize}")
         if not 0 <= self.pad_value <= 255:
             raise ValueError(f"pad_value must be in 0..255, got {self.pad_value}")
-        choices = {"read_as": READINGS, "fit": FITS, "resampling": RESAMPLINGS}
+        choices = {
+            "read_as": READINGS,
+            "fit": FITS,
+            "resampling": RESAMPLINGS,
+            "scaling": SCALINGS,
+        }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(
@@ -100,8 +112,11 @@ class ImagePreprocessing:
                 )
 
     def to_dict(self) -> dict[str, int | str]:
-        """Return the fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Return the fields, ready for JSON; earlier versions know the usual scaling alone."""
+        fields = dataclasses.asdict(self)
+        if self.scaling == FIXED:
+            del fields["scaling"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ImagePreprocessing":
@@ -161,11 +176,27 @@ def read_image(
 def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Image:
     """Bring an image of mode "RGB" to a square of side ``resize`` (docs/method.md, section 4)."""
     size, filter_ = preprocessing.resize, preprocessing.resampling
+    if preprocessing.scaling == OWN_MAXIMUM:
+        image = scale_to_white(image)
     if preprocessing.fit == "pad":
         return pad_and_resize(image, size, preprocessing.pad_value, filter_)
-    if preprocessing.fit == "crop":
+    if preprocessing.fit == "targetpad":
+        image = pad_to_ratio(image)
+    if preprocessing.fit in ("crop", "targetpad"):
         return crop_and_resize(image, size, filter_)
     return resize_square(image, size, filter_)
+
+
+def scale_to_white(image: Image.Image) -> Image.Image:
+    """Scale a picture's levels so that the highest of all channels is 255, rounded to uint8.
+
+    See docs/method.md, section 10. A black picture stays black.
+    """
+    highest = max(high for _, high in image.getextrema())
+    if highest in (0, 255):
+        return image
+    levels = [min(255, (2 * 255 * level + highest) // (2 * highest)) for level in range(256)]
+    return image.point(levels * len(image.getbands()))
 
 
 def load_square(source: ImageSource, preprocessing: ImagePreprocessing) -> Image.Image:

@@ -55,6 +55,7 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
             read_as=config.data.read_as or RELEASED,
             fit=config.data.fit,
             resampling=config.data.resampling,
+            scaling=config.data.scaling,
         )
     except ValueError as error:
         raise ValueError(f"config.data.{error}") from error

@@ -42,6 +42,7 @@ CONFIG, MODEL = "config.json", "model.json"
 PARAMETERS = "parameters.txt"
 CHECKPOINTS, BEST = "checkpoints", "best"
 CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained
+ZERO_SHOT = "zero_shot"  # key of the fact that a model was trained on no data set's triplets
 # Version of model.json; increased when code that reads the old form would misread the new one.
 _FORMAT = 3
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "nltk")
@@ -55,7 +56,8 @@ class Description:
         config: the whole config.
         tokenizer: texts to token ids.
         preprocessing: how a picture is read, and what is done to it.
-        protocols: what chose the best checkpoint comes first.
+        protocols: what chose the best checkpoint comes first; none for a model that was not chosen
+            by any.
         facts: of the training data, such as the number of skipped images.
     """
 

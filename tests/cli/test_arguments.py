@@ -24,7 +24,8 @@ def _actions():
         parser = argparse.ArgumentParser()
         module.add_arguments(parser)
         for action in parser._actions:
-            takes_text = action.nargs != 0 and not action.choices and action.type is not int
+            is_number = action.type in (int, float)
+            takes_text = action.nargs != 0 and not action.choices and not is_number
             if takes_text and not isinstance(action, argparse._HelpAction):
                 yield module.__name__, action
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from beartype import beartype
 from jaxtyping import jaxtyped
-from small import EMBED, init, one_device, random_batch, small_config
+from small import EMBED, ON_FEATURES, WITH_HEADS, init, one_device, random_batch, small_config
 
 from cmap_jax import scoring
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.models.encoders import IMAGE_ENCODERS
 from cmap_jax.models.image_encoder import normalize_images
 from configs import default, garments
@@ -80,7 +79,7 @@ def test_garments_model_is_small():
         ),
         *(
             pytest.param(variant, dtype, marks=pytest.mark.slow)
-            for variant in COMPOSERS
+            for variant in (*WITH_HEADS, *ON_FEATURES)
             for dtype in ("float32", "bfloat16")
             if variant != "cmap" and (variant, dtype) != ("tirg", "float32")
             if (variant, dtype) != ("image_only", "float32")
@@ -89,7 +88,8 @@ def test_garments_model_is_small():
 )
 def test_public_calls(variant, dtype, shallow):
     """The public calls, with shapes checked against their annotations."""
-    config = small_config(variant, dtype=dtype)
+    encoder = "vectors" if variant in ON_FEATURES else "resnet"
+    config = small_config(variant, dtype=dtype, image_name=encoder)
     model, variables = init(config)
     levels = len(model.levels)
     batch = random_batch()

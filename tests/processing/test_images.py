@@ -44,6 +44,8 @@ class TestImagePreprocessing:
         sizes = {"resize": 70, "crop": 64, "pad_value": 0}
         choices = {"read_as": "released", "fit": "pad", "resampling": "bilinear"}
         assert stored == {**sizes, **choices}
+        scaled = ImagePreprocessing(scaling="own_maximum")
+        assert ImagePreprocessing.from_dict(scaled.to_dict()) == scaled
         assert ImagePreprocessing.from_dict(stored) == preprocessing
 
     def test_an_absent_field_takes_its_default(self):
@@ -62,7 +64,7 @@ class TestImagePreprocessing:
             ({"pad_value": True}, "pad_value must be an integer"),
             ({"read_as": "sideways"}, "read_as must be released or upright, got 'sideways'"),
             ({"read_as": None}, "read_as must be released or upright"),
-            ({"fit": "squash"}, "fit must be pad or crop or stretch, got 'squash'"),
+            ({"fit": "squash"}, "fit must be pad or crop or stretch or targetpad, got 'squash'"),
             ({"resampling": "nearest"}, "resampling must be bilinear or bicubic"),
             ({"size": 3}, "unknown image preprocessing fields: size"),
         ],
@@ -389,6 +391,33 @@ def triangle_weights(size, new_size):
     new_centers = (np.arange(new_size)[:, None] + 0.5) * scale
     weights = np.maximum(0, 1 - np.abs(np.arange(size) + 0.5 - new_centers) / width)
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+def test_a_picture_scaled_by_its_own_maximum():
+    pixels = np.array([[[0, 100, 199], [1, 50, 198]]], np.uint8)
+    scaled = np.asarray(images.scale_to_white(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(scaled, np.round(pixels / 199 * 255))
+    black = Image.new("RGB", (3, 2))
+    assert images.scale_to_white(black).getextrema() == ((0, 0),) * 3
+    white = Image.fromarray(np.array([[[255, 3, 4]]], np.uint8))
+    assert images.scale_to_white(white) is white
+
+
+@pytest.mark.parametrize(("scaling", "worst"), [("fixed", 1.05), ("own_maximum", 1.6)])
+def test_stretched_pictures_are_jaxs_to_a_grey_level(scaling, worst):
+    """MagicLens resizes in floating point; PIL's 8 bits round each of two passes."""
+    import jax
+
+    preprocessing = ImagePreprocessing(resize=48, crop=48, fit="stretch", scaling=scaling)
+    rng = np.random.default_rng(0)
+    for shape in ((100, 60), (48, 48), (30, 200), (47, 49), (20, 20)):
+        pixels = rng.integers(0, 180, (*shape, 3)).astype(np.uint8)
+        highest = pixels.max() if scaling == "own_maximum" else 255
+        expected = jax.image.resize(
+            pixels.astype(np.float32) / highest, (48, 48, 3), "bilinear", antialias=True
+        )
+        ours = images.preprocess_image(pixels, preprocessing).astype(np.float32)
+        assert np.abs(ours - 255 * np.asarray(expected)).max() < worst
 
 
 def test_the_shapes_in_the_signatures_are_true():

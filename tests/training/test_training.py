@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import random_batch, small_config
+from small import ON_FEATURES, WITH_HEADS, random_batch, small_config
 
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.models.layers import BatchNorm
 from cmap_jax.training.optimizer import label_parameters, make_optimizer, make_schedule
 from cmap_jax.training.train_state import create_train_state
@@ -81,8 +80,12 @@ def test_losses_agree_on_any_devices_in_float32(all_split):
         pytest.param("cmap", "resnet", _MESHES, marks=pytest.mark.slow),
         *(
             pytest.param(variant, "cells", [(8, 2)], marks=pytest.mark.slow)
-            for variant in COMPOSERS
+            for variant in WITH_HEADS
             if variant != "cmap"
+        ),
+        *(
+            pytest.param(variant, "vectors", [(8, 2)], marks=pytest.mark.slow)
+            for variant in ON_FEATURES
         ),
     ],
 )

@@ -7,11 +7,20 @@ line in its table, and a sub-config, ``config.model.image.<name>`` or ``config.m
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.models.encoders import gru, lstm, resnet
-from cmap_jax.models.encoders.entry import ImageEntry, TextEntry
+from cmap_jax.models.encoders import clip, gru, lstm, resnet, siglip
+from cmap_jax.models.encoders.entry import ImageEntry, TextEntry, check_settings
 
-IMAGE_ENCODERS: dict[str, ImageEntry] = {"resnet": resnet.ENTRY}
-TEXT_ENCODERS: dict[str, TextEntry] = {"gru": gru.ENTRY, "lstm": lstm.ENTRY}
+IMAGE_ENCODERS: dict[str, ImageEntry] = {
+    "resnet": resnet.ENTRY,
+    "clip": clip.ENTRY,
+    "siglip": siglip.ENTRY,
+}
+TEXT_ENCODERS: dict[str, TextEntry] = {
+    "gru": gru.ENTRY,
+    "lstm": lstm.ENTRY,
+    "clip": clip.TEXT_ENTRY,
+    "siglip": siglip.TEXT_ENTRY,
+}
 
 
 def image_entry(model_config: Any) -> ImageEntry:
@@ -59,13 +68,4 @@ def _entry(table: Mapping[str, Any], name: str, part: str) -> Any:
 
 
 def _settings(config: Any, entry: ImageEntry | TextEntry, part: str) -> dict[str, Any]:
-    prefix = f"config.model.{part}.{config.name}"
-    if config.name not in config:
-        raise ValueError(f"{prefix} is missing: it holds the settings of {config.name}")
-    settings = dict(config[config.name])
-    for field in dict.fromkeys([*entry.settings, *settings]):
-        if field not in settings or field not in entry.settings:
-            problem = "is missing" if field not in settings else "does not exist"
-            raise ValueError(f"{prefix}.{field} {problem}; fields: {', '.join(entry.settings)}")
-        entry.settings[field].check(settings[field], f"{prefix}.{field}")
-    return settings
+    return check_settings(config, config.name, entry.settings, f"config.model.{part}")
