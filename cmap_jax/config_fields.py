@@ -54,6 +54,8 @@ class Field:
         optional: whether None, for "not set", is allowed.
         is_path: whether it holds a path, in which ``~`` and variables are expanded.
         from_data: whether None is replaced by a value that the data determine.
+        added: whether stored configs of earlier versions lack it. Its default in
+            `configs/default.py` describes those versions, and their runs continue under it.
     """
 
     kind: Kind
@@ -63,6 +65,7 @@ class Field:
     optional: bool = False
     is_path: bool = False
     from_data: bool = False
+    added: bool = False
 
     @property
     def has_limits(self) -> bool:
@@ -128,6 +131,17 @@ FIELDS: Mapping[str, Field] = {
     "optimizer.b2": _run(least=0, most=1 - 1e-9),
     "optimizer.eps": _run(least=0, most=_LARGEST),
     "optimizer.weight_decay": _run(least=0, most=_LARGEST),
+    # The kinds are in `cmap_jax.training.parameter_groups`.
+    "optimizer.undecayed": _run(added=True),
+    "optimizer.groups.image.learning_rate": _run(least=1e-9, most=_LARGEST, added=True),
+    "optimizer.groups.image.weight_decay": _run(least=0, most=_LARGEST, added=True),
+    "optimizer.groups.image.layer_decay": _run(least=1e-9, most=1, added=True),
+    "optimizer.groups.text.learning_rate": _run(least=1e-9, most=_LARGEST, added=True),
+    "optimizer.groups.text.weight_decay": _run(least=0, most=_LARGEST, added=True),
+    "optimizer.groups.text.layer_decay": _run(least=1e-9, most=1, added=True),
+    "optimizer.groups.heads.learning_rate": _run(least=1e-9, most=_LARGEST, added=True),
+    "optimizer.groups.heads.weight_decay": _run(least=0, most=_LARGEST, added=True),
+    "optimizer.groups.heads.frozen": _run(added=True),
     "optimizer.clip_norm": _run(least=1e-9, optional=True),
     "optimizer.schedule": _run(choices=("stepped", "cosine")),
     "optimizer.halve_every": _run(least=1),
@@ -138,6 +152,7 @@ FIELDS: Mapping[str, Field] = {
     "train.micro_batch_size": _run(least=1, optional=True),
     "train.non_finite": _run(choices=("stop", "skip")),
     "train.epochs": _run(least=1),
+    "train.ema_decay": _run(least=0, most=1 - 1e-9, added=True),
     "train.log_every_steps": _run(least=1),
     "train.checkpoint_every_epochs": _run(least=1),
     "train.checkpoints_to_keep": _run(least=1),

@@ -84,8 +84,30 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.9  # AdamW's decay rate of the first moment
     config.optimizer.b2 = 0.999  # AdamW's decay rate of the second moment
     config.optimizer.eps = 1e-8  # added to the square root of the second moment
-    config.optimizer.weight_decay = 0.01  # on all trained parameters, biases and norms included
-    config.optimizer.clip_norm = placeholder(float)  # largest gradient norm; None: not clipped
+    config.optimizer.weight_decay = 0.01  # on all trained parameters but the undecayed ones
+    # Kinds of parameters without weight decay: "biases", "norms" (scales and biases of norms),
+    # "positions" (position embeddings and learned tokens), "scalars". None of them, as released.
+    config.optimizer.undecayed = ()
+    # Largest norm of the gradient of all trained parameters together; None: not clipped.
+    config.optimizer.clip_norm = placeholder(float)
+    # Groups of parameters: the pretrained parts of the image and the text encoder, which
+    # config.model.image.frozen and config.model.text.frozen freeze, and the heads, all the rest.
+    config.optimizer.groups = ConfigDict()
+    config.optimizer.groups.image = ConfigDict()
+    config.optimizer.groups.image.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.image.weight_decay = 1.0  # times config.optimizer.weight_decay
+    # Layer-wise decay: each layer learns at this times the rate of the one after it, the last layer
+    # at this times the group's. The layers are a tower's blocks or a ResNet's stages; the stem or
+    # the embeddings lie below the first.
+    config.optimizer.groups.image.layer_decay = 1.0
+    config.optimizer.groups.text = ConfigDict()
+    config.optimizer.groups.text.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.text.weight_decay = 1.0  # times config.optimizer.weight_decay
+    config.optimizer.groups.text.layer_decay = 1.0  # as for images
+    config.optimizer.groups.heads = ConfigDict()
+    config.optimizer.groups.heads.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.heads.weight_decay = 1.0  # times config.optimizer.weight_decay
+    config.optimizer.groups.heads.frozen = False  # no gradient and no weight decay for the heads
     # "stepped": the rate halves after some epochs. "cosine": it falls to 0 along a cosine.
     config.optimizer.schedule = "stepped"
     config.optimizer.halve_every = 4  # epochs between two halvings under "stepped"
@@ -102,6 +124,9 @@ def get_config() -> ConfigDict:
     # "stop" the run at a loss or a gradient that is not finite; or "skip" the step and count it.
     config.train.non_finite = "stop"
     config.train.epochs = 16  # epochs of the whole run; stage 1 and stage 2 are two runs
+    # Decay of an exponential moving average of the trained parameters and the running statistics,
+    # which is evaluated, saved as the best and thus used in their place; such as 0.999. 0: none.
+    config.train.ema_decay = 0.0
     config.train.log_every_steps = 50  # steps between two logged values, each a mean over them
     # Epochs between two checkpoints; there is one at the end too, and when the run is stopped.
     config.train.checkpoint_every_epochs = 1
