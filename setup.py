@@ -34,10 +34,12 @@ setup(
         "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
         "etils[epath,epy]>=1.9",
         "flax>=0.12",
+        "huggingface_hub>=1.0",
         "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
         "jax>=0.9",
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
+        "ml_dtypes>=0.5",
         "nltk>=3.9",
         "numpy>=2.0",
         "optax>=0.2.6",

@@ -23,9 +23,13 @@ def get_config() -> ConfigDict:
     config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
     config.model.dtype = "float32"  # dtype of the products in encoders; "bfloat16" on accelerators
     # Rematerialisation: which results the encoders keep for the gradient. "none": all; "products":
-    # those of convolutions and linear layers; "blocks": the inputs of each ResNet block or step of
-    # a recurrence, a third more work.
+    # those of convolutions and linear layers; "blocks": the inputs of each block of a network or
+    # step of a recurrence, a third more work.
     config.model.remat = "none"
+    # A CLIP or SigLIP as Hugging Face stores it: a folder, or an id such as
+    # openai/clip-vit-base-patch32. When main.py starts, it sets the fields that describe both
+    # towers and their pictures and text, sets both init_from, and is unset. None: no such model.
+    config.model.pretrained = placeholder(str)
 
     config.model.image = ConfigDict()
     # The family of the image encoder; the part of its name below holds its settings. See
@@ -33,7 +37,8 @@ def get_config() -> ConfigDict:
     config.model.image.name = "resnet"
     config.model.image.cross_level = "down"  # "down" as released, "up" the pyramid, "none"
     # A file of pretrained weights: torchvision's ResNet of this depth and width, .pth or
-    # .safetensors. None: random values.
+    # .safetensors; "clip", "siglip": a folder as Hugging Face stores it, or an id. None: random
+    # values.
     config.model.image.init_from = placeholder(str)
     # No gradient and no weight decay for the pretrained part: the whole ResNet (stage 1).
     config.model.image.frozen = True
@@ -46,14 +51,57 @@ def get_config() -> ConfigDict:
     # Number of equal parts of the global batch, each normalised by its own statistics. 1: the whole
     # batch; the number of devices: each device its own part, without communication.
     config.model.image.resnet.batch_norm_groups = 1
+    config.model.image.clip = ConfigDict()  # CLIP's vision tower; these are ViT-B/32's values
+    config.model.image.clip.width = 768  # channels of the tokens
+    config.model.image.clip.layers = 12  # blocks
+    config.model.image.clip.heads = 12  # heads of each attention
+    config.model.image.clip.mlp_width = 3072  # hidden channels of a block's two linear layers
+    config.model.image.clip.activation = "quick_gelu"  # or "gelu", "gelu_tanh"
+    config.model.image.clip.epsilon = 1e-5  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.image.clip.scan_layers = True
+    config.model.image.clip.patch = 32  # side of a patch, pixels
+    # Side of the pictures that the positions are for, pixels; config.data.crop must be the same.
+    config.model.image.clip.image_size = 224
+    # True: positions are resampled for another config.data.crop, a multiple of the patch.
+    config.model.image.clip.interpolate_positions = False
+    # Numbers of the blocks, from 1, whose tokens are the maps of the levels mid and low; empty: the
+    # projected feature alone, for variants of one level.
+    config.model.image.clip.map_blocks = (9, 6)
+    # By channel, the mean and the standard deviation by which pixels in [0, 1] are normalised.
+    config.model.image.clip.mean = (0.48145466, 0.4578275, 0.40821073)
+    config.model.image.clip.std = (0.26862954, 0.26130258, 0.27577711)
+    config.model.image.clip.projection = 512  # channels of the projected feature
+    config.model.image.siglip = ConfigDict()  # SigLIP's vision tower; these are B/16's values
+    config.model.image.siglip.width = 768  # channels of the tokens
+    config.model.image.siglip.layers = 12  # blocks
+    config.model.image.siglip.heads = 12  # heads of each attention
+    config.model.image.siglip.mlp_width = 3072  # hidden channels of a block's two linear layers
+    config.model.image.siglip.activation = "gelu_tanh"  # or "gelu", "quick_gelu"
+    config.model.image.siglip.epsilon = 1e-6  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.image.siglip.scan_layers = True
+    config.model.image.siglip.patch = 16  # side of a patch, pixels
+    # Side of the pictures that the positions are for, pixels; config.data.crop must be the same.
+    config.model.image.siglip.image_size = 224
+    # True: positions are resampled for another config.data.crop, a multiple of the patch.
+    config.model.image.siglip.interpolate_positions = False
+    # Numbers of the blocks, from 1, whose tokens are the maps of the levels mid and low; empty: the
+    # pooled feature alone, for variants of one level.
+    config.model.image.siglip.map_blocks = (9, 6)
+    # By channel, the mean and the standard deviation by which pixels in [0, 1] are normalised.
+    config.model.image.siglip.mean = (0.5, 0.5, 0.5)
+    config.model.image.siglip.std = (0.5, 0.5, 0.5)
 
     config.model.text = ConfigDict()
-    # The family of the text encoder, "gru" or "lstm"; the part of its name below has its settings.
+    # The family of the text encoder: "gru", "lstm", "clip" or "siglip"; the part of its name below
+    # has its settings.
     config.model.text.name = "gru"
     config.model.text.tokenizer = "words"  # see cmap_jax/processing/tokenizers.py
     config.model.text.vocabulary_size = placeholder(int)  # number of token ids; None: the data's
     # A file of pretrained weights: word vectors as GloVe's or fastText's text or in either form of
-    # word2vec, plain, .gz or .zip. None: random values.
+    # word2vec, plain, .gz or .zip; "clip", "siglip": a folder as Hugging Face stores it, or an id.
+    # None: random values.
     config.model.text.init_from = placeholder(str)
     # No gradient and no weight decay for the pretrained part: the word embedding (stage 1).
     config.model.text.frozen = True
@@ -65,6 +113,33 @@ def get_config() -> ConfigDict:
     config.model.text.lstm.dropout = 0.1  # rate after the maximum over time
     # Take the maximum over the padding too, as released: for old checkpoints only.
     config.model.text.lstm.pool_padding = False
+    config.model.text.clip = ConfigDict()  # CLIP's text tower; these are ViT-B/32's values
+    config.model.text.clip.width = 512  # channels of the tokens
+    config.model.text.clip.layers = 12  # blocks
+    config.model.text.clip.heads = 8  # heads of each attention
+    config.model.text.clip.mlp_width = 2048  # hidden channels of a block's two linear layers
+    config.model.text.clip.activation = "quick_gelu"  # or "gelu", "gelu_tanh"
+    config.model.text.clip.epsilon = 1e-5  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.text.clip.scan_layers = True
+    config.model.text.clip.positions = 77  # the most tokens of a text
+    # Channels of the projected feature; config.model.embed_dim must be the same.
+    config.model.text.clip.projection = 512
+    # Id of the end of a text, at which the feature is taken; 2 stands for a text's largest id.
+    config.model.text.clip.end_token = 2
+    config.model.text.siglip = ConfigDict()  # SigLIP's text tower; these are B/16's values
+    config.model.text.siglip.width = 768  # channels of the tokens
+    config.model.text.siglip.layers = 12  # blocks
+    config.model.text.siglip.heads = 12  # heads of each attention
+    config.model.text.siglip.mlp_width = 3072  # hidden channels of a block's two linear layers
+    config.model.text.siglip.activation = "gelu_tanh"  # or "gelu", "quick_gelu"
+    config.model.text.siglip.epsilon = 1e-6  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.text.siglip.scan_layers = True
+    config.model.text.siglip.positions = 64  # tokens of every text, padding included
+    # Channels of the projected feature; config.model.embed_dim must be the same.
+    config.model.text.siglip.projection = 768
+    config.model.text.siglip.pad_token = 1  # id of the padding, which the text tower reads
 
     config.loss = ConfigDict()
     # Weights of the matching loss at the levels high, mid and low.

@@ -1,28 +1,35 @@
-"""Foreign weights as our variables: torchvision's ResNets, the authors' files, word vectors.
+"""Foreign weights as our variables: ResNets, CLIP, SigLIP, the authors' files, word vectors.
 
     model_config, variables, vocabulary = load_reference_checkpoint("model_best.pth")
     model = CMAP.from_config(model_config)
     pyramid = model.apply(variables, images, method="encode_images")
 
-PyTorch is needed for `.pth` files alone, and only to read them: ``pip install 'cmap_jax[torch]'``.
+PyTorch is needed for `.pth` and `.bin` files alone, and only to read them: ``pip install 'cmap_jax[torch]'``.
 """
 
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from cmap_jax.convert import (
+        hugging_face,
+        hugging_face_config,
         reference,
         release_vocabulary,
         state_dict,
         torchvision,
         word_vectors,
     )
+    from cmap_jax.convert.hugging_face import fill_pretrained, load_hugging_face
     from cmap_jax.convert.reference import load_reference_checkpoint
     from cmap_jax.convert.release_vocabulary import load_release_vocabulary
     from cmap_jax.convert.torchvision import load_resnet
     from cmap_jax.convert.word_vectors import load_word_vectors
 
 __all__ = [
+    "fill_pretrained",
+    "hugging_face",
+    "hugging_face_config",
+    "load_hugging_face",
     "load_reference_checkpoint",
     "load_release_vocabulary",
     "load_resnet",

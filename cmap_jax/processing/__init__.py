@@ -4,6 +4,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from cmap_jax.processing import (
+        hub,
         image_files,
         images,
         padded_resize,
@@ -12,4 +13,4 @@ with epy.lazy_api_imports(globals()):
         tokenizing,
     )
 
-__all__ = ["image_files", "images", "padded_resize", "tokenizer", "tokenizers", "tokenizing"]
+__all__ = ["hub", "image_files", "images", "padded_resize", "tokenizer", "tokenizers", "tokenizing"]

@@ -18,6 +18,7 @@ from cmap_jax.workdir.description import (
     write_description,
 )
 from cmap_jax.workdir.same_run import check_same_run, mark_of_run
+from configs import default
 
 
 def _write(folder, config, **facts):
@@ -78,6 +79,11 @@ def test_a_run_of_a_version_with_fewer_fields_continues(tmp_path):
     assert mark_of_run(stored) != old_mark
     with pytest.raises(ValueError, match=r"config\.train\.ema_decay: 0\.0 there, 0\.9 now"):
         check_same_run(tmp_path, stored)
+
+
+def test_the_mark_of_the_defaults_stays():
+    """Else no run of an earlier version continues: a new field is marked ``added`` in the table."""
+    assert mark_of_run(default.get_config()) == "e01b4952f02454a0"
 
 
 def test_all_fields_that_differ_are_named(tmp_path):

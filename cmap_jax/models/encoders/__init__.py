@@ -7,11 +7,20 @@ line in its table, and a sub-config, ``config.model.image.<name>`` or ``config.m
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.models.encoders import gru, lstm, resnet
+from cmap_jax.models.encoders import clip, gru, lstm, resnet, siglip
 from cmap_jax.models.encoders.entry import ImageEntry, TextEntry
 
-IMAGE_ENCODERS: dict[str, ImageEntry] = {"resnet": resnet.ENTRY}
-TEXT_ENCODERS: dict[str, TextEntry] = {"gru": gru.ENTRY, "lstm": lstm.ENTRY}
+IMAGE_ENCODERS: dict[str, ImageEntry] = {
+    "resnet": resnet.ENTRY,
+    "clip": clip.ENTRY,
+    "siglip": siglip.ENTRY,
+}
+TEXT_ENCODERS: dict[str, TextEntry] = {
+    "gru": gru.ENTRY,
+    "lstm": lstm.ENTRY,
+    "clip": clip.TEXT_ENTRY,
+    "siglip": siglip.TEXT_ENTRY,
+}
 
 
 def image_entry(model_config: Any) -> ImageEntry:
