@@ -4,7 +4,8 @@
     model = CMAP.from_config(model_config)
     pyramid = model.apply(variables, images, method="encode_images")
 
-PyTorch is needed for `.pth` and `.bin` files alone, and only to read them: ``pip install 'cmap_jax[torch]'``.
+PyTorch is needed for `.pth` and `.bin` files alone, and only to read them:
+``pip install 'cmap_jax[torch]'``.
 """
 
 from etils import epy

@@ -197,11 +197,11 @@ def _open_tower(
     """
     folder = fetch(source, CONFIG, WEIGHTS)
     stored = _nested(read_fields(folder))["model"][part]
-    family, free = stored["name"], ("map_blocks", "mean", "std")
+    family = stored["name"]
     different = [
         f"config.model.{part}.{family}.{name} is {settings.get(name)!r}, there {value!r}"
         for name, value in stored[family].items()
-        if name not in free and settings.get(name) != value
+        if name != "map_blocks" and _plain(settings.get(name)) != _plain(value)
     ]
     if different:
         raise WeightsError(
@@ -355,6 +355,11 @@ def _weight_files(folder: epath.Path) -> list[epath.Path]:
             f"{'them' if len(missing) > 1 else 'it'}: fetch the whole folder again"
         )
     return parts
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with lists, as JSON has them, for tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,10 +76,11 @@ def _from_hub(name: str, needed: Sequence[Sequence[str]]) -> epath.Path:
         if large and not _is_complete(folder, needed):
             folder = _download(name, [_TORCH])
     except Exception as error:  # errors of several libraries, for no network, name or permission
-        raise FileNotFoundError(_how_to_fetch(name, error)) from error
-    if not _is_complete(folder, needed):
-        wanted = " and ".join(" or ".join(names) for names in needed)
-        raise FileNotFoundError(f"{name}: the hub's {name} lacks files; needed: {wanted}")
+        reason = str(error).strip().partition("\n")[0].rstrip(". ")
+        raise FileNotFoundError(_how_to_fetch(name, f"{type(error).__name__}: {reason}")) from error
+    if not _is_complete(folder, needed):  # also where there is no network, and part is cached
+        missing = next(names for names in needed if not _is_complete(folder, [names]))
+        raise FileNotFoundError(_how_to_fetch(name, f"there is no {' or '.join(missing)}"))
     return folder
 
 
@@ -117,14 +118,13 @@ def parts_of_index(path: epath.Path) -> list[str]:
     return parts
 
 
-def _how_to_fetch(name: str, error: Exception) -> str:
+def _how_to_fetch(name: str, reason: str) -> str:
     from huggingface_hub import constants
 
-    reason = str(error).strip().partition("\n")[0].rstrip(". ")
     local = name.partition("/")[2]
     return (
-        f"{name}: no such folder, not in the cache {constants.HF_HUB_CACHE}, and not to be "
-        f"downloaded ({type(error).__name__}: {reason}). Where there is a network: hf download "
+        f"{name}: no such folder, not whole in the cache {constants.HF_HUB_CACHE}, and not to be "
+        f"downloaded ({reason}). Where there is a network: hf download "
         f"{name} --local-dir {local}; then copy {local} here and give its path. Needed of it: "
         f"{_SAFETENSORS} (or {_TORCH}), {', '.join(_SMALL_FILES)}"
     )
