@@ -46,6 +46,8 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "tokenizers>=0.21",
         "tqdm>=4.60",
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
         f"tensorflow>=2.20; {_NO_CPU_BUILD}",
@@ -66,6 +68,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.8",
             "ruff>=0.11",
+            "transformers>=5",
         ],
     },
 )

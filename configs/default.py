@@ -97,7 +97,12 @@ def get_config() -> ConfigDict:
     # The family of the text encoder: "gru", "lstm", "clip" or "siglip"; the part of its name below
     # has its settings.
     config.model.text.name = "gru"
-    config.model.text.tokenizer = "words"  # see cmap_jax/processing/tokenizers.py
+    # How texts become ids: "words", those of the training captions; "clip" or "siglip", published
+    # sub-words. See cmap_jax/processing/tokenizers.py.
+    config.model.text.tokenizer = "words"
+    # Files of sub-words: a Hugging Face folder, or CLIP's bpe_simple_vocab_16e6.txt.gz. None: those
+    # in the folder init_from. A workdir keeps a copy.
+    config.model.text.tokenizer_files = placeholder(str)
     config.model.text.vocabulary_size = placeholder(int)  # number of token ids; None: the data's
     # A file of pretrained weights: word vectors as GloVe's or fastText's text or in either form of
     # word2vec, plain, .gz or .zip; "clip", "siglip": a folder as Hugging Face stores it, or an id.

@@ -14,6 +14,7 @@ with epy.lazy_api_imports(globals()):
     from cmap_jax.convert import (
         hugging_face,
         hugging_face_config,
+        picture_processor,
         reference,
         release_vocabulary,
         state_dict,
@@ -35,6 +36,7 @@ __all__ = [
     "load_release_vocabulary",
     "load_resnet",
     "load_word_vectors",
+    "picture_processor",
     "reference",
     "release_vocabulary",
     "state_dict",
