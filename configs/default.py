@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import towers
+
 
 def get_config() -> ConfigDict:
     """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe.
@@ -273,17 +275,21 @@ def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[st
     """Return the words of a config's argument, the text after the colon, split at its commas.
 
     Args:
-        argument: such as "finetune,debug"; empty for a config file without an argument.
+        argument: such as "finetune,clip_vit_b32"; empty for a config file without an argument.
         file: path of the config file, for the error.
-        allowed: words that the config file understands.
+        allowed: words that the config file understands, besides those of `configs/towers.py`.
 
     Raises:
-        ValueError: a word that is not allowed; names those that are.
+        ValueError: a word that is not allowed, or several towers; names those that are.
     """
     words = set(filter(None, argument.split(",")))
-    if words - set(allowed):
-        known = ", ".join(f'"{word}"' for word in allowed)
-        raise ValueError(f"{file} takes no argument or {known}, not {argument!r}")
+    named = words & towers.WEIGHTS.keys()
+    if words - named - set(allowed) or len(named) > 1:
+        known, models = (", ".join(f'"{w}"' for w in ws) for ws in (allowed, towers.WEIGHTS))
+        raise ValueError(
+            f"{file} takes no argument or {known}, not {argument!r}; with or without them it takes "
+            f"one of {models}"
+        )
     return words
 
 
@@ -295,18 +301,21 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
     Args:
         file: path of the config file, for errors.
         argument: empty for stage 1; "finetune" for stage 2, which starts from stage 1's best
-            checkpoint and trains everything; "debug" with either makes the model small.
+            checkpoint and trains everything; "debug" with either makes the model small. A word of
+            `configs/towers.py` with any of them replaces the ResNet and the GRU.
         data_name: value of ``config.data.name``.
     """
     words = parse_argument(argument, file, ("finetune", "debug"))
     config = get_config()
     config.data.name = data_name
-    if "debug" in words:
-        shrink(config)
+    towers.use(config, words)
     if "finetune" in words:
         config.init_from = ""  # must be given on the command line
         config.model.image.frozen = False
         config.model.text.frozen = False
+        towers.finetune(config)
+    if "debug" in words:
+        shrink(config)
     return config
 
 
@@ -328,3 +337,4 @@ def shrink(config: ConfigDict) -> None:
     config.train.epochs = 2
     config.data.resize = 72
     config.data.crop = 64
+    towers.shrink(config)

@@ -37,10 +37,12 @@ from cmap_jax.models.encoders.vision_tower import (
 )
 from cmap_jax.models.rematerialization import Remat
 from cmap_jax.numerics import at_least_float32
+from cmap_jax.processing.tokenizer import END, SPECIAL_TOKENS
 
 # The ``end_token`` that stands for the largest id of a text. OpenAI's files name this token, which
 # is an ordinary one.
 LARGEST_ID = 2
+WORDS_END = SPECIAL_TOKENS.index(END)
 
 
 class ClipVision(VisionTower):
@@ -164,6 +166,11 @@ def _check_text(model_config: Any) -> None:
     settings, field = model_config.text.clip, "config.model.text.clip"
     check_heads(settings, field)
     check_projection(model_config, settings.projection, f"{field}.projection")
+    if model_config.text.tokenizer == "words" and settings.end_token != WORDS_END:
+        raise ValueError(
+            f"{field}.end_token must be {WORDS_END} with config.model.text.tokenizer=words: the id "
+            "of the end of a text"
+        )
 
 
 _PRETRAINED = functools.partial(published, "openai/clip-vit-base-patch32")
@@ -186,7 +193,7 @@ TEXT_ENTRY = TextEntry(
         "projection": Setting(least=1),
         "end_token": Setting(least=0),
     },
-    tokenizers=("clip",),
+    tokenizers=("clip", "words"),
     frozen=("token_embedding", "position_embedding", "blocks", "final_norm", "projection"),
     layers=LAYERS,
     pretrained=_PRETRAINED("text"),

@@ -202,7 +202,7 @@ TEXT_ENTRY = TextEntry(
         "projection": Setting(least=1),
         "pad_token": Setting(least=0),
     },
-    tokenizers=("siglip",),
+    tokenizers=("siglip", "words"),
     frozen=("token_embedding", "position_embedding", "blocks", "final_norm", "projection"),
     layers=LAYERS,
     pretrained=_PRETRAINED("text"),
