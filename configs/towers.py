@@ -3,6 +3,8 @@
 python main.py --config=configs/fashioniq.py:clip_vit_b32 --config.data.directory=fashion-iq \
     --config.model.pretrained=openai/clip-vit-base-patch32
 
+On accelerators, --config.model.dtype=bfloat16 is the mixed precision of the sources below.
+
 Stage 1 trains the heads over frozen towers, by the recipe of the method (docs/method.md, section 3,
 parameter groups); stage 2, ":finetune", trains everything. No paper trains this method over such
 towers. Each value here names its source:
@@ -25,7 +27,7 @@ WEIGHTS = {
     "clip_vit_l14": "openai/clip-vit-large-patch14",
     "siglip_b16": "google/siglip-base-patch16-224",
 }
-_FAMILIES = ("clip", "siglip")
+_VOCABULARIES = {"clip": 49408, "siglip": 32000}  # token ids
 _TINY = {"width": 64, "layers": 3, "heads": 4, "mlp_width": 128}  # for a CPU
 
 
@@ -44,6 +46,7 @@ def use(config: ConfigDict, words: Collection[str]) -> None:
         else:
             config.model.embed_dim = config.model.text.siglip.projection
             config.data.fit = "stretch"  # as SigLIP was trained
+        config.model.text.vocabulary_size = _VOCABULARIES[family]
         config.data.resampling = "bicubic"  # as both were trained
         # The crop is the whole picture, as in [CLIP4Cir]: a smaller one could cut off what a text
         # says.
@@ -59,6 +62,8 @@ def _use_clip(config: ConfigDict, name: str) -> None:
         image.update(width=1024, layers=24, heads=16, mlp_width=4096, patch=14, projection=768)
         image.map_blocks = (18, 12)
         text.update(width=768, heads=12, mlp_width=3072, projection=768)
+        # [library]: without it, and compiled for a CPU in float32, a batch of 128 takes 236 GB.
+        config.model.remat = "blocks"
     config.model.embed_dim = text.projection
     config.data.fit = "targetpad"  # [CLIP4Cir]
 
@@ -69,7 +74,7 @@ def finetune(config: ConfigDict) -> None:
     Args:
         config: a whole config after `use`; one without towers is not changed.
     """
-    if config.model.image.name not in _FAMILIES:
+    if config.model.image.name not in _VOCABULARIES:
         return
     config.optimizer.learning_rate = 2e-5  # the heads': that of [CLIP4Cir]'s composing network
     for group in (config.optimizer.groups.image, config.optimizer.groups.text):
@@ -93,7 +98,7 @@ def shrink(config: ConfigDict) -> None:
             towers is not changed.
     """
     family = config.model.image.name
-    if family not in _FAMILIES:
+    if family not in _VOCABULARIES:
         return
     image, text = config.model.image[family], config.model.text[family]
     image.update(_TINY, patch=8, image_size=config.data.crop, map_blocks=(2, 1))
@@ -103,7 +108,8 @@ def shrink(config: ConfigDict) -> None:
         text.end_token = 3  # the id of <end>
     else:
         text.pad_token = 0  # the id of <pad>
-    config.model.text.tokenizer = "words"
+    config.model.text.tokenizer, config.model.text.vocabulary_size = "words", None
+    config.model.remat = "none"
     config.optimizer.learning_rate = 1e-3  # transformers diverge at the ResNet's
     for group in (config.optimizer.groups.image, config.optimizer.groups.text):
         group.learning_rate = 1.0
