@@ -1,4 +1,4 @@
-"""CLIP's and SigLIP's towers, by the words that config files take, and how they are fine-tuned.
+r"""CLIP's and SigLIP's towers, by the words that config files take, and how they are fine-tuned.
 
 python main.py --config=configs/fashioniq.py:clip_vit_b32 --config.data.directory=fashion-iq \
     --config.model.pretrained=openai/clip-vit-base-patch32
@@ -83,7 +83,7 @@ def finetune(config: ConfigDict) -> None:
     config.optimizer.eps = 1e-7  # [CLIP4Cir] and [SPRC]
     # [SPRC] warms up for an epoch and a half and then follows a cosine; [CLIP4Cir] keeps the rate.
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 400  # about that on FashionIQ
+    config.optimizer.warmup_steps = 200  # [library]: almost an epoch of FashionIQ or CIRR
     config.train.batch_size = 128  # [CLIP4Cir]
     config.train.epochs = 16  # [library]: stage 1 has trained the heads; [CLIP4Cir] has 100 at most
 

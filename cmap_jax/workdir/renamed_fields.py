@@ -59,7 +59,7 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
             for name in names:
                 _set(translated, name, _RENAMED_VALUES.get((old, value), value))
     for name, value in _added().items():
-        if not _has(translated, name):
+        if _lacks(translated, name):
             _set(translated, name, value)
     return translated
 
@@ -83,6 +83,16 @@ def _has(content: Any, name: str) -> bool:
             return False
         content = content[part]
     return True
+
+
+def _lacks(content: Any, name: str) -> bool:
+    """Tell whether a field is missing; False where its part is no mapping, a mistake in the file."""
+    *parents, field = name.split(".")
+    for part in parents:
+        if not isinstance(content, Mapping):
+            return False
+        content = content.get(part, {})
+    return isinstance(content, Mapping) and field not in content
 
 
 def _set(content: dict[str, Any], name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from cmap_jax.config_fields import FIELDS, Kind, flatten
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.workdir import renamed_fields
 from cmap_jax.workdir.description import (
     CONFIG,
     CONVERTED_FROM,
@@ -79,6 +80,12 @@ def test_a_run_of_a_version_with_fewer_fields_continues(tmp_path):
     assert mark_of_run(stored) != old_mark
     with pytest.raises(ValueError, match=r"config\.train\.ema_decay: 0\.0 there, 0\.9 now"):
         check_same_run(tmp_path, stored)
+
+
+def test_a_part_that_is_no_mapping_stays_as_it_is():
+    """A later check says where the mistake is."""
+    assert renamed_fields.translate({"optimizer": 5})["optimizer"] == 5
+    assert renamed_fields.translate({"optimizer": {"groups": [1]}})["optimizer"]["groups"] == [1]
 
 
 def test_the_mark_of_the_defaults_stays():
