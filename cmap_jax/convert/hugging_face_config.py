@@ -4,11 +4,12 @@ See docs/method.md, section 9. A stored config leaves out the values that its cl
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from cmap_jax.convert.picture_processor import read_pictures
 from cmap_jax.convert.state_dict import WeightsError
 from cmap_jax.files import read_json
 
@@ -18,7 +19,6 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-_RESAMPLINGS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _TOWER = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -37,13 +37,11 @@ class _Family:
         vision: default values of its ``vision_config``.
         text: default values of its ``text_config``.
         text_fields: further settings of the text tower, with Hugging Face's names.
-        pictures: default values of its ``preprocessor_config.json``, the size left out.
     """
 
     vision: Mapping[str, Any]
     text: Mapping[str, Any]
     text_fields: Mapping[str, str]
-    pictures: Mapping[str, Any]
 
 
 FAMILIES = {
@@ -71,12 +69,6 @@ FAMILIES = {
             "eos_token_id": 49407,
         },
         text_fields={"positions": "max_position_embeddings", "end_token": "eos_token_id"},
-        pictures={
-            "do_center_crop": True,
-            "resample": 3,
-            "image_mean": (0.48145466, 0.4578275, 0.40821073),
-            "image_std": (0.26862954, 0.26130258, 0.27577711),
-        },
     ),
     "siglip": _Family(
         vision={
@@ -103,12 +95,6 @@ FAMILIES = {
             "pad_token_id": 1,
         },
         text_fields={"positions": "max_position_embeddings", "pad_token": "pad_token_id"},
-        pictures={
-            "do_center_crop": False,
-            "resample": 3,
-            "image_mean": (0.5, 0.5, 0.5),
-            "image_std": (0.5, 0.5, 0.5),
-        },
     ),
 }
 
@@ -122,7 +108,8 @@ def read_fields(folder: epath.Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder has no ``config.json``.
-        WeightsError: another kind of model, or one with parts that the towers lack; names the file.
+        ValueError: another kind of model, one with parts that the towers lack, or a picture
+            processor that no config expresses; names the file.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -139,7 +126,7 @@ def read_fields(folder: epath.Path) -> dict[str, Any]:
         projection = text.get("projection_size") or text["hidden_size"]
     _check_vision(vision, path)
     image = _tower(vision, _VISION, path) | {"map_blocks": _map_blocks(vision)}
-    pictures = _pictures(folder, known.pictures, image["image_size"])
+    pictures = read_pictures(folder, family, image["image_size"])
     image |= {"mean": pictures.pop("mean"), "std": pictures.pop("std")}
     if family == "clip":
         image["projection"] = projection
@@ -203,50 +190,3 @@ def _map_blocks(vision: Mapping[str, Any]) -> tuple[int, int]:
     """Return the blocks at three quarters and at half of the depth."""
     layers = vision["num_hidden_layers"]
     return max(1, layers * 3 // 4), max(1, layers // 2)
-
-
-def _pictures(folder: epath.Path, defaults: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """Return the fields of ``config.data`` for pictures, and their mean and deviation."""
-    path, stored = _processor(folder)
-    content = {**defaults, **{k: v for k, v in stored.items() if v is not None}}
-    resample = content["resample"]
-    if resample not in _RESAMPLINGS:
-        raise WeightsError(f"{path}: resample {resample!r} is neither 2, bilinear, nor 3, bicubic")
-    size = content.get("size", side)
-    if isinstance(size, dict) and "shortest_edge" not in size:
-        fit, resize = "stretch", _side(size, path)
-    else:
-        whole = "crop" if content["do_center_crop"] else "stretch"
-        fit, resize = whole, size["shortest_edge"] if isinstance(size, dict) else size
-    crop = _side(content.get("crop_size", resize), path) if content["do_center_crop"] else resize
-    return {
-        "fit": fit,
-        "resampling": _RESAMPLINGS[resample],
-        "resize": resize,
-        "crop": crop,
-        "mean": _colors(content["image_mean"], path),
-        "std": _colors(content["image_std"], path),
-    }
-
-
-def _processor(folder: epath.Path) -> tuple[epath.Path, Mapping[str, Any]]:
-    """Return the file of the picture processor and its content; empty without such a file."""
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        return path, read_json(path)
-    path = folder / "processor_config.json"  # transformers 5 stores a processor whole
-    content = read_json(path) if path.is_file() else {}
-    return path, content.get("image_processor") or {}
-
-
-def _side(size: Any, path: epath.Path) -> int:
-    sides = set(size.values()) if isinstance(size, dict) else {size}
-    if len(sides) != 1:
-        raise WeightsError(f"{path}: pictures of {size}; squares alone can be used")
-    return sides.pop()
-
-
-def _colors(values: Sequence[float], path: epath.Path) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple) or len(values) != 3:
-        raise WeightsError(f"{path}: image_mean and image_std must have 3 numbers, not {values!r}")
-    return tuple(map(float, values))

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from cmap_jax.files import decode_text, parse_json
+from cmap_jax.processing.hub import CONFIG, TOKENIZER, fetch, is_hub_id
 
 _POINTER = b"version https://git-lfs"  # begins what Git leaves in place of a large file
 _UNLIMITED = 1_000_000  # `model_max_length` has a number above it where there is no limit
@@ -91,7 +92,7 @@ def read_published(path: epath.Path) -> bytes:
 
 
 def find_source(source: str | None, kind: str, wanted: str) -> epath.Path:
-    """Return the path of a tokenizer's files.
+    """Return the path of a tokenizer's files; those of an id of the hub are fetched.
 
     Args:
         source: ``config.model.text.tokenizer_files`` or ``.init_from``; None: neither is set.
@@ -100,7 +101,7 @@ def find_source(source: str | None, kind: str, wanted: str) -> epath.Path:
 
     Raises:
         ValueError: none is given.
-        FileNotFoundError: there is nothing at the path.
+        FileNotFoundError: there is nothing at the path, and no such id.
     """
     if not source:
         raise ValueError(
@@ -108,6 +109,8 @@ def find_source(source: str | None, kind: str, wanted: str) -> epath.Path:
             "--config.model.text.tokenizer_files=..."
         )
     path = epath.Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"{source}: no such folder or file; give {wanted}")
-    return path
+    if path.exists():
+        return path
+    if is_hub_id(source):
+        return fetch(source, CONFIG, TOKENIZER)
+    raise FileNotFoundError(f"{source}: no such folder or file; give {wanted}")

@@ -238,41 +238,6 @@ def test_older_forms_of_the_config(tmp_path):
     assert changes["model.embed_dim"] == changes["model.image.clip.projection"] == 30
 
 
-@pytest.mark.parametrize(
-    ("family", "processor", "expected"),
-    [
-        ("clip", {}, ("crop", "bicubic", 224, 224, 0.48145466)),
-        (
-            "clip",
-            {"size": {"shortest_edge": 256}, "crop_size": {"height": 240, "width": 240}},
-            ("crop", "bicubic", 256, 240, 0.48145466),
-        ),
-        (
-            "clip",
-            {"size": 224, "resample": 2, "image_mean": [0.5] * 3},
-            ("crop", "bilinear", 224, 224, 0.5),
-        ),
-        ("siglip", {}, ("stretch", "bicubic", 224, 224, 0.5)),
-        (
-            "siglip",
-            {"size": {"height": 384, "width": 384}, "do_center_crop": None, "resample": 2},
-            ("stretch", "bilinear", 384, 384, 0.5),
-        ),
-    ],
-)
-@pytest.mark.parametrize("nested", [False, True])
-def test_pictures_are_the_processor_s(family, processor, expected, nested, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
-    name = "processor_config.json" if nested else "preprocessor_config.json"
-    (tmp_path / name).write_text(
-        json.dumps({"image_processor": processor} if nested else processor)
-    )
-    changes = read_fields(tmp_path)
-    names = ("data.fit", "data.resampling", "data.resize", "data.crop")
-    values = (*(changes[n] for n in names), changes[f"model.image.{family}.mean"][0])
-    assert values == expected
-
-
 def test_processors_as_transformers_saves_them(tmp_path):
     """The classes' own values are those of the families' defaults."""
     for family, name in (("clip", "CLIPImageProcessor"), ("siglip", "SiglipImageProcessor")):
@@ -410,11 +375,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 6051
         (_set(vision_config__num_hidden_layers=4), r"(?s)does not fit.*missing: 16 \(vision_model"),
         (_set(vision_config__image_size=32), r"\(10, 32\), not \(17, 32\)"),
         (_write("config.json", b"{"), r"config\.json: not JSON at line 1"),
-        (_write("preprocessor_config.json", b'{"resample": 1}'), "resample 1 is neither"),
-        (
-            _write("preprocessor_config.json", b'{"crop_size": {"height": 2, "width": 3}}'),
-            "squares alone",
-        ),
+        (_write("preprocessor_config.json", b'{"resample": 1}'), "resample is 1, neither"),
         (_write("model.safetensors", _POINTER), r"model\.safetensors: .* run git lfs pull in "),
         (_write("model.safetensors", b""), r"model\.safetensors: not a safetensors file, or trunc"),
         (_truncate, r"model\.safetensors: not a safetensors file, or truncated.*Fetch it again"),
