@@ -142,7 +142,7 @@ FIELDS: Mapping[str, Field] = {
     "model.text.name": _model(),
     "model.text.tokenizer": _model(),
     # Two tokenizers are compared themselves, wherever their files lie.
-    "model.text.tokenizer_files": _environment(optional=True, is_path=True, added=True),
+    "model.text.tokenizer_path": _environment(optional=True, is_path=True, added=True),
     "model.text.vocabulary_size": _trained(least=1, optional=True, from_data=True),
     "model.text.init_from": _trained(optional=True, is_path=True),
     "model.text.frozen": _trained(),

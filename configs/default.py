@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
     config.model.text.tokenizer = "words"
     # Files of sub-words: a Hugging Face folder, or CLIP's bpe_simple_vocab_16e6.txt.gz. None: those
     # in the folder init_from. A workdir keeps a copy.
-    config.model.text.tokenizer_files = placeholder(str)
+    config.model.text.tokenizer_path = placeholder(str)
     config.model.text.vocabulary_size = placeholder(int)  # number of token ids; None: the data's
     # A file of pretrained weights: word vectors as GloVe's or fastText's text or in either form of
     # word2vec, plain, .gz or .zip; "clip", "siglip": a folder as Hugging Face stores it, or an id.

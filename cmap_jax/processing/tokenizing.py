@@ -45,7 +45,7 @@ class Tokenizer(abc.ABC):
         """Return the tokenizer of a new model.
 
         Args:
-            source: ``config.model.text.tokenizer_files`` or else ``.init_from``, for a tokenizer
+            source: ``config.model.text.tokenizer_path`` or else ``.init_from``, for a tokenizer
                 that is published as files; None where neither is set.
             captions: raw training captions, for one that is built from them.
             extra_special: words of the data set that must have an id even if no caption has them.

@@ -29,8 +29,8 @@ def fit_vocabulary(config: ConfigDict, tokenizer: Any) -> ConfigDict:
             "data's"
         )
         published = (
-            f"the tokenizer {text.tokenizer} of {text.tokenizer_files or text.init_from} has "
-            f"{len(tokenizer)} ids: give the model's own with --config.model.text.tokenizer_files"
+            f"the tokenizer {text.tokenizer} of {text.tokenizer_path or text.init_from} has "
+            f"{len(tokenizer)} ids: give the model's own with --config.model.text.tokenizer_path"
         )
         raise ValueError(
             f"config.model.text.vocabulary_size is {size}, but "
@@ -41,7 +41,7 @@ def fit_vocabulary(config: ConfigDict, tokenizer: Any) -> ConfigDict:
         raise ValueError(
             f"config.model.text.{text.name}.positions is {positions}, but the texts of the "
             f"tokenizer {text.tokenizer} have up to {tokenizer.limit} tokens: set it to "
-            f"{tokenizer.limit}, or give the model's own with --config.model.text.tokenizer_files"
+            f"{tokenizer.limit}, or give the model's own with --config.model.text.tokenizer_path"
         )
     config = config.copy_and_resolve_references()
     config.model.text.vocabulary_size = len(tokenizer)
@@ -65,7 +65,7 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
     if old.tokenizer != datasets.tokenizer:
         problem = "the captions give other words than its tokenizer has"
         if not old.tokenizer.counts_words:
-            problem = "config.model.text.tokenizer_files has other files than its tokenizer"
+            problem = "config.model.text.tokenizer_path has other files than its tokenizer"
     elif (ours := old.preprocessing.read_as) != (theirs := datasets.preprocessing.read_as):
         problem = (
             f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"

@@ -86,7 +86,7 @@ def _has(content: Any, name: str) -> bool:
 
 
 def _lacks(content: Any, name: str) -> bool:
-    """Tell whether a field is missing; False where its part is no mapping, a mistake in the file."""
+    """Tell whether a field is missing; False where its part is wrong, being no mapping."""
     *parents, field = name.split(".")
     for part in parents:
         if not isinstance(content, Mapping):

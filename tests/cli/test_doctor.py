@@ -3,9 +3,11 @@
 import json
 
 import fake_data
+from subword_files import write_clip_pairs
 
 from cmap_jax.cli import command
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizers import TOKENIZERS
 
 
 def test_page_of_clean_data(tmp_path, capsys):
@@ -54,6 +56,24 @@ def test_json(tmp_path, capsys):
     assert kinds["missing"]["items"][0].endswith(victim.name)
     assert len(kinds["unknown_word"]["items"]) == kinds["unknown_word"]["count"]
     assert report["protocols"][0]["name"] == "shoes"
+
+
+def test_texts_are_checked_against_a_published_tokenizer(tmp_path, capsys):
+    """Given as CLIP's file, or as the folder of a model that has it."""
+    root = fake_data.shoes(tmp_path / "data")
+    path = root / "relative_captions_shoes.json"
+    entries = json.loads(path.read_text())
+    entries[0]["RelativeCaption"] = "is red " * 60
+    path.write_text(json.dumps(entries))
+    source = write_clip_pairs(tmp_path)
+    TOKENIZERS["clip"].from_data(str(source), (), ()).save(tmp_path / "run")
+    stored = {"model": {"text": {"tokenizer": "clip"}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    for given in (source, tmp_path / "run"):
+        assert command.main(["doctor", "shoes", str(root), "--tokenizer", str(given)]) == 0
+        page = capsys.readouterr().out
+        assert "warning  1 text longer than 77 tokens" in page
+        assert "not in the vocabulary" not in page
 
 
 def test_images_elsewhere(tmp_path, capsys):

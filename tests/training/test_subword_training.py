@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from small import small_config
 from subword_files import write_clip_pairs, write_siglip_folder
 
-from cmap_jax.cli import run as run_lib
+from cmap_jax.cli.run import run
 from cmap_jax.models.encoders import TEXT_ENCODERS
 from cmap_jax.models.encoders.entry import Setting, TextEntry
 from cmap_jax.processing.tokenizers import TOKENIZERS
 from cmap_jax.processing.tokenizing import join_captions
-from cmap_jax.trained import load
+from cmap_jax.trained import _unread, load
 from cmap_jax.training.same_data import fit_vocabulary
 from cmap_jax.training.train import train
 from cmap_jax.workdir.description import read_description
@@ -64,7 +64,7 @@ def config(tmp_path, monkeypatch):
         config.model.text.name, config.model.text.bag = "bag", ConfigDict({"positions": 77})
     config.model.text.tokenizer = "clip"
     config.model.text.vocabulary_size = None
-    config.model.text.tokenizer_files = str(_sources(tmp_path, "clip"))
+    config.model.text.tokenizer_path = str(_sources(tmp_path, "clip"))
     config.data.directory = str(write_fashion_iq(tmp_path / "data"))
     config.data.resize, config.data.crop = 40, 32
     config.train.epochs = 1
@@ -76,8 +76,8 @@ def config(tmp_path, monkeypatch):
 def test_batches_hold_the_tokenizer_s_ids(config, tmp_path, kind):
     config.model.text.tokenizer = kind
     if kind == "siglip":
-        config.model.text.tokenizer_files = str(write_siglip_folder(tmp_path / "siglip"))
-    tokenizer = TOKENIZERS[kind].from_data(config.model.text.tokenizer_files, (), ())
+        config.model.text.tokenizer_path = str(write_siglip_folder(tmp_path / "siglip"))
+    tokenizer = TOKENIZERS[kind].from_data(config.model.text.tokenizer_path, (), ())
     datasets = create_datasets(config)
     assert datasets.tokenizer == tokenizer
     (batch,) = datasets.train.batches(0, 1)
@@ -93,11 +93,12 @@ def test_batches_hold_the_tokenizer_s_ids(config, tmp_path, kind):
         assert queries.sizes.tokens < 77  # padding has no effect: batches need not be wider
 
 
+@pytest.mark.slow  # it compiles a run's programs
 def test_a_workdir_needs_no_other_files(config, tmp_path):
     """It is loaded, and its run continues, with the published files gone."""
     workdir = tmp_path / "run"
     train(config, create_datasets(config), workdir)
-    source = config.model.text.tokenizer_files
+    source = config.model.text.tokenizer_path
     tokenizer = TOKENIZERS["clip"].from_data(source, (), ())
     shutil.rmtree(tmp_path / "files")
     trained = load(workdir)
@@ -109,8 +110,8 @@ def test_a_workdir_needs_no_other_files(config, tmp_path):
     assert tokens.shape == (1, 77)
     expected = trained.model.apply(trained.variables, tokens, lengths, method="encode_text")
     np.testing.assert_allclose(long, expected, atol=1e-6)
-    config.model.text.tokenizer_files = str(tmp_path / "gone")  # it may be anywhere else
-    run_lib._train(config, str(workdir))
+    config.model.text.tokenizer_path = str(tmp_path / "gone")  # it may be anywhere else
+    run(config, str(workdir), evaluate_only=False)
     assert read_description(workdir).tokenizer == tokenizer
 
 
@@ -128,9 +129,7 @@ def test_texts_that_are_too_long_are_warned_of(config, tmp_path, caplog):
 
 
 def test_use_warns_of_texts_that_are_too_long(config, tmp_path):
-    from cmap_jax.trained import _unread
-
-    tokenizer = TOKENIZERS["clip"].from_data(config.model.text.tokenizer_files, (), ())
+    tokenizer = TOKENIZERS["clip"].from_data(config.model.text.tokenizer_path, (), ())
     assert _unread(["is red", ("is", "red")], tokenizer) == ""
     warning = _unread(["is red", LONG, ("is red", LONG)], tokenizer)
     assert warning.startswith("the ends of 2 texts are not read, such as that of 'is red and")
@@ -153,7 +152,7 @@ def test_tokenizers_of_other_models_are_refused(config):
 
 def test_texts_in_another_script_are_refused(config, tmp_path):
     config.model.text.tokenizer = "siglip"
-    config.model.text.tokenizer_files = str(write_siglip_folder(tmp_path / "siglip"))
+    config.model.text.tokenizer_path = str(write_siglip_folder(tmp_path / "siglip"))
     for path in (tmp_path / "data" / "captions").glob("cap.*.train.json"):
         entries = json.loads(path.read_text())
         for entry in entries:

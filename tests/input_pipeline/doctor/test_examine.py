@@ -9,9 +9,11 @@ import fake_data
 import numpy as np
 import pytest
 from PIL import Image
+from subword_files import write_clip_pairs, write_siglip_folder
 
 from cmap_jax.processing.image_files import TRAITS
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizers import TOKENIZERS
 from configs import default
 from input_pipeline import create_datasets
 from input_pipeline.doctor import examine as doctor
@@ -488,6 +490,34 @@ def test_shares_of_unknown_words(tmp_path, unknown, severity):
     if severity in ("warning", "error"):
         assert "language and spelling" in finding.fix
         assert "config.init_from" in found.fix
+
+
+def test_texts_are_checked_against_the_tokenizer_that_is_given(tmp_path):
+    """CLIP reads every character and 75 pieces; SigLIP 63 pieces, and not every character."""
+    clip = TOKENIZERS["clip"].from_data(str(write_clip_pairs(tmp_path)), (), ())
+    siglip = TOKENIZERS["siglip"].from_data(str(write_siglip_folder(tmp_path / "s")), (), ())
+    texts = ["red " * 15, "red " * 70, "red " * 80, LOST, "\U0001f457 is red"]
+    root = _captioned(tmp_path / "data", train=[READABLE] * 40 + texts, val=[READABLE] * 10)
+
+    found = _kinds(doctor.examine("folder", str(root), vocabulary=clip))
+    assert found["long_text"].title == "1 text longer than 77 tokens (1 train)"
+    assert found["long_text"].severity == "warning"
+    assert found["long_text"].items[0].startswith("train: train/")
+    assert not {"unknown_word", "wordless_caption"} & found.keys()
+
+    found = _kinds(doctor.examine("folder", str(root), vocabulary=siglip))
+    assert found["long_text"].count == 2
+    (lost,) = found["wordless_caption"].items
+    assert lost.endswith(f", caption 1: {LOST!r}")
+    assert sorted(found["unknown_word"].items) == sorted(
+        f"{word} (1)" for word in (*LOST.split(), "\U0001f457")
+    )
+
+    for tokenizer in (clip, siglip):
+        root = _captioned(tmp_path / "lost", train=[LOST] * 9 + [READABLE], val=[READABLE])
+        report = doctor.examine("folder", str(root), vocabulary=tokenizer)
+        assert report.ready() == (tokenizer is clip)
+    assert "the characters of its vocabulary" in _kinds(report, "error")["wordless_caption"].fix
 
 
 def test_an_evaluation_alone_is_never_refused_for_its_texts(tmp_path):
