@@ -14,6 +14,7 @@ from cmap_jax.models.encoders.entry import ImageEntry, Pictures, TextEntry
 from cmap_jax.training import parameter_groups
 from cmap_jax.training.check import check_config
 from cmap_jax.training.optimizer import label_parameters, make_optimizer, make_schedule
+from configs import fashioniq
 
 LAYERS = 3
 SHAPES = {
@@ -228,6 +229,40 @@ def test_stages_of_a_resnet():
         elif "backbone/stage" in name:
             distance = 5 - int(name.partition("/stage")[2][0])
         assert rate == 0.5**distance, name
+
+
+@pytest.mark.parametrize("name", ["clip_vit_b32", "siglip_b16"])
+def test_layers_of_the_towers(name):
+    """A stack has a rate for each of its blocks; what stands after the blocks has the group's."""
+    config = fashioniq.get_config(f"debug,{name}")
+    config.model.text.vocabulary_size = 100
+    config.optimizer.groups.image.update(learning_rate=0.5, layer_decay=0.8)
+    config.optimizer.groups.text.layer_decay = 0.5
+    params = jax.eval_shape(lambda: init(config)[1])["params"]
+    groups = _flat(parameter_groups.groups_of(params, config))
+    for path, rate in _flat(parameter_groups.learning_rates(params, config)).items():
+        part, _, inside = (
+            path.replace("image_encoder/backbone/", "image:")
+            .replace("text_encoder/", "text:")
+            .rpartition(":")
+        )
+        assert groups[path] == (part or "heads"), path
+        factor, decay = {"image": (0.5, 0.8), "text": (1.0, 0.5)}.get(part, (1.0, 1.0))
+        if inside.startswith("blocks/"):
+            np.testing.assert_allclose(np.ravel(rate), factor * decay ** np.array([3, 2, 1]))
+            assert len(rate.shape) == len(_flat(params)[path].shape)
+        elif "embedding" in inside or inside.startswith("pre_norm"):
+            assert rate == pytest.approx(factor * decay**4), path
+        else:
+            assert rate == factor, path
+    kinds = {
+        path: parameter_groups.kind_of(path.split("/"), leaf.ndim - ("blocks" in path))
+        for path, leaf in _flat(params).items()
+    }
+    assert {path.split("/")[-1] for path, kind in kinds.items() if kind == "weights"} == {
+        "kernel",
+        "token_embedding",
+    }
 
 
 @pytest.mark.parametrize(
