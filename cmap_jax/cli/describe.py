@@ -4,7 +4,6 @@ import functools
 from collections.abc import Collection
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -77,11 +76,12 @@ def _parameters(params: Any, config: ConfigDict) -> str:
     """Return a table of all parameters, one of their groups, and how many there are."""
     labels = label_parameters(params, config)
     rows = [["parameter", "shape", "number", "dtype", "group", ""]]
-    for name, leaf, group, label in zip(
-        *_flat(params),
-        *(_flat(tree)[1] for tree in (groups_of(params, config), labels)),
+    for (path, leaf), group, label in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        *map(jax.tree.leaves, (groups_of(params, config), labels)),
         strict=True,
     ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         rows.append([name, shape, f"{leaf.size:,}", str(leaf.dtype), group, label])
     total = sum(x.size for x in jax.tree.leaves(params))
@@ -95,7 +95,7 @@ def _parameters(params: Any, config: ConfigDict) -> str:
 def _groups(params: Any, config: ConfigDict) -> str:
     """Return a table of the groups: their sizes, and how their parameters are trained."""
     trees = (params, *(f(params, config) for f in (groups_of, learning_rates, weight_decays)))
-    leaves = list(zip(*(_flat(tree)[1] for tree in trees), strict=True))
+    leaves = list(zip(*map(jax.tree.leaves, trees), strict=True))
     rows = [["group", "parameters", "trained", "not decayed", "learning rate", "weight decay"]]
     for name in GROUPS:
         inside = [leaf for leaf in leaves if leaf[1] == name]
@@ -111,11 +111,6 @@ def _groups(params: Any, config: ConfigDict) -> str:
         row = [f"{count:,}", f"{count:,}", f"{undecayed:,}", _range(rates), _range(decays)]
         rows.append([name, *row])
     return table(rows)
-
-
-def _flat(tree: Any) -> tuple[list[str], list[Any]]:
-    flat = flax.traverse_util.flatten_dict(tree, sep="/")
-    return list(flat), list(flat.values())
 
 
 def _ends(factor: Any) -> tuple[float, float]:
