@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import towers
+
 
 def get_config() -> ConfigDict:
     """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe.
@@ -171,8 +173,30 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.9  # AdamW's decay rate of the first moment
     config.optimizer.b2 = 0.999  # AdamW's decay rate of the second moment
     config.optimizer.eps = 1e-8  # added to the square root of the second moment
-    config.optimizer.weight_decay = 0.01  # on all trained parameters, biases and norms included
-    config.optimizer.clip_norm = placeholder(float)  # largest gradient norm; None: not clipped
+    config.optimizer.weight_decay = 0.01  # on all trained parameters but the undecayed ones
+    # Kinds of parameters without weight decay: "biases", "norms" (scales and biases of norms),
+    # "positions" (position embeddings and learned tokens), "scalars". None of them, as released.
+    config.optimizer.undecayed = ()
+    # Largest norm of the gradient of all trained parameters together; None: not clipped.
+    config.optimizer.clip_norm = placeholder(float)
+    # Groups of parameters: the pretrained parts of the image and the text encoder, which
+    # config.model.image.frozen and config.model.text.frozen freeze, and the heads, all the rest.
+    config.optimizer.groups = ConfigDict()
+    config.optimizer.groups.image = ConfigDict()
+    config.optimizer.groups.image.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.image.weight_decay = 1.0  # times config.optimizer.weight_decay
+    # Layer-wise decay: each layer learns at this times the rate of the one after it, the last layer
+    # at this times the group's. The layers are a tower's blocks or a ResNet's stages; the stem or
+    # the embeddings lie below the first.
+    config.optimizer.groups.image.layer_decay = 1.0
+    config.optimizer.groups.text = ConfigDict()
+    config.optimizer.groups.text.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.text.weight_decay = 1.0  # times config.optimizer.weight_decay
+    config.optimizer.groups.text.layer_decay = 1.0  # as for images
+    config.optimizer.groups.heads = ConfigDict()
+    config.optimizer.groups.heads.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.heads.weight_decay = 1.0  # times config.optimizer.weight_decay
+    config.optimizer.groups.heads.frozen = False  # no gradient and no weight decay for the heads
     # "stepped": the rate halves after some epochs. "cosine": it falls to 0 along a cosine.
     config.optimizer.schedule = "stepped"
     config.optimizer.halve_every = 4  # epochs between two halvings under "stepped"
@@ -189,6 +213,9 @@ def get_config() -> ConfigDict:
     # "stop" the run at a loss or a gradient that is not finite; or "skip" the step and count it.
     config.train.non_finite = "stop"
     config.train.epochs = 16  # epochs of the whole run; stage 1 and stage 2 are two runs
+    # Decay of an exponential moving average of the trained parameters and the running statistics,
+    # which is evaluated, saved as the best and thus used in their place; such as 0.999. 0: none.
+    config.train.ema_decay = 0.0
     config.train.log_every_steps = 50  # steps between two logged values, each a mean over them
     # Epochs between two checkpoints; there is one at the end too, and when the run is stopped.
     config.train.checkpoint_every_epochs = 1
@@ -258,17 +285,21 @@ def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[st
     """Return the words of a config's argument, the text after the colon, split at its commas.
 
     Args:
-        argument: such as "finetune,debug"; empty for a config file without an argument.
+        argument: such as "finetune,clip_vit_b32"; empty for a config file without an argument.
         file: path of the config file, for the error.
-        allowed: words that the config file understands.
+        allowed: words that the config file understands, besides those of `configs/towers.py`.
 
     Raises:
-        ValueError: a word that is not allowed; names those that are.
+        ValueError: a word that is not allowed, or several towers; names those that are.
     """
     words = set(filter(None, argument.split(",")))
-    if words - set(allowed):
-        known = ", ".join(f'"{word}"' for word in allowed)
-        raise ValueError(f"{file} takes no argument or {known}, not {argument!r}")
+    named = words & towers.WEIGHTS.keys()
+    if words - named - set(allowed) or len(named) > 1:
+        known, models = (", ".join(f'"{w}"' for w in ws) for ws in (allowed, towers.WEIGHTS))
+        raise ValueError(
+            f"{file} takes no argument or {known}, not {argument!r}; with or without them it takes "
+            f"one of {models}"
+        )
     return words
 
 
@@ -280,18 +311,21 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
     Args:
         file: path of the config file, for errors.
         argument: empty for stage 1; "finetune" for stage 2, which starts from stage 1's best
-            checkpoint and trains everything; "debug" with either makes the model small.
+            checkpoint and trains everything; "debug" with either makes the model small. A word of
+            `configs/towers.py` with any of them replaces the ResNet and the GRU.
         data_name: value of ``config.data.name``.
     """
     words = parse_argument(argument, file, ("finetune", "debug"))
     config = get_config()
     config.data.name = data_name
-    if "debug" in words:
-        shrink(config)
+    towers.use(config, words)
     if "finetune" in words:
         config.init_from = ""  # must be given on the command line
         config.model.image.frozen = False
         config.model.text.frozen = False
+        towers.finetune(config)
+    if "debug" in words:
+        shrink(config)
     return config
 
 
@@ -313,3 +347,4 @@ def shrink(config: ConfigDict) -> None:
     config.train.epochs = 2
     config.data.resize = 72
     config.data.crop = 64
+    towers.shrink(config)

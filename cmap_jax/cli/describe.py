@@ -1,22 +1,32 @@
 """The describe mode: parameters, shapes, memory and FLOP of a config, without any weights."""
 
+import functools
+from collections.abc import Collection
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
+from cmap_jax.cli.flop import count_flop
 from cmap_jax.cli.tables import table
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.check import check_config
+from cmap_jax.training.moving_average import start_average
 from cmap_jax.training.optimizer import (
     TRAINED,
     label_parameters,
     make_optimizer,
     make_schedule,
     select_trained,
+)
+from cmap_jax.training.parameter_groups import (
+    GROUPS,
+    groups_of,
+    is_frozen,
+    learning_rates,
+    weight_decays,
 )
 from cmap_jax.training.train_state import create_train_state
 from cmap_jax.training.train_step import make_train_step
@@ -44,7 +54,10 @@ def describe(config: ConfigDict) -> str:
     model = CMAP.from_config(config)
     schedule = make_schedule(config, _STEPS_PER_EPOCH)
     tx = make_optimizer(config, schedule)
-    state = jax.eval_shape(lambda: create_train_state(model, tx, config.seed, config.data.crop))
+    average = functools.partial(start_average, config=config)
+    state = jax.eval_shape(
+        lambda: create_train_state(model, tx, config.seed, config.data.crop, average)
+    )
     parts = [
         f"{config.model.variant}: levels {', '.join(model.levels)}; images "
         f"{config.data.crop}x{config.data.crop}; dtype {config.model.dtype}",
@@ -60,16 +73,53 @@ def describe(config: ConfigDict) -> str:
 
 
 def _parameters(params: Any, config: ConfigDict) -> str:
-    """Return a table of all parameters, then how many there are and how many are trained."""
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    labels = flax.traverse_util.flatten_dict(label_parameters(params, config), sep="/")
-    rows = [["parameter", "shape", "number", "dtype", ""]]
-    for name, leaf in flat.items():
+    """Return a table of all parameters, one of their groups, and how many there are."""
+    labels = label_parameters(params, config)
+    rows = [["parameter", "shape", "number", "dtype", "group", ""]]
+    for (path, leaf), group, label in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        *map(jax.tree.leaves, (groups_of(params, config), labels)),
+        strict=True,
+    ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         shape = "x".join(map(str, leaf.shape)) or "scalar"
-        rows.append([name, shape, f"{leaf.size:,}", str(leaf.dtype), labels[name]])
-    total = sum(leaf.size for leaf in flat.values())
-    trained = sum(x.size for x in select_trained(params, label_parameters(params, config)))
-    return f"{table(rows)}\n\n{total:,} parameters, {trained:,} of them {TRAINED}"
+        rows.append([name, shape, f"{leaf.size:,}", str(leaf.dtype), group, label])
+    total = sum(x.size for x in jax.tree.leaves(params))
+    trained = sum(x.size for x in select_trained(params, labels))
+    return (
+        f"{table(rows)}\n\n{_groups(params, config)}\n\n{total:,} parameters, {trained:,} of them "
+        f"{TRAINED}"
+    )
+
+
+def _groups(params: Any, config: ConfigDict) -> str:
+    """Return a table of the groups: their sizes, and how their parameters are trained."""
+    trees = (params, *(f(params, config) for f in (groups_of, learning_rates, weight_decays)))
+    leaves = list(zip(*map(jax.tree.leaves, trees), strict=True))
+    rows = [["group", "parameters", "trained", "not decayed", "learning rate", "weight decay"]]
+    for name in GROUPS:
+        inside = [leaf for leaf in leaves if leaf[1] == name]
+        count = sum(x.size for x, *_ in inside)
+        if is_frozen(name, config) or not inside:
+            rows.append([name, f"{count:,}", "0", "", "", ""])
+            continue
+        undecayed = sum(x.size for x, _, _, decay in inside if not decay)
+        rates = [
+            config.optimizer.learning_rate * f for *_, factor, _ in inside for f in _ends(factor)
+        ]
+        decays = {decay for *_, decay in inside if decay} or {0}
+        row = [f"{count:,}", f"{count:,}", f"{undecayed:,}", _range(rates), _range(decays)]
+        rows.append([name, *row])
+    return table(rows)
+
+
+def _ends(factor: Any) -> tuple[float, float]:
+    return float(np.min(factor)), float(np.max(factor))
+
+
+def _range(numbers: Collection[float]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{most:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
 
 
 def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -> str:
@@ -78,23 +128,26 @@ def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -
     inputs = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, batch_size, _TEXT_WIDTH))
     one = sharding.make_mesh(jax.devices()[:1])
     step = jax.jit(make_train_step(model, tx, schedule, config, one), donate_argnums=0)
-    compiled = step.lower(state, inputs).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    traced = step.trace(state, inputs)
+    memory = traced.lower().compile().memory_analysis()
     encode = jax.jit(lambda v, x: model.apply(v, x, method="encode_images"))
     image = jax.ShapeDtypeStruct((1, *inputs["target_image"].shape[1:]), np.uint8)
-    forward = encode.lower(state.variables, image).compile().cost_analysis()
     rows = [
         [f"a training step of {batch_size} triplets", ""],
         ["  parameters and statistics", _bytes(_size(state.variables))],
+        ["  moving average", _bytes(_size(state.average))],
         ["  optimiser state", _bytes(_size(state.opt_state))],
         ["  batch", _bytes(_size(inputs))],
         ["  scratch (activations, gradients)", _bytes(memory.temp_size_in_bytes)],
-        ["  FLOP", f"{cost['flops'] / 1e9:,.1f} G"],
-        ["encoding an image, FLOP", f"{forward['flops'] / 1e9:,.2f} G"],
+        ["  FLOP", f"{count_flop(traced) / 1e9:,.1f} G"],
+        [
+            "encoding an image, FLOP",
+            f"{count_flop(encode.trace(state.variables, image)) / 1e9:,.2f} G",
+        ],
     ]
     return (
-        f"{table(rows)}\n(scratch and FLOP as compiled for {jax.default_backend()}, one device; "
-        "the compiler counts only one step of the text encoder's recurrence)"
+        f"{table(rows)}\n(FLOP of products and convolutions; scratch as compiled for "
+        f"{jax.default_backend()}, one device)"
     )
 
 

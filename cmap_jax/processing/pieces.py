@@ -75,7 +75,7 @@ class SentencePieces:
         except Exception as error:
             raise ValueError(f"no sentencepiece model: {_one_line(error)}") from error
         if not size:
-            raise ValueError("no sentencepiece model: it holds no pieces")
+            raise ValueError("it holds no pieces")
         self.unknown = self._backend.unk_id()
         self.end = self._backend.eos_id()
         # The pieces of this text are taken off again, since a leading space would be lost.

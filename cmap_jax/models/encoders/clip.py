@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.encoders.entry import ImageEntry, Setting, TextEntry
 from cmap_jax.models.encoders.transformer import (
+    LAYERS,
     TOWER_SETTINGS,
     Tower,
     check_heads,
@@ -36,10 +37,12 @@ from cmap_jax.models.encoders.vision_tower import (
 )
 from cmap_jax.models.rematerialization import Remat
 from cmap_jax.numerics import at_least_float32
+from cmap_jax.processing.tokenizer import END, SPECIAL_TOKENS
 
 # The ``end_token`` that stands for the largest id of a text. OpenAI's files name this token, which
 # is an ordinary one.
 LARGEST_ID = 2
+WORDS_END = SPECIAL_TOKENS.index(END)
 
 
 class ClipVision(VisionTower):
@@ -163,6 +166,11 @@ def _check_text(model_config: Any) -> None:
     settings, field = model_config.text.clip, "config.model.text.clip"
     check_heads(settings, field)
     check_projection(model_config, settings.projection, f"{field}.projection")
+    if model_config.text.tokenizer == "words" and settings.end_token != WORDS_END:
+        raise ValueError(
+            f"{field}.end_token must be {WORDS_END} with config.model.text.tokenizer=words: the id "
+            "of the end of a text"
+        )
 
 
 def _empty_text(settings: Mapping[str, Any], vocabulary_size: int) -> tuple[int, int]:
@@ -179,6 +187,7 @@ ENTRY = ImageEntry(
     levels=vision_levels,
     pictures=functools.partial(vision_pictures, "clip"),
     pooling="mean",  # tokens may be negative
+    layers=LAYERS,
     pretrained=_PRETRAINED("image"),
     feature_width=lambda settings: settings["projection"],
     check=functools.partial(check_vision, "clip"),
@@ -191,8 +200,9 @@ TEXT_ENTRY = TextEntry(
         "projection": Setting(least=1),
         "end_token": Setting(least=0),
     },
-    tokenizers=("clip",),
+    tokenizers=("clip", "words"),
     frozen=("token_embedding", "position_embedding", "blocks", "final_norm", "projection"),
+    layers=LAYERS,
     pretrained=_PRETRAINED("text"),
     empty_text=_empty_text,
     check=_check_text,

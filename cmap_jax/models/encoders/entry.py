@@ -23,6 +23,8 @@ import flax.linen as nn
 from cmap_jax.processing.padded_resize import FITS, RESAMPLINGS
 
 LEVELS = ("high", "mid", "low")  # names of a pyramid's levels, from the deepest feature map on
+# Name of a stack of equal layers: its parameters have a leading axis, one entry a layer.
+STACK = "blocks"
 
 
 def _nothing_to_check(model_config: Any) -> None:
@@ -188,8 +190,12 @@ class ImageEntry:
         pictures: the pictures that it takes; or a function from the settings to them.
         pooling: how a feature map becomes a vector. "generalized_mean" replaces negative numbers by
             a small positive one, and is for maps after a ReLU; "mean" is for any others.
-        frozen: names of the modules in `ImageEncoder` that ``config.model.image.frozen`` keeps
-            from training.
+        frozen: names of the modules in `ImageEncoder` that are pretrained: the group "image" of
+            parameters, which ``config.model.image.frozen`` keeps from training.
+        layers: the layers of that group, from the input on, for layer-wise decay of the learning
+            rate: regular expressions, each of which is the whole name of a module or parameter;
+            STACK stands for as many layers as it has. Parameters of no layer, such as a final norm,
+            come after the last one. Empty: no layers are told apart.
         batch_parts: fields of the sub-config that count parts of the batch, so that the number of
             triplets encoded at once must be a multiple of them.
         pretrained: its pretrained weights, ``config.model.image.init_from``; None: there are none.
@@ -205,6 +211,7 @@ class ImageEntry:
     pictures: Pictures | Callable[[Mapping[str, Any]], Pictures]
     pooling: Literal["generalized_mean", "mean"] = "generalized_mean"
     frozen: tuple[str, ...] = ("backbone",)
+    layers: tuple[str, ...] = ()
     batch_parts: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     feature_width: Callable[[Mapping[str, Any]], int] | None = None
@@ -229,8 +236,9 @@ class TextEntry:
             [B, T] int32 and [B] int32, it returns embeddings [B, embed_dim] of any norm.
         settings: the fields of the sub-config.
         tokenizers: names of the tokenizers whose ids it reads.
-        frozen: names of the modules or parameters in ``text_encoder`` that
-            ``config.model.text.frozen`` keeps from training.
+        frozen: names of the modules or parameters in ``text_encoder`` that are pretrained: the
+            group "text" of parameters, which ``config.model.text.frozen`` keeps from training.
+        layers: the layers of that group, as in `ImageEntry`.
         pretrained: its pretrained weights, ``config.model.text.init_from``; None: there are none.
         reads_padding: from the settings to whether an embedding depends on the padding of its
             batch, so that a text may not be padded further.
@@ -243,6 +251,7 @@ class TextEntry:
     settings: Mapping[str, Setting]
     tokenizers: tuple[str, ...] = ("words",)
     frozen: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     reads_padding: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     empty_text: Callable[[Mapping[str, Any], int], tuple[int, ...]] | None = None

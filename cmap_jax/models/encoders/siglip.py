@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.encoders.entry import ImageEntry, Setting, TextEntry
 from cmap_jax.models.encoders.transformer import (
+    LAYERS,
     TOWER_SETTINGS,
     Attention,
     Mlp,
@@ -189,6 +190,7 @@ ENTRY = ImageEntry(
     levels=vision_levels,
     pictures=functools.partial(vision_pictures, "siglip"),
     pooling="mean",  # tokens may be negative
+    layers=LAYERS,
     pretrained=_PRETRAINED("image"),
     feature_width=lambda settings: settings["width"],
     check=functools.partial(check_vision, "siglip"),
@@ -201,8 +203,9 @@ TEXT_ENTRY = TextEntry(
         "projection": Setting(least=1),
         "pad_token": Setting(least=0),
     },
-    tokenizers=("siglip",),
+    tokenizers=("siglip", "words"),
     frozen=("token_embedding", "position_embedding", "blocks", "final_norm", "projection"),
+    layers=LAYERS,
     pretrained=_PRETRAINED("text"),
     check=_check_text,
 )

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.encoders.entry import Pretrained, Setting
+from cmap_jax.models.encoders.entry import STACK, Pretrained, Setting
 from cmap_jax.models.layers import PRODUCT
 from cmap_jax.models.rematerialization import Remat, rematerialize
 from cmap_jax.processing.hub import is_hub_id
@@ -37,6 +37,8 @@ TOWER_SETTINGS: Mapping[str, Setting] = {
     "epsilon": Setting(least=0, most=1),
     "scan_layers": Setting(choices=(False, True)),
 }
+# The layers of every tower, for layer-wise decay: the embeddings, and then the blocks.
+LAYERS = ("(patch|class|token|position)_embedding|pre_norm", STACK)
 _SMALLEST_PUBLISHED = 384  # width of the smallest published towers
 
 
@@ -207,7 +209,7 @@ class Tower(nn.Module):
             keys = jax.random.split(key, self.layers)
             return jax.vmap(lambda key: block.init(key, example)["params"])(keys)
 
-        weights = self.param("blocks", init)
+        weights = self.param(STACK, init)
         step = rematerialize(lambda x, weights: block.apply({"params": weights}, x), self.remat)
         first, tokens = 0, {}
         for last in sorted({*after, self.layers}):
