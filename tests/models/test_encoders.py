@@ -201,7 +201,10 @@ def test_pretrained_weights_are_the_entry_s(config, tmp_path, caplog):
     ("fields", "message"),
     [
         ({"model.variant": "cmap"}, "scores the level mid, but .*=grid gives high alone"),
-        ({"model.image.name": "gird"}, r"image\.name must be one of resnet, grid; got 'gird'"),
+        (
+            {"model.image.name": "gird"},
+            r"image\.name must be one of resnet, clip, siglip, grid; got 'gird'",
+        ),
         ({"model.image.grid.width": 0}, r"image\.grid\.width must be 1 or more, not 0"),
         ({"model.image.grid": {}}, r"image\.grid\.width is missing; fields: width"),
         ({"model.image.grid": {"width": 1, "x": 1}}, r"image\.grid\.x does not exist"),
