@@ -11,7 +11,12 @@ from typing import Any, Self
 
 from etils import epath
 
-from cmap_jax.processing.published_files import AGAIN, PublishedFiles, find_source, read_published
+from cmap_jax.processing.published_files import (
+    PublishedFiles,
+    errors_of,
+    find_source,
+    read_published,
+)
 from cmap_jax.processing.subwords import JSON, SETTINGS, Settings, SubwordTokenizer
 
 _WANTED = (
@@ -51,44 +56,32 @@ class ClipTokenizer(SubwordTokenizer):
             ValueError: a file is damaged or another tokenizer's; names it and the remedy.
         """
         path = find_source(source, "clip", _WANTED)
-        if not path.is_dir():
-            vocabulary, pairs = _read_pairs(path)
-            return cls._make(path, vocabulary, pairs, (_START, _END), _POSITIONS)
-        if (path / SETTINGS).exists():
-            return cls.load(path)
-        files = PublishedFiles(path)
-        special = files.token("bos_token", _START), files.token("eos_token", _END)
-        if files.has(JSON):
-            path = path / JSON
-            vocabulary, pairs = _read_json(path, files.read_json(JSON))
-        elif files.has("vocab.json"):
-            vocabulary, pairs = files.read_json("vocab.json"), _read_merges(files)
-        else:
-            raise FileNotFoundError(f"{source}: no tokenizer there; give {_WANTED}")
-        return cls._make(path, vocabulary, pairs, special, files.positions(_POSITIONS))
+        with errors_of(path, (JSON, "vocab.json"), "CLIP", _WANTED):
+            if not path.is_dir():
+                return cls._make(*_read_pairs(path), (_START, _END), _POSITIONS)
+            if (path / SETTINGS).exists():
+                return cls.load(path)
+            files = PublishedFiles(path)
+            if files.has(JSON):
+                pieces = _read_json(files.read_json(JSON))
+            elif files.has("vocab.json"):
+                pieces = files.read_json("vocab.json"), _read_merges(files)
+            else:
+                raise FileNotFoundError(f"{source}: no tokenizer there; give {_WANTED}")
+            special = files.token("bos_token", _START), files.token("eos_token", _END)
+            return cls._make(*pieces, special, files.positions(_POSITIONS))
 
     @classmethod
     def _make(
-        cls,
-        path: epath.Path,
-        vocabulary: Mapping[str, int],
-        pairs: Sequence[Pair],
-        special: Pair,
-        positions: int,
+        cls, vocabulary: Mapping[str, int], pairs: Sequence[Pair], special: Pair, positions: int
     ) -> Self:
-        """Return the tokenizer of a vocabulary; errors name the path."""
-        try:
-            _check(vocabulary, pairs, special)
-            start, end = (vocabulary[token] for token in special)
-            settings = Settings(
-                file=JSON, positions=positions, before=(start,), after=(end,), unknown=end
-            )
-            return cls(_serialize(vocabulary, pairs, special), settings)
-        except ValueError as error:
-            raise ValueError(
-                f"{os.fspath(path)}: not CLIP's tokenizer: {error}. Give {_WANTED}; a file that is "
-                "half downloaded must be fetched again"
-            ) from error
+        """Return the tokenizer of a vocabulary."""
+        _check(vocabulary, pairs, special)
+        start, end = (vocabulary[token] for token in special)
+        settings = Settings(
+            file=JSON, positions=positions, before=(start,), after=(end,), unknown=end
+        )
+        return cls(_serialize(vocabulary, pairs, special), settings)
 
 
 def _check(vocabulary: Mapping[str, Any], pairs: Sequence[Pair], special: Pair) -> None:
@@ -132,51 +125,43 @@ def _serialize(vocabulary: Mapping[str, int], pairs: Sequence[Pair], special: Pa
     return backend.to_str().encode()
 
 
-def _read_json(path: epath.Path, content: Mapping[str, Any]) -> tuple[dict[str, int], list[Pair]]:
+def _read_json(content: Mapping[str, Any]) -> tuple[dict[str, int], list[Pair]]:
     """Return the vocabulary and the pairs of a ``tokenizer.json``."""
-    model = content.get("model") or {}
+    model = content["model"]
     # Files of early versions name no type.
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise ValueError(
-            f"{os.fspath(path)}: its type is {model.get('type')}, not CLIP's; give {_WANTED}"
-        )
+        raise ValueError(f"its type is {model.get('type')}, not byte-pair encoding")
     vocabulary = dict(model["vocab"])
     vocabulary |= {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     lines = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
-    return vocabulary, list(_split(lines, path))
+    return vocabulary, list(_split(lines))
 
 
 def _read_merges(files: PublishedFiles) -> list[Pair]:
     lines = files.read_text("merges.txt").splitlines()
     if lines[:1] and lines[0].startswith("#version"):
         lines = lines[1:]
-    return list(_split(lines, files.folder / "merges.txt"))
+    return list(_split(lines))
 
 
 def _read_pairs(path: epath.Path) -> tuple[dict[str, int], list[Pair]]:
     """Return the vocabulary and the pairs of `bpe_simple_vocab_16e6.txt.gz`."""
     try:
         lines = gzip.decompress(read_published(path)).decode().splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{os.fspath(path)}: not a complete .gz file of UTF-8 text ({error}); {AGAIN}, or give "
-            f"{_WANTED}"
-        ) from error
-    pairs = list(_split(lines[1 : _PAIRS + 1], path))  # the first line is a heading
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{os.fspath(path)}: not a complete .gz file ({error})") from error
+    pairs = list(_split(lines[1 : _PAIRS + 1]))  # the first line is a heading
     symbols = _byte_symbols()
     pieces = [*symbols, *(s + _WORD_END for s in symbols), *(a + b for a, b in pairs), _START, _END]
     return {piece: i for i, piece in enumerate(pieces)}, pairs
 
 
-def _split(lines: Iterable[str], path: epath.Path) -> Iterator[Pair]:
+def _split(lines: Iterable[str]) -> Iterator[Pair]:
     """Yield the two pieces of each line."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines):
         pair = line.split(" ")
         if len(pair) != 2 or not all(pair):
-            raise ValueError(
-                f"{os.fspath(path)}: pair {number} is {line[:40]!r}, not two pieces with a space "
-                f"between them; if it is half downloaded, {AGAIN}"
-            )
+            raise ValueError(f"pair {number} is {line[:40]!r}, not two pieces with a space")
         yield pair[0], pair[1]
 
 

@@ -1,7 +1,8 @@
 """The files of published tokenizers in a Hugging Face folder, read with errors of one line."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -11,7 +12,6 @@ from cmap_jax.processing.hub import CONFIG, TOKENIZER, fetch, is_hub_id
 
 _POINTER = b"version https://git-lfs"  # begins what Git leaves in place of a large file
 _UNLIMITED = 1_000_000  # `model_max_length` has a number above it where there is no limit
-AGAIN = "fetch it again"
 
 
 class PublishedFiles:
@@ -44,10 +44,7 @@ class PublishedFiles:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file's object; raises as `read` does, and ValueError for anything else."""
-        try:
-            content = parse_json(self.read_text(name), self.folder / name)
-        except ValueError as error:
-            raise ValueError(f"{error}. If it is half downloaded, {AGAIN}") from error
+        content = parse_json(self.read_text(name), self.folder / name)
         if not isinstance(content, dict):
             raise ValueError(f"{self.folder / name}: not a JSON object, but {str(content)[:40]}")
         return content
@@ -64,14 +61,14 @@ class PublishedFiles:
     def token(self, kind: str, default: str) -> str:
         """Return the text of a special token, such as "eos_token"."""
         token = self.rules.get(kind) or default
-        return token["content"] if isinstance(token, Mapping) else token
+        return token if isinstance(token, str) else token["content"]
 
     def positions(self, default: int) -> int:
         """Return the tokens of a text at most: those of the model, or else of the tokenizer."""
         model = self.optional_json("config.json")
         known = model.get("text_config", model).get("max_position_embeddings")
         known = known or self.rules.get("model_max_length")
-        return int(known) if known and known <= _UNLIMITED else default
+        return int(known) if known and float(known) <= _UNLIMITED else default
 
 
 def read_published(path: epath.Path) -> bytes:
@@ -83,12 +80,41 @@ def read_published(path: epath.Path) -> bytes:
     """
     content = path.read_bytes()
     if not content:
-        raise ValueError(f"{path}: zero bytes; {AGAIN}")
+        raise ValueError(f"{path}: zero bytes")
     if content.startswith(_POINTER):
-        raise ValueError(
-            f"{path}: a pointer of Git LFS in place of the file; fetch it with git lfs pull"
-        )
+        raise ValueError(f"{path}: a pointer of Git LFS in place of the file: run git lfs pull")
     return content
+
+
+@contextlib.contextmanager
+def errors_of(path: epath.Path, names: Sequence[str], kind: str, wanted: str) -> Iterator[None]:
+    """Give every error to which damaged files lead one line: the file, the reason, the remedy.
+
+    Args:
+        path: a file, or a folder.
+        names: files of a folder; an error names the first that is there, or one of its own.
+        kind: the tokenizer's owner, such as "CLIP".
+        wanted: the files that may be given, in words.
+
+    Raises:
+        FileNotFoundError: as it is raised in the block.
+        ValueError: instead of the errors that JSON of an unexpected form leads to.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, ValueError):
+            reason = f"JSON of an unexpected form ({type(error).__name__}: {reason})"
+        if not reason.startswith(os.fspath(path)):
+            file = next((path / name for name in names if (path / name).exists()), path)
+            reason = f"{os.fspath(file)}: {reason}"
+        raise ValueError(
+            f"{reason}. It is not {kind}'s tokenizer, or half downloaded: fetch it again, or give "
+            f"{wanted}"
+        ) from error
 
 
 def find_source(source: str | None, kind: str, wanted: str) -> epath.Path:

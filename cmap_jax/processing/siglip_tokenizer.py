@@ -4,12 +4,11 @@ See docs/method.md, section 4, sub-word tokenizers.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from cmap_jax.processing.pieces import JsonPieces, SentencePieces
-from cmap_jax.processing.published_files import PublishedFiles, find_source
+from cmap_jax.processing.published_files import PublishedFiles, errors_of, find_source
 from cmap_jax.processing.subwords import JSON, SENTENCEPIECE, SETTINGS, Settings, SubwordTokenizer
 
 _WANTED = "a SigLIP folder (spiece.model or tokenizer.json)"
@@ -39,23 +38,17 @@ class SiglipTokenizer(SubwordTokenizer):
             ValueError: a file is damaged or another tokenizer's; names it and the remedy.
         """
         path = find_source(source, "siglip", _WANTED)
-        if not path.is_dir():
-            raise ValueError(f"{source}: a file; give {_WANTED}")
-        if (path / SETTINGS).exists():
-            return cls.load(path)
-        files = PublishedFiles(path)
-        name = next((name for name in (SENTENCEPIECE, JSON) if files.has(name)), None)
-        if name is None:
+        with errors_of(path, (SENTENCEPIECE, JSON), "SigLIP", _WANTED):
+            if not path.is_dir():
+                raise ValueError("a file, and the folder is needed")
+            if (path / SETTINGS).exists():
+                return cls.load(path)
+            files = PublishedFiles(path)
+            if files.has(SENTENCEPIECE):
+                return cls(*_from_sentencepiece(files))
+            if files.has(JSON):
+                return cls(*_from_json(files))
             raise FileNotFoundError(f"{source}: no tokenizer there; give {_WANTED}")
-        make = _from_sentencepiece if name == SENTENCEPIECE else _from_json
-        try:
-            return cls(*make(files))
-        except ValueError as error:
-            reason = str(error).removeprefix(f"{path / name}: ")
-            raise ValueError(
-                f"{os.fspath(path / name)}: not SigLIP's tokenizer: {reason}. Give {_WANTED}; a "
-                "file that is half downloaded must be fetched again"
-            ) from error
 
 
 def _from_sentencepiece(files: PublishedFiles) -> tuple[bytes, Settings]:
@@ -75,10 +68,10 @@ def _from_sentencepiece(files: PublishedFiles) -> tuple[bytes, Settings]:
 
 def _from_json(files: PublishedFiles) -> tuple[bytes, Settings]:
     content = files.read_json(JSON)
-    model, rules = content.get("model") or {}, files.rules
+    model, rules = content["model"], files.rules
     is_bpe = model.get("type") == "BPE" and model.get("byte_fallback")
     if not is_bpe and model.get("type") != "Unigram":
-        raise ValueError(f"a tokenizer of type {model.get('type')}, without SigLIP's pieces")
+        raise ValueError(f"its type is {model.get('type')}, without SigLIP's pieces")
     ids = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     padding, end = (ids.get(files.token(*kind)) for kind in (_PADDING, _END))
     if padding is None:

@@ -114,7 +114,7 @@ class SubwordTokenizer(Tokenizer):
             settings = Settings.from_dict(fields)
             path = epath.Path(folder) / settings.file
             return cls(path.read_bytes(), settings)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)}: damaged: {error}") from error
 
     def save(self, folder: str | os.PathLike) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from cmap_jax.files import read_json
+from cmap_jax.processing import hub
 from cmap_jax.processing.clip_tokenizer import ClipTokenizer
 from cmap_jax.processing.siglip_tokenizer import SiglipTokenizer
 from cmap_jax.processing.tokenizer import Vocabulary
@@ -21,6 +22,7 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
     "clip": ClipTokenizer,
     "siglip": SiglipTokenizer,
 }
+_SUFFIXES = (".txt", ".gz", ".json")  # endings of files, which ids of the hub lack
 
 
 def tokenizer_class(name: str) -> type[Tokenizer]:
@@ -58,14 +60,17 @@ def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """Return the tokenizer of an existing model.
 
     Args:
-        path: a workdir, its ``vocabulary.txt``, a Hugging Face folder of a family in the table, or
-            CLIP's ``bpe_simple_vocab_16e6.txt.gz``.
+        path: a workdir, its ``vocabulary.txt``, a Hugging Face folder of a family in the table or
+            an id of its hub, or CLIP's ``bpe_simple_vocab_16e6.txt.gz``.
 
     Raises:
         FileNotFoundError: there is nothing at the path, or a file is missing in it.
         ValueError: a file is damaged, or nothing shows which tokenizer it is; names the file.
     """
     path = epath.Path(path)
+    is_file = path.suffix in _SUFFIXES
+    if not path.exists() and not is_file and hub.is_hub_id(os.fspath(path)):
+        path = hub.fetch(path, hub.CONFIG, hub.TOKENIZER)
     if path.suffix == ".gz":
         return tokenizer_class("clip").from_data(os.fspath(path), (), ())
     if not path.is_dir():

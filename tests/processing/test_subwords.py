@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from optional import require
 from subword_files import (
     CAPTIONS,
@@ -18,6 +19,7 @@ from subword_files import (
     write_siglip_folder,
 )
 
+from cmap_jax.processing import hub, published_files
 from cmap_jax.processing.subwords import JSON, SENTENCEPIECE, SETTINGS
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.processing.tokenizers import TOKENIZERS, read_tokenizer
@@ -242,12 +244,13 @@ def _without_an_id(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_truncated, r"not JSON at line .*fetch it again"),
-        (_pointer, r"a pointer of Git LFS .* git lfs pull"),
-        (lambda path: path.write_bytes(b""), "zero bytes; fetch it again"),
-        (lambda path: path.write_text("[1]"), r"not a JSON object, but \[1\]"),
-        (_pieces_of_others, "its type is WordPiece, not CLIP's; give a CLIP folder"),
-        (_without_end, r"has no <\|endoftext\|>\. Give"),
+        (_truncated, r"tokenizer\.json: not JSON at line"),
+        (_pointer, r"tokenizer\.json: a pointer of Git LFS .*: run git lfs pull"),
+        (lambda path: path.write_bytes(b""), r"tokenizer\.json: zero bytes"),
+        (lambda path: path.write_text("[1]"), r"tokenizer\.json: not a JSON object, but \[1\]"),
+        (lambda path: path.write_text("{}"), "JSON of an unexpected form .KeyError: 'model'"),
+        (_pieces_of_others, "its type is WordPiece, not byte-pair encoding"),
+        (_without_end, r"has no <\|endoftext\|>"),
         (_without_an_id, "must number the pieces"),
     ],
 )
@@ -255,15 +258,16 @@ def test_damaged_clip_folders(clip, tmp_path, damage, message):
     _content(clip, tmp_path)
     (tmp_path / SETTINGS).unlink()
     damage(tmp_path / JSON)
-    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}") as error:
+    with pytest.raises(ValueError, match=f"{message}.*It is not CLIP's tokenizer, or") as error:
         _clip(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / JSON}: ")
     assert "\n" not in str(error.value)
 
 
 def test_damaged_clip_pairs(clip, tmp_path):
     path = write_clip_pairs(tmp_path)
     _truncated(path)
-    with pytest.raises(ValueError, match=r"txt\.gz: not a complete \.gz file.*fetch it again"):
+    with pytest.raises(ValueError, match=r"txt\.gz: not a complete \.gz file .*fetch it again"):
         _clip(path)
     model = json.loads(_content(clip, tmp_path / "kept"))["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
@@ -284,12 +288,12 @@ def test_damaged_siglip_folders(siglip, clip, tmp_path):
     folder = tmp_path / "folder"
     shutil.copytree(siglip, folder)
     for damage, message in (
-        (_truncated, "not SigLIP's tokenizer: no sentencepiece model"),
+        (_truncated, "no sentencepiece model"),
         (_pointer, "a pointer of Git LFS"),
-        (lambda path: path.write_bytes(b"\0" * 100), "not SigLIP's tokenizer"),
+        (lambda path: path.write_bytes(b"\0" * 100), "no sentencepiece model"),
     ):
         damage(folder / SENTENCEPIECE)
-        with pytest.raises(ValueError, match=rf"spiece\.model: .*{message}") as error:
+        with pytest.raises(ValueError, match=f"spiece.model: {message}.*not SigLIP's tok") as error:
             _siglip(folder)
         assert "\n" not in str(error.value)
     (folder / SENTENCEPIECE).unlink()
@@ -297,7 +301,7 @@ def test_damaged_siglip_folders(siglip, clip, tmp_path):
         _siglip(folder)
     _content(clip, folder)
     (folder / SETTINGS).unlink()
-    with pytest.raises(ValueError, match="type BPE, without SigLIP's pieces"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: its type is BPE, without SigLIP"):
         _siglip(folder)
 
 
@@ -310,6 +314,17 @@ def test_sources_that_are_missing(kind, tmp_path):
         make(str(tmp_path / "nowhere"), (), ())
     with pytest.raises(FileNotFoundError, match="no tokenizer there; give a"):
         make(str(tmp_path), (), ())
+
+
+def test_ids_of_the_hub_are_fetched(siglip, tmp_path, monkeypatch):
+    for module in (hub, published_files):
+        monkeypatch.setattr(module, "fetch", lambda source, *needed: epath.Path(siglip))
+    monkeypatch.chdir(tmp_path)
+    ours = _siglip(siglip)
+    assert _siglip("google/siglip-base-patch16-224") == ours
+    assert read_tokenizer("google/siglip-base-patch16-224") == ours
+    with pytest.raises(FileNotFoundError, match=r"run/vocabulary\.txt"):
+        read_tokenizer("run/vocabulary.txt")
 
 
 def test_tokenizers_of_existing_models_are_recognized(clip, tmp_path):

@@ -93,6 +93,7 @@ def test_batches_hold_the_tokenizer_s_ids(config, tmp_path, kind):
         assert queries.sizes.tokens < 77  # padding has no effect: batches need not be wider
 
 
+@pytest.mark.slow  # it compiles a run's programs
 def test_a_workdir_needs_no_other_files(config, tmp_path):
     """It is loaded, and its run continues, with the published files gone."""
     workdir = tmp_path / "run"
