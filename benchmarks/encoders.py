@@ -144,7 +144,7 @@ def measure(side: str, folders: dict[str, str], batch: int, repeats: int) -> dic
 def compare(arguments) -> None:
     """Measure both sides in turns, and print a table of rates and ratios."""
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {family: f"{scratch}/{family}" for family in MODELS}
+        folders = {family: f"{scratch}/{family}" for family in arguments.models}
         for family, folder in folders.items():
             save_weights(family, pathlib.Path(folder))
         runs = harness.take_turns(
@@ -155,7 +155,7 @@ def compare(arguments) -> None:
             f"--repeats={arguments.repeats}",
         )
     rows, rates = [], {}
-    for family, name in MODELS.items():
+    for family in arguments.models:
         for tower in TOWERS:
             key = f"{family} {tower}"
             ours, theirs = (runs[side][0][key]["features"] for side in SIDES)
@@ -166,7 +166,7 @@ def compare(arguments) -> None:
                 rates[f"{key} {side}"] = [arguments.batch / t for t in turns]
                 best[side] = np.median(rates[f"{key} {side}"])
             cells = (harness.spread(rates[f"{key} {side}"], digits=1) for side in SIDES)
-            rows.append([name, tower, *cells, f"{best['jax'] / best['torch']:.2f}"])
+            rows.append([MODELS[family], tower, *cells, f"{best['jax'] / best['torch']:.2f}"])
     print(harness.table(["model", "tower", "ours, a second", "transformers", "ratio"], rows))
     harness.write(arguments.out, {"batch": arguments.batch, "rates": rates, "table": rows})
 
@@ -181,7 +181,7 @@ def accelerator(arguments) -> None:
     taken = harness.seconds(lambda: multiply(matrix).block_until_ready(), arguments.repeats)
     peak = 2 * GEMM**3 / np.median(taken)
     rows = []
-    for family, name in MODELS.items():
+    for family in arguments.models:
         inputs = jax.device_put(make_inputs(family, arguments.batch))
         for tower, (run, weights) in jax_towers(make_config(family), dtype="bfloat16").items():
             batch = inputs[tower]
@@ -195,7 +195,9 @@ def accelerator(arguments) -> None:
             )
             speed = arguments.batch * flop(family, tower) / taken
             rate, share = arguments.batch / taken, speed / peak
-            rows.append([name, tower, f"{rate:,.0f}", f"{speed / 1e12:.1f}", f"{share:.1%}"])
+            rows.append(
+                [MODELS[family], tower, f"{rate:,.0f}", f"{speed / 1e12:.1f}", f"{share:.1%}"]
+            )
     device = jax.devices()[0].device_kind
     print(f"{device}: a product of {GEMM}x{GEMM} in bfloat16 at {peak / 1e12:.1f} TFLOP/s\n")
     print(harness.table(["model", "tower", "a second", "TFLOP/s", "share of the product"], rows))
@@ -218,6 +220,9 @@ def flop(family: str, tower: str) -> float:
 def main() -> None:
     """Measure as the command line says."""
     parser = harness.parser(__doc__)
+    parser.add_argument(
+        "--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS), help="families"
+    )
     parser.add_argument("--batch", type=int, default=32, help="images or texts at once")
     parser.add_argument("--repeats", type=int, default=5, help="batches measured in a process")
     parser.add_argument("--accelerator", action="store_true", help="bfloat16, without PyTorch")

@@ -77,8 +77,9 @@ def get_config() -> ConfigDict:
     # Numbers of the blocks, from 1, whose tokens are the maps of the levels mid and low; empty: the
     # projected feature alone, for variants of one level.
     config.model.image.clip.map_blocks = (9, 6)
-    # By channel, the mean and the standard deviation by which pixels in [0, 1] are normalised.
+    # By channel, the mean that is subtracted from pixels in [0, 1].
     config.model.image.clip.mean = (0.48145466, 0.4578275, 0.40821073)
+    # By channel, the standard deviation that the result is divided by.
     config.model.image.clip.std = (0.26862954, 0.26130258, 0.27577711)
     config.model.image.clip.projection = 512  # channels of the projected feature
     config.model.image.siglip = ConfigDict()  # SigLIP's vision tower; these are B/16's values
@@ -98,8 +99,9 @@ def get_config() -> ConfigDict:
     # Numbers of the blocks, from 1, whose tokens are the maps of the levels mid and low; empty: the
     # pooled feature alone, for variants of one level.
     config.model.image.siglip.map_blocks = (9, 6)
-    # By channel, the mean and the standard deviation by which pixels in [0, 1] are normalised.
+    # By channel, the mean that is subtracted from pixels in [0, 1].
     config.model.image.siglip.mean = (0.5, 0.5, 0.5)
+    # By channel, the standard deviation that the result is divided by.
     config.model.image.siglip.std = (0.5, 0.5, 0.5)
 
     config.model.text = ConfigDict()

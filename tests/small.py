@@ -60,7 +60,7 @@ class Vectors(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         batch, height, width, colors = images.shape
-        means = images.reshape(batch, height // 16, 16, width // 16, 16, colors).mean((2, 4))
+        means = images.reshape(batch, 4, height // 4, 4, width // 4, colors).mean((2, 4))
         y = nn.Dense(self.width, dtype=self.dtype, name="projection")(means.reshape(batch, -1))
         return {"high": y}
 

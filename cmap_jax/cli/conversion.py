@@ -1,4 +1,4 @@
-"""The parts that all kinds of sources of `cmap convert` share, and its result for each of them."""
+"""The result of reading a source for `cmap convert`, and what several kinds of sources share."""
 
 import os
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ _VISION = {"patch": "patch_size", "image_size": "image_size"}
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """What one ``model_type`` stands for.
+    """The meaning of one ``model_type``.
 
     Attributes:
         vision: default values of its ``vision_config``.

@@ -49,9 +49,6 @@ be installed, or its folder must be on PYTHONPATH. A composer keeps to this cont
 """
 
 import dataclasses
-import difflib
-import importlib
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -67,6 +64,7 @@ from cmap_jax.models.feature_sum import FeatureSum
 from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.models.layers import BatchNorm, Dense
 from cmap_jax.models.magiclens import MagicLens
+from cmap_jax.models.plug_ins import check_composer, import_composer
 from cmap_jax.numerics import at_least_float32, l2_normalize
 from cmap_jax.scoring import Branch, ComposedQuery, PreservationInputs
 
@@ -321,7 +319,7 @@ def find_variant(name: str) -> Variant:
             f"config.model.variant must be one of {', '.join(COMPOSERS)}, or the module and the "
             f"name of a composer, such as my_package.my_module:MyComposer; got {name!r}"
         )
-    composer = _import_composer(**plug_in.groupdict())
+    composer = import_composer(**plug_in.groupdict())
     check_composer(composer)
     traits = ("levels", "reads_text", "on_features", "without_text", "optional")
     own = {name: getattr(composer, name) for name in traits if hasattr(composer, name)}
@@ -337,61 +335,6 @@ def variant_settings(model_config: Any) -> dict[str, Any]:
     name = model_config.variant
     fields = find_variant(name).settings
     return check_settings(model_config, name, fields, "config.model") if fields else {}
-
-
-def _import_composer(module: str, name: str) -> Any:
-    """Return what a module holds under a name.
-
-    Raises:
-        ValueError: there is no such module, or it holds no such name.
-    """
-    try:
-        imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if module != missing and not module.startswith(f"{missing}."):
-            raise  # a package that the module itself needs
-        raise ValueError(
-            f"config.model.variant={module}:{name}: there is no module {missing}; install it, or "
-            "put its folder on PYTHONPATH"
-        ) from error
-    if not hasattr(imported, name):
-        names = {other.casefold(): other for other in vars(imported)}
-        near = difflib.get_close_matches(name.casefold(), names, n=1)
-        hint = f"; did you mean {module}:{names[near[0]]}?" if near else ""
-        raise ValueError(f"config.model.variant={module}:{name}: {module} has no {name}{hint}")
-    return getattr(imported, name)
-
-
-def check_composer(composer: Any) -> None:
-    """Refuse a class that a model cannot use as its composer.
-
-    Args:
-        composer: class that a plug-in's name stands for.
-
-    Raises:
-        ValueError: it breaks the contract of this module; says where.
-    """
-
-    def refuse(reason: str) -> None:
-        name = f"{composer.__module__}:{composer.__qualname__}"
-        raise ValueError(f"config.model.variant={name} is no composer: {reason}")
-
-    if not inspect.isclass(composer):
-        raise ValueError(f"config.model.variant names {composer!r}, which is no class")
-    if not issubclass(composer, nn.Module):
-        refuse("it must be a subclass of flax.linen.Module")
-    try:
-        inspect.signature(composer).bind(dtype=None)
-    except TypeError as error:
-        refuse(f"it must be built with dtype= alone, every other field having a default ({error})")
-    try:
-        inspect.signature(composer.__call__).bind(None, None, None, train=False)
-    except TypeError as error:
-        refuse(f"it must be called as composer(pyramid, text, train=...) ({error})")
-    levels = getattr(composer, "levels", LEVELS)
-    if levels not in (LEVELS, LEVELS[:1]):
-        refuse(f"its levels must be {LEVELS} or {LEVELS[:1]}, not {levels!r}")
 
 
 def check_query(

@@ -71,16 +71,12 @@ class SentencePieces:
         self._backend: Any = sentencepiece.SentencePieceProcessor()
         try:
             self._backend.LoadFromSerializedProto(content)
-            size = self._backend.get_piece_size()
-        except Exception as error:
+            self.unknown, self.end = self._backend.unk_id(), self._backend.eos_id()
+            # The pieces of this text are taken off again: as a text's first, a space would be lost.
+            self._shield = self._backend.id_to_piece(self.unknown)
+            self._shielded = len(self._backend.encode(self._shield))
+        except Exception as error:  # the library raises several classes
             raise ValueError(f"no sentencepiece model: {_one_line(error)}") from error
-        if not size:
-            raise ValueError("it holds no pieces")
-        self.unknown = self._backend.unk_id()
-        self.end = self._backend.eos_id()
-        # The pieces of this text are taken off again, since a leading space would be lost.
-        self._shield = self._backend.id_to_piece(self.unknown)
-        self._shielded = len(self._backend.encode(self._shield))
 
     def __len__(self) -> int:
         """Return the number of ids."""

@@ -266,3 +266,27 @@ def test_a_stopped_run_ends_the_program_with_its_status(mode, status, monkeypatc
     assert capsys.readouterr().err == (
         "cmap train: stopped at step 3 of 6; run again to continue\n"
     )
+
+
+def test_pretrained_fills_the_config_around_typed_fields(tmp_path):
+    """In processes of their own, since absl parses flags once."""
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    code = """if True:
+        import sys
+        from cmap_jax.cli import flags
+        flags.parse(["main.py", *sys.argv[1:]])
+        model, data = flags.CONFIG.value.model, flags.CONFIG.value.data
+        print(model.pretrained, model.image.name, model.embed_dim, model.text.init_from)
+        print(data.fit, data.resampling, data.resize, data.crop)
+    """
+
+    def parse(source):
+        typed = [f"--config={GARMENTS}", "--config.data.fit=pad"]
+        command = [sys.executable, "-c", code, *typed, f"--config.model.pretrained={source}"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    lines = parse(tmp_path).stdout.splitlines()
+    assert lines == [f"None siglip 768 {tmp_path}", "pad bicubic 224 224"]
+    refused = parse(tmp_path / "absent")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "absent: no such folder, and not an id" in refused.stderr.splitlines()[-1]

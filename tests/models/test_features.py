@@ -1,5 +1,8 @@
 """Methods that compose the encoders' own features: `sum` and `magiclens`."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import magiclens_reference
@@ -11,6 +14,7 @@ from cmap_jax import scoring
 from cmap_jax.encoding import EncodePrograms
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.feature_sum import FeatureSum
 from cmap_jax.training.gradients import make_gradient_function
 
 
@@ -33,7 +37,7 @@ def _features(model, variables, batch) -> tuple[np.ndarray, np.ndarray]:
 def _tower(params: dict, images: np.ndarray) -> np.ndarray:
     """The stand-in's projection in NumPy, [B, D]."""
     batch, height, width, _ = images.shape
-    cells = images.reshape(batch, height // 16, 16, width // 16, 16, 3).mean((2, 4))
+    cells = images.reshape(batch, 4, height // 4, 4, width // 4, 3).mean((2, 4))
     projection = params["image_encoder"]["backbone"]["projection"]
     return cells.reshape(batch, -1) @ projection["kernel"] + projection["bias"]
 
@@ -192,6 +196,24 @@ def test_halves_that_a_method_needs(variant, has_image, has_text):
     text = np.ones((2, EMBED), np.float32) if has_text else None
     with pytest.raises(ValueError, match=r"a query (without|needs)"):
         model.apply(variables, pyramid, text, method="compose")
+
+
+def test_a_plug_in_may_compose_features(monkeypatch):
+    class Own(FeatureSum):
+        on_features = True
+        optional = ("text",)
+
+    module = types.ModuleType("own_package")
+    module.Own = Own
+    monkeypatch.setitem(sys.modules, "own_package", module)
+    model, variables = init(small_config("own_package:Own", image_name="vectors"))
+    assert model.references_differ
+    images = random_batch()["reference_image"]
+    pictures = model.apply(variables, images, method="encode_references")
+    gallery = model.apply(variables, images, method="encode_images")
+    np.testing.assert_allclose(gallery, _unit(np.asarray(pictures)), atol=1e-6)
+    with pytest.raises(ValueError, match="a query without images"):
+        model.apply(variables, None, gallery[0], method="compose")
 
 
 @pytest.mark.parametrize("variant", ["image_only", "text_only"])

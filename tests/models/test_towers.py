@@ -99,7 +99,7 @@ def test_parameters_of_the_published_siglips():
         config.model.text.vocabulary_size = words
         config.model.image.siglip.image_size = side
         sizes = {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
-        if large:  # so400m, whose sides are no multiples of its patches
+        if large:  # The so400m: its sides are no multiples of its patches
             sizes = {"width": 1152, "layers": 27, "heads": 16, "mlp_width": 4304}
             config.model.image.siglip.patch = 14
         for part in (config.model.image.siglip, config.model.text.siglip):
@@ -183,14 +183,23 @@ def test_shapes_are_those_of_the_annotations(family):
     assert resize(jnp.zeros((9, 4)), 2, 5).shape == (10, 4)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_a_loop_and_single_blocks_are_the_same(family):
-    """Values and gradients, with the same weights, and with everything recomputed."""
-    config = tiny_config(family)
+LOOPS = [
+    pytest.param("clip", False, "none"),
+    pytest.param("clip", True, "blocks"),
+    pytest.param("clip", True, "products", marks=pytest.mark.slow),
+    pytest.param("siglip", False, "blocks", marks=pytest.mark.slow),
+    pytest.param("siglip", True, "products", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("family", "scan", "remat"), LOOPS)
+def test_a_loop_and_single_blocks_are_the_same(family, scan, remat):
+    """Values and gradients, with the same weights, and with activations recomputed."""
+    config = tiny_config(family, layers=2)
     images, tokens, lengths = images_and_texts()
     results = []
-    for scan, remat in ((True, "none"), (False, "none"), (True, "blocks"), (True, "products")):
-        vision, text = towers(config, remat, scan_layers=scan)
+    for is_loop, keep in ((True, "none"), (scan, remat)):
+        vision, text = towers(config, keep, scan_layers=is_loop)
 
         @jax.jit
         def run(key, vision=vision, text=text):
@@ -205,10 +214,9 @@ def test_a_loop_and_single_blocks_are_the_same(family):
             return jax.value_and_grad(loss)((image, words))
 
         results.append(run(jax.random.key(0)))
-    for other in results[1:]:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), results[0], other
-        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), results[0], results[1]
+    )
 
 
 def test_rematerialization_keeps_less():
@@ -226,7 +234,7 @@ def test_rematerialization_keeps_less():
     assert kept["blocks"] < kept["products"] < kept["none"]
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_bfloat16_has_norms_and_softmax_in_float32(family):
     config = tiny_config(family)
     images, tokens, lengths = images_and_texts()
@@ -299,8 +307,15 @@ def test_a_vector_as_the_highest_level_is_a_map_of_equal_positions(direction):
     assert mid.shape == low.shape == (2, 3, 3, 4)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-@pytest.mark.parametrize("variant", ["cmap", "artemis"])
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        ("clip", "cmap"),
+        pytest.param("siglip", "cmap", marks=pytest.mark.slow),
+        ("siglip", "artemis"),
+        pytest.param("clip", "artemis", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_with_the_towers(family, variant):
     """Embeddings of all levels; negative tokens count in the mean."""
     config = tiny_config(family, variant)

@@ -13,12 +13,17 @@ from optional import require
 from small import init, small_config
 
 from cmap_jax.cli import run
+from cmap_jax.convert import fill_pretrained, load_hugging_face
 from cmap_jax.convert.torchvision import resnet_name
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders import resnet
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.trained import load
-from cmap_jax.training.initial_weights import fit_initial_weights, read_initial_weights
+from cmap_jax.training.initial_weights import (
+    apply_initial_weights,
+    fit_initial_weights,
+    read_initial_weights,
+)
 from cmap_jax.training.train import train
 from cmap_jax.workdir import description as workdir_lib
 from input_pipeline import create_datasets
@@ -225,6 +230,39 @@ def test_nothing_is_written_before_all_is_read(config, tmp_path, kind, monkeypat
     with pytest.raises((ValueError, OSError), match=message.replace(".", r"\.")):
         run.run(wrong, str(workdir), evaluate_only=False)
     assert not workdir.exists()
+
+
+def test_towers_arrive_from_a_folder(config, tmp_path):
+    """Both towers of a small CLIP, and its folder is checked before data are read."""
+    require("transformers")
+    from foreign_towers import VOCABULARY, clip_config, foreign_model, save
+
+    folder = save(foreign_model(clip_config()), tmp_path / "clip")
+    config = config.copy_and_resolve_references()
+    config.model.pretrained = str(folder)
+    config = fill_pretrained(config)
+    model = CMAP.from_config(config)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), **CMAP.example_inputs(24)))()
+    datasets = SimpleNamespace(tokenizer=range(VOCABULARY), word_counts={})
+    initial = fit_initial_weights(config, read_initial_weights(config), model, datasets)
+    params = apply_initial_weights(initial, variables)["params"]
+    expected = load_hugging_face(folder).variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, params["text_encoder"], expected["text_encoder"])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        params["image_encoder"]["backbone"],
+        expected["image_encoder"]["backbone"],
+    )
+    config.model.image.init_from = None
+    config.model.text.init_from = "nobody/nothing"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(require("huggingface_hub").constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(FileNotFoundError, match="hf download nobody/nothing"):
+            read_initial_weights(config)
+    (folder / "model.safetensors").unlink()
+    config.model.text.init_from = str(folder)
+    with pytest.raises(FileNotFoundError, match="clip: no weights"):
+        read_initial_weights(config)
 
 
 def test_a_folder_that_was_there_stays(config, tmp_path):
