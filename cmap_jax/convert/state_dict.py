@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from cmap_jax.convert import torch_file
+
 _SHOWN = 8  # names of each kind in an error
 _ADVICE = re.compile(r" Please use | Check the documentation ")
 _PARALLEL = "module."  # the prefix of every name under torch's DataParallel
@@ -42,17 +44,26 @@ class Foreign(dict, metaclass=_EqualToDict):
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read a plain state dict from a ``.safetensors`` file or a torch file (any other suffix).
 
+    PyTorch is not needed, and nothing that the file says is run.
+
     Returns:
         The tensors by name, floating point at least float32.
 
     Raises:
         FileNotFoundError: no such file.
         WeightsError: not such a file, or one with other things than tensors.
-        ModuleNotFoundError: a torch file, and PyTorch is not installed.
     """
-    if os.fspath(path).endswith(".safetensors"):
+    path = epath.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return to_numpy(read_torch_file(path), path)
+    try:
+        with path.open("rb") as file:
+            tensors = torch_file.read_tensors(file)
+    except Exception as error:  # a damaged pickle leads the reader anywhere
+        raise _unreadable(path, error) from error
+    return _without_parallel({name: _widened(array) for name, array in tensors.items()})
 
 
 def read_torch_file(
@@ -80,16 +91,21 @@ def read_torch_file(
             torch.serialization.safe_globals([*allowed, *stand_ins]),
         ):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        # Torch's text goes on with advice to switch the protection off.
-        reason = _ADVICE.split(" ".join(reason.split()))[0][:300].rstrip(". ")
-        raise WeightsError(
-            f"{path}: not a file of weights, or one that would run code: {reason}. Where you trust "
-            "it, save its tensors alone: torch.save"
-        ) from None
     except Exception as error:  # a damaged pickle leads the reader anywhere
-        raise WeightsError(f"{path}: not a torch file, or truncated: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: epath.Path, error: Exception) -> WeightsError:
+    """Return the error for a torch file that was refused or is damaged."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return WeightsError(f"{path}: not a torch file, or truncated: {error}")
+    reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    # Torch's text goes on with advice to switch the protection off.
+    reason = _ADVICE.split(" ".join(reason.split()))[0][:300].rstrip(". ")
+    return WeightsError(
+        f"{path}: not a file of weights, or one that would run code: {reason}. Where you trust "
+        "it, save its tensors alone: torch.save"
+    )
 
 
 def foreign_names(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> tuple[str, ...]:
@@ -119,8 +135,8 @@ def _import_torch(path: epath.Path) -> Any:
         import torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{path}: reading a torch file needs PyTorch: pip install 'cmap_jax[torch]', or "
-            "convert it to .safetensors where PyTorch is installed"
+            f"{path}: reading a checkpoint with more than tensors in it needs PyTorch: pip install "
+            "'cmap_jax[torch]'"
         ) from error
     return torch
 
@@ -138,11 +154,14 @@ def to_numpy(state: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
         low = tensor.dtype in (torch.float16, torch.bfloat16)
         return (tensor.float() if low else tensor).detach().numpy()
 
-    parallel = bool(state) and all(name.startswith(_PARALLEL) for name in state)
-    return {
-        name.removeprefix(_PARALLEL) if parallel else name: array(tensor)
-        for name, tensor in state.items()
-    }
+    return _without_parallel({name: array(tensor) for name, tensor in state.items()})
+
+
+def _without_parallel(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a state dict, the names without DataParallel's ``module.`` where all have it."""
+    if not state or not all(name.startswith(_PARALLEL) for name in state):
+        return state
+    return {name.removeprefix(_PARALLEL): array for name, array in state.items()}
 
 
 def check_names(
@@ -198,18 +217,17 @@ def _shorten(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names[:_SHOWN])}{more})"
 
 
-def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     import safetensors
     import safetensors.numpy
 
-    path = epath.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
         arrays = safetensors.numpy.load(path.read_bytes())
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(f"{path}: not a safetensors file, or truncated: {error}") from error
-    return {
-        name: array.astype(np.float32) if array.dtype.itemsize == 2 else array
-        for name, array in arrays.items()
-    }
+    return {name: _widened(array) for name, array in arrays.items()}
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Return numbers of 16 bits as float32, and others as they are."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array

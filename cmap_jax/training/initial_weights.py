@@ -56,6 +56,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
 
     Raises:
         FileNotFoundError: a file or folder is missing; names it.
+        ModuleNotFoundError: a package with weights is not installed; says how to install it.
         ValueError: one that is damaged, or made for another model; says what differs.
     """
     model, image, text = config.model, config.model.image, config.model.text
@@ -156,7 +157,7 @@ def _check_pretrained(
             raise ValueError(f"{field}: {model[part].name} has no pretrained weights; leave it out")
         return
     if source:
-        if not epath.Path(source).exists():
+        if source != entry.pretrained.packaged and not epath.Path(source).exists():
             raise FileNotFoundError(f"{field}: {source}: no such file")
     elif model[part].frozen:
         _logger.warning(

@@ -7,10 +7,13 @@ line in its table, and a sub-config, ``config.model.image.<name>`` or ``config.m
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.models.encoders import gru, lstm, resnet
+from cmap_jax.models.encoders import efficientnet_lite0, gru, lstm, resnet
 from cmap_jax.models.encoders.entry import ImageEntry, TextEntry
 
-IMAGE_ENCODERS: dict[str, ImageEntry] = {"resnet": resnet.ENTRY}
+IMAGE_ENCODERS: dict[str, ImageEntry] = {
+    "resnet": resnet.ENTRY,
+    "efficientnet_lite0": efficientnet_lite0.ENTRY,
+}
 TEXT_ENCODERS: dict[str, TextEntry] = {"gru": gru.ENTRY, "lstm": lstm.ENTRY}
 
 

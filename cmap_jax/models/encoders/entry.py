@@ -112,12 +112,15 @@ class Pretrained:
         headline: the first words of that warning, in capitals.
         expected: from the settings to whether published weights fit them, so that training
             without any is likely a mistake even where nothing is frozen.
+        packaged: a value in place of a path, for which ``load`` reads the weights of an installed
+            package; empty: there is none.
     """
 
     load: str
     advice: Callable[[Mapping[str, Any]], str]
     headline: str
     expected: Callable[[Mapping[str, Any]], bool]
+    packaged: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,8 @@ class ImageEntry:
             frozen is ``config.model.image.frozen`` and remat is ``config.model.remat``; returns
             the module that `ImageEncoder` calls ``backbone``. Called as ``backbone(images,
             train=...)`` with normalised float images [B, H, W, 3], it returns a mapping from each
-            of its levels to a feature map [B, h, w, C], not negative, or to a vector [B, C].
+            of its levels to a feature map [B, h, w, C], whose negative values count as 0 where it
+            is pooled, or to a vector [B, C].
         settings: the fields of the sub-config.
         levels: the levels that it can give, a subset of LEVELS in their order.
         pictures: the pictures that it takes.
