@@ -61,8 +61,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             tensors = torch_file.read_tensors(file)
+    except torch_file.RefusedError as error:
+        raise _refused(path, str(error)) from None
     except Exception as error:  # a damaged pickle leads the reader anywhere
-        raise _unreadable(path, error) from error
+        raise _damaged(path, error) from error
     return _without_parallel({name: _widened(array) for name, array in tensors.items()})
 
 
@@ -91,21 +93,24 @@ def read_torch_file(
             torch.serialization.safe_globals([*allowed, *stand_ins]),
         ):
             return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        # Torch's text goes on with advice to switch the protection off.
+        reason = _ADVICE.split(" ".join(reason.split()))[0][:300].rstrip(". ")
+        raise _refused(path, reason) from None
     except Exception as error:  # a damaged pickle leads the reader anywhere
-        raise _unreadable(path, error) from error
+        raise _damaged(path, error) from error
 
 
-def _unreadable(path: epath.Path, error: Exception) -> WeightsError:
-    """Return the error for a torch file that was refused or is damaged."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return WeightsError(f"{path}: not a torch file, or truncated: {error}")
-    reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    # Torch's text goes on with advice to switch the protection off.
-    reason = _ADVICE.split(" ".join(reason.split()))[0][:300].rstrip(". ")
+def _refused(path: epath.Path, reason: str) -> WeightsError:
     return WeightsError(
         f"{path}: not a file of weights, or one that would run code: {reason}. Where you trust "
         "it, save its tensors alone: torch.save"
     )
+
+
+def _damaged(path: epath.Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{path}: not a torch file, or truncated: {error}")
 
 
 def foreign_names(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> tuple[str, ...]:

@@ -31,6 +31,10 @@ _TYPES = {
 }
 
 
+class RefusedError(Exception):
+    """A file that holds or names more than tensors; says what it is."""
+
+
 class _Storage(NamedTuple):
     """A run of numbers in the file: its key, the numbers' dtype, and their count."""
 
@@ -68,7 +72,7 @@ class _Function:
 
     def __setstate__(self, state: Any) -> None:
         """Refuse the attributes."""
-        raise pickle.UnpicklingError("it changes a function that it may only call")
+        raise RefusedError("it changes a function that it may only call")
 
 
 def read_tensors(file: IO[bytes]) -> dict[str, np.ndarray]:
@@ -78,7 +82,7 @@ def read_tensors(file: IO[bytes]) -> dict[str, np.ndarray]:
         file: either form, open for reading and seeking.
 
     Raises:
-        pickle.UnpicklingError: the file names something else than tensors are made of, or holds
+        RefusedError: the file names something else than tensors are made of, or holds
             something else than a dict of them; says which.
         Exception: a damaged file, or another kind of file.
     """
@@ -135,7 +139,7 @@ def _describe(file: IO[bytes]) -> Mapping[str, _Tensor]:
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tensors.items()
     ):
-        raise pickle.UnpicklingError("not a state dict: names with tensors are expected")
+        raise RefusedError("not a state dict: names with tensors are expected")
     return tensors
 
 
@@ -176,15 +180,15 @@ class _Unpickler(pickle.Unpickler):
             return _Function(lambda tensor, *_: tensor)
         if module == "torch" and name in _TYPES:
             return _TYPES[name]
-        raise pickle.UnpicklingError(f"it names {full}")
+        raise RefusedError(f"it names {full}")
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the storage that a tensor refers to."""
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or dtype not in _TYPES.values() or not isinstance(key, str):
-            raise pickle.UnpicklingError(f"it refers to {str(pid)[:100]}")
+            raise RefusedError(f"it refers to {str(pid)[:100]}")
         if any(part is not None for part in view):
-            raise pickle.UnpicklingError("it has views of storages, as before PyTorch 0.4")
+            raise RefusedError("it has views of storages, as before PyTorch 0.4")
         return _Storage(key, np.dtype(dtype), _natural(count))
 
 
@@ -192,15 +196,15 @@ def _make_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> 
     """Describe a tensor, whose numbers must lie inside its storage."""
     size, stride = (tuple(_natural(number) for number in numbers) for numbers in (size, stride))
     if not isinstance(storage, _Storage) or len(size) != len(stride):
-        raise pickle.UnpicklingError("it describes a tensor without its storage or axes")
+        raise RefusedError("it describes a tensor without its storage or axes")
     last = _natural(offset) + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # A stride of 0 would make a large array of few numbers.
     if 0 not in size and (last >= storage.count or math.prod(size) > storage.count):
-        raise pickle.UnpicklingError("it describes a tensor that exceeds its storage")
+        raise RefusedError("it describes a tensor that exceeds its storage")
     return _Tensor(storage, offset, size, stride)
 
 
 def _natural(number: Any) -> int:
     if type(number) is not int or number < 0:
-        raise pickle.UnpicklingError(f"a size or position is {str(number)[:100]}")
+        raise RefusedError(f"a size or position is {str(number)[:100]}")
     return number
