@@ -36,16 +36,20 @@ setup(
         "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
         "etils[epath,epy]>=1.9",
         "flax>=0.12",
+        "huggingface_hub>=1.0",
         "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
         "jax>=0.9",
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
+        "ml_dtypes>=0.5",
         "nltk>=3.9",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "tokenizers>=0.21",
         "tqdm>=4.60",
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
         f"tensorflow>=2.20; {_NO_CPU_BUILD}",
@@ -68,6 +72,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.8",
             "ruff>=0.11",
+            "transformers>=5",
         ],
     },
 )

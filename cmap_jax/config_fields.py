@@ -54,6 +54,8 @@ class Field:
         optional: whether None, for "not set", is allowed.
         is_path: whether it holds a path, in which ``~`` and variables are expanded.
         from_data: whether None is replaced by a value that the data determine.
+        added: whether stored configs of earlier versions lack it. Its default in
+            `configs/default.py` describes those versions, and their runs continue under it.
     """
 
     kind: Kind
@@ -63,6 +65,7 @@ class Field:
     optional: bool = False
     is_path: bool = False
     from_data: bool = False
+    added: bool = False
 
     @property
     def has_limits(self) -> bool:
@@ -100,6 +103,7 @@ FIELDS: Mapping[str, Field] = {
     "model.logit_scale": _trained(least=-_LARGEST, most=_LARGEST),
     "model.dtype": _trained(choices=("float32", "bfloat16", "float64")),
     "model.remat": _environment(choices=("none", "products", "blocks")),
+    "model.pretrained": _environment(optional=True, is_path=True, added=True),
     "model.image.name": _model(),
     "model.image.cross_level": _model(choices=("down", "up", "none")),
     "model.image.init_from": _trained(optional=True, is_path=True),
@@ -108,11 +112,40 @@ FIELDS: Mapping[str, Field] = {
     "model.image.resnet.width": _model(),
     "model.image.resnet.frozen_batch_norm": _trained(),
     "model.image.resnet.batch_norm_groups": _trained(),
-    "model.image.efficientnet_lite0.high": _model(),
-    "model.image.efficientnet_lite0.frozen_batch_norm": _trained(),
-    "model.image.efficientnet_lite0.batch_norm_groups": _trained(),
+    "model.image.efficientnet_lite0.high": _model(added=True),
+    "model.image.efficientnet_lite0.frozen_batch_norm": _trained(added=True),
+    "model.image.efficientnet_lite0.batch_norm_groups": _trained(added=True),
+    "model.image.clip.width": _model(added=True),
+    "model.image.clip.layers": _model(added=True),
+    "model.image.clip.heads": _model(added=True),
+    "model.image.clip.mlp_width": _model(added=True),
+    "model.image.clip.activation": _model(added=True),
+    "model.image.clip.epsilon": _model(added=True),
+    "model.image.clip.scan_layers": _environment(added=True),
+    "model.image.clip.patch": _model(added=True),
+    "model.image.clip.image_size": _model(added=True),
+    "model.image.clip.interpolate_positions": _trained(added=True),
+    "model.image.clip.map_blocks": _model(added=True),
+    "model.image.clip.mean": _model(added=True),
+    "model.image.clip.std": _model(added=True),
+    "model.image.clip.projection": _model(added=True),
+    "model.image.siglip.width": _model(added=True),
+    "model.image.siglip.layers": _model(added=True),
+    "model.image.siglip.heads": _model(added=True),
+    "model.image.siglip.mlp_width": _model(added=True),
+    "model.image.siglip.activation": _model(added=True),
+    "model.image.siglip.epsilon": _model(added=True),
+    "model.image.siglip.scan_layers": _environment(added=True),
+    "model.image.siglip.patch": _model(added=True),
+    "model.image.siglip.image_size": _model(added=True),
+    "model.image.siglip.interpolate_positions": _trained(added=True),
+    "model.image.siglip.map_blocks": _model(added=True),
+    "model.image.siglip.mean": _model(added=True),
+    "model.image.siglip.std": _model(added=True),
     "model.text.name": _model(),
     "model.text.tokenizer": _model(),
+    # Two tokenizers are compared themselves, wherever their files lie.
+    "model.text.tokenizer_files": _environment(optional=True, is_path=True, added=True),
     "model.text.vocabulary_size": _trained(least=1, optional=True, from_data=True),
     "model.text.init_from": _trained(optional=True, is_path=True),
     "model.text.frozen": _trained(),
@@ -121,6 +154,26 @@ FIELDS: Mapping[str, Field] = {
     "model.text.lstm.hidden": _model(),
     "model.text.lstm.dropout": _trained(),
     "model.text.lstm.pool_padding": _model(),
+    "model.text.clip.width": _model(added=True),
+    "model.text.clip.layers": _model(added=True),
+    "model.text.clip.heads": _model(added=True),
+    "model.text.clip.mlp_width": _model(added=True),
+    "model.text.clip.activation": _model(added=True),
+    "model.text.clip.epsilon": _model(added=True),
+    "model.text.clip.scan_layers": _environment(added=True),
+    "model.text.clip.positions": _model(added=True),
+    "model.text.clip.projection": _model(added=True),
+    "model.text.clip.end_token": _model(added=True),
+    "model.text.siglip.width": _model(added=True),
+    "model.text.siglip.layers": _model(added=True),
+    "model.text.siglip.heads": _model(added=True),
+    "model.text.siglip.mlp_width": _model(added=True),
+    "model.text.siglip.activation": _model(added=True),
+    "model.text.siglip.epsilon": _model(added=True),
+    "model.text.siglip.scan_layers": _environment(added=True),
+    "model.text.siglip.positions": _model(added=True),
+    "model.text.siglip.projection": _model(added=True),
+    "model.text.siglip.pad_token": _model(added=True),
     "loss.matching_weights": _run(),
     "loss.preservation_weights": _run(),
     "loss.margins": _run(),
@@ -131,6 +184,17 @@ FIELDS: Mapping[str, Field] = {
     "optimizer.b2": _run(least=0, most=1 - 1e-9),
     "optimizer.eps": _run(least=0, most=_LARGEST),
     "optimizer.weight_decay": _run(least=0, most=_LARGEST),
+    # The kinds are in `cmap_jax.training.parameter_groups`.
+    "optimizer.undecayed": _run(added=True),
+    "optimizer.groups.image.learning_rate": _run(least=1e-9, most=_LARGEST, added=True),
+    "optimizer.groups.image.weight_decay": _run(least=0, most=_LARGEST, added=True),
+    "optimizer.groups.image.layer_decay": _run(least=1e-9, most=1, added=True),
+    "optimizer.groups.text.learning_rate": _run(least=1e-9, most=_LARGEST, added=True),
+    "optimizer.groups.text.weight_decay": _run(least=0, most=_LARGEST, added=True),
+    "optimizer.groups.text.layer_decay": _run(least=1e-9, most=1, added=True),
+    "optimizer.groups.heads.learning_rate": _run(least=1e-9, most=_LARGEST, added=True),
+    "optimizer.groups.heads.weight_decay": _run(least=0, most=_LARGEST, added=True),
+    "optimizer.groups.heads.frozen": _run(added=True),
     "optimizer.clip_norm": _run(least=1e-9, optional=True),
     "optimizer.schedule": _run(choices=("stepped", "cosine")),
     "optimizer.halve_every": _run(least=1),
@@ -141,6 +205,7 @@ FIELDS: Mapping[str, Field] = {
     "train.micro_batch_size": _run(least=1, optional=True),
     "train.non_finite": _run(choices=("stop", "skip")),
     "train.epochs": _run(least=1),
+    "train.ema_decay": _run(least=0, most=1 - 1e-9, added=True),
     "train.log_every_steps": _run(least=1),
     "train.checkpoint_every_epochs": _run(least=1),
     "train.checkpoints_to_keep": _run(least=1),

@@ -106,7 +106,13 @@ class BatchEncoder:
     host, without the padding.
     """
 
-    def __init__(self, model: CMAP, *, text_width: int | None = TEXT_WIDTH):
+    def __init__(
+        self,
+        model: CMAP,
+        *,
+        text_width: int | None = TEXT_WIDTH,
+        text_limit: int | None = None,
+    ):
         """Compile nothing yet.
 
         Args:
@@ -114,9 +120,11 @@ class BatchEncoder:
             text_width: tokens to which texts are padded, or twice as many, four times, ... where
                 they are wider. None: they keep their width, for a text encoder that reads the
                 padding too, whose embeddings depend on it.
+            text_limit: tokens that texts are never padded beyond; None: there is no limit.
         """
         self._programs = EncodePrograms(model)
         self._text_width = text_width
+        self._text_limit = text_limit
 
     def encode_images(self, variables: Any, pixels: np.ndarray, size: int) -> np.ndarray:
         """Encode at most ``size`` images, uint8 [B, H, W, 3], padded to ``size``.
@@ -168,6 +176,7 @@ class BatchEncoder:
         width = self._text_width or tokens.shape[1]
         while width < tokens.shape[1]:
             width *= 2
+        width = min(width, self._text_limit or width)
         tokens = np.pad(tokens[rows], ((0, 0), (0, width - tokens.shape[1])))
         return _pad_rows(tokens, BATCH), _pad_rows(lengths[rows], BATCH)
 

@@ -94,7 +94,8 @@ class Trained:
 
             trained.encode_text(["is red", ("is longer", "has no sleeves")])         # [2, D]
 
-        All words that the model does not know are the same to it; a warning names them.
+        All words that the model does not know are the same to it; a warning names them. Another
+        tells of texts that are too long for it, whose ends are not read.
 
         Args:
             texts: B texts, each one caption or a sequence of one or two captions.
@@ -194,7 +195,7 @@ class Trained:
         model = self.config.model
         reads_padding = text_entry(model).reads_padding(text_settings(model))
         width = None if reads_padding else self.tokenizer.width or TEXT_WIDTH
-        return BatchEncoder(self.model, text_width=width)
+        return BatchEncoder(self.model, text_width=width, text_limit=self.tokenizer.limit)
 
 
 def _unreadable(reasons: Mapping[int, str], total: int) -> str:
@@ -219,7 +220,7 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
 
 
 def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
-    """Return a warning about words of some texts that a tokenizer does not read; empty if none."""
+    """Return a warning about parts of some texts that a tokenizer does not read; empty if none."""
     captions = [caption for text in texts for caption in captions_of(text)]
     problems = []
     if unknown := collections.Counter(w for c in captions for w in tokenizer.unknown(c)):
@@ -234,8 +235,13 @@ def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
         )
     if lost := [c for c in captions if tokenizer.loses_all_words(c)]:
         problems.append(
-            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only the letters "
-            "a to z are read"
+            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only "
+            f"{tokenizer.readable} are read"
+        )
+    if cut := [text for text in texts if tokenizer.cuts(text)]:
+        problems.append(
+            f"the ends of {len(cut)} texts are not read, such as that of "
+            f"{captions_of(cut[0])[0][:_SHOWN]!r}: they are longer than {tokenizer.limit} tokens"
         )
     return "; ".join(problems)
 

@@ -14,14 +14,15 @@ server.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import default, towers
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty or "debug", a model for a CPU."""
+    """Return the config; ``arg`` is empty, "debug" (a model for a CPU), a tower, or both."""
     words = default.parse_argument(arg, "configs/circo.py", ("debug",))
     config = default.get_config()
     config.data.name = "circo"
+    towers.use(config, words)
     if "debug" in words:
         default.shrink(config)
     return config

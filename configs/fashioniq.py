@@ -9,6 +9,13 @@ python main.py --config=configs/fashioniq.py --config.data.directory=fashion-iq 
 python main.py --config=configs/fashioniq.py:finetune --config.data.directory=fashion-iq \
     --config.init_from=runs/fashioniq
 
+The same with CLIP or SigLIP in place of ResNet and GRU; `configs/towers.py` has all words for them:
+
+python main.py --config=configs/fashioniq.py:clip_vit_b32 --config.data.directory=fashion-iq \
+    --config.model.pretrained=openai/clip-vit-base-patch32
+python main.py --config=configs/fashioniq.py:finetune,clip_vit_b32 \
+    --config.data.directory=fashion-iq --config.init_from=runs/fashioniq-clip_vit_b32
+
 The folder holds `captions`, `image_splits` and the images; images elsewhere:
 `--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
 from scratch on a CPU, for two epochs.
@@ -20,5 +27,5 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
     return default.get_stage("configs/fashioniq.py", arg, "fashion_iq")

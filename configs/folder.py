@@ -7,6 +7,13 @@ python main.py --config=configs/folder.py --config.data.directory=catalogue \
 python main.py --config=configs/folder.py:finetune --config.data.directory=catalogue \
     --config.init_from=runs/folder
 
+The same with CLIP or SigLIP in place of ResNet and GRU; `configs/towers.py` has all words for them:
+
+python main.py --config=configs/folder.py:clip_vit_b32 --config.data.directory=catalogue \
+    --config.model.pretrained=openai/clip-vit-base-patch32
+python main.py --config=configs/folder.py:finetune,clip_vit_b32 \
+    --config.data.directory=catalogue --config.init_from=runs/folder-clip_vit_b32
+
 The folder holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
 `gallery.txt`, and the images, which these files name by path; images elsewhere:
 `--config.data.image_directory=...`. See `input_pipeline/readers/folder.py` for the forms. ":debug"
@@ -19,5 +26,5 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
     return default.get_stage("configs/folder.py", arg, "folder")

@@ -2,17 +2,19 @@
 
 python main.py --config=configs/garments.py
 python main.py --config=configs/garments.py:debug      # 20 steps and all evaluations
+python main.py --config=configs/garments.py:clip_vit_b32  # tiny towers of CLIP's kind
 """
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import default, towers
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty or "debug"."""
+    """Return the config; ``arg`` is empty, "debug", a tower, or both."""
     words = default.parse_argument(arg, "configs/garments.py", ("debug",))
     config = default.get_config()
+    towers.use(config, words)
     default.shrink(config)
     config.eval.batch_size = 256
 

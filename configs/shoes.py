@@ -7,6 +7,13 @@ python main.py --config=configs/shoes.py --config.data.directory=shoes \
 python main.py --config=configs/shoes.py:finetune --config.data.directory=shoes \
     --config.init_from=runs/shoes
 
+The same with CLIP or SigLIP in place of ResNet and GRU; `configs/towers.py` has all words for them:
+
+python main.py --config=configs/shoes.py:clip_vit_b32 --config.data.directory=shoes \
+    --config.model.pretrained=openai/clip-vit-base-patch32
+python main.py --config=configs/shoes.py:finetune,clip_vit_b32 \
+    --config.data.directory=shoes --config.init_from=runs/shoes-clip_vit_b32
+
 The folder holds `relative_captions_shoes.json` and the two name lists, or `triplet.*.json` and
 `split.*.json`, and the images; images elsewhere:
 `--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
@@ -19,5 +26,5 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` is empty, "finetune", "debug" or "finetune,debug"."""
+    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
     return default.get_stage("configs/shoes.py", arg, "shoes")

@@ -20,6 +20,7 @@ from input_pipeline.records import DataError, Records
 from input_pipeline.registry import check_name, find_data_set
 from input_pipeline.texts import (
     check_readable,
+    report_cut_texts,
     trained_splits,
     unread_shares,
     words_remedy,
@@ -105,13 +106,14 @@ def create_datasets(
             f"{f', no {lacking}' if lacking else ''}. Evaluate a model "
             "that was trained on other data with --mode=evaluate --workdir=..."
         )
-    remedy = words_remedy(tokenizer)
+    given = tokenizer is not None
     if tokenizer is None:
         tokenizer = make_tokenizer(
             config.model.text, records.vocabulary_captions, records.extra_special
         )
     if training and data.unreadable_texts == "fail":
         used = [a for a in list_annotations(records) if a.split in trained_splits(records)]
+        remedy = words_remedy(tokenizer if given or not tokenizer.counts_words else None)
         check_readable(read_splits(records, used, tokenizer), tokenizer, remedy)
     records = records.with_needed_images() if training else records.for_evaluation()
     records, skipped = leave_out_unusable(records, data.missing_images)
@@ -138,9 +140,15 @@ def create_datasets(
             seed=config.seed,
             **process,
         )
-    sizes = EvaluationSizes.of(
-        [e for evaluations in records.evaluations.values() for e in evaluations], tokenizer
+    evaluated = [e for evaluations in records.evaluations.values() for e in evaluations]
+    report_cut_texts(
+        (
+            *(records.train.longest_texts() if training else ()),
+            *(query.captions for e in evaluated for query in e.queries),
+        ),
+        tokenizer,
     )
+    sizes = EvaluationSizes.of(evaluated, tokenizer)
     evaluations = {
         split: EvaluationData(
             evaluations,

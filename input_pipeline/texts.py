@@ -2,20 +2,20 @@
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Collection, Iterable, Mapping
 
 from cmap_jax.facts import UnreadTexts
-from cmap_jax.processing.tokenizing import Tokenizer
+from cmap_jax.processing.tokenizing import Tokenizer, join_captions
 from input_pipeline.records import DataError, Evaluation, Records
+
+_logger = logging.getLogger(__name__)
 
 # Shares of texts that are not read: a model learns badly above the first two, and not at all above
 # the third.
 MANY_WORDLESS, MANY_UNKNOWN, TOO_MUCH = 0.05, 0.2, 0.5
 
 ALLOW = "--config.data.unreadable_texts=allow"
-WORDLESS_REMEDY = (
-    "write them with the letters a to z, translated or transliterated: all others are dropped"
-)
 _SHOWN = 80  # characters of a caption in an error
 _NAMED = 10  # frequent unknown words that results keep
 
@@ -79,10 +79,23 @@ def trained_splits(records: Records) -> tuple[str, ...]:
     return ("train", *records.evaluations) if len(records.train) else ()
 
 
+def wordless_remedy(tokenizer: Tokenizer) -> str:
+    """Return the remedy for captions that lose all their words."""
+    return (
+        f"write them with {tokenizer.readable}, translated or transliterated: all others are "
+        "dropped"
+    )
+
+
 def words_remedy(tokenizer: Tokenizer | None) -> str:
     """Return the remedy for unknown words, given a model's tokenizer; None: one of the data."""
     if tokenizer is None:
         return "write these captions in the language and spelling of those of train"
+    if not tokenizer.counts_words:
+        return (
+            f"write these captions with {tokenizer.readable}, or choose a text encoder whose "
+            "tokenizer reads them"
+        )
     return (
         "train a model without config.init_from, which counts these words, or use one that was "
         "trained on such captions"
@@ -102,7 +115,7 @@ def check_readable(readings: Mapping[str, Reading], tokenizer: Tokenizer, remedy
     """
     for split, reading in readings.items():
         if reading.wordless_share > TOO_MUCH:
-            example, cure = next(iter(reading.wordless)), WORDLESS_REMEDY
+            example, cure = next(iter(reading.wordless)), wordless_remedy(tokenizer)
             problem = (
                 f"{reading.wordless.total():,} of {reading.captions:,} {split} captions lose all "
                 "their words in cleaning"
@@ -118,6 +131,24 @@ def check_readable(readings: Mapping[str, Reading], tokenizer: Tokenizer, remedy
         raise DataError(
             f"{problem}: {example[:_SHOWN]!r} is read as {tokenizer.as_read(example)[:_SHOWN]!r}. "
             f"{cure[0].upper()}{cure[1:]}; or train all the same with {ALLOW}"
+        )
+
+
+def report_cut_texts(texts: Iterable[tuple[str, ...]], tokenizer: Tokenizer) -> None:
+    """Warn of texts that are longer than a tokenizer's limit.
+
+    Args:
+        texts: the captions of each text.
+        tokenizer: cuts them.
+    """
+    if tokenizer.limit is None:
+        return
+    texts = set(texts)
+    if cut := sorted(text for text in texts if tokenizer.cuts(text)):
+        _logger.warning(
+            "%d of %d texts are longer than %d tokens, and their ends are not read, such as that "
+            "of %r. Shorten them",
+            *(len(cut), len(texts), tokenizer.limit, join_captions(cut[0])[:_SHOWN]),
         )
 
 

@@ -15,7 +15,7 @@ from cmap_jax.workdir import renamed_fields
 _FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 _FROM_WORKDIR = pathlib.Path(__file__).with_name("from_workdir.py")
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-_NOT_LISTED = ("__init__", "default")  # modules of the folder that are not for --config
+_NOT_LISTED = ("__init__", "default", "towers")  # modules of the folder that are not for --config
 
 
 def names() -> list[str]:

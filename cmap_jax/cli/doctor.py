@@ -11,7 +11,7 @@ import json
 
 from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.tables import table
-from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizers import read_tokenizer
 from input_pipeline.doctor import examine as doctor
 from input_pipeline.registry import DATA_SETS, find_data_set
 
@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vocabulary",
+        "--tokenizer",
         type=path,
-        metavar="FILE",
-        help="a model's vocabulary.txt, to list the words of the captions that it lacks",
+        metavar="FOLDER|FILE",
+        help="a model's tokenizer, to list what it cannot read of the captions: a workdir, its "
+        "vocabulary.txt, a CLIP or SigLIP folder, or bpe_simple_vocab_16e6.txt.gz",
     )
     add_near_names(parser)
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Examine, print, and return 1 where training would fail."""
     find_data_set(arguments.dataset)  # a wrong name is refused before any file is read
-    vocabulary = Vocabulary.read_file(arguments.vocabulary) if arguments.vocabulary else None
+    vocabulary = read_tokenizer(arguments.vocabulary) if arguments.vocabulary else None
     report = doctor.examine(
         arguments.dataset,
         arguments.directory,

@@ -91,7 +91,19 @@ def parse(argv: Sequence[str]) -> list[str]:
         if rest[1:]:
             raise UsageError(f"unexpected argument {rest[1]!r}; flags begin with --")
         expand_fields(CONFIG.value)
+        _fill_pretrained(argv)
     return rest
+
+
+def _fill_pretrained(argv: Sequence[str]) -> None:
+    """Replace ``config.model.pretrained`` by what it stands for; fields that were typed stay."""
+    if not CONFIG.value.model.pretrained:
+        return
+    # Imported here since it loads JAX: --help and a mistyped flag are answered before that.
+    from cmap_jax.convert.hugging_face import fill_pretrained
+
+    typed = frozenset(match["path"] for a in argv if (match := _OVERRIDE.match(a)))
+    flags.FLAGS["config"].value = fill_pretrained(CONFIG.value, typed)
 
 
 def usage(program: str, config_file: str | None = None) -> str:

@@ -61,7 +61,7 @@ def _unread_texts(unread: Mapping[str, UnreadTexts]) -> list[str]:
         if texts.wordless_captions_percent:
             part = f"{texts.wordless_captions_percent:.2g}% of the captions"
             lines.setdefault(
-                f"no word is left of {part}: only letters a to z are read.", []
+                f"no word is left of {part}: none of their characters is read.", []
             ).append(name)
     return [f"{', '.join(names)}: {line}" for line, names in lines.items()]
 

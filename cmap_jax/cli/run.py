@@ -84,9 +84,10 @@ def _train(config: ConfigDict, workdir: str) -> None:
     check_same_run(workdir, config)
     check_can_write(workdir)
     if workdir_lib.has_checkpoint(workdir):
-        # The weights that the run started from are no longer needed, and may be gone.
+        # The weights and files that the run started from are no longer needed, and may be gone.
         initial = None
-        tokenizer = workdir_lib.read_description(workdir).tokenizer if config.init_from else None
+        own = workdir_lib.read_description(workdir).tokenizer
+        tokenizer = own if config.init_from or not own.counts_words else None
     else:
         initial = read_initial_weights(config)
         tokenizer = initial.tokenizer

@@ -1,4 +1,4 @@
-"""Foreign weights as our variables: pretrained encoders, the authors' files, word vectors.
+"""Foreign weights as our variables: image and text encoders, the authors' files, word vectors.
 
     model_config, variables, vocabulary = load_reference_checkpoint("model_best.pth")
     model = CMAP.from_config(model_config)
@@ -13,6 +13,9 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from cmap_jax.convert import (
         efficientnet_lite0,
+        hugging_face,
+        hugging_face_config,
+        picture_processor,
         reference,
         release_vocabulary,
         state_dict,
@@ -21,6 +24,7 @@ with epy.lazy_api_imports(globals()):
         word_vectors,
     )
     from cmap_jax.convert.efficientnet_lite0 import load_efficientnet_lite0
+    from cmap_jax.convert.hugging_face import fill_pretrained, load_hugging_face
     from cmap_jax.convert.reference import load_reference_checkpoint
     from cmap_jax.convert.release_vocabulary import load_release_vocabulary
     from cmap_jax.convert.torchvision import load_resnet
@@ -29,10 +33,15 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "efficientnet_lite0",
     "load_efficientnet_lite0",
+    "fill_pretrained",
+    "hugging_face",
+    "hugging_face_config",
+    "load_hugging_face",
     "load_reference_checkpoint",
     "load_release_vocabulary",
     "load_resnet",
     "load_word_vectors",
+    "picture_processor",
     "reference",
     "release_vocabulary",
     "state_dict",

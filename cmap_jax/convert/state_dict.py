@@ -4,8 +4,9 @@ import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
+import ml_dtypes
 import numpy as np
 from etils import epath
 
@@ -13,6 +14,24 @@ from cmap_jax.convert import torch_file
 
 _SHOWN = 8  # names of each kind in an error
 _ADVICE = re.compile(r" Please use | Check the documentation ")
+_POINTER = b"version https://git-lfs.github.com/spec/"  # the beginning of Git LFS's stand-in
+_POINTER_SIZE = 1024  # bytes; the stand-in has fewer
+# NumPy's types of the types in a safetensors file.
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _PARALLEL = "module."  # the prefix of every name under torch's DataParallel
 
 
@@ -58,14 +77,24 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    with path.open("rb") as file:
+        _check_no_pointer(file.read(_POINTER_SIZE), path)
+        tensors = _read_tensors(file, path)
+    return _without_parallel({name: _widened(array) for name, array in tensors.items()})
+
+
+def _read_tensors(file: IO[bytes], path: epath.Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file:
-            tensors = torch_file.read_tensors(file)
+        return torch_file.read_tensors(file)
     except torch_file.RefusedError as error:
         raise _refused(path, str(error)) from None
     except Exception as error:  # a damaged pickle leads the reader anywhere
         raise _damaged(path, error) from error
-    return _without_parallel({name: _widened(array) for name, array in tensors.items()})
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Return floating-point numbers of 16 bits as float32, and others as they are."""
+    return array.astype(np.float32) if array.dtype in (np.float16, ml_dtypes.bfloat16) else array
 
 
 def read_torch_file(
@@ -86,6 +115,8 @@ def read_torch_file(
     """
     path = epath.Path(path)
     torch = _import_torch(path)
+    with path.open("rb") as file:
+        _check_no_pointer(file.read(_POINTER_SIZE), path)
     stand_ins = [(Foreign, name) for name in foreign]
     try:
         with (
@@ -224,15 +255,27 @@ def _shorten(names: Sequence[str]) -> str:
 
 def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     import safetensors
-    import safetensors.numpy
 
+    content = path.read_bytes()
+    _check_no_pointer(content, path)
     try:
-        arrays = safetensors.numpy.load(path.read_bytes())
+        return {name: _to_array(tensor) for name, tensor in safetensors.deserialize(content)}
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: not a safetensors file, or truncated: {error}") from error
-    return {name: _widened(array) for name, array in arrays.items()}
+        raise WeightsError(
+            f"{path}: not a safetensors file, or truncated: {error}. Fetch it again"
+        ) from error
 
 
-def _widened(array: np.ndarray) -> np.ndarray:
-    """Return numbers of 16 bits as float32, and others as they are."""
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+def _to_array(tensor: Mapping[str, Any]) -> np.ndarray:
+    """Return a tensor of a safetensors file, floating point at least float32."""
+    numbers = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
+    return _widened(numbers.reshape(tensor["shape"]))
+
+
+def _check_no_pointer(content: bytes, path: epath.Path) -> None:
+    """Refuse the text that Git leaves in place of a large file that it did not fetch."""
+    if content.startswith(_POINTER):
+        raise WeightsError(
+            f"{path}: {len(content)} bytes of text that stand for the file, which Git LFS has not "
+            f"fetched yet: run git lfs pull in {path.parent}"
+        )

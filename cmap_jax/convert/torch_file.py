@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first number of the form before 1.6
@@ -21,7 +21,7 @@ _TYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
     "HalfStorage": "<f2",
-    "BFloat16Storage": jnp.bfloat16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
     "LongStorage": "<i8",
     "IntStorage": "<i4",
     "ShortStorage": "<i2",
@@ -86,10 +86,9 @@ def read_tensors(file: IO[bytes]) -> dict[str, np.ndarray]:
             something else than a dict of them; says which.
         Exception: a damaged file, or another kind of file.
     """
-    if zipfile.is_zipfile(file):
-        return _read_zip(file)
+    is_zip = zipfile.is_zipfile(file)
     file.seek(0)
-    return _read_series(file)
+    return _read_zip(file) if is_zip else _read_series(file)
 
 
 def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:

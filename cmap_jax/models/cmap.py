@@ -107,11 +107,12 @@ class CMAP(nn.Module):
         encoder = image_entry(config)
         encoder.check(config)
         if data is not None:
-            encoder.pictures.check(data)
-        if missing := [level for level in variant.levels if level not in encoder.levels]:
+            encoder.pictures_of(settings[0]).check(data)
+        levels = encoder.levels_of(settings[0])
+        if missing := [level for level in variant.levels if level not in levels]:
             raise ValueError(
                 f"config.model.variant={config.variant} scores the level {missing[0]}, but "
-                f"config.model.image.name={image.name} gives {', '.join(encoder.levels)} alone"
+                f"config.model.image.name={image.name} gives {', '.join(levels)} alone"
             )
         if variant.reads_text:
             text_entry(config).check(config)

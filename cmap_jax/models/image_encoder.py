@@ -57,7 +57,10 @@ class CrossLevel(nn.Module):
     def __call__(
         self, c5: jax.Array, c4: jax.Array, c3: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return the maps P5, P4 and P3 of the levels high, mid and low."""
+        """Return the maps P5, P4 and P3 of the levels high, mid and low.
+
+        A vector [B, C] as ``c5`` is the same at every position of ``c4``, and is returned as it is.
+        """
         if self.direction == "none":
             return c5, c4, c3
 
@@ -66,12 +69,15 @@ class CrossLevel(nn.Module):
 
         lateral_mid = conv("lateral_mid", c4.shape[-1], 1)
         lateral_low = conv("lateral_low", c3.shape[-1], 1)
+        deepest = c5[:, None, None] if c5.ndim == 2 else c5
+        added = lateral_mid(deepest)
         if self.direction == "down":
-            m4 = resize_bilinear(c4, *c5.shape[1:3]) + lateral_mid(c5)
+            size = c4.shape[1:3] if c5.ndim == 2 else c5.shape[1:3]
+            m4 = resize_bilinear(c4, *size) + added
             # The release takes the raw C4 here, not P4.
             m3 = resize_bilinear(c3, *c4.shape[1:3]) + lateral_low(c4)
         else:
-            m4 = c4 + resize_bilinear(lateral_mid(c5), *c4.shape[1:3])
+            m4 = c4 + (added if c5.ndim == 2 else resize_bilinear(added, *c4.shape[1:3]))
             m3 = c3 + resize_bilinear(lateral_low(m4), *c3.shape[1:3])
         p4 = conv("smooth_mid", c4.shape[-1], 3)(m4)
         p3 = conv("smooth_low", c3.shape[-1], 3)(m3)
@@ -122,21 +128,27 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: not [B, H, W, 3], or sides that the backbone does not take.
         """
-        pictures = IMAGE_ENCODERS[self.family].pictures
+        entry = IMAGE_ENCODERS[self.family]
+        pictures = entry.pictures_of(self.settings)
         sides = images.shape[1:3]
-        if images.ndim != 4 or images.shape[-1] != 3 or any(s % pictures.multiple for s in sides):
+        if images.ndim != 4 or images.shape[-1] != 3 or not all(map(pictures.accepts, sides)):
+            allowed = pictures.side or f"multiples of {pictures.multiple}"
             raise ValueError(
-                f"images must be [B, H, W, 3] with H and W multiples of {pictures.multiple}, not "
-                f"{images.shape}"
+                f"images must be [B, H, W, 3] with H and W {allowed}, not {images.shape}"
             )
         features = self.backbone(normalize_images(images, pictures), train=train)
         maps = [features[level] for level in self.levels]
         if len(self.levels) > 1:
             maps = self.interaction(*maps)
-        embeddings = [head(_pool(m)) for head, m in zip(self.heads, maps, strict=True)]
+        vectors = [_pool(x, entry.pooling) for x in maps]
+        embeddings = [head(x) for head, x in zip(self.heads, vectors, strict=True)]
         return l2_normalize(at_least_float32(jnp.stack(embeddings)))
 
 
-def _pool(features: jax.Array) -> jax.Array:
-    """Return a feature map's generalised mean, [B, C]; a vector is returned unchanged."""
-    return generalized_mean(features) if features.ndim == 4 else features
+def _pool(features: jax.Array, pooling: str) -> jax.Array:
+    """Return a feature map's mean, [B, C], of the kind ``pooling``; a vector is unchanged."""
+    if features.ndim == 2:
+        return features
+    if pooling == "mean":
+        return jnp.mean(at_least_float32(features), axis=(1, 2))
+    return generalized_mean(features)

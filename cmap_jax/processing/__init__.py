@@ -4,12 +4,31 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from cmap_jax.processing import (
+        clip_tokenizer,
+        hub,
         image_files,
         images,
         padded_resize,
+        pieces,
+        published_files,
+        siglip_tokenizer,
+        subwords,
         tokenizer,
         tokenizers,
         tokenizing,
     )
 
-__all__ = ["image_files", "images", "padded_resize", "tokenizer", "tokenizers", "tokenizing"]
+__all__ = [
+    "clip_tokenizer",
+    "hub",
+    "image_files",
+    "images",
+    "padded_resize",
+    "pieces",
+    "published_files",
+    "siglip_tokenizer",
+    "subwords",
+    "tokenizer",
+    "tokenizers",
+    "tokenizing",
+]

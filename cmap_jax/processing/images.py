@@ -32,6 +32,7 @@ from cmap_jax.processing.padded_resize import (
     RESAMPLINGS,
     crop_and_resize,
     pad_and_resize,
+    pad_to_ratio,
     resize_square,
 )
 
@@ -60,12 +61,14 @@ class ImagePreprocessing:
     Attributes:
         resize: side of the square that an image is brought to, pixels.
         crop: side of the square cut from it, pixels; at most `resize`.
-        pad_value: grey level of the padding, 0..255; 255 is white.
+        pad_value: grey level of the padding under "pad", 0..255; 255 is white.
         read_as: "released": EXIF orientation is ignored and alpha dropped, as in the published
             protocols; "upright": as a person sees it, turned as EXIF says, with transparency
             composited on the padding's grey level.
         fit: how an image becomes a square: "pad": its shorter side is padded; "crop": the ends of
-            its longer side are cut off; "stretch": its sides are scaled by different factors.
+            its longer side are cut off; "stretch": its sides are scaled by different factors;
+            "targetpad": one longer than 1.25 times its shorter side is padded to that with black,
+            whatever `pad_value` is, and then the ends of its longer side are cut off.
         resampling: the filter of resizing, "bilinear" or "bicubic", antialiased.
 
     Raises:
@@ -163,7 +166,9 @@ def to_square(image: Image.Image, preprocessing: ImagePreprocessing) -> Image.Im
     size, filter_ = preprocessing.resize, preprocessing.resampling
     if preprocessing.fit == "pad":
         return pad_and_resize(image, size, preprocessing.pad_value, filter_)
-    if preprocessing.fit == "crop":
+    if preprocessing.fit == "targetpad":
+        image = pad_to_ratio(image)
+    if preprocessing.fit in ("crop", "targetpad"):
         return crop_and_resize(image, size, filter_)
     return resize_square(image, size, filter_)
 

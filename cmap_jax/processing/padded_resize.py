@@ -8,9 +8,10 @@ import math
 
 from PIL import Image
 
-FITS = ("pad", "crop", "stretch")
+FITS = ("pad", "crop", "stretch", "targetpad")
 RESAMPLINGS = ("bilinear", "bicubic")
 
+_TARGET_RATIO = 1.25  # longer side by shorter side, above which "targetpad" pads
 _LONGEST = 16  # times the shorter side; what lies beyond is cut off before resizing
 
 
@@ -26,6 +27,21 @@ def pad_to_square(image: Image.Image, pad_value: int = 255) -> Image.Image:
     side = max(image.size)
     corner = ((side - image.width) // 2, (side - image.height) // 2)
     return _paste(image, (side, side), corner, pad_value)
+
+
+def pad_to_ratio(image: Image.Image) -> Image.Image:
+    """Pad the shorter side with black until the longer one is at most 1.25 times as long.
+
+    See docs/method.md, section 4, pictures of other encoders. Each end gets the same number of
+    pixels, rounded down.
+
+    Args:
+        image: mode "RGB", any size.
+    """
+    target = max(image.size) / _TARGET_RATIO
+    width, height = (max(int((target - side) / 2), 0) for side in image.size)
+    size = (image.width + 2 * width, image.height + 2 * height)
+    return _paste(image, size, (width, height), 0)
 
 
 def resize_square(image: Image.Image, size: int, resampling: str = "bilinear") -> Image.Image:

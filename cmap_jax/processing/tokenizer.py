@@ -20,10 +20,9 @@ from etils import epath
 from nltk.tokenize import NLTKWordTokenizer
 
 from cmap_jax.files import parse_json, read_text, write_text
-from cmap_jax.processing.tokenizing import Text, Tokenizer, captions_of
+from cmap_jax.processing.tokenizing import Text, Tokenizer, captions_of, check_captions
 
 PAD, START, AND, END, UNKNOWN = SPECIAL_TOKENS = ("<pad>", "<start>", "<and>", "<end>", "<unk>")
-MAX_CAPTIONS = 2
 FILE = "vocabulary.txt"  # the name of the file that `save` writes
 
 _NEAR = 0.7  # the least similarity of two spellings, 0 to 1, as `difflib` measures it
@@ -76,6 +75,9 @@ class Vocabulary(Tokenizer):
     Attributes:
         words: the word of each id.
     """
+
+    counts_words = True
+    readable = "the letters a to z"
 
     def __init__(self, words: Sequence[str]):
         """Take the words in id order.
@@ -197,11 +199,8 @@ class Vocabulary(Tokenizer):
         Raises:
             ValueError: no caption, or more than two.
         """
-        captions = captions_of(text)
-        if not 1 <= len(captions) <= MAX_CAPTIONS:
-            raise ValueError(f"a text has one or two captions, not {len(captions)}: {captions}")
         tokens = [START]
-        for i, caption in enumerate(captions):
+        for i, caption in enumerate(check_captions(text)):
             tokens += [*([AND] if i else []), *tokenize(caption)]
         unknown = self._ids[UNKNOWN]
         return [self._ids.get(token, unknown) for token in [*tokens, END]]

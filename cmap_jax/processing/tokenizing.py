@@ -13,19 +13,29 @@ import numpy as np
 
 Text = str | Sequence[str]
 
+MAX_CAPTIONS = 2
+_CONJUNCTION = " and "  # between two captions, for a tokenizer without a token of its own for it
+
 
 class Tokenizer(abc.ABC):
-    """Texts to token ids; id 0 is the padding.
+    """Texts to token ids; positions after a text's last id are filled up with 0.
 
-    The methods with a body describe a tokenizer that reads every text. One that drops characters or
-    has a closed list of words overrides them, so that users learn of the loss.
+    The methods with a body describe a tokenizer that reads every text. One that drops characters,
+    has a closed list of words, or cuts long texts overrides them, so that users learn of the loss.
 
     Attributes:
-        width: tokens T of every batch, for an encoder with a fixed number of positions; None: as
-            many as the longest text of the batch has.
+        width: tokens T of every batch, for an encoder that reads the padding too; None: as many as
+            the longest text of the batch has.
+        limit: tokens that a text has at most, since the rest is cut off; None: texts of any length
+            are read to the end.
+        counts_words: whether a new model's is made from the training captions; else from files.
+        readable: the characters that it reads, in words.
     """
 
-    width: ClassVar[int | None] = None
+    width: int | None = None
+    limit: int | None = None
+    counts_words: ClassVar[bool] = False
+    readable: ClassVar[str] = "all characters"
 
     @classmethod
     @abc.abstractmethod
@@ -35,10 +45,15 @@ class Tokenizer(abc.ABC):
         """Return the tokenizer of a new model.
 
         Args:
-            source: ``config.model.text.init_from``, for a tokenizer that comes with pretrained
-                weights; None where a model starts without any.
+            source: ``config.model.text.tokenizer_files`` or else ``.init_from``, for a tokenizer
+                that is published as files; None where neither is set.
             captions: raw training captions, for one that is built from them.
             extra_special: words of the data set that must have an id even if no caption has them.
+
+        Raises:
+            FileNotFoundError: there are no such files.
+            ValueError: files that are damaged or another tokenizer's, or none where some are
+                needed; names the file or the field, and the remedy.
         """
 
     @classmethod
@@ -122,7 +137,37 @@ class Tokenizer(abc.ABC):
         """Tell whether no word is left of a caption that is not blank."""
         return False
 
+    def cuts(self, text: Text) -> bool:
+        """Tell whether a text is longer than ``limit``, so that its end is not read."""
+        return False
+
 
 def captions_of(text: Text) -> tuple[str, ...]:
     """Return the captions of a text."""
     return (text,) if isinstance(text, str) else tuple(text)
+
+
+def check_captions(text: Text) -> tuple[str, ...]:
+    """Return the captions of a text.
+
+    Raises:
+        ValueError: no caption, or more than two.
+    """
+    captions = captions_of(text)
+    if not 1 <= len(captions) <= MAX_CAPTIONS:
+        raise ValueError(f"a text has one or two captions, not {len(captions)}: {captions}")
+    return captions
+
+
+def join_captions(text: Text) -> str:
+    """Return a text as one sentence: of two captions those that are not blank, joined by " and ".
+
+    See docs/method.md, section 4, sub-word tokenizers.
+
+    Raises:
+        ValueError: no caption, or more than two.
+    """
+    captions = check_captions(text)
+    if len(captions) == 1:
+        return captions[0]
+    return _CONJUNCTION.join(caption for caption in captions if caption.strip())

@@ -8,6 +8,7 @@ from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders import image_entry, image_settings
 from cmap_jax.models.image_encoder import LEVELS
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
+from cmap_jax.training.parameter_groups import check_groups
 
 
 def check_config(config: ConfigDict, *, training: bool = True) -> None:
@@ -48,6 +49,7 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
             raise ValueError(
                 f"config.loss.{field} must have {len(LEVELS)} numbers, for {', '.join(LEVELS)}"
             )
+    check_groups(config)
     try:
         ImagePreprocessing(
             resize=config.data.resize,

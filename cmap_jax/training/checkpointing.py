@@ -20,7 +20,7 @@ from cmap_jax.training.progress import Progress
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
-from cmap_jax.workdir.weights import check_variables, variables_to_save
+from cmap_jax.workdir.weights import AVERAGE, check_variables, variables_to_save
 
 _logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Checkpoints:
             # A run that was killed before its next state was saved may have left variables.
             if step in self._best.all_steps():
                 self._best.delete(step)
-            self._best.save(step, args=variables_to_save(state.variables, self._run))
+            self._best.save(step, args=variables_to_save(state.variables_to_use, self._run))
 
     def restore(self, like: TrainState) -> tuple[TrainState, Progress]:
         """Restore the latest good state.
@@ -233,7 +233,7 @@ class Checkpoints:
         problem = "they are not there"
         if known in self._best.all_steps():
             try:
-                check_variables(self._root, known, self._run, state.variables)
+                check_variables(self._root, known, self._run, state.variables_to_use)
                 return
             except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
                 problem = _in_short(error)
@@ -278,10 +278,11 @@ def _in_short(error: Exception) -> str:
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
     """Return a state as a dict, from which a model can be read without the optimiser's classes."""
-    return {
+    tree = {
         "params": state.params,
         "batch_stats": state.batch_stats,
         "opt_state": state.opt_state,
         "step": state.step,
         "skipped": state.skipped,
     }
+    return tree if state.average is None else {**tree, AVERAGE: state.average}

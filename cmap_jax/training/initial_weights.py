@@ -157,8 +157,10 @@ def _check_pretrained(
             raise ValueError(f"{field}: {model[part].name} has no pretrained weights; leave it out")
         return
     if source:
-        if source != entry.pretrained.packaged and not epath.Path(source).exists():
+        if not epath.Path(source).exists() and not entry.pretrained.is_name(source):
             raise FileNotFoundError(f"{field}: {source}: no such file")
+        if entry.pretrained.check:
+            pkgutil.resolve_name(entry.pretrained.check)(source, settings)
     elif model[part].frozen:
         _logger.warning(
             "%s: config.model.%s.frozen is set and neither %s nor config.init_from, so that the %s "

@@ -6,9 +6,17 @@ See docs/method.md, section 3.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
-from cmap_jax.models.encoders import image_entry, text_entry
+from cmap_jax.training.parameter_groups import (
+    GROUPS,
+    groups_of,
+    is_frozen,
+    learning_rates,
+    weight_decays,
+)
 
 TRAINED, FROZEN = "trained", "frozen"
 
@@ -65,28 +73,13 @@ def make_schedule(config: Any, steps_per_epoch: int) -> optax.Schedule:
 def label_parameters(params: Any, config: Any) -> Any:
     """Return "trained" or "frozen" for every parameter, in their tree (docs/method.md, section 3).
 
-    Under ``config.model.image.frozen`` and ``config.model.text.frozen``, the parts that the
-    encoders' entries name are frozen; everything else trains.
-
     Args:
         params: the parameters of a `CMAP`.
-        config: a whole config.
+        config: a whole config, which freezes groups of parameters; see `parameter_groups`.
     """
-    model = config.model
-    frozen = {
-        (module, part)
-        for module, is_frozen, entry in (
-            ("image_encoder", model.image.frozen, image_entry(model)),
-            ("text_encoder", model.text.frozen, text_entry(model)),
-        )
-        if is_frozen
-        for part in entry.frozen
-    }
-
-    def label(path: tuple, _: Any) -> str:
-        return FROZEN if tuple(entry.key for entry in path[:2]) in frozen else TRAINED
-
-    return jax.tree_util.tree_map_with_path(label, params)
+    frozen = {group for group in GROUPS if is_frozen(group, config)}
+    groups = groups_of(params, config)
+    return jax.tree.map(lambda group: FROZEN if group in frozen else TRAINED, groups)
 
 
 def select_trained(tree: Any, labels: Any) -> list[jax.Array]:
@@ -96,17 +89,15 @@ def select_trained(tree: Any, labels: Any) -> list[jax.Array]:
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Build AdamW with weight decay on all trained parameters; frozen ones never move.
+    """Build AdamW with the groups' learning rates and weight decays; frozen ones never move.
 
-    See docs/method.md, section 3.
+    See docs/method.md, section 3. By default all trained parameters decay and learn alike.
     """
     settings = config.optimizer
-    adamw = optax.adamw(
-        schedule,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+    adamw = optax.chain(
+        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        _decay_and_scale(config),
+        optax.scale_by_learning_rate(schedule),
     )
     if settings.clip_norm is not None:
         # Inside the partition: the norm is that of the trained parameters alone.
@@ -115,3 +106,22 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
         {TRAINED: adamw, FROZEN: optax.set_to_zero()},
         lambda params: label_parameters(params, config),
     )
+
+
+def _decay_and_scale(config: Any) -> optax.GradientTransformation:
+    """Add each parameter's weight decay, and multiply by its factor of the learning rate.
+
+    It has no state of its own, like `optax.add_decayed_weights`, in whose place it stands: the
+    states of runs without groups have the same form.
+    """
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        def change(update: jax.Array, param: jax.Array, decay: float, factor: Any) -> jax.Array:
+            if decay:
+                update = update + decay * param
+            return update if np.all(factor == 1) else update * jnp.asarray(factor, update.dtype)
+
+        decays, factors = weight_decays(params, config), learning_rates(params, config)
+        return jax.tree.map(change, updates, params, decays, factors), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

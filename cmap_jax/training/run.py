@@ -162,7 +162,7 @@ class TrainingRun:
         data = self.datasets.evaluations["val"]
         with self.display.evaluating():
             result = self.evaluator(
-                self.state.variables,
+                self.state.variables_to_use,
                 data,
                 examples=curves.EXAMPLES,
                 before_batch=self.stop.check,

@@ -18,13 +18,30 @@ def fit_vocabulary(config: ConfigDict, tokenizer: Any) -> ConfigDict:
         tokenizer: the tokenizer of the data.
 
     Raises:
-        ValueError: the config names another size.
+        ValueError: the config names another size, or the text encoder has fewer positions than the
+            tokenizer's texts may have tokens.
     """
-    size = config.model.text.vocabulary_size
+    text = config.model.text
+    size = text.vocabulary_size
     if size is not None and size != len(tokenizer):
+        counted = (
+            f"the data's vocabulary has {len(tokenizer)} words; leave the field unset to take the "
+            "data's"
+        )
+        published = (
+            f"the tokenizer {text.tokenizer} of {text.tokenizer_files or text.init_from} has "
+            f"{len(tokenizer)} ids: give the model's own with --config.model.text.tokenizer_files"
+        )
         raise ValueError(
-            f"config.model.text.vocabulary_size is {size}, but the data's vocabulary has "
-            f"{len(tokenizer)} words; leave the field unset to take the data's"
+            f"config.model.text.vocabulary_size is {size}, but "
+            f"{counted if tokenizer.counts_words else published}"
+        )
+    positions = text.get(text.name, {}).get("positions")
+    if positions is not None and (tokenizer.limit or 0) > positions:
+        raise ValueError(
+            f"config.model.text.{text.name}.positions is {positions}, but the texts of the "
+            f"tokenizer {text.tokenizer} have up to {tokenizer.limit} tokens: set it to "
+            f"{tokenizer.limit}, or give the model's own with --config.model.text.tokenizer_files"
         )
     config = config.copy_and_resolve_references()
     config.model.text.vocabulary_size = len(tokenizer)
@@ -47,6 +64,8 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
     problem = None
     if old.tokenizer != datasets.tokenizer:
         problem = "the captions give other words than its tokenizer has"
+        if not old.tokenizer.counts_words:
+            problem = "config.model.text.tokenizer_files has other files than its tokenizer"
     elif (ours := old.preprocessing.read_as) != (theirs := datasets.preprocessing.read_as):
         problem = (
             f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"

@@ -25,6 +25,7 @@ from cmap_jax.training.initial_weights import (
     apply_initial_weights,
     fit_initial_weights,
 )
+from cmap_jax.training.moving_average import start_average
 from cmap_jax.training.optimizer import make_optimizer, make_schedule
 from cmap_jax.training.progress import Progress
 from cmap_jax.training.run import Length, TrainingRun
@@ -134,7 +135,12 @@ def _make_programs(plan: _Plan) -> _Programs:
     schedule = make_schedule(config, plan.length.steps_per_epoch)
     tx = make_optimizer(config, schedule)
     create = functools.partial(
-        create_train_state, model, tx, seed=config.seed, image_size=config.data.crop
+        create_train_state,
+        model,
+        tx,
+        seed=config.seed,
+        image_size=config.data.crop,
+        average=functools.partial(start_average, config=config),
     )
     shapes = jax.eval_shape(create)
     shardings = sharding.by_size(shapes, mesh)
@@ -161,7 +167,7 @@ def _begin(plan: _Plan, programs: _Programs, initial: InitialWeights | None) -> 
     checkpoints = _claim(plan)
     state = programs.create()
     variables = apply_initial_weights(initial, state.variables)
-    state = state.replace(**variables)
+    state = state.replace(**variables, average=start_average(variables, plan.config))
     writer = _make_writer(plan)
     writer.write_hparams(curves.flat(plan.config.to_dict()))
     curves.write_parameters(state.params, writer, plan.workdir)

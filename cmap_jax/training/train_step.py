@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.gradients import make_gradient_function
+from cmap_jax.training.moving_average import update_average
 from cmap_jax.training.objective import Metrics
 from cmap_jax.training.optimizer import label_parameters, select_trained
 from cmap_jax.training.train_state import TrainState
@@ -59,6 +60,13 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if state.average is not None:
+            updates = state.step - state.skipped
+            new = new.replace(
+                average=update_average(
+                    state.average, new.variables, config.train.ema_decay, updates
+                )
+            )
         if config.train.non_finite == "skip":
             good = jnp.isfinite(terms["loss/total"] + gradient_norm)
             new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)

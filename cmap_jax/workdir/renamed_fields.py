@@ -1,4 +1,4 @@
-"""Config fields that have another name than in earlier versions.
+"""Config fields that have another name than in earlier versions, or that those did not have.
 
 Configs that earlier versions stored are read by `translate`; an old name on the command line is
 answered with the new one from `new_names`.
@@ -9,6 +9,9 @@ import functools
 import operator
 from collections.abc import Mapping
 from typing import Any
+
+from cmap_jax.config_fields import FIELDS, flatten
+from configs import default
 
 # The old name of each field, with its names today.
 _RENAMED = {
@@ -44,7 +47,7 @@ def has_old_names(content: Mapping[str, Any]) -> bool:
 
 
 def translate(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored config, nested, with the names of today."""
+    """Return a stored config, nested, with the names of today and the fields that it lacks."""
     translated = copy.deepcopy(dict(content))
     if has_old_names(content):
         for name, value in _ADDED.items():
@@ -55,7 +58,23 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
             value = functools.reduce(operator.getitem, parents, translated).pop(field)
             for name in names:
                 _set(translated, name, _RENAMED_VALUES.get((old, value), value))
+    for name, value in _added().items():
+        if not _has(translated, name):
+            _set(translated, name, value)
     return translated
+
+
+def is_as_before(name: str, value: Any) -> bool:
+    """Tell whether earlier versions lack a field, and a value of it describes what they do."""
+    added = _added()
+    return name in added and added[name] == value
+
+
+@functools.cache
+def _added() -> dict[str, Any]:
+    """Return the fields that earlier versions lack, with their defaults."""
+    defaults = flatten(default.get_config())
+    return {name: defaults[name] for name, field in FIELDS.items() if field.added}
 
 
 def _has(content: Any, name: str) -> bool:

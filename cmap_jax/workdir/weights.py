@@ -1,15 +1,29 @@
 """The variables in a workdir's ``best/``, saved with a fingerprint and verified when read."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax
 import jax
 import orbax.checkpoint as ocp
 
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.workdir.description import BEST, CHECKPOINTS, CONFIG, absolute
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
+
+AVERAGE = "average"  # the part of a saved state that holds the moving average, if it has one
+
+
+def with_average(variables: Mapping[str, Any], average: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables with their moving average in place of those that have one.
+
+    Args:
+        variables: all variables of a model.
+        average: a part of their tree; see `cmap_jax.training.moving_average`.
+    """
+    flat, averaged = (flax.traverse_util.flatten_dict(dict(tree)) for tree in (variables, average))
+    return flax.traverse_util.unflatten_dict(flat | averaged)
 
 
 def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
@@ -98,14 +112,23 @@ def read_variables(
 
 
 def _read_verified(manager: ocp.CheckpointManager, step: int, item: str, expected: Any) -> Any:
-    """Return an item's arrays, those that ``expected`` has, and verify their fingerprints."""
+    """Return an item's arrays, those that ``expected`` has, and verify their fingerprints.
+
+    A state's moving average is read in place of the variables that have one.
+    """
+    about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+    saved = {tuple(name.split("/")) for name in about["fingerprint"]}
+    wanted = {
+        (AVERAGE, *path) if (AVERAGE, *path) in saved else path: array
+        for path, array in flax.traverse_util.flatten_dict(dict(expected)).items()
+    }
+    wanted = flax.traverse_util.unflatten_dict(wanted)
     restore = ocp.args.PyTreeRestore(
-        expected,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
         # A state also holds the optimiser's part, which is not read here.
         partial_restore=item == "state",
     )
-    args = ocp.args.Composite(**{item: restore, "about": ocp.args.JsonRestore()})
-    restored = manager.restore(step, args=args)
-    check_fingerprint(restored[item], restored["about"]["fingerprint"])
-    return restored[item]
+    restored = manager.restore(step, args=ocp.args.Composite(**{item: restore}))[item]
+    check_fingerprint(restored, about["fingerprint"])
+    return with_average(restored, restored.pop(AVERAGE, {}))

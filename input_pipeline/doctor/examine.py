@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence, Set
 
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.remedies import spelled
 from input_pipeline import prepared, storage
 from input_pipeline.doctor import published
@@ -58,7 +59,7 @@ def examine(
     name: str,
     directory: str,
     image_directory: str | None = None,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: Tokenizer | None = None,
     near_names: str = "fail",
 ) -> Report:
     """Examine a data set: annotations, every image file, and what follows for training.
@@ -69,7 +70,8 @@ def examine(
         name: an entry of `registry.DATA_SETS`, or an alias.
         directory: the folder of the annotations.
         image_directory: the folder of the images; None: inside ``directory``.
-        vocabulary: a model's words, to compare the captions with; None: the training captions'.
+        vocabulary: a model's tokenizer, to check the captions with; None: the words of the training
+            captions.
         near_names: "fail", or "accept" to take files with near names for missing images.
 
     Raises:
@@ -93,7 +95,8 @@ def examine(
     reasons = check_images(records)
     usable = [image for i, image in records.images.items() if i not in reasons]
     annotations = list_annotations(records)
-    readings = read_splits(records, annotations, vocabulary)
+    tokenizer = vocabulary or Vocabulary.build(records.vocabulary_captions, records.extra_special)
+    readings = read_splits(records, annotations, tokenizer)
     counts = tuple(data_set.counts(records, directory)) if data_set.counts else ()
     items = Share(len(records.train), _items_without(records, set(reasons)))
     findings = [
@@ -112,7 +115,7 @@ def examine(
         *duplicate_findings(records, usable, annotations),
         *same_image_findings(annotations),
         *leak_findings(records),
-        *caption_findings(records, annotations, readings),
+        *caption_findings(records, annotations, readings, tokenizer),
         *word_findings(records, readings, vocabulary),
         *_rendering_findings(data_set, directory),
     ]

@@ -5,17 +5,18 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from cmap_jax.processing.tokenizer import Vocabulary, loses_all_words
+from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.processing.tokenizing import Tokenizer, join_captions
 from input_pipeline.records import Records
 from input_pipeline.texts import (
     ALLOW,
     MANY_UNKNOWN,
     MANY_WORDLESS,
     TOO_MUCH,
-    WORDLESS_REMEDY,
     Reading,
     read_captions,
     trained_splits,
+    wordless_remedy,
     words_remedy,
 )
 
@@ -131,26 +132,28 @@ def captions_by_split(annotations: Iterable[Annotation]) -> dict[str, list[str]]
 
 
 def read_splits(
-    records: Records, annotations: Iterable[Annotation], vocabulary: Vocabulary | None
+    records: Records, annotations: Iterable[Annotation], tokenizer: Tokenizer
 ) -> dict[str, Reading]:
     """Return how a model reads the captions of each split.
 
     Args:
         records: the data set.
         annotations: all of its annotations, or those of some splits.
-        vocabulary: a model's vocabulary; None: the one that training would count.
+        tokenizer: a model's, or the one that training would make.
     """
-    known = vocabulary or Vocabulary.build(records.vocabulary_captions, records.extra_special)
     captions = captions_by_split(annotations)
-    return {split: read_captions(texts, known) for split, texts in captions.items()}
+    return {split: read_captions(texts, tokenizer) for split, texts in captions.items()}
 
 
 def caption_findings(
-    records: Records, annotations: Sequence[Annotation], readings: Mapping[str, Reading]
+    records: Records,
+    annotations: Sequence[Annotation],
+    readings: Mapping[str, Reading],
+    tokenizer: Tokenizer,
 ) -> Iterator[Finding]:
-    """Yield captions that are empty, and captions that lose all their words in cleaning."""
+    """Yield captions that are empty, lose all their words in cleaning, or are too long."""
     empty = list(_captions(annotations, lambda caption: not caption.strip()))
-    lost = list(_captions(annotations, loses_all_words))
+    lost = list(_captions(annotations, tokenizer.loses_all_words))
     shares = {split: reading.wordless_share for split, reading in readings.items()}
     severity = max(
         (_severity(records, split, share, MANY_WORDLESS) for split, share in shares.items()),
@@ -158,7 +161,7 @@ def caption_findings(
         default="note",
     )
     legal = f"{_NOTHING}: a text without words is legal; to mend it, write a caption there"
-    mend = legal if severity == "note" else f"{WORDLESS_REMEDY}; or {ALLOW}"
+    mend = legal if severity == "note" else f"{wordless_remedy(tokenizer)}; or {ALLOW}"
     many = [f"{share:.0%} of {split}" for split, share in shares.items() if share > MANY_WORDLESS]
     yield from _caption_finding(
         empty, kind="empty_caption", severity="note", state="empty", remark="", fix=legal
@@ -171,6 +174,16 @@ def caption_findings(
         remark=f": {', '.join(many)}" if many else "",
         fix=mend,
     )
+    if cut := [a for a in annotations if a.captions and tokenizer.cuts(a.captions)]:
+        yield Finding(
+            kind="long_text",
+            severity="warning",
+            title=f"{number(len(cut), 'text')} longer than {tokenizer.limit} tokens "
+            f"({by_split(cut)})",
+            count=len(cut),
+            items=tuple(f"{a}: {join_captions(a.captions)!r}" for a in cut),
+            fix="shorten them: their ends are not read",
+        )
 
 
 def _caption_finding(
@@ -338,27 +351,28 @@ def _leak(
 
 
 def word_findings(
-    records: Records, readings: Mapping[str, Reading], vocabulary: Vocabulary | None
+    records: Records, readings: Mapping[str, Reading], tokenizer: Tokenizer | None
 ) -> Iterator[Finding]:
     """Yield the words that a vocabulary lacks.
 
     Args:
         records: the data set.
         readings: for each split, how its captions are read with the vocabulary.
-        vocabulary: a model's vocabulary; None: the one that training would count.
+        tokenizer: a model's; None: the one that training would make of the words.
     """
-    if vocabulary is None and not records.vocabulary_captions:
+    if tokenizer is None and not records.vocabulary_captions:
         yield Finding(
             kind="words_not_checked",
             severity="note",
             title="words are not checked: there are no training captions to count them in",
             count=0,
             items=(),
-            fix="give a model's words: --vocabulary WORKDIR/vocabulary.txt",
+            fix="give a model's tokenizer: --vocabulary WORKDIR",
         )
         return
     own = Vocabulary.build(records.vocabulary_captions, records.extra_special)
-    remedy = words_remedy(vocabulary)
+    counts_words = tokenizer is None or tokenizer.counts_words
+    remedy = words_remedy(tokenizer)
     for split, reading in readings.items():
         if not reading.unknown:
             continue
@@ -366,7 +380,7 @@ def word_findings(
         fix = f"{_NOTHING}: the model reads each of them as <unk>"
         if severity != "note":
             fix = f"{remedy}; or {ALLOW}" if severity == "error" else remedy
-        elif split == "train" and any(word in own for word in reading.unknown):
+        elif counts_words and split == "train" and any(word in own for word in reading.unknown):
             # A model that was trained on this data has all words that training counts.
             severity = "warning"
             fix = "give the vocabulary.txt of a model that was trained on this data set"

@@ -54,8 +54,7 @@ def test_values(tmp_path, is_zip):
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         expected = (tensor.float() if half else tensor).detach().numpy()
         np.testing.assert_array_equal(arrays[name], expected)
-        widened = expected.dtype.itemsize == 2
-        assert arrays[name].dtype == (np.float32 if widened else expected.dtype)
+        assert arrays[name].dtype == expected.dtype
 
 
 @BOTH_FORMS

