@@ -5,6 +5,9 @@ from ml_collections.config_dict import placeholder
 
 from configs import towers
 
+# The word in a config's argument for the encoder whose weights install with pip.
+PACKAGED = "pretrained"
+
 
 def get_config() -> ConfigDict:
     """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe.
@@ -289,11 +292,12 @@ def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[st
         allowed: words that the config file understands, besides those of `configs/towers.py`.
 
     Raises:
-        ValueError: a word that is not allowed, or several towers; names those that are.
+        ValueError: a word that is not allowed, or several that name an encoder; names those that
+            are.
     """
     words = set(filter(None, argument.split(",")))
     named = words & towers.WEIGHTS.keys()
-    if words - named - set(allowed) or len(named) > 1:
+    if words - named - set(allowed) or len(named | words & {PACKAGED}) > 1:
         known, models = (", ".join(f'"{w}"' for w in ws) for ws in (allowed, towers.WEIGHTS))
         raise ValueError(
             f"{file} takes no argument or {known}, not {argument!r}; with or without them it takes "
@@ -310,11 +314,12 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
     Args:
         file: path of the config file, for errors.
         argument: empty for stage 1; "finetune" for stage 2, which starts from stage 1's best
-            checkpoint and trains everything; "debug" with either makes the model small. A word of
-            `configs/towers.py` with any of them replaces the ResNet and the GRU.
+            checkpoint and trains everything; "debug" with either makes the model small. With any
+            of them, "pretrained" replaces the ResNet by EfficientNet-Lite0, and a word of
+            `configs/towers.py` replaces the ResNet and the GRU.
         data_name: value of ``config.data.name``.
     """
-    words = parse_argument(argument, file, ("finetune", "debug"))
+    words = parse_argument(argument, file, ("finetune", "debug", PACKAGED))
     config = get_config()
     config.data.name = data_name
     towers.use(config, words)
@@ -325,7 +330,28 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
         towers.finetune(config)
     if "debug" in words:
         shrink(config)
+    if PACKAGED in words:
+        use_packaged(config, finetune="finetune" in words)
     return config
+
+
+def use_packaged(config: ConfigDict, *, finetune: bool) -> None:
+    """Set a config to EfficientNet-Lite0 with the ImageNet weights of an installed package.
+
+    Word vectors are not in it. Words therefore train from stage 1 on, from random values or from
+    ``config.model.text.init_from``, GloVe's 50 dimensions; with these, the method freezes them in
+    stage 1, ``config.model.text.frozen``.
+
+    Args:
+        config: a whole config.
+        finetune: whether it is stage 2, which has its weights from stage 1.
+    """
+    config.model.image.name = "efficientnet_lite0"
+    config.model.image.init_from = None if finetune else "efficientnet_lite0"
+    config.model.image.frozen = not finetune
+    config.model.text.frozen = False
+    config.model.text.gru.word_dim = 50
+    config.model.text.lstm.word_dim = 50
 
 
 def shrink(config: ConfigDict) -> None:

@@ -32,10 +32,10 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "efficientnet_lite0",
-    "load_efficientnet_lite0",
     "fill_pretrained",
     "hugging_face",
     "hugging_face_config",
+    "load_efficientnet_lite0",
     "load_hugging_face",
     "load_reference_checkpoint",
     "load_release_vocabulary",

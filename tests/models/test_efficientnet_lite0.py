@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: counts and shapes, what its settings do, and what is kept for the gradient."""
+"""EfficientNet-Lite0: counts and shapes, its settings, and what is kept for the gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ def test_shapes(high, width, size):
     maps = outputs(EfficientNetLite0(high=high), size)
     sides = {level: m.shape[1] for level, m in maps.items()}
     assert sides == {"high": size // 32, "mid": size // 16, "low": size // 8}
-    assert [m.shape[-1] for m in maps.values()] == [width, 112, 40]
+    widths = {level: m.shape[-1] for level, m in maps.items()}
+    assert widths == {"high": width, "mid": 112, "low": 40}
 
 
 @pytest.mark.parametrize("remat", ["none", "products", "blocks"])
