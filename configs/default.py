@@ -5,6 +5,9 @@ from ml_collections.config_dict import placeholder
 
 from configs import towers
 
+# The word in a config's argument for the encoder whose weights install with pip.
+PACKAGED = "pretrained"
+
 
 def get_config() -> ConfigDict:
     """Return the defaults: CMAP with a ResNet-50, stage 1 of the paper's recipe.
@@ -41,15 +44,17 @@ def get_config() -> ConfigDict:
     config.model.pretrained = placeholder(str)
 
     config.model.image = ConfigDict()
-    # The family of the image encoder; the part of its name below holds its settings. See
-    # cmap_jax/models/encoders.
+    # The family of the image encoder: "resnet", "efficientnet_lite0", "clip" or "siglip"; the part
+    # of its name below holds its settings. See cmap_jax/models/encoders.
     config.model.image.name = "resnet"
     config.model.image.cross_level = "down"  # "down" as released, "up" the pyramid, "none"
-    # A file of pretrained weights: torchvision's ResNet of this depth and width, .pth or
-    # .safetensors; "clip", "siglip": a folder as Hugging Face stores it, or an id. None: random
-    # values.
+    # A file of pretrained weights, .pth or .safetensors: torchvision's ResNet of this depth and
+    # width, or EfficientNet-Lite0's. "efficientnet_lite0": those of the installed package (pip
+    # install 'cmap_jax[pretrained]'). "clip", "siglip": a folder as Hugging Face stores it, or an
+    # id. None: random values.
     config.model.image.init_from = placeholder(str)
-    # No gradient and no weight decay for the pretrained part: the whole ResNet (stage 1).
+    # No gradient and no weight decay for the pretrained part: the whole network before the
+    # cross-level interaction (stage 1).
     config.model.image.frozen = True
     config.model.image.resnet = ConfigDict()
     config.model.image.resnet.depth = 50  # layers: 18, 34 or 50
@@ -60,6 +65,13 @@ def get_config() -> ConfigDict:
     # Number of equal parts of the global batch, each normalised by its own statistics. 1: the whole
     # batch; the number of devices: each device its own part, without communication.
     config.model.image.resnet.batch_norm_groups = 1
+    config.model.image.efficientnet_lite0 = ConfigDict()
+    # The level high: "head", the last convolution's 1,280 channels; or "blocks", the 320 of the
+    # last block, without the head.
+    config.model.image.efficientnet_lite0.high = "head"
+    # As the ResNet's. "running" keeps the features that the weights were published with.
+    config.model.image.efficientnet_lite0.frozen_batch_norm = "running"
+    config.model.image.efficientnet_lite0.batch_norm_groups = 1  # as the ResNet's
     config.model.image.clip = ConfigDict()  # CLIP's vision tower; these are ViT-B/32's values
     config.model.image.clip.width = 768  # channels of the tokens
     config.model.image.clip.layers = 12  # blocks
@@ -292,11 +304,12 @@ def parse_argument(argument: str, file: str, allowed: tuple[str, ...]) -> set[st
         allowed: words that the config file understands, besides those of `configs/towers.py`.
 
     Raises:
-        ValueError: a word that is not allowed, or several towers; names those that are.
+        ValueError: a word that is not allowed, or several that name an encoder; names those that
+            are.
     """
     words = set(filter(None, argument.split(",")))
     named = words & towers.WEIGHTS.keys()
-    if words - named - set(allowed) or len(named) > 1:
+    if words - named - set(allowed) or len(named | words & {PACKAGED}) > 1:
         known, models = (", ".join(f'"{w}"' for w in ws) for ws in (allowed, towers.WEIGHTS))
         raise ValueError(
             f"{file} takes no argument or {known}, not {argument!r}; with or without them it takes "
@@ -313,11 +326,12 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
     Args:
         file: path of the config file, for errors.
         argument: empty for stage 1; "finetune" for stage 2, which starts from stage 1's best
-            checkpoint and trains everything; "debug" with either makes the model small. A word of
-            `configs/towers.py` with any of them replaces the ResNet and the GRU.
+            checkpoint and trains everything; "debug" with either makes the model small. With any
+            of them, "pretrained" replaces the ResNet by EfficientNet-Lite0, and a word of
+            `configs/towers.py` replaces the ResNet and the GRU.
         data_name: value of ``config.data.name``.
     """
-    words = parse_argument(argument, file, ("finetune", "debug"))
+    words = parse_argument(argument, file, ("finetune", "debug", PACKAGED))
     config = get_config()
     config.data.name = data_name
     towers.use(config, words)
@@ -328,7 +342,28 @@ def get_stage(file: str, argument: str, data_name: str) -> ConfigDict:
         towers.finetune(config)
     if "debug" in words:
         shrink(config)
+    if PACKAGED in words:
+        use_packaged(config, finetune="finetune" in words)
     return config
+
+
+def use_packaged(config: ConfigDict, *, finetune: bool) -> None:
+    """Set a config to EfficientNet-Lite0 with the ImageNet weights of an installed package.
+
+    Word vectors are not in it. Words therefore train from stage 1 on, from random values or from
+    ``config.model.text.init_from``, GloVe's 50 dimensions; with these, the method freezes them in
+    stage 1, ``config.model.text.frozen``.
+
+    Args:
+        config: a whole config.
+        finetune: whether it is stage 2, which has its weights from stage 1.
+    """
+    config.model.image.name = "efficientnet_lite0"
+    config.model.image.init_from = None if finetune else "efficientnet_lite0"
+    config.model.image.frozen = not finetune
+    config.model.text.frozen = False
+    config.model.text.gru.word_dim = 50
+    config.model.text.lstm.word_dim = 50
 
 
 def shrink(config: ConfigDict) -> None:

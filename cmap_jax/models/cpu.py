@@ -1,10 +1,11 @@
 """Other algorithms for XLA's CPU back end, with the same values as the plain ones of `layers`.
 
 Accelerators get the plain code and its automatic gradient. XLA's CPU back end is fast at matrix
-products and at plain convolutions of large maps, and slow at three things, which have a second form
+products and at plain convolutions of large maps, and slow at four things, which have a second form
 here (`benchmarks/README.md` has the measurements by layer):
 
 - 1x1 convolutions, convolutions of small maps and weight gradients, written as matrix products;
+- depthwise convolutions, written as sums of shifted maps, each times its weight;
 - the gradient of batch normalisation, written out;
 - maximum pooling, whose gradient is a scatter, written as a comparison of shifted maps.
 
@@ -19,6 +20,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from cmap_jax.numerics import at_least_float32
 
 # Below this number of rows and columns, a product of gathered patches beats XLA's convolution.
 _SMALL_MAP = 8
@@ -220,6 +223,38 @@ def _contract_rows(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _largest_divisor(number: int, most: int) -> int:
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
+def convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Return the maps of `layers.convolve_depthwise`, as a sum over the kernel's positions.
+
+    XLA fuses the sum into one pass over the maps. Its own convolution in groups takes 10 to 40
+    times as long, and the gradients of that one 2 to 100 times.
+    """
+    size = kernel.shape[0]
+    outs = [-(-side // stride) for side in x.shape[1:3]]
+    missing = [
+        max((out - 1) * stride + size - side, 0)
+        for out, side in zip(outs, x.shape[1:3], strict=True)
+    ]
+    padding = [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)]
+    # Without the barrier, whatever computes the maps may be computed anew for every position.
+    padded = jnp.pad(jax.lax.optimization_barrier(at_least_float32(x)), padding)
+    spans = [(out - 1) * stride + 1 for out in outs]
+    taps = (
+        padded[:, i : i + spans[0] : stride, j : j + spans[1] : stride] * kernel[i, j, 0]
+        for i in range(size)
+        for j in range(size)
+    )
+    return functools.reduce(jnp.add, taps).astype(x.dtype)
+
+
+def depthwise_gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of `convolve_depthwise` with respect to the maps and the kernel."""
+    dy = jax.lax.optimization_barrier(dy)
+    return jax.vjp(lambda x, kernel: convolve_depthwise(x, kernel, stride), x, kernel)[1](dy)
 
 
 def batch_norm_gradients(

@@ -86,6 +86,58 @@ class Conv(nn.Module):
         return y
 
 
+@cpu.with_cpu_form(forward=cpu.convolve_depthwise, backward=cpu.depthwise_gradients, arrays=2)
+def convolve_depthwise(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "k k 1 C"], stride: int
+) -> Float[Array, "B H2 W2 C"]:
+    """Convolve each channel with a square kernel of its own, padded as TensorFlow's "SAME".
+
+    Args:
+        x: maps.
+        kernel: weights, in the dtype of ``x``.
+        stride: step in pixels.
+
+    Returns:
+        Maps of ``ceil(H / stride)`` rows, in the dtype of ``x``. Where the zeros that this takes
+        are odd in number, the bottom and the right have one more: for a kernel of 3 and stride 2 on
+        an even side none before and one after, where PyTorch's usual padding has one and one.
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+class DepthwiseConv(nn.Module):
+    """A convolution of each channel by itself, without a bias, ``[B, H, W, C] -> [B, H', W', C]``.
+
+    Attributes:
+        kernel_size: side of the kernel in pixels.
+        stride: step in pixels.
+        dtype: dtype of the products and of the result.
+
+    The padding is that of `convolve_depthwise`. Parameter: ``kernel`` [k, k, 1, C], normal with
+    variance 2 / k^2.
+    """
+
+    kernel_size: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
+        """Convolve a batch of maps."""
+        size = self.kernel_size
+        init = nn.initializers.normal(math.sqrt(2) / size)
+        kernel = self.param("kernel", init, (size, size, 1, x.shape[-1]))
+        y = convolve_depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return checkpoint_name(y, PRODUCT)
+
+
 class Dense(nn.Module):
     """A linear layer with PyTorch's initial values, ``[..., C] -> [..., features]``.
 

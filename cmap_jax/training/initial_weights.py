@@ -56,6 +56,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
 
     Raises:
         FileNotFoundError: a file or folder is missing; names it.
+        ModuleNotFoundError: a package with weights is not installed; says how to install it.
         ValueError: one that is damaged, or made for another model; says what differs.
     """
     model, image, text = config.model, config.model.image, config.model.text

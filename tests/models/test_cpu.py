@@ -9,7 +9,7 @@ from cmap_jax.models import cpu, layers
 
 _plain = {
     name: getattr(layers, name).__wrapped__
-    for name in ("convolve", "normalize_by_batch", "max_pool")
+    for name in ("convolve", "convolve_depthwise", "normalize_by_batch", "max_pool")
 }
 
 
@@ -45,6 +45,27 @@ def test_convolutions_agree(side, size, stride, channels, width, monkeypatch, x6
     assert shape == (4, (side - 1) // stride + 1, (x.shape[2] - 1) // stride + 1, width)
     dy = jnp.asarray(rng.normal(size=shape))
     _agree("convolve", (x, kernel), stride, cotangent=dy)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("side", [2, 7])
+def test_depthwise_convolutions_agree(side, size, stride, x64):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, side, side + 2, 3)))
+    kernel = jnp.asarray(rng.normal(size=(size, size, 1, 3)))
+    shape = jax.eval_shape(lambda: layers.convolve_depthwise(x, kernel, stride)).shape
+    assert shape == (2, -(-side // stride), -(-(side + 2) // stride), 3)
+    dy = jnp.asarray(rng.normal(size=shape))
+    _agree("convolve_depthwise", (x, kernel), stride, cotangent=dy)
+
+
+def test_depthwise_padding_is_tensorflow_s():
+    """With stride 2 on an even side, the first pixel of a result is at the first pixel itself."""
+    x = jnp.arange(1.0, 5.0)[None, :, None, None] * jnp.ones((1, 4, 4, 1))
+    kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1)
+    y = layers.convolve_depthwise(x, kernel, 2)
+    np.testing.assert_array_equal(y[0, :, 0, 0], [1, 3])
 
 
 def test_batch_norms_agree(x64):
@@ -90,6 +111,9 @@ def test_accelerators_get_the_plain_code(platform):
     text = _lowered("convolve", arrays, 1, platform=platform)
     assert text.count("stablehlo.convolution") == (3 if is_plain else 0)
     assert ("concatenate" in text) != is_plain
+    arrays = jnp.zeros((2, 4, 4, 8)), jnp.zeros((3, 3, 1, 8))
+    text = _lowered("convolve_depthwise", arrays, 1, platform=platform)
+    assert ("stablehlo.convolution" in text) == is_plain
     text = _lowered("max_pool", (jnp.zeros((2, 8, 8, 4)),), platform=platform)
     assert ("select_and_scatter" in text) == is_plain
 
@@ -98,4 +122,7 @@ def test_accelerators_get_the_plain_code(platform):
 def test_dtypes_stay(dtype):
     x, kernel = jnp.ones((2, 4, 4, 3), dtype), jnp.ones((3, 3, 3, 8), dtype)
     y, pull_back = jax.vjp(lambda x, k: layers.max_pool(layers.convolve(x, k, 2)), x, kernel)
+    assert {y.dtype, *(g.dtype for g in pull_back(y))} == {jnp.dtype(dtype)}
+    arrays = x, jnp.ones((3, 3, 1, 3), dtype)
+    y, pull_back = jax.vjp(lambda x, k: layers.convolve_depthwise(x, k, 1), *arrays)
     assert {y.dtype, *(g.dtype for g in pull_back(y))} == {jnp.dtype(dtype)}

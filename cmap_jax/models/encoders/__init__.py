@@ -7,11 +7,12 @@ line in its table, and a sub-config, ``config.model.image.<name>`` or ``config.m
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.models.encoders import clip, gru, lstm, resnet, siglip
+from cmap_jax.models.encoders import clip, efficientnet_lite0, gru, lstm, resnet, siglip
 from cmap_jax.models.encoders.entry import ImageEntry, TextEntry, check_settings
 
 IMAGE_ENCODERS: dict[str, ImageEntry] = {
     "resnet": resnet.ENTRY,
+    "efficientnet_lite0": efficientnet_lite0.ENTRY,
     "clip": clip.ENTRY,
     "siglip": siglip.ENTRY,
 }
