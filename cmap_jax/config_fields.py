@@ -158,6 +158,9 @@ FIELDS: Mapping[str, Field] = {
     "data.unreadable_texts": _environment(choices=("fail", "allow")),
     "data.near_names": _environment(choices=("fail", "accept")),
     "data.cache_gb": _environment(least=0),
+    "data.augment": _run(),
+    # Whether features in another folder are the same is checked by their checksum among the facts.
+    "data.features": _environment(optional=True, is_path=True),
     "data.read_as": _environment(optional=True),
     "data.fit": _trained(),
     "data.resampling": _trained(),

@@ -1,10 +1,12 @@
 """The describe mode: parameters, shapes, memory and FLOP of a config, without any weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
@@ -57,6 +59,34 @@ def describe(config: ConfigDict) -> str:
         )
     parts.append(_step(model, tx, schedule, config, state))
     return "\n\n".join(parts)
+
+
+def step_flops(
+    config: ConfigDict,
+    levels: Mapping[str, tuple[int, ...]] | None = None,
+    dtype: DTypeLike = np.uint8,
+) -> float:
+    """Return the FLOP of a training step as traced, before the compiler's optimisations.
+
+    Args:
+        config: a whole config; the vocabulary's size may be unset.
+        levels: shapes of an image's features by level, which stand in the batch in place of
+            pixels; None: pixels.
+        dtype: that of these features.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.text.vocabulary_size = config.model.text.vocabulary_size or _ASSUMED_VOCABULARY
+    model = CMAP.from_config(config)
+    schedule = make_schedule(config, _STEPS_PER_EPOCH)
+    tx = make_optimizer(config, schedule)
+    state = jax.eval_shape(lambda: create_train_state(model, tx, config.seed, config.data.crop))
+    size = config.train.batch_size
+    batch = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, size, _TEXT_WIDTH))
+    if levels is not None:
+        features = {k: jax.ShapeDtypeStruct((size, *shape), dtype) for k, shape in levels.items()}
+        batch |= {"reference_image": features, "target_image": features}
+    step = make_train_step(model, tx, schedule, config, sharding.make_mesh(jax.devices()[:1]))
+    return jax.jit(step).lower(state, batch).cost_analysis()["flops"]
 
 
 def _parameters(params: Any, config: ConfigDict) -> str:

@@ -94,6 +94,30 @@ def parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def read_config(config_file: str, overrides: Sequence[str]) -> ConfigDict:
+    """Return a config with overrides, for a command that has flags of its own beside these.
+
+    Args:
+        config_file: a --config value.
+        overrides: arguments such as "--config.train.epochs=2".
+
+    Raises:
+        UsageError: no such config or field, or an impossible value; names it.
+    """
+    config_file = _readable(config_file)
+    argv = ["cmap", f"--config={config_file}", *overrides]
+    values, config = flags.FlagValues(), config_files.read(config_file)
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
+    try:
+        rest = values(argv)
+    except Exception as error:  # absl and ml_collections raise errors of many classes
+        raise UsageError(_explain(error, argv, config)) from error
+    if rest[1:]:
+        raise UsageError(f"unexpected argument {rest[1]!r}; write --config.field=value")
+    expand_fields(values.config)
+    return values.config
+
+
 def usage(program: str, config_file: str | None = None) -> str:
     """Return the text of --help: the flags, and the names of all configs or one config's fields.
 

@@ -26,7 +26,7 @@ from cmap_jax.models.encoders import (
     text_entry,
     text_settings,
 )
-from cmap_jax.models.image_encoder import ImageEncoder
+from cmap_jax.models.image_encoder import Features, ImageEncoder
 from cmap_jax.numerics import l2_normalize
 from cmap_jax.scoring import ComposedQuery
 
@@ -170,11 +170,14 @@ class CMAP(nn.Module):
         scale = self.initial_logit_scale
         self.logit_scale = self.param("logit_scale", lambda _: jnp.asarray(scale, jnp.float32))
 
-    def encode_images(self, images: Array, *, train: bool = False) -> Float[Array, "L B D"]:
+    def encode_images(
+        self, images: Array | Features, *, train: bool = False
+    ) -> Float[Array, "L B D"]:
         """Encode images: uint8 0..255, normalised inside, or floating point, already normalised.
 
         Args:
-            images: [B, H, W, 3], with sides that the image encoder takes.
+            images: [B, H, W, 3], with sides that the image encoder takes; or, by level, what
+                `ImageEncoder.features` makes of such images.
             train: normalise by the batch's statistics and update the running ones.
 
         Returns:
@@ -216,8 +219,8 @@ class CMAP(nn.Module):
 
     def encode_triplets(
         self,
-        reference_image: Array,
-        target_image: Array,
+        reference_image: Array | Features,
+        target_image: Array | Features,
         text_tokens: Int[Array, "B T"],
         text_lengths: Int[Array, " B"],
         *,
@@ -240,8 +243,8 @@ class CMAP(nn.Module):
 
     def __call__(
         self,
-        reference_image: Array,
-        target_image: Array,
+        reference_image: Array | Features,
+        target_image: Array | Features,
         text_tokens: Int[Array, "B T"],
         text_lengths: Int[Array, " B"],
         *,

@@ -1,4 +1,4 @@
-"""Config fields that have another name than in earlier versions.
+"""Config fields that have another name than in earlier versions, or did not exist there.
 
 Configs that earlier versions stored are read by `translate`; an old name on the command line is
 answered with the new one from `new_names`.
@@ -31,6 +31,14 @@ _ADDED = {
     "data.fit": "pad",
     "data.resampling": "bilinear",
 }
+# Fields that were added since, with the values that describe a run of before. A run with these
+# values continues in a workdir of before.
+_SINCE = {"data.augment": True}
+
+
+def is_as_before(name: str, value: Any) -> bool:
+    """Tell whether a field did not exist in earlier versions, which did what this value says."""
+    return name in _SINCE and value == _SINCE[name]
 
 
 def new_names(name: str) -> tuple[str, ...]:
@@ -48,6 +56,9 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     translated = copy.deepcopy(dict(content))
     if has_old_names(content):
         for name, value in _ADDED.items():
+            _set(translated, name, value)
+    for name, value in _SINCE.items():
+        if _has(content, name.rpartition(".")[0]) and not _has(content, name):
             _set(translated, name, value)
     for old, names in _RENAMED.items():
         if _has(translated, old):

@@ -17,13 +17,13 @@ def mark_of_run(config: ConfigDict) -> str:
     """Return 16 characters that differ between runs whose configs differ in a fixed field.
 
     Checkpoints carry this mark. Fields of `Kind.ENVIRONMENT`, which may change when a run
-    continues, have no effect on it.
+    continues, have no effect on it, and neither have new fields with the value of before.
     """
     environment = {path for path, field in FIELDS.items() if field.kind == Kind.ENVIRONMENT}
     kept = {
         f"config.{path}": value
         for path, value in flatten(config.to_dict()).items()
-        if path not in environment
+        if path not in environment and not renamed_fields.is_as_before(path, value)
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

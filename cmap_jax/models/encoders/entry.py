@@ -138,6 +138,8 @@ class ImageEntry:
         batch_parts: fields of the sub-config that count parts of the batch, so that the number of
             triplets encoded at once must be a multiple of them.
         pretrained: its pretrained weights, ``config.model.image.init_from``; None: there are none.
+        why_unsteady: from the settings to the reason why a frozen backbone's outputs for an image
+            are not the same in training as in evaluation, and the remedy; empty: they are.
         check: called with ``config.model``; raises ValueError for what no single field shows.
     """
 
@@ -148,6 +150,7 @@ class ImageEntry:
     frozen: tuple[str, ...] = ("backbone",)
     batch_parts: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
+    why_unsteady: Callable[[Mapping[str, Any]], str] = lambda settings: ""
     check: Callable[[Any], None] = _nothing_to_check
 
 
