@@ -1,8 +1,9 @@
 """Whether a frozen image encoder's features can take the place of pixels, and whose they are.
 
-    check_cacheable(config)                               # refuses what would change during training
+    check_cacheable(config)                         # refuses what would change during training
     encoder = FrozenEncoder.from_initial(config, read_initial_weights(config))
-    encoder.check_same(stored, directory)                 # refuses features of another encoder
+    features = jax.jit(encoder.features)(encoder.weights, images)
+    encoder.check_same(about, levels, directory)    # refuses features of another encoder
 
 An image's features are the outputs of the part of `ImageEncoder` that has no trained parameter. Any
 family of encoders will do: its entry says what is frozen, and whether the outputs are steady.
@@ -86,7 +87,8 @@ class FrozenEncoder:
             "dtype": config.model.dtype,
             "weights": digest(weights),
         }
-        return cls(module, weights, about, {k: tuple(x.shape[1:]) for k, x in features.items()})
+        levels = {level: tuple(features[level].shape[1:]) for level in module.levels}
+        return cls(module, weights, about, levels)
 
     @classmethod
     def from_initial(cls, config: ConfigDict, initial: InitialWeights) -> "FrozenEncoder":

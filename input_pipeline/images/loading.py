@@ -1,9 +1,9 @@
 """From image ids to crops in tf.data: decoded whenever needed, or kept decoded in memory.
 
 A loader takes a plan, a tf.data.Dataset of batches that name images and crops, and replaces the
-names by pixels; both kinds of loader give the same pixels. A third kind, in
-`input_pipeline.features.loading`, gives a frozen encoder's features in place of pixels. An image that fails in the middle of a
-pass is identified, named in a message, and treated as ``config.data.missing_images`` says.
+names by pixels; both kinds of loader give the same pixels. An image that fails in the middle of a
+pass is identified, named in a message, and treated as ``config.data.missing_images`` says. (A third
+kind, in `input_pipeline.features.loading`, gives precomputed features in place of pixels.)
 """
 
 import logging
