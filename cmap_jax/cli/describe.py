@@ -6,7 +6,6 @@ from typing import Any
 import flax
 import jax
 import numpy as np
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
@@ -61,18 +60,14 @@ def describe(config: ConfigDict) -> str:
     return "\n\n".join(parts)
 
 
-def step_flops(
-    config: ConfigDict,
-    levels: Mapping[str, tuple[int, ...]] | None = None,
-    dtype: DTypeLike = np.uint8,
-) -> float:
-    """Return the FLOP of a training step as traced, before the compiler's optimisations.
+def step_flops_from_features(config: ConfigDict, levels: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the FLOP of a training step whose batches hold features in place of pixels.
+
+    They are counted as traced, without a compilation.
 
     Args:
         config: a whole config; the vocabulary's size may be unset.
-        levels: shapes of an image's features by level, which stand in the batch in place of
-            pixels; None: pixels.
-        dtype: that of these features.
+        levels: shapes of an image's features by level.
     """
     config = config.copy_and_resolve_references()
     config.model.text.vocabulary_size = config.model.text.vocabulary_size or _ASSUMED_VOCABULARY
@@ -82,9 +77,10 @@ def step_flops(
     state = jax.eval_shape(lambda: create_train_state(model, tx, config.seed, config.data.crop))
     size = config.train.batch_size
     batch = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, size, _TEXT_WIDTH))
-    if levels is not None:
-        features = {k: jax.ShapeDtypeStruct((size, *shape), dtype) for k, shape in levels.items()}
-        batch |= {"reference_image": features, "target_image": features}
+    features = {
+        level: jax.ShapeDtypeStruct((size, *shape), np.float32) for level, shape in levels.items()
+    }
+    batch |= {"reference_image": features, "target_image": features}
     step = make_train_step(model, tx, schedule, config, sharding.make_mesh(jax.devices()[:1]))
     return jax.jit(step).lower(state, batch).cost_analysis()["flops"]
 

@@ -147,11 +147,12 @@ def _round_up_to_devices(size: int) -> int:
 
 def _summary(config: ConfigDict, encoder: Any, description: Description, out: str) -> str:
     """Return the lines on size and speed that come before the work."""
-    from cmap_jax.cli.describe import step_flops
+    from cmap_jax.cli.describe import step_flops_from_features
 
     count, dtype = len(description.images), description.dtype
     parts = ", ".join(f"{k} {'x'.join(map(str, v))}" for k, v in description.levels.items())
-    pixels, features = step_flops(config), step_flops(config, encoder.levels, DTYPES[dtype])
+    features = step_flops_from_features(config, encoder.levels)
+    pixels = features + 2 * config.train.batch_size * encoder.flops_per_image(config.data.crop)
     lines = {
         "features": f"{count:,} images of {description.data_set}: {parts}, as {dtype}",
         "size": f"{_size(description.image_bytes)} an image, "
