@@ -104,11 +104,10 @@ def read_config(config_file: str, overrides: Sequence[str]) -> ConfigDict:
     Raises:
         UsageError: no such config or field, or an impossible value; names it.
     """
-    config_file = _readable(config_file)
-    argv = ["cmap", f"--config={config_file}", *overrides]
-    values, config = flags.FlagValues(), config_files.read(config_file)
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
+    config = config_files.read(_readable(config_file))
+    argv, values = ["cmap", *overrides], flags.FlagValues()
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
     except Exception as error:  # absl and ml_collections raise errors of many classes
         raise UsageError(_explain(error, argv, config)) from error

@@ -138,7 +138,7 @@ def read_manifest(directory: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"config.data.features: {directory} holds no features: it has no {MANIFEST}; write "
-            "them with cmap extract --out"
+            "them with cmap extract, or read the images with --config.data.features="
         )
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
