@@ -233,7 +233,7 @@ def test_images_that_fail_are_left_out(data, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--config.model.image.frozen=false"], "frozen=False trains the backbone"),
-        (
+        (["--config.model.image.name=resnet"], "normalizes by each batch.s statistics; --config"),
             ["--config.model.image.name=resnet"],
             "normalizes by each batch's statistics; --config.model.ima",
         ),
