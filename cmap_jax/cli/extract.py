@@ -197,7 +197,12 @@ def _extract(
 ) -> None:
     """Write all unfinished files, with progress."""
     todo = [p for number in writer.unfinished() for p in description.rows(number)]
-    rows = _with_progress(_encode(config, encoder, description, todo, loader), len(todo))
+    batches = _encode(config, encoder, [description.images[p] for p in todo], loader)
+    rows = (
+        _Row(todo[position], {level: values[n] for level, values in features.items()})
+        for positions, features in _with_progress(batches, len(todo))
+        for n, position in enumerate(positions)
+    )
     per_file = description.rows_per_file
     for number, group in itertools.groupby(rows, lambda row: row.position // per_file):
         _write(description, writer, number, list(group))
@@ -220,40 +225,46 @@ def _write(description: Description, writer: FeatureWriter, number: int, rows: l
 
 
 def _encode(
-    config: ConfigDict,
-    encoder: Any,
-    description: Description,
-    todo: list[int],
-    loader: Any,
-) -> Iterator[_Row]:
-    """Yield the features of the images at some positions, in order, without those that fail."""
+    config: ConfigDict, encoder: Any, images: list[str], loader: Any
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Return an iterator over batches of images, in order, without those that fail.
+
+    The program is compiled at the call, so that it counts in no rate.
+
+    Yields:
+        The positions in ``images``, and the features by level.
+    """
     import jax
 
     from cmap_jax import sharding
     from input_pipeline.batching import pad_batch
     from input_pipeline.images.loading import central_crops
 
-    mesh, size = sharding.make_mesh(), config.eval.batch_size
+    mesh, size, side = sharding.make_mesh(), config.eval.batch_size, config.data.crop
     weights = jax.device_put(encoder.weights, sharding.replicated(mesh))
+    example = jax.ShapeDtypeStruct(
+        (size, side, side, 3), np.uint8, sharding=sharding.split_over_devices(mesh)
+    )
     program = jax.jit(encoder.features, out_shardings=sharding.replicated(mesh))
-    images = [description.images[position] for position in todo]
-    for positions, pixels in central_crops(images, size, loader):
+    compiled = program.lower(weights, example).compile()
+
+    def encode(pixels: np.ndarray) -> dict[str, np.ndarray]:
         batch = pad_batch({"image": pixels, "mask": np.ones(len(pixels), bool)}, size)
-        placed = sharding.place_batch(batch, mesh)
-        features = jax.device_get(program(weights, placed["image"]))
-        for n, position in enumerate(positions):
-            yield _Row(todo[position], {level: x[n] for level, x in features.items()})
+        return jax.device_get(compiled(weights, sharding.place_batch(batch, mesh)["image"]))
+
+    return ((kept, encode(pixels)) for kept, pixels in central_crops(images, size, loader))
 
 
-def _with_progress(rows: Iterator[_Row], total: int) -> Iterator[_Row]:
-    """Yield rows; show how many are done, their rate and the time left."""
-    line, started = LiveLine(), time.monotonic()
-    for done, row in enumerate(rows, 1):
-        rate = done / max(time.monotonic() - started, 1e-9)
+def _with_progress(batches: Iterator[tuple[list[int], Any]], total: int) -> Iterator[Any]:
+    """Yield batches; show how many images are done, their rate and the time left."""
+    line, started, done = LiveLine(), time.monotonic(), 0
+    for batch in batches:
+        done = batch[0][-1] + 1 if batch[0] else done
+        rate = max(done, 1) / max(time.monotonic() - started, 1e-9)
         line.update(
             f"extracting: {done:,} of {total:,} images, {rate:,.1f} a second, "
             f"{format_seconds((total - done) / rate)} left",
             done / total,
         )
-        yield row
+        yield batch
     line.clear()

@@ -233,10 +233,7 @@ def test_images_that_fail_are_left_out(data, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--config.model.image.frozen=false"], "frozen=False trains the backbone"),
-        (["--config.model.image.name=resnet"], "normalizes by each batch.s statistics; --config"),
-            ["--config.model.image.name=resnet"],
-            "normalizes by each batch's statistics; --config.model.ima",
-        ),
+        (["--config.model.image.name=resnet"], "by each batch's statistics; --config.model.image"),
         (
             ["--config.model.image.depth=18"],
             "config.model.image.depth is now config.model.image.resnet.depth",

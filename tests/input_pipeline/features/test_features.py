@@ -308,24 +308,3 @@ def test_images_without_features_are_missing_ones(config, tmp_path):
     datasets = create_datasets(config)
     assert datasets.facts.skipped_images == ("dtrain3", "tval0")
     assert "tval0" not in datasets.evaluations["val"].image_ids
-
-
-def test_without_augmentation_training_sees_the_centre(config):
-    still, data = create_datasets(config), create_datasets(config).evaluations["val"]
-    config.data.augment = True
-    moved = create_datasets(config)
-    pairs = zip(still.train.batches(0, 2), moved.train.batches(0, 2), strict=True)
-    for a, b in pairs:
-        np.testing.assert_array_equal(a["text_tokens"], b["text_tokens"])
-        assert (a["target_image"] != b["target_image"]).any()
-    centres = [b["image"][b["mask"]] for b in data.image_batches()]
-    again = [b["image"][b["mask"]] for b in moved.evaluations["val"].image_batches()]
-    for a, b in zip(centres, again, strict=True):
-        np.testing.assert_array_equal(a, b)
-    from cmap_jax.processing.images import preprocess_image
-
-    triplets = next(_triplets(still.train, 1))
-    (batch, *_) = still.train.batches(0, 1)
-    path = f"{config.data.directory}/images/{triplets[2].target}.jpg"
-    expected = preprocess_image(path, still.preprocessing)
-    np.testing.assert_array_equal(batch["target_image"][2], expected)
