@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--config",
         metavar="FILE",
+        type=path,
         help="the config of a run to come, with its overrides --config.any.field=value; its data "
         "are read and its image encoder runs",
     )
