@@ -41,7 +41,7 @@ setup(
         "jax>=0.9",
         "jaxtyping>=0.3",
         "ml_collections>=1.0",
-        "ml_dtypes>=0.5",
+        "ml_dtypes>=0.5",  # bfloat16 for NumPy
         "nltk>=3.9",
         "numpy>=2.0",
         "optax>=0.2.6",

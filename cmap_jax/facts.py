@@ -20,6 +20,8 @@ class DataFacts:
     Attributes:
         categories_missing: categories whose annotation files are not there. Means over the
             remaining ones cannot be compared with published means.
+        features: checksum of the precomputed features that were read in place of images; None:
+            the images themselves.
         oracles: by protocol and oracle, the recalls in percent that the best guess from half of a
             query reaches; None where the data set does not know them.
         other: further facts by name, JSON values, that no code depends on.
@@ -29,6 +31,7 @@ class DataFacts:
     """
 
     categories_missing: tuple[str, ...] = ()
+    features: str | None = None
     oracles: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     other: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prepared: Mapping[str, Any] | None = None
@@ -45,6 +48,8 @@ class DataFacts:
         fields: dict[str, Any] = {}
         if self.categories_missing:
             fields["categories_missing"] = list(self.categories_missing)
+        if self.features is not None:
+            fields["features"] = self.features
         if self.oracles is not None:
             fields["oracles"] = self.oracles
         fields |= self.other
@@ -63,6 +68,7 @@ class DataFacts:
         other.pop("images_skipped", None)  # the length of "skipped_images"
         return cls(
             categories_missing=tuple(other.pop("categories_missing", ())),
+            features=other.pop("features", None),
             oracles=other.pop("oracles", None),
             prepared=other.pop("prepared", None),
             skipped_images=tuple(other.pop("skipped_images", ())),

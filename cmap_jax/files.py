@@ -89,7 +89,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     """Write a file under a temporary name, then rename it; missing parent folders are made.
 
     The content is flushed to the disk before the rename: after a power cut there is either the old

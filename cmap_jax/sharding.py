@@ -90,11 +90,12 @@ def by_size(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(choose, tree)
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     """Shard a batch over all devices; each process gives its own rows.
 
     Args:
-        batch: arrays with this process's rows of the global batch on their first axis.
+        batch: arrays, or dicts of arrays, with this process's rows of the global batch on their
+            first axis.
         mesh: a mesh of `make_mesh`.
 
     Returns:
@@ -104,14 +105,15 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
         ValueError: the rows do not divide evenly over the devices.
     """
     local = len(mesh.local_devices)
-    for name, array in batch.items():
+    for path, array in jax.tree_util.tree_leaves_with_path(batch):
         if len(array) % local:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
                 f"{name} has {len(array)} rows, which {local} devices cannot share evenly; choose "
                 "a batch size that is a multiple of the number of devices"
             )
     sharding = split_over_devices(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def place_same(array: np.ndarray, mesh: Mesh, axis: int = 0) -> jax.Array:

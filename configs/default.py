@@ -275,6 +275,11 @@ def get_config() -> ConfigDict:
     # Limit of the memory for decoded images, in GB; an image takes resize^2 x 3 bytes. All images
     # of the run are kept if they fit, else none. 0: never keep them.
     config.data.cache_gb = 2.0
+    # Random crops and flips in training; False: the centre of each image, as in evaluation.
+    config.data.augment = True
+    # A folder that `cmap extract` wrote: a frozen image encoder's features of all images, which are
+    # read in place of pixels, in training (without augmentation) and evaluation. None: pixels.
+    config.data.features = placeholder(str)
     # How image files are read. "released": EXIF orientation is ignored and alpha dropped, as in the
     # published protocols; "upright": as an image viewer shows them. None: "upright" for own images
     # (config.data.name "folder"), "released" for the published data sets.

@@ -12,6 +12,9 @@ A training batch holds, for B items (`batching.TrainingData`):
 An evaluation batch of images (`batching.EvaluationData`) holds ``image`` uint8 [B, crop, crop, 3],
 ``index`` int32 [B] and ``mask`` bool [B], false for the padding of the last batch.
 
+With ``config.data.features`` an image is a dict by level in place of pixels, of features [B, C] or
+[B, h, w, C] (`features.loading`).
+
 The names are loaded on first use, since readers and records need no TensorFlow.
 """
 

@@ -17,7 +17,7 @@ from PIL import Image
 from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, read_image
 from cmap_jax.processing.tokenizing import Tokenizer
 from input_pipeline.images import augmentation
-from input_pipeline.images.loading import Batch, ImageLoader, iterate, pass_over
+from input_pipeline.images.loading import Batch, ImageLoader, central_crops, iterate
 from input_pipeline.records import DataError, Evaluation, Query, Triplet, TripletSource
 
 _ORDER = 1  # part of the key of the random order, which other streams of the same seed lack
@@ -43,15 +43,20 @@ class TrainingData:
         *,
         batch_size: int,
         seed: int,
+        augment: bool = True,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Prepare this process's rows of each global batch of ``batch_size`` items."""
+        """Prepare this process's rows of each global batch of ``batch_size`` items.
+
+        Without ``augment``, images are cropped at their centre and not flipped.
+        """
         self._source = source
         self._tokenizer = tokenizer
         self._preprocessing = preprocessing
         self._loader = loader
         self._seed = seed
+        self._augment = augment
         self._batch_size = batch_size
         self._rows = _local_rows(batch_size, process_index, process_count)
         self.item_count = len(source)
@@ -100,7 +105,7 @@ class TrainingData:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self.epoch_order(epoch)
-                crops = augmentation.draw_crops(self._seed, epoch, len(order), self._preprocessing)
+                crops = self._crops(epoch)
             items, triplets = zip(*self._items(step, order), strict=True)
             tokens, lengths = self._tokenizer.encode_batch(
                 [t.captions for t in triplets], self.text_width
@@ -112,6 +117,13 @@ class TrainingData:
                 "text_tokens": tokens,
                 "text_lengths": lengths,
             }
+
+    def _crops(self, epoch: int) -> np.ndarray:
+        """Return the crops of an epoch's items, int32 [items, 2, 3]."""
+        items = len(self._source)
+        if self._augment:
+            return augmentation.draw_crops(self._seed, epoch, items, self._preprocessing)
+        return np.broadcast_to(augmentation.center_crop(self._preprocessing), (items, 2, 3))
 
     def _items(self, step: int, order: np.ndarray) -> Iterator[tuple[int, Triplet]]:
         """Yield the items of this process's share of a step, and their triplets.
@@ -229,18 +241,8 @@ class EvaluationData:
         total, local_size = len(self.image_ids), len(self._rows)
         starts = range(0, total, self.batch_size)
         mine = [start + row for start in starts for row in self._rows if start + row < total]
-        crop = augmentation.center_crop(self._preprocessing)
-
-        def load(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
-            def add_crop(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-                rows = tf.shape(batch["image"])[0]
-                return {**batch, "crop": tf.broadcast_to(crop, [rows, 1, 3])}
-
-            return self._loader.load(plan.map(add_crop), size).map(lambda b: b["image"][0])
-
-        parts = pass_over([self.image_ids[i] for i in mine], local_size, self._loader, load)
-        side = self._preprocessing.crop
-        nothing = ([], np.zeros((0, side, side, 3), np.uint8))
+        parts = central_crops([self.image_ids[i] for i in mine], local_size, self._loader)
+        nothing = ([], self._loader.nothing())
         for _ in starts:
             positions, images = next(parts, nothing)
             index = np.array([mine[position] for position in positions], np.int32)
@@ -283,10 +285,10 @@ def pad_batch(batch: Batch, size: int) -> Batch:
     missing = size - len(batch["mask"])
     if not missing:
         return batch
-    return {
-        key: np.concatenate([value, np.zeros((missing, *value.shape[1:]), value.dtype)])
-        for key, value in batch.items()
-    }
+    return tf.nest.map_structure(
+        lambda rows: np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)]),
+        batch,
+    )
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:

@@ -12,9 +12,12 @@ from cmap_jax.processing.tokenizers import make_tokenizer
 from cmap_jax.processing.tokenizing import Tokenizer
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
 from input_pipeline.doctor.findings import list_annotations, read_splits
+from input_pipeline.features.loading import FeatureLoader
+from input_pipeline.features.reading import FeatureFiles
 from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages, ImageLoader, make_loader
+from input_pipeline.images.sources import open_images
 from input_pipeline.reading import read_records
 from input_pipeline.records import DataError, Records
 from input_pipeline.registry import check_name, find_data_set
@@ -40,6 +43,7 @@ class Datasets:
             where only evaluation was asked for.
         known_facts: what was known of the data before any batch was made; see `facts`.
         failed: why images failed since.
+        features: the precomputed features that stand in batches in place of pixels; None: pixels.
     """
 
     tokenizer: Tokenizer
@@ -49,6 +53,7 @@ class Datasets:
     word_counts: Mapping[str, int]
     known_facts: DataFacts
     failed: Mapping[str, str]
+    features: FeatureFiles | None = None
 
     @property
     def facts(self) -> DataFacts:
@@ -84,22 +89,16 @@ def create_datasets(
         FileNotFoundError: a folder or an annotation file is missing.
         DataError: broken annotations; missing or unreadable images under
             ``missing_images="fail"``; texts to train on that cannot be read, under
-            ``unreadable_texts="fail"``; fewer training items than a batch.
+            ``unreadable_texts="fail"``; fewer training items than a batch; precomputed features
+            that are damaged, or were made from other images.
         ValueError: an impossible config field.
     """
-    check_fields(config)
+    check_fields(config, training=training)
     data = config.data
-    preprocessing = ImagePreprocessing(
-        resize=data.resize,
-        crop=data.crop,
-        read_as=data.read_as or RELEASED,
-        fit=data.fit,
-        resampling=data.resampling,
-        scaling=data.scaling,
-    )
+    features = FeatureFiles(data.features) if data.features else None
+    preprocessing_of(config, RELEASED)  # refuses impossible sizes before anything is read
     records = read_records(config)
-    if data.read_as is None:
-        preprocessing = dataclasses.replace(preprocessing, read_as=records.read_as)
+    preprocessing = preprocessing_of(config, records.read_as)
     if training and not len(records.train):
         lacking = find_data_set(records.name).training_files
         raise DataError(
@@ -117,15 +116,21 @@ def create_datasets(
         remedy = words_remedy(tokenizer if given or not tokenizer.counts_words else None)
         check_readable(read_splits(records, used, tokenizer), tokenizer, remedy)
     records = records.with_needed_images() if training else records.for_evaluation()
-    records, skipped = leave_out_unusable(records, data.missing_images)
+    if features is None:
+        records, skipped = leave_out_unusable(records, data.missing_images)
+    else:
+        features.check_fits(records, preprocessing)
+        records, skipped = features.leave_out_missing(records, data.missing_images)
+        features.verify()
     if training:
         _check_batch(config, records, process_count)
-    decoding = open_loader(records, preprocessing, FailedImages(data.missing_images))
-    loader: ImageLoader = decoding
-    if training:  # an evaluation needs each image once
-        loader = make_loader(decoding, tuple(records.images), data.cache_gb * 1e9)
+    loader = _open_loader(config, records, preprocessing, features=features, training=training)
     process = {"process_index": process_index, "process_count": process_count}
-    facts = dataclasses.replace(DataFacts.from_dict(records.facts), skipped_images=skipped)
+    facts = dataclasses.replace(
+        DataFacts.from_dict(records.facts),
+        skipped_images=skipped,
+        features=None if features is None else features.identity,
+    )
     counts: collections.Counter[str] = collections.Counter()
     train = None
     if training:
@@ -139,6 +144,7 @@ def create_datasets(
             loader,
             batch_size=config.train.batch_size,
             seed=config.seed,
+            augment=data.augment,
             **process,
         )
     evaluated = [e for evaluations in records.evaluations.values() for e in evaluations]
@@ -170,17 +176,86 @@ def create_datasets(
         word_counts=counts,
         known_facts=facts,
         failed=loader.failed,
+        features=features,
     )
 
 
-def check_fields(config: Any) -> None:
+def open_images_once(config: Any) -> tuple[ImageLoader, Records]:
+    """Return a loader of the images that training and evaluation need, each needed once.
+
+    Args:
+        config: a whole config; its texts play no part.
+
+    Returns:
+        The loader, and the records, which hold these images alone.
+
+    Raises:
+        FileNotFoundError, DataError, ValueError: as `create_datasets`.
+    """
+    check_fields(config, training=False)
+    records = read_records(config).with_needed_images()
+    preprocessing = preprocessing_of(config, records.read_as)
+    records, _ = leave_out_unusable(records, config.data.missing_images)
+    loader = open_loader(records, preprocessing, FailedImages(config.data.missing_images))
+    return loader, records
+
+
+def check_fields(config: Any, *, training: bool = True) -> None:
     """Refuse fields of ``config.data`` with which no data set could be read.
+
+    Args:
+        config: a whole config.
+        training: False for an evaluation, in which images are never augmented.
 
     Raises:
         ValueError: names the field and its possible values.
     """
     check_name(config.data.name)
     check_values(config.data, "data")
+    if training and config.data.features and config.data.augment:
+        raise ValueError(
+            "config.data.features holds one crop of each image, and config.data.augment=True draws "
+            "another in every epoch: set --config.data.augment=false"
+        )
+
+
+def preprocessing_of(config: Any, read_as: str) -> ImagePreprocessing:
+    """Return the preprocessing that a config asks for.
+
+    Args:
+        config: a whole config.
+        read_as: how images are read where the config does not say it.
+
+    Raises:
+        ValueError: an impossible value.
+    """
+    data = config.data
+    return ImagePreprocessing(
+        resize=data.resize,
+        crop=data.crop,
+        read_as=data.read_as or read_as,
+        fit=data.fit,
+        resampling=data.resampling,
+        scaling=data.scaling,
+    )
+
+
+def _open_loader(
+    config: Any,
+    records: Records,
+    preprocessing: ImagePreprocessing,
+    *,
+    features: FeatureFiles | None,
+    training: bool,
+) -> ImageLoader:
+    """Return the loader of pixels or of features."""
+    failed = FailedImages(config.data.missing_images)
+    if features is not None:
+        return FeatureLoader(features, open_images(records), preprocessing, failed)
+    decoding = open_loader(records, preprocessing, failed)
+    if not training:  # an evaluation needs each image once
+        return decoding
+    return make_loader(decoding, tuple(records.images), config.data.cache_gb * 1e9)
 
 
 def _check_batch(config: Any, records: Records, process_count: int) -> None:

@@ -8,6 +8,7 @@ from cmap_jax.facts import DataFacts
 def test_facts_survive_json():
     fields = {
         "categories_missing": ["shirt"],
+        "features": "0a1b2c3d",
         "oracles": {},
         "categories_not_trained": ["toptee"],
         "prepared": {"version": "2.0.0"},

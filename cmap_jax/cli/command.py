@@ -21,10 +21,15 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from cmap_jax.cli import errors
 
 _TRAIN = "train"  # it takes the flags of main.py, which absl parses
-_SUBCOMMANDS = (_TRAIN, "convert", "doctor", "show", "evaluate", "compare", "submit")
+_SUBCOMMANDS = (_TRAIN, "extract", "convert", "doctor", "show", "evaluate", "compare", "submit")
+_TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value
 
 # Matches an error of argparse and captures the words that it did not recognise.
 _UNKNOWN = re.compile(r"(?:unrecognized arguments|invalid choice): (.*?)(?: \(choose|$)")
+
+
+# Matches an override of a config's field; argparse knows no flags with a part that varies.
+_OVERRIDE = re.compile(r"--?(no)?config\.")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         train.main(["cmap train", *argv[1:]])
     # Only the named subcommand is imported: the imports of the others take seconds.
     named = argv[:1] if argv and argv[0] in _SUBCOMMANDS else _SUBCOMMANDS
-    arguments = _parser(named).parse_args(argv)
+    overrides = []
+    if argv[:1] and argv[0] in _TAKE_OVERRIDES:
+        overrides = [word for word in argv if _OVERRIDE.match(word)]
+    arguments = _parser(named).parse_args([word for word in argv if word not in overrides])
+    arguments.overrides = overrides
     try:
         with errors.expected_errors("cmap", arguments.spelling):
             return arguments.run(arguments)

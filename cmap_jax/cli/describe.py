@@ -1,7 +1,7 @@
 """The describe mode: parameters, shapes, memory and FLOP of a config, without any weights."""
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -70,6 +70,31 @@ def describe(config: ConfigDict) -> str:
         )
     parts.append(_step(model, tx, schedule, config, state))
     return "\n\n".join(parts)
+
+
+def step_flops_from_features(config: ConfigDict, levels: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the FLOP of a training step whose batches hold features in place of pixels.
+
+    They are counted as traced, without a compilation.
+
+    Args:
+        config: a whole config; the vocabulary's size may be unset.
+        levels: shapes of an image's features by level.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.text.vocabulary_size = config.model.text.vocabulary_size or _ASSUMED_VOCABULARY
+    model = CMAP.from_config(config)
+    schedule = make_schedule(config, _STEPS_PER_EPOCH)
+    tx = make_optimizer(config, schedule)
+    state = jax.eval_shape(lambda: create_train_state(model, tx, config.seed, config.data.crop))
+    size = config.train.batch_size
+    batch = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, size, _TEXT_WIDTH))
+    features = {
+        level: jax.ShapeDtypeStruct((size, *shape), np.float32) for level, shape in levels.items()
+    }
+    batch |= {"reference_image": features, "target_image": features}
+    step = make_train_step(model, tx, schedule, config, sharding.make_mesh(jax.devices()[:1]))
+    return jax.jit(step).lower(state, batch).cost_analysis()["flops"]
 
 
 def _parameters(params: Any, config: ConfigDict) -> str:

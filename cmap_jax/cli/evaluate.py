@@ -24,6 +24,7 @@ SPELLING = {
     "data.image_directory": "--images",
     "data.missing_images=skip": "--skip-unusable",
     "data.near_names=accept": "--near-names",
+    "data.features": "--features",
     OTHERS: "python main.py --mode=evaluate --workdir=...",
 }
 _ROWS = 8  # default number of queries in a picture
@@ -38,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", metavar="DIR", type=path, help="the folder with its annotations")
     parser.add_argument(
         "--images", metavar="DIR", type=path, help="the folder with its images, if elsewhere"
+    )
+    parser.add_argument(
+        "--features",
+        metavar="DIR",
+        type=path,
+        help="read the features that cmap extract wrote there; --features= reads the images, where "
+        "the model was trained on features",
     )
     add_near_names(parser, default=None)
     parser.add_argument(
@@ -83,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         config.data.directory = arguments.dir
     if arguments.images:
         config.data.image_directory = arguments.images
+    if arguments.features is not None:
+        config.data.features = arguments.features
     if arguments.skip_unusable:
         config.data.missing_images = "skip"
     if arguments.near_names:

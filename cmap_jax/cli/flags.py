@@ -91,19 +91,42 @@ def parse(argv: Sequence[str]) -> list[str]:
         if rest[1:]:
             raise UsageError(f"unexpected argument {rest[1]!r}; flags begin with --")
         expand_fields(CONFIG.value)
-        _fill_pretrained(argv)
+        flags.FLAGS["config"].value = _fill_pretrained(CONFIG.value, argv)
     return rest
 
 
-def _fill_pretrained(argv: Sequence[str]) -> None:
-    """Replace ``config.model.pretrained`` by what it stands for; fields that were typed stay."""
-    if not CONFIG.value.model.pretrained:
-        return
+def read_config(config_file: str, overrides: Sequence[str]) -> ConfigDict:
+    """Return a config with overrides, for a command that has flags of its own beside these.
+
+    Args:
+        config_file: a --config value.
+        overrides: arguments such as "--config.train.epochs=2".
+
+    Raises:
+        UsageError: no such config or field, or an impossible value; names it.
+    """
+    config = config_files.read(_readable(config_file))
+    argv, values = ["cmap", *overrides], flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        rest = values(argv)
+    except Exception as error:  # absl and ml_collections raise errors of many classes
+        raise UsageError(_explain(error, argv, config)) from error
+    if rest[1:]:
+        raise UsageError(f"unexpected argument {rest[1]!r}; write --config.field=value")
+    expand_fields(values.config)
+    return _fill_pretrained(values.config, argv)
+
+
+def _fill_pretrained(config: ConfigDict, argv: Sequence[str]) -> ConfigDict:
+    """Return a config with what its ``model.pretrained`` stands for; fields in argv stay."""
+    if not config.model.pretrained:
+        return config
     # Imported here since it loads JAX: --help and a mistyped flag are answered before that.
     from cmap_jax.convert.hugging_face import fill_pretrained
 
     typed = frozenset(match["path"] for a in argv if (match := _OVERRIDE.match(a)))
-    flags.FLAGS["config"].value = fill_pretrained(CONFIG.value, typed)
+    return fill_pretrained(config, typed)
 
 
 def usage(program: str, config_file: str | None = None) -> str:

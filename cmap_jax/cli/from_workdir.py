@@ -45,3 +45,4 @@ def use_data_set(config: ConfigDict, name: str) -> None:
         config.data.name = name
         config.data.directory = None
         config.data.image_directory = None
+        config.data.features = None

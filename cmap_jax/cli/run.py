@@ -16,11 +16,14 @@ from cmap_jax.facts import DataFacts
 from cmap_jax.files import check_can_write
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training.check import check_config
+from cmap_jax.training.frozen_encoder import FrozenEncoder, start_from_features
 from cmap_jax.training.initial_weights import read_initial_weights
 from cmap_jax.training.stopping import Stopped, StopRequest
 from cmap_jax.training.train import train
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.same_run import check_same_run
+from cmap_jax.workdir.weights import read_variables
+from input_pipeline.features.reading import FeatureFiles
 
 
 def run(
@@ -91,6 +94,8 @@ def _train(config: ConfigDict, workdir: str) -> None:
     else:
         initial = read_initial_weights(config)
         tokenizer = initial.tokenizer
+        if config.data.features:
+            initial = start_from_features(config, initial, FeatureFiles(config.data.features))
     datasets = input_pipeline.create_datasets(
         config, tokenizer, process_index=jax.process_index(), process_count=jax.process_count()
     )
@@ -110,15 +115,10 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
         ValueError: the config differs from the model's in fields that its weights depend on; names
             the fields.
     """
-    check_config(config, training=False)
-    description = workdir_lib.read_description(workdir)
-    config = _read_as_trained(config, description, workdir)
-    old, new = description.config.to_dict(), config.to_dict()
-    changed = differences(old, new, Kind.TRAINED)
-    if changed:
-        raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
-    workdir_lib.check_has_weights(workdir)
+    config, description = as_trained(config, workdir)
     check_can_write(workdir)
+    if config.data.features:
+        _check_features(config, workdir)
     datasets = input_pipeline.create_datasets(
         config,
         description.tokenizer,
@@ -130,6 +130,29 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
         DataFacts.from_dict(description.facts), datasets.facts, workdir, config.data.directory
     )
     return datasets
+
+
+def as_trained(config: ConfigDict, workdir: str) -> tuple[ConfigDict, workdir_lib.Description]:
+    """Return a config for the use of a workdir's model, and the workdir's description.
+
+    Args:
+        config: a whole config; it may name another data set than the model was trained on.
+        workdir: a workdir with weights.
+
+    Raises:
+        FileNotFoundError: no workdir, or nothing saved in it.
+        ValueError: an impossible config, or one that differs from the model's in fields that its
+            weights depend on; names the fields.
+    """
+    check_config(config, training=False)
+    description = workdir_lib.read_description(workdir)
+    config = _read_as_trained(config, description, workdir)
+    old, new = description.config.to_dict(), config.to_dict()
+    changed = differences(old, new, Kind.TRAINED)
+    if changed:
+        raise ValueError(f"a trained model cannot be changed: {'; '.join(changed)}")
+    workdir_lib.check_has_weights(workdir)
+    return config, description
 
 
 def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets) -> Result:
@@ -178,6 +201,21 @@ def _read_as_trained(
     config = config.copy_and_resolve_references()
     config.data.read_as = read_as
     return config
+
+
+def _check_features(config: ConfigDict, workdir: str) -> None:
+    """Refuse features that another image encoder than a workdir's has made."""
+    files = FeatureFiles(config.data.features)
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    _, variables = read_variables(
+        workdir,
+        CMAP.from_config(config),
+        config.data.crop,
+        lambda shapes: sharding.by_size(shapes, mesh),
+    )
+    about = files.description
+    encoder = FrozenEncoder.from_variables(config, variables)
+    encoder.check_same(about.encoder, about.levels, files.directory)
 
 
 def _check_prepared_alike(theirs: DataFacts, ours: DataFacts, workdir: str, directory: str) -> None:

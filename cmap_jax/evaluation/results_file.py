@@ -171,6 +171,5 @@ def _stamp(stored: StoredResults) -> str:
     facts = stored.facts.data_set
     data = dataclasses.asdict(stored.facts.data)
     # Through JSON, tuples of a new evaluation equal lists of a file.
-    return json.dumps(
-        [stored.step, stored.facts.variables, data, facts.prepared, facts.skipped_images]
-    )
+    read = [facts.prepared, facts.features, facts.skipped_images]
+    return json.dumps([stored.step, stored.facts.variables, data, read])

@@ -31,7 +31,7 @@ from cmap_jax.models.encoders import (
     text_entry,
     text_settings,
 )
-from cmap_jax.models.image_encoder import ImageEncoder
+from cmap_jax.models.image_encoder import Features, ImageEncoder
 from cmap_jax.models.variant_checks import check_features, check_halves
 from cmap_jax.numerics import at_least_float32, l2_normalize
 from cmap_jax.scoring import ComposedQuery
@@ -191,12 +191,15 @@ class CMAP(nn.Module):
         scale = self.initial_logit_scale
         self.logit_scale = self.param("logit_scale", lambda _: jnp.asarray(scale, jnp.float32))
 
-    def encode_images(self, images: Array, *, train: bool = False) -> Float[Array, "L B D"]:
+    def encode_images(
+        self, images: Array | Features, *, train: bool = False
+    ) -> Float[Array, "L B D"]:
         """Encode images as a gallery has them.
 
         Args:
             images: [B, H, W, 3], with sides that the image encoder takes; uint8 0..255, normalised
-                inside, or floating point, already normalised.
+                inside, or floating point, already normalised; or, by level, what
+                `ImageEncoder.features` makes of such images.
             train: normalise by the batch's statistics and update the running ones.
 
         Returns:
@@ -286,8 +289,8 @@ class CMAP(nn.Module):
 
     def encode_triplets(
         self,
-        reference_image: Array,
-        target_image: Array,
+        reference_image: Array | Features,
+        target_image: Array | Features,
         text_tokens: Int[Array, "B T"],
         text_lengths: Int[Array, " B"],
         *,
@@ -310,8 +313,8 @@ class CMAP(nn.Module):
 
     def __call__(
         self,
-        reference_image: Array,
-        target_image: Array,
+        reference_image: Array | Features,
+        target_image: Array | Features,
         text_tokens: Int[Array, "B T"],
         text_lengths: Int[Array, " B"],
         *,

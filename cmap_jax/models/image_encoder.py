@@ -1,4 +1,8 @@
-"""From images to a pyramid of embeddings: backbone, cross-level interaction, pooling, heads."""
+"""From images to a pyramid of embeddings: backbone, cross-level interaction, pooling, heads.
+
+The encoder has two halves. `ImageEncoder.features` runs the backbone, and `ImageEncoder.embed` does
+the rest. Where the backbone is frozen, an image's features can be computed once and stored.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,6 +18,8 @@ from cmap_jax.models.encoders.entry import LEVELS, Pictures
 from cmap_jax.models.layers import Conv, Dense, generalized_mean, resize_bilinear
 from cmap_jax.models.rematerialization import Remat
 from cmap_jax.numerics import at_least_float32, l2_normalize
+
+Features = Mapping[str, jax.Array]  # by level, [B, h, w, C] or [B, C]
 
 
 def normalize_images(
@@ -110,24 +116,47 @@ class ImageEncoder(nn.Module):
     remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
+    @property
+    def interacts(self) -> bool:
+        """Whether the levels' maps act on one another before they are pooled."""
+        return len(self.levels) > 1 and self.cross_level != "none"
+
     def setup(self):  # noqa: D102
         self.backbone = IMAGE_ENCODERS[self.family].build(
             self.settings, self.frozen, self.remat, self.dtype
         )
-        if len(self.levels) > 1:
+        if self.interacts:
             self.interaction = CrossLevel(self.cross_level, self.dtype)
         if self.has_heads:
             self.heads = [Dense(self.embed_dim, self.dtype, name=f"head_{n}") for n in self.levels]
 
     def __call__(
-        self, images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], *, train: bool
+        self,
+        images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"] | Features,
+        *,
+        train: bool,
     ) -> Float[Array, "L B D"]:
-        """Encode uint8 or normalised images.
+        """Encode uint8 or normalised images, or the `features` of images.
 
         See docs/method.md, section 1, image encoder, pooling and heads.
 
         Returns:
             The pyramid, levels high to low, float32; l2-normalised where there are heads.
+
+        Raises:
+            ValueError: not [B, H, W, 3], or sides that the backbone does not take.
+        """
+        is_encoded = isinstance(images, Mapping)
+        return self.embed(images if is_encoded else self.features(images, train=train))
+
+    def features(
+        self, images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"], *, train: bool
+    ) -> dict[str, Float[Array, "B *shape"]]:
+        """Return the backbone's outputs in the smallest form that `embed` can use.
+
+        Returns:
+            For each level a map [B, h, w, C] where the levels interact; else a vector [B, C], the
+            map's mean or the backbone's own vector.
 
         Raises:
             ValueError: not [B, H, W, 3], or sides that the backbone does not take.
@@ -140,15 +169,31 @@ class ImageEncoder(nn.Module):
             raise ValueError(
                 f"images must be [B, H, W, 3] with H and W {allowed}, not {images.shape}"
             )
-        features = self.backbone(normalize_images(images, pictures), train=train)
-        maps = [features[level] for level in self.levels]
+        outputs = self.backbone(normalize_images(images, pictures), train=train)
+        kept = {level: outputs[level] for level in self.levels}
+        if self.interacts:
+            return kept
+        return {level: _pool(x, entry.pooling) for level, x in kept.items()}
+
+    def embed(self, features: Features) -> Float[Array, "L B D"]:
+        """Return the pyramid of the images that have these `features`.
+
+        Args:
+            features: all levels of the encoder, in any floating dtype.
+        """
+        maps = [self._in_own_dtype(features[level]) for level in self.levels]
         if not self.has_heads:
             return at_least_float32(jnp.stack(maps))
-        if len(self.levels) > 1:
+        if self.interacts:
             maps = self.interaction(*maps)
-        vectors = [_pool(x, entry.pooling) for x in maps]
+        pooling = IMAGE_ENCODERS[self.family].pooling
+        vectors = [_pool(x, pooling) for x in maps]
         embeddings = [head(x) for head, x in zip(self.heads, vectors, strict=True)]
         return l2_normalize(at_least_float32(jnp.stack(embeddings)))
+
+    def _in_own_dtype(self, x: jax.Array) -> jax.Array:
+        """Return a map in the dtype of the products, and a vector in float32 or better."""
+        return x.astype(self.dtype) if x.ndim == 4 else at_least_float32(x)
 
 
 def _pool(features: jax.Array, pooling: str) -> jax.Array:

@@ -77,7 +77,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
     def in_parts(
         params: Any, stats: Any, batch: dict, key: jax.Array, parts: int
     ) -> tuple[Any, Metrics, Any]:
-        batch = {name: _split(x, parts, 0, mesh) for name, x in batch.items()}
+        batch = jax.tree.map(lambda x: _split(x, parts, 0, mesh), batch)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
 
         def embed(stats: Any, xs: tuple) -> tuple[Any, Encoded]:

@@ -51,8 +51,12 @@ class InitialWeights:
     text: Mapping[str, Any] | None = None
 
 
-def read_initial_weights(config: ConfigDict) -> InitialWeights:
+def read_initial_weights(config: ConfigDict, *, for_texts: bool = True) -> InitialWeights:
     """Read the weights of ``config.init_from`` or ``config.model.image.init_from``; check the rest.
+
+    Args:
+        config: a whole config.
+        for_texts: whether the text encoder's weights are checked too.
 
     Raises:
         FileNotFoundError: a file or folder is missing; names it.
@@ -69,7 +73,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
         return _read_model(config)
     settings = image_settings(model)
     _check_pretrained(model, "image", image_entry(model), settings)
-    if find_variant(model.variant).reads_text:
+    if for_texts and find_variant(model.variant).reads_text:
         _check_pretrained(model, "text", text_entry(model), text_settings(model))
     if not image.init_from:
         return InitialWeights()

@@ -20,6 +20,7 @@ from cmap_jax.training import curves
 from cmap_jax.training.checkpointing import Checkpoints
 from cmap_jax.training.display import Display, describe_run, evaluations_left
 from cmap_jax.training.feed import DeviceFeed
+from cmap_jax.training.frozen_encoder import start_from_features
 from cmap_jax.training.initial_weights import (
     InitialWeights,
     apply_initial_weights,
@@ -164,6 +165,8 @@ def _begin(plan: _Plan, programs: _Programs, initial: InitialWeights | None) -> 
     """Make the state at step 0, with the weights that the config asks for."""
     # Weights are read before the first write: a run that cannot start must leave no workdir.
     initial = fit_initial_weights(plan.config, initial, plan.model, plan.datasets)
+    if plan.datasets.features is not None:
+        initial = start_from_features(plan.config, initial, plan.datasets.features)
     checkpoints = _claim(plan)
     state = programs.create()
     variables = apply_initial_weights(initial, state.variables)

@@ -27,6 +27,7 @@ from input_pipeline.images.loading import (
     Decoder,
     FailedImages,
     fill_batches,
+    no_pixels,
 )
 from input_pipeline.images.sources import FolderImages
 from input_pipeline.prepared import PreparedImages
@@ -92,6 +93,10 @@ class FileLoader:
             return squares, tf.ensure_shape(sizes, [None, 2])
 
         return plan.map(decode, num_parallel_calls=_BATCHES, deterministic=True)
+
+    def nothing(self) -> UInt8[np.ndarray, "0 S S 3"]:
+        """Return the pixels of no image."""
+        return no_pixels(self.preprocessing)
 
     def why_unusable(self, image: str) -> str | None:
         """Return why an image cannot be decoded, or None."""
@@ -185,6 +190,10 @@ class RecordLoader:
     def squares(self, plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
         """Decode; see `Decoder`."""
         return _map_items(plan, size, lambda item: self._square(item["image"][0]))
+
+    def nothing(self) -> UInt8[np.ndarray, "0 S S 3"]:
+        """Return the pixels of no image."""
+        return no_pixels(self.preprocessing)
 
     def why_unusable(self, image: str) -> str | None:
         """Return why an image cannot be decoded, or None."""

@@ -2,7 +2,8 @@
 
 A loader takes a plan, a tf.data.Dataset of batches that name images and crops, and replaces the
 names by pixels; both kinds of loader give the same pixels. An image that fails in the middle of a
-pass is identified, named in a message, and treated as ``config.data.missing_images`` says.
+pass is identified, named in a message, and treated as ``config.data.missing_images`` says. (A third
+kind, in `input_pipeline.features.loading`, gives precomputed features in place of pixels.)
 """
 
 import logging
@@ -69,7 +70,7 @@ class FailedImages(dict[str, str]):
 
 
 class ImageLoader(Interface):
-    """Replaces the images that a plan names by their pixels.
+    """Replaces the images that a plan names by their pixels, or by what stands for them.
 
     Attributes:
         source: the encoded images.
@@ -98,6 +99,9 @@ class ImageLoader(Interface):
         Returns:
             The same batches with ``image`` K arrays uint8 [N, S, S, 3], and without ``crop``.
         """
+
+    def nothing(self) -> Any:
+        """Return the result of `load` for one column of keys and no image: arrays of no rows."""
 
     def why_unusable(self, image: str) -> str | None:
         """Return why an image cannot be decoded, or None."""
@@ -155,6 +159,10 @@ class MemoryLoader:
 
         return fill_batches(plan, cut, side, PARALLEL_CALLS)
 
+    def nothing(self) -> np.ndarray:
+        """Return the pixels of no image."""
+        return no_pixels(self.preprocessing)
+
     def why_unusable(self, image: str) -> str | None:
         """Return why an image cannot be decoded, or None."""
         return self._decoding.why_unusable(image)
@@ -189,6 +197,11 @@ def make_loader(decoding: Decoder, images: Sequence[str], most_bytes: float) -> 
     return decoding
 
 
+def no_pixels(preprocessing: ImagePreprocessing) -> np.ndarray:
+    """Return the crops of no image, uint8 [0, S, S, 3]."""
+    return np.zeros((0, preprocessing.crop, preprocessing.crop, 3), np.uint8)
+
+
 def fill_batches(
     plan: tf.data.Dataset,
     cut: Callable[[np.ndarray, np.ndarray], np.ndarray],
@@ -215,6 +228,32 @@ def fill_batches(
         return {**batch, "image": tuple(tf.ensure_shape(image, shape) for image in images)}
 
     return plan.map(fill, num_parallel_calls=parallel_calls, deterministic=True)
+
+
+def central_crops(
+    images: Sequence[str], size: int, loader: ImageLoader
+) -> Iterator[tuple[list[int], Any]]:
+    """Load the centre of all images in batches, each image once, in order.
+
+    Args:
+        images: ids of the images.
+        size: images in a batch; the last batch may have fewer.
+        loader: loader of these images.
+
+    Yields:
+        The positions in ``images`` of a batch's images that did not fail, and their pixels, uint8
+        [N, S, S, 3], or whatever the loader gives in their place.
+    """
+    crop = augmentation.center_crop(loader.preprocessing)
+
+    def load(plan: tf.data.Dataset, size: int) -> tf.data.Dataset:
+        def add_crop(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            rows = tf.shape(batch["image"])[0]
+            return {**batch, "crop": tf.broadcast_to(crop, [rows, 1, 3])}
+
+        return loader.load(plan.map(add_crop), size).map(lambda b: b["image"][0])
+
+    return pass_over(images, size, loader, load)
 
 
 def pass_over(

@@ -178,3 +178,19 @@ def test_refusals_before_any_work(config):
     config.data.directory = None
     with pytest.raises(ValueError, match=r"config\.data\.directory is not set"):
         create_datasets(config)
+
+
+def test_without_augmentation_training_sees_the_center(config):
+    moved = create_datasets(config)
+    config.data.augment = False
+    still = create_datasets(config)
+    for a, b in zip(still.train.batches(0, 2), moved.train.batches(0, 2), strict=True):
+        np.testing.assert_array_equal(a["text_tokens"], b["text_tokens"])
+        assert (a["target_image"] != b["target_image"]).any()
+    (batch,) = still.train.batches(3, 4)
+    items = still.train._items(3, still.train.epoch_order(1))
+    for row, (_, triplet) in enumerate(items):
+        for name in ("reference", "target"):
+            path = f"{config.data.directory}/images/{getattr(triplet, name)}.jpg"
+            expected = preprocess_image(path, still.preprocessing)
+            np.testing.assert_array_equal(batch[f"{name}_image"][row], expected)

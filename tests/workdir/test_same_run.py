@@ -106,6 +106,25 @@ def test_all_fields_that_differ_are_named(tmp_path):
     assert mark_of_run(config) != mark_of_run(stored)
 
 
+def test_a_run_of_before_a_field_existed_goes_on(tmp_path):
+    """Its mark, which its checkpoints carry, is the one that it had."""
+    config = _config()
+    stored = _write(tmp_path, config, training_items=8)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["data"]["augment"], content["data"]["features"]
+    file.write_text(json.dumps(content))
+    check_same_run(tmp_path, config)
+    before = stored.copy_and_resolve_references()
+    with before.unlocked():
+        del before.data["augment"], before.data["features"]
+    assert mark_of_run(before) == mark_of_run(stored)
+    stored.data.augment = False
+    with pytest.raises(ValueError, match=r"config\.data\.augment: True there, False now"):
+        check_same_run(tmp_path, stored)
+    assert mark_of_run(before) != mark_of_run(stored)
+
+
 def test_a_converted_model_has_no_run(tmp_path):
     config = _write(tmp_path, _config(), **{CONVERTED_FROM: "model.pth"})
     with pytest.raises(ValueError, match=f"--config.init_from={tmp_path}"):

@@ -202,6 +202,8 @@ class ImageEntry:
         feature_width: from the settings to the width of the feature that the encoder itself
             projects to, a vector at its high level, for methods that compose features without
             heads; None: it projects none.
+        why_unsteady: from the settings to the reason why a frozen backbone's outputs for an image
+            are not the same in training as in evaluation, and the remedy; empty: they are.
         check: called with ``config.model``; raises ValueError for what no single field shows.
     """
 
@@ -215,6 +217,7 @@ class ImageEntry:
     batch_parts: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     feature_width: Callable[[Mapping[str, Any]], int] | None = None
+    why_unsteady: Callable[[Mapping[str, Any]], str] = lambda settings: ""
     check: Callable[[Any], None] = _nothing_to_check
 
     def levels_of(self, settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -148,6 +148,15 @@ def _advice(settings: Mapping[str, Any]) -> str:
     return f"Give a torchvision ResNet-{depth}: --config.model.image.init_from=resnet{depth}.pth"
 
 
+def _why_unsteady(settings: Mapping[str, Any]) -> str:
+    if settings["frozen_batch_norm"] == "running":
+        return ""
+    return (
+        "in training the frozen ResNet normalizes by each batch's statistics; "
+        "--config.model.image.resnet.frozen_batch_norm=running takes the running ones"
+    )
+
+
 ENTRY = ImageEntry(
     build=_build,
     settings={
@@ -161,6 +170,7 @@ ENTRY = ImageEntry(
     pictures=Pictures(multiple=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     layers=("stem_.*", *(f"stage{stage}_.*" for stage in (1, 2, 3, 4))),
     batch_parts=("batch_norm_groups",),
+    why_unsteady=_why_unsteady,
     pretrained=Pretrained(
         load="cmap_jax.convert.torchvision:load_backbone",
         headline="NO PRETRAINED WEIGHTS",
