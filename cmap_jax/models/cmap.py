@@ -207,7 +207,9 @@ class CMAP(nn.Module):
         """
         return self.embed_gallery(self.encode_references(images, train=train), train=train)
 
-    def encode_references(self, images: Array, *, train: bool = False) -> Float[Array, "L B D"]:
+    def encode_references(
+        self, images: Array | Features, *, train: bool = False
+    ) -> Float[Array, "L B D"]:
         """Encode images as the composer takes them; arguments as `encode_images`.
 
         Returns:
