@@ -69,16 +69,25 @@ def test_garments_model_is_small():
 
 
 @pytest.mark.parametrize(
-    ("variant", "dtype"),
+    ("variant", "dtype", "encoder"),
     [
         *(
-            ("cmap", "float32"),
-            ("cmap", "bfloat16"),
-            ("tirg", "float32"),
-            ("image_only", "float32"),
+            ("cmap", "float32", "resnet"),
+            ("cmap", "bfloat16", "resnet"),
+            ("tirg", "float32", "resnet"),
+            ("image_only", "float32", "resnet"),
         ),
         *(
-            pytest.param(variant, dtype, marks=pytest.mark.slow)
+            pytest.param(variant, "bfloat16", "clip", marks=pytest.mark.slow)
+            for variant in ("cmap", "sum", "magiclens")
+        ),
+        *(
+            pytest.param(
+                variant,
+                dtype,
+                "vectors" if variant in ON_FEATURES else "resnet",
+                marks=pytest.mark.slow,
+            )
             for variant in (*WITH_HEADS, *ON_FEATURES)
             for dtype in ("float32", "bfloat16")
             if variant != "cmap" and (variant, dtype) != ("tirg", "float32")
@@ -86,10 +95,10 @@ def test_garments_model_is_small():
         ),
     ],
 )
-def test_public_calls(variant, dtype, shallow):
+def test_public_calls(variant, dtype, encoder, shallow):
     """The public calls, with shapes checked against their annotations."""
-    encoder = "vectors" if variant in ON_FEATURES else "resnet"
     config = small_config(variant, dtype=dtype, image_name=encoder)
+    config.model.image.clip.interpolate_positions = True  # the images are no squares
     model, variables = init(config)
     levels = len(model.levels)
     batch = random_batch()
