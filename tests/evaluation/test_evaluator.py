@@ -115,10 +115,9 @@ def test_fashion_iq_side_by_side(everything, tmp_path):
 )
 def test_every_variant_over_a_clip_side_by_side(variant, tmp_path):
     records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path, categories=("dress",))))
-    words = {"text_tokenizer": "words", "text_end_token": WORDS_END}
-    parts = _Everything(variant, "clip", **words)
-    (evaluation,) = original = records.evaluations["val"][:1]
-    data = parts.data(records, original)
+    parts = _Everything(variant, "clip", text_tokenizer="words", text_end_token=WORDS_END)
+    evaluation = records.evaluations["val"][0]
+    data = parts.data(records, [evaluation])
     result = parts.evaluator(parts.variables, data)
     gallery = evaluation.galleries["dress"]
     scores = parts.dense(data, evaluation.queries, gallery)

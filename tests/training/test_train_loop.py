@@ -157,7 +157,7 @@ def over_a_clip(config, request, tmp_path, monkeypatch):
     if variant == "magiclens":
         config.model.text.tokenizer_path = str(write_clip_pairs(tmp_path))
         config.train.batch_size, config.train.micro_batch_size = 16, 8
-        config.train.epochs = STEPS_PER_EPOCH * EPOCHS  # of one step each
+        config.train.epochs = STEPS_PER_EPOCH * EPOCHS  # an epoch is one step
     return config
 
 
@@ -174,8 +174,7 @@ def test_a_killed_run_over_a_clip_ends_with_the_same_bits(over_a_clip, tmp_path)
     trained = cmap_jax.load(tmp_path / "killed")
     query = trained.compose([np.zeros((40, 30, 3), np.uint8)], ["is red"])
     assert query.branches[0].numerator.shape[1:] == (1, config.model.embed_dim)
-    levels = {"cmap": 3}.get(config.model.variant, 1)
-    assert len(trained.model.levels) == levels
+    assert len(trained.model.levels) == (3 if config.model.variant == "cmap" else 1)
 
 
 @pytest.mark.slow
