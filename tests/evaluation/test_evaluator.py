@@ -1,7 +1,6 @@
 """The evaluator against dense scores, on small data sets of every protocol's kind."""
 
 import dataclasses
-import functools
 import shutil
 
 import compilations
@@ -47,18 +46,16 @@ class _Everything:
         """Scores of queries against a gallery, computed in one piece."""
         apply = self.model.apply
         pixels = np.concatenate([b["image"][b["mask"]] for b in data.image_batches()])
-
-        @functools.partial(jax.jit, static_argnums=2)
-        def encode(variables, images, method):
-            return apply(variables, images, method=method)
-
-        pyramid = encode(self.variables, pixels, "encode_images")
-        references = pyramid
-        if self.model.references_differ:
-            references = encode(self.variables, pixels, "encode_references")
         texts = [("",) if "image" in blind else q.captions for q in queries]
-        tokens, lengths = self.tokenizer.encode_batch(texts)
-        text = apply(self.variables, tokens, lengths, method="encode_text")
+
+        @jax.jit
+        def encode(variables, pixels, tokens, lengths):
+            references = apply(variables, pixels, method="encode_references")
+            pyramid = apply(variables, references, method="embed_gallery")
+            return references, pyramid, apply(variables, tokens, lengths, method="encode_text")
+
+        inputs = pixels, *self.tokenizer.encode_batch(texts)
+        references, pyramid, text = encode(self.variables, *inputs)
         references = references[:, [data.positions[q.reference] for q in queries]]
         references = references * (0 if "text" in blind else 1)
         query = apply(self.variables, references, text, method="compose")
