@@ -51,6 +51,7 @@ setup(
         "sentencepiece>=0.2",
         "tokenizers>=0.21",
         "tqdm>=4.60",
+        "transformers>=5",
         f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
         f"tensorflow>=2.20; {_NO_CPU_BUILD}",
         "tensorflow-datasets>=4.9.9",
@@ -72,7 +73,6 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.8",
             "ruff>=0.11",
-            "transformers>=5",
         ],
     },
 )
