@@ -103,8 +103,8 @@ def choose_captions(records: Records, captions: str | None) -> Records:
         return records
     if not find_data_set(records.name).has_concepts:
         raise ValueError(
-            f"config.eval.captions={captions!r}: the queries of {records.name} name no shared "
-            f"concepts, and there is nothing to choose; leave out --config.eval.captions={captions}"
+            f"the queries of {records.name} name no shared concepts, and their texts leave no "
+            f"choice: leave out --config.eval.captions={captions}"
         )
     if captions == "one":
         return records

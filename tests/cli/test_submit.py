@@ -153,7 +153,7 @@ def test_nothing_is_left_behind(trained, tmp_path, capsys, monkeypatch):
     assert "--out names the folder" in refused("--check", "a.json", "--out", "out")
     assert "a.json" in refused("--check", str(tmp_path / "a.json"))
     new = ["--out", str(tmp_path / "out")]
-    assert "there is nothing to choose; leave out --captions one" in refused(
+    assert "their texts leave no choice: leave out --captions one" in refused(
         "--workdir", str(trained), *new, "--captions", "one"
     )
     assert "no such folder" in refused("--workdir", str(trained), "--images", "nowhere", *new)
