@@ -113,7 +113,7 @@ def choose_captions(records: Records, captions: str | None) -> Records:
     except DataError as error:
         remedy = "mend the annotations" if records.prepared is None else "build the data again"
         raise DataError(
-            f"{records.layout}: {error}: {remedy}, or use the captions alone, "
+            f"{records.image_directory}: {error}: {remedy}, or use the captions alone, "
             "--config.eval.captions=one"
         ) from error
 
