@@ -40,7 +40,8 @@ def get_config() -> ConfigDict:
     config.model.remat = "none"
     # A CLIP or SigLIP as Hugging Face stores it: a folder, or an id such as
     # openai/clip-vit-base-patch32. When main.py starts, it sets the fields that describe both
-    # towers and their pictures and text, sets both init_from, and is unset. None: no such model.
+    # towers and their pictures and text, sets both init_from (without config.init_from), and is
+    # unset. None: no such model.
     config.model.pretrained = placeholder(str)
 
     config.model.image = ConfigDict()

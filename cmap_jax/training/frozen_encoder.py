@@ -11,6 +11,7 @@ family of encoders will do: its entry says what is frozen, and whether the outpu
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +84,8 @@ class FrozenEncoder:
         features = jax.eval_shape(functools.partial(_features, module), weights, image)
         about = {
             "name": config.model.image.name,
-            "settings": _settings_that_matter(config),
+            # As the features' folder stores them, where a tuple is a list.
+            "settings": json.loads(json.dumps(_settings_that_matter(config))),
             "dtype": config.model.dtype,
             "weights": digest(weights),
         }

@@ -1,6 +1,7 @@
 """Features in place of pixels: the same numbers, whose they are, and what cannot be precomputed."""
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -142,6 +143,20 @@ def test_weights_are_those_that_a_run_would_start_from():
 def _files(encoder):
     description = types.SimpleNamespace(encoder=encoder.about, levels=encoder.levels)
     return types.SimpleNamespace(description=description, directory="features")
+
+
+def test_what_is_known_of_an_encoder_is_the_same_from_a_file():
+    """A tower's settings have tuples, which JSON does not keep."""
+    config = small_config(image_frozen=True)
+    config.model.image.name = "clip"
+    sizes = {"width": 8, "layers": 2, "heads": 2, "mlp_width": 8, "patch": 32, "image_size": 64}
+    config.model.image.clip.update(sizes, map_blocks=(2, 1), projection=4)
+    inputs = CMAP.example_inputs(config.data.crop)
+    shapes = jax.eval_shape(lambda: CMAP.from_config(config).init(jax.random.key(0), **inputs))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    encoder = FrozenEncoder.from_variables(config, variables)
+    stored = json.loads(json.dumps({"about": encoder.about, "levels": encoder.levels}))
+    encoder.check_same(stored["about"], stored["levels"], "features")
 
 
 def test_a_run_takes_the_backbone_of_its_features():
