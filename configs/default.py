@@ -256,6 +256,10 @@ def get_config() -> ConfigDict:
     # True: also evaluate with the text alone and with the image alone, to show how much of the
     # recall needs no composition.
     config.eval.shortcuts = False
+    # Texts of a data set whose queries name a concept that reference and targets share (CIRCO).
+    # "one": the query's caption; "concept": "find {concept} but {caption}". Each has protocols of
+    # its own. None: "concept" for the variant "magiclens", which was published so, else "one".
+    config.eval.captions = placeholder(str)
 
     config.data = ConfigDict()
     # "fashion_iq", "shoes", "fashion200k", "cirr", "circo" (evaluation only), "folder", "garments"
