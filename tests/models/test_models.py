@@ -89,10 +89,20 @@ def test_garments_model_is_small():
     ],
 )
 def test_public_calls(variant, dtype, shallow):
-    """The public calls, with shapes checked against their annotations."""
     encoder = "resnet" if dtype == "bfloat16" else "cells"
-    encoder = "vectors" if variant in ON_FEATURES else encoder
+    _call_all(variant, dtype, "vectors" if variant in ON_FEATURES else encoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cmap", "sum", "magiclens"])
+def test_public_calls_with_a_clip(variant):
+    _call_all(variant, "bfloat16", "clip")
+
+
+def _call_all(variant, dtype, encoder):
+    """The public calls, with shapes checked against their annotations."""
     config = small_config(variant, dtype=dtype, image_name=encoder)
+    config.model.image.clip.interpolate_positions = True  # the images are no squares
     model, variables = init(config)
     levels = len(model.levels)
     batch = random_batch()
