@@ -77,6 +77,7 @@ def test_gradients_and_statistics_are_those_of_pixels(x64):
     assert not jax.tree.reduce(lambda a, b: a or b, changed["image_encoder"])
 
 
+@pytest.mark.slow
 def test_micro_batches_of_features(x64):
     config = _config(image_cross_level="none", dtype="float64")
     model, variables = init(config)
@@ -144,6 +145,7 @@ def _files(encoder):
     return types.SimpleNamespace(description=description, directory="features")
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_backbone_of_its_features():
     config = _config()
     encoder = FrozenEncoder.from_initial(config, InitialWeights())
@@ -209,6 +211,8 @@ def test_an_encoder_that_says_it_is_steady_computes_the_same_in_training(name):
     settings = image_settings(config.model)
     if IMAGE_ENCODERS[name].why_unsteady(settings):
         config.model.image[name].frozen_batch_norm = "running"
+    if "image_size" in settings:
+        config.model.image[name].image_size = config.data.crop
     model = CMAP.from_config(config)
     module = ImageEncoder(**model.image, dtype=model.dtype)
     image = jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8)
