@@ -22,6 +22,7 @@ from cmap_jax.workdir import description as workdir
 from configs import default
 
 VOCABULARY, EMBED, WORD, HIDDEN = 11, 8, 6, 7
+_TOWER = {"width": EMBED, "layers": 3, "heads": 2, "mlp_width": 12}
 # Methods that compose features of the encoders, and all others, which have heads of the model.
 ON_FEATURES = tuple(name for name, variant in COMPOSERS.items() if variant.on_features)
 WITH_HEADS = tuple(name for name in COMPOSERS if name not in ON_FEATURES)
@@ -105,6 +106,7 @@ def small_config(variant: str = "cmap", **model) -> ConfigDict:
 
     ``image_name="cells"``, for tests of something else than the network, saves compilation;
     ``image_name="vectors"`` is for methods that compose the encoders' own features.
+    ``image_name="clip"`` or ``"siglip"`` brings the text tower and the sub-words of its family.
     ``image_depth=50`` sets ``config.model.image.resnet.depth``, and ``text_hidden=3`` sets
     ``config.model.text.lstm.hidden``: a field that the part itself lacks is set in its sub-configs.
     """
@@ -130,7 +132,9 @@ def small_config(variant: str = "cmap", **model) -> ConfigDict:
             config.model.image.vectors = {"width": EMBED}
             config.model.text.bag = {}
         config.model.text.name = "bag"
-        config.model.magiclens.update(layers=2, heads=2)
+    if model.get("image_name") in ("clip", "siglip"):
+        _use_towers(config, model["image_name"])
+    config.model.magiclens.update(layers=2, heads=2)
     for name, value in model.items():
         part, _, field = name.partition("_")
         if part in ("image", "text"):
@@ -142,6 +146,16 @@ def small_config(variant: str = "cmap", **model) -> ConfigDict:
         else:
             config.model[name] = value
     return config
+
+
+def _use_towers(config: ConfigDict, family: str) -> None:
+    """Set a config to tiny towers, with maps after two blocks, which are in loops of 1 and 2."""
+    config.model.text.name = config.model.text.tokenizer = family
+    config.model.image[family].update(
+        _TOWER, patch=16, image_size=config.data.crop, map_blocks=(3, 1)
+    )
+    config.model.image.clip.projection = EMBED
+    config.model.text[family].update(_TOWER, positions=77, projection=EMBED)
 
 
 def random_batch(batch: int = 4, size: int = 64, seed: int = 0, dtype=np.float32) -> dict:

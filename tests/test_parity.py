@@ -275,7 +275,8 @@ def test_all_but_images_in_float64(settings, x64):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("settings", _slow_but([{"variant": "cmap"}], TRAINED), ids=_name)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", TRAINED, ids=_name)
 def test_forward(settings):
     """Embeddings, scores and losses in evaluation mode."""
     _compare_forward(settings, "float32", 1e-4)

@@ -152,11 +152,13 @@ class FrozenEncoder:
                     "folder"
                 )
         for level, shape in self.levels.items():
-            if tuple(levels.get(level, ())) != shape:
+            stored = tuple(levels.get(level, ()))
+            # A map serves where its vector is read: `ImageEncoder.embed` pools it.
+            if shape not in (stored, stored[-1:]):
                 raise ValueError(
                     f"config.data.features: {source} holds {_describe(levels)}, and this model "
-                    f"reads {_describe(self.levels)} (maps where config.model.image.cross_level "
-                    "lets levels interact, else vectors); extract into another folder"
+                    f"reads {_describe(self.levels)}, since config.model.image.cross_level lets "
+                    "its levels interact; extract into another folder"
                 )
 
 

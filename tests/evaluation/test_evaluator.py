@@ -1,6 +1,7 @@
 """The evaluator against dense scores, on small data sets of every protocol's kind."""
 
 import dataclasses
+import functools
 import shutil
 
 import compilations
@@ -12,6 +13,8 @@ from small import VOCABULARY, init, small_config
 
 from cmap_jax import scoring, sharding
 from cmap_jax.evaluation.evaluator import Evaluator
+from cmap_jax.models.composers import COMPOSERS
+from cmap_jax.models.encoders.clip import WORDS_END
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.retrieval import scan
@@ -26,10 +29,10 @@ _WORDS = ["is red longer has a v"]  # with the five special tokens: VOCABULARY
 class _Everything:
     """A model, and an evaluator of it, and its dense scores."""
 
-    def __init__(self, variant: str = "cmap"):
+    def __init__(self, variant: str = "cmap", image_name: str = "cells", **fields):
         self.tokenizer = Vocabulary.build(_WORDS)
         assert len(self.tokenizer) == VOCABULARY
-        config = small_config(variant, image_name="cells")
+        config = small_config(variant, image_name=image_name, **fields)
         self.model, self.variables = init(config)
         self.evaluator = Evaluator(self.model, sharding.make_mesh(), gallery_chunk=5)
 
@@ -44,12 +47,19 @@ class _Everything:
         """Scores of queries against a gallery, computed in one piece."""
         apply = self.model.apply
         pixels = np.concatenate([b["image"][b["mask"]] for b in data.image_batches()])
-        encode = jax.jit(lambda v, x: apply(v, x, method="encode_images"))
-        pyramid = encode(self.variables, pixels)
+
+        @functools.partial(jax.jit, static_argnums=2)
+        def encode(variables, images, method):
+            return apply(variables, images, method=method)
+
+        pyramid = encode(self.variables, pixels, "encode_images")
+        references = pyramid
+        if self.model.references_differ:
+            references = encode(self.variables, pixels, "encode_references")
         texts = [("",) if "image" in blind else q.captions for q in queries]
         tokens, lengths = self.tokenizer.encode_batch(texts)
         text = apply(self.variables, tokens, lengths, method="encode_text")
-        references = pyramid[:, [data.positions[q.reference] for q in queries]]
+        references = references[:, [data.positions[q.reference] for q in queries]]
         references = references * (0 if "text" in blind else 1)
         query = apply(self.variables, references, text, method="compose")
         return np.array(scoring.score(query, pyramid[:, [data.positions[i] for i in gallery]]))
@@ -97,6 +107,25 @@ def test_fashion_iq_side_by_side(everything, tmp_path):
             ranks += [_rank(r, gallery, q) for r, q in zip(scores, queries, strict=True)]
         found = result.protocols["fashioniq/original"].shortcuts[half]
         assert found["mean_rank"] == pytest.approx(np.mean(ranks) + 1)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=() if v == "magiclens" else pytest.mark.slow) for v in COMPOSERS],
+)
+def test_every_variant_over_a_clip_side_by_side(variant, tmp_path):
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path, categories=("dress",))))
+    parts = _Everything(variant, "clip", text_tokenizer="words", text_end_token=WORDS_END)
+    evaluation = records.evaluations["val"][0]
+    data = parts.data(records, [evaluation])
+    result = parts.evaluator(parts.variables, data)
+    gallery = evaluation.galleries["dress"]
+    scores = parts.dense(data, evaluation.queries, gallery)
+    expected = [_rank(r, gallery, q) for r, q in zip(scores, evaluation.queries, strict=True)]
+    outcomes = result.protocols["fashioniq/original"].outcomes
+    assert outcomes.rank.tolist() == expected
+    assert not outcomes.tied.any()
+    assert len(set(expected)) > 2
 
 
 def test_cirr_and_circo(everything, tmp_path):

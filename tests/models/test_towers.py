@@ -384,7 +384,7 @@ def test_pixels_are_normalized_as_the_settings_say():
         ({"model.image.clip.patch": 32}, r"clip\.patch must not exceed .*clip\.image_size"),
         ({"model.image.clip.activation": "relu"}, r"activation must be one of quick_gelu, gelu"),
         ({"model.embed_dim": 20}, r"embed_dim must be 12, the value of .*projection, not 20"),
-        ({"model.text.tokenizer": "words"}, r"text\.tokenizer must be one of clip; got 'words'"),
+        ({"model.text.tokenizer": "siglip"}, r"tokenizer must be one of clip, words; got 'siglip'"),
     ],
 )
 def test_impossible_configs(fields, message):

@@ -28,6 +28,8 @@ def _setup(config, dtype=np.float64, rows=8):
     )()
     variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
     batch = random_batch(rows, seed=1, dtype=dtype)
+    if "batch_stats" not in variables:
+        return model, variables["params"], {}, batch
     # Running statistics that normalise: with fresh ones all embeddings are alike.
     _, updates = jax.jit(
         lambda v, x: model.apply(v, x, train=True, mutable=True, method="encode_images")
@@ -46,12 +48,13 @@ def _gradients(config, mesh=None, rows=8, dtype=np.float64):
     return function(params, stats, batch, jax.random.key(1))
 
 
-def _assert_equal(found, expected, tolerance=1e-6):
+def _assert_equal(found, expected, tolerance=1e-6, floor=1e-12):
+    """Compare by the norm of each tensor, or by ``floor`` where the norm is smaller."""
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True
     ):
         a, b = np.asarray(a), np.asarray(b)  # they may lie on other devices
-        difference = np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
+        difference = np.linalg.norm(a - b) / max(np.linalg.norm(a), floor)
         assert difference < tolerance, (jax.tree_util.keystr(path), difference)
 
 
@@ -75,6 +78,31 @@ def test_parts_give_the_whole_batch_s_gradient(devices, x64, monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     for found, expected in zip(_gradients(config, mesh), whole, strict=True):
         _assert_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cmap", "magiclens"])
+def test_parts_of_a_clip_give_the_whole_batch_s_gradient(variant, x64):
+    """With nothing changed, since towers have no batch statistics; their softmax is float32."""
+    config = small_config(variant, image_name="clip", dtype="float64")
+    whole = _gradients(config)
+    config.train.micro_batch_size = 4
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    for found, expected in zip(_gradients(config, mesh), whole, strict=True):
+        _assert_equal(found, expected, floor=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cmap", "magiclens"])
+def test_gradients_of_a_clip_in_bfloat16(variant):
+    """They are float32, as the parameters are, and near those of a model in float32."""
+    half, full = (
+        _gradients(small_config(variant, image_name="clip", dtype=dtype), dtype=np.float32)[0]
+        for dtype in ("bfloat16", "float32")
+    )
+    assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (half, full))
+    assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(b) < 0.1
 
 
 @pytest.mark.slow

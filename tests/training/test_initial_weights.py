@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from fake_data import fashion_iq as write_fashion_iq
 from optional import require
-from small import init, small_config
+from small import small_config
 
 from cmap_jax.cli import run
 from cmap_jax.convert import fill_pretrained, load_hugging_face
@@ -51,8 +51,17 @@ def _copy(config, **fields):
 def first_stage(config, tmp_path_factory):
     """A ResNet file, a vector file, and the workdir of a stage that starts from both."""
     folder = tmp_path_factory.mktemp("first")
-    _, variables = init(small_config(), seed=3)
-    backbone = {c: variables[c]["image_encoder"]["backbone"] for c in ("params", "batch_stats")}
+    model = CMAP.from_config(small_config())
+    inputs = CMAP.example_inputs(config.data.crop)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **inputs))
+    rng = np.random.default_rng(3)
+    backbone = {
+        collection: jax.tree.map(
+            lambda x: rng.uniform(0.1, 1, x.shape).astype(x.dtype),
+            shapes[collection]["image_encoder"]["backbone"],
+        )
+        for collection in ("params", "batch_stats")
+    }
     tensors = {}
     for path, array in flax.traverse_util.flatten_dict(jax.device_get(backbone)).items():
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array

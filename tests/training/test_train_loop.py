@@ -13,9 +13,12 @@ import pytest
 from fake_data import fashion_iq as write_fashion_iq
 from PIL import Image
 from small import small_config
-from stored_runs import curves
+from stored_runs import assert_same, curves
+from subword_files import write_clip_pairs
 
 import cmap_jax
+from cmap_jax import sharding
+from cmap_jax.models.encoders.clip import WORDS_END
 from cmap_jax.training import run as run_lib
 from cmap_jax.training import start as start_lib
 from cmap_jax.training.stopping import Stopped
@@ -125,6 +128,53 @@ def test_a_killed_run_with_groups_and_an_average_ends_with_the_same_bits(config,
     if trained.step == STEPS_PER_EPOCH * EPOCHS:
         average, raw = (tree["params"]["logit_scale"] for tree in (state["average"], state))
         assert trained.variables["params"]["logit_scale"] == average != raw
+
+
+# A tiny CLIP: its maps and projected feature, with texts of words; the projected feature alone,
+# with words that a GRU reads; and both projected features as they are, with sub-words.
+_OVER_A_CLIP = {
+    "cmap": {"text_tokenizer": "words", "text_end_token": WORDS_END},
+    "artemis": {"image_map_blocks": (), "text_name": "gru", "text_tokenizer": "words"},
+    "magiclens": {"image_map_blocks": (), "dtype": "bfloat16"},
+}
+
+
+@pytest.fixture
+def over_a_clip(config, request, tmp_path, monkeypatch):
+    """The config of a run of six steps, by its variant.
+
+    One run splits its parameters over devices; another encodes micro-batches, in bfloat16.
+    """
+    variant, config = request.param, config.copy_and_resolve_references()
+    fields = _OVER_A_CLIP[variant]
+    config.model = small_config(
+        variant, image_name="clip", image_image_size=config.data.crop, **fields
+    ).model
+    config.model.text.vocabulary_size = None
+    if variant == "cmap":
+        config.mesh.fsdp = 2
+        monkeypatch.setattr(sharding, "_LARGE", 64)
+    if variant == "magiclens":
+        config.model.text.tokenizer_path = str(write_clip_pairs(tmp_path))
+        config.train.batch_size, config.train.micro_batch_size = 16, 8
+        config.train.epochs = STEPS_PER_EPOCH * EPOCHS  # an epoch is one step
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("over_a_clip", _OVER_A_CLIP, indirect=True)
+def test_a_killed_run_over_a_clip_ends_with_the_same_bits(over_a_clip, tmp_path):
+    """From the data to a workdir that composes queries."""
+    config = over_a_clip
+    train(config, create_datasets(config), tmp_path / "alone")
+    with pytest.raises(Killed):
+        train(config, _with_interruption(config, 4, _kill), tmp_path / "killed")
+    train(config, create_datasets(config), tmp_path / "killed")
+    assert_same(tmp_path / "alone", tmp_path / "killed")
+    trained = cmap_jax.load(tmp_path / "killed")
+    query = trained.compose([np.zeros((40, 30, 3), np.uint8)], ["is red"])
+    assert query.branches[0].numerator.shape[1:] == (1, config.model.embed_dim)
+    assert len(trained.model.levels) == (3 if config.model.variant == "cmap" else 1)
 
 
 @pytest.mark.slow

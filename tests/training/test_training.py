@@ -8,6 +8,7 @@ from small import ON_FEATURES, WITH_HEADS, random_batch, small_config
 
 from cmap_jax import sharding
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.composers import COMPOSERS
 from cmap_jax.models.layers import BatchNorm
 from cmap_jax.training.optimizer import label_parameters, make_optimizer, make_schedule
 from cmap_jax.training.train_state import create_train_state
@@ -104,6 +105,47 @@ def test_parameters_agree_on_any_devices_in_float64(variant, encoder, meshes, x6
         assert len(moments) == 2 * len(split)
         assert bool(split) == (fsdp > 1)
         assert all(len(x.addressable_shards[0].data.ravel()) * fsdp == x.size for x in split)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cmap", "magiclens"])
+def test_a_clip_trains_alike_on_any_devices(variant, all_split):
+    """The towers' softmax is float32, whatever the rest is: so is everything here."""
+    config = small_config(variant, image_name="clip")
+    config.optimizer.eps = 1e-3  # AdamW turns roundings of a zero gradient into whole steps
+    losses, one = _run(config, np.float32)
+    other_losses, other = _run(config, np.float32, devices=8, fsdp=2)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=0), one.params, other.params
+    )
+    blocks = other.params["text_encoder"]["blocks"]
+    assert not blocks["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=() if v == "cmap" else pytest.mark.slow) for v in COMPOSERS]
+)
+def test_every_variant_trains_over_a_clip(variant):
+    """The loss of a batch that comes again falls, and every parameter of both towers learns."""
+    config = small_config(variant, image_name="clip")
+    config.optimizer.learning_rate = 3e-3
+    losses, state = _run(config, np.float32, steps=6, make_batch=_the_first)
+    assert losses[-1] < 0.98 * losses[0]
+    moments = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
+        for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if x.ndim
+    }
+    # A bias of the keys adds the same to all logits of a softmax.
+    dead = {name for name, x in moments.items() if not np.any(x) and "key/bias" not in name}
+    assert not dead
+    params = [x for x in jax.tree.leaves(state.params) if x.ndim]
+    assert len(moments) == 2 * len(params)
+
+
+def _the_first(batch, seed, dtype):
+    return random_batch(batch, dtype=dtype)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -84,7 +84,7 @@ class Attention(nn.Module):
         heads: number of heads; divides the width.
         causal: whether a position sees itself and earlier ones alone.
         out_std: standard deviation of the initial kernel ``out``.
-        dtype: dtype of the products; the softmax is float32 or better.
+        dtype: dtype of the products; the softmax is float32.
 
     Parameters: ``query``, ``key`` and ``value`` with kernels [D, heads, d], ``out`` [heads, d, D].
     """
@@ -166,7 +166,7 @@ class Tower(nn.Module):
         epsilon: constant that every LayerNorm adds to the variance.
         scan_layers: whether one loop runs all blocks; False: each is compiled by itself.
         remat: which results of a block are kept for the gradient; see `rematerialize`.
-        dtype: dtype of products and tokens; norms and softmaxes are float32 or better.
+        dtype: dtype of products and tokens; norms are float32 or better, softmaxes float32.
     """
 
     width: int
