@@ -130,11 +130,10 @@ def test_a_killed_run_with_groups_and_an_average_ends_with_the_same_bits(config,
         assert trained.variables["params"]["logit_scale"] == average != raw
 
 
-# A tiny CLIP: its maps and projected feature, with texts of words; the projected feature alone,
-# with words that a GRU reads; and both projected features as they are, with sub-words.
+# A tiny CLIP: its maps and projected feature, with texts of words; and both projected features as
+# they are, with sub-words.
 _OVER_A_CLIP = {
     "cmap": {"text_tokenizer": "words", "text_end_token": WORDS_END},
-    "artemis": {"image_map_blocks": (), "text_name": "gru", "text_tokenizer": "words"},
     "magiclens": {"image_map_blocks": (), "dtype": "bfloat16"},
 }
 
@@ -143,7 +142,7 @@ _OVER_A_CLIP = {
 def over_a_clip(config, request, tmp_path, monkeypatch):
     """The config of a run of six steps, by its variant.
 
-    One run splits its parameters over devices; another encodes micro-batches, in bfloat16.
+    One run splits its parameters over devices; the other encodes micro-batches, in bfloat16.
     """
     variant, config = request.param, config.copy_and_resolve_references()
     fields = _OVER_A_CLIP[variant]
