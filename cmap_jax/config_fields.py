@@ -221,6 +221,7 @@ FIELDS: Mapping[str, Field] = {
     "eval.gallery_chunk": _run(least=1),
     "eval.rankings": _run(),
     "eval.shortcuts": _run(),
+    "eval.captions": _run(choices=("one", "concept"), optional=True, added=True),
     "data.name": _run(),
     # Whether data in another folder are the same, read in the same way, is checked by their words,
     # facts and preprocessing.

@@ -22,7 +22,9 @@ class Protocol:
             "both orders": two captions joined in both orders, each order a query;
             "joined": two captions joined in the order given, one query;
             "averaged": both orders, their scores averaged before ranking, one query;
-            "one": the annotation has one text.
+            "one": the annotation has one text;
+            "concept": that text and the concept that reference and targets share are one sentence,
+            see `with_concept`.
         correct: the images that count as right, in words.
         metrics: the numbers reported, in this order: "R@K" (share of queries with a correct image
             among the first K), "R_subset@K" (the same among the other images of the query's set),
@@ -40,7 +42,7 @@ class Protocol:
 
     name: str
     gallery: str
-    captions: Literal["both orders", "joined", "averaged", "one"]
+    captions: Literal["both orders", "joined", "averaged", "one", "concept"]
     correct: str
     metrics: tuple[str, ...]
     headline: tuple[str, ...]
@@ -117,6 +119,23 @@ class Submission:
     files: tuple[AnswerFile, ...]
 
 
+def with_concept(name: str) -> str:
+    """Return the name of the protocol that differs from a protocol in the policy "concept" alone.
+
+    Args:
+        name: key of `PROTOCOLS`, such as "circo/val".
+    """
+    return f"{name}-concept"
+
+
+def concept_caption(concept: str, caption: str) -> str:
+    """Return the text of a query under the caption policy "concept".
+
+    MagicLens was evaluated on such texts (docs/method.md, section 10, MagicLens).
+    """
+    return f"find {concept} but {caption}"
+
+
 def split_metric(metric: str) -> tuple[str, int]:
     """Return kind and K of a metric's name: "R_subset@3" is ("R_subset", 3).
 
@@ -163,6 +182,7 @@ _CIRCO = Protocol(
     # The server judges the list as it is, and its example submissions hold some references.
     reference="kept",
 )
+_CIRCO_TEST = dataclasses.replace(_CIRCO, name="circo/test", correct=_SERVER)
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -213,7 +233,11 @@ PROTOCOLS = {
             correct=_SERVER,
         ),
         _CIRCO,
-        dataclasses.replace(_CIRCO, name="circo/test", correct=_SERVER),
+        _CIRCO_TEST,
+        *(
+            dataclasses.replace(plain, name=with_concept(plain.name), captions="concept")
+            for plain in (_CIRCO, _CIRCO_TEST)
+        ),
         Protocol(name="garments/val", gallery="the val combinations, one image each", **_GARMENTS),
         Protocol(
             name="garments/test", gallery="the test combinations, one image each", **_GARMENTS

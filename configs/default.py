@@ -40,7 +40,8 @@ def get_config() -> ConfigDict:
     config.model.remat = "none"
     # A CLIP or SigLIP as Hugging Face stores it: a folder, or an id such as
     # openai/clip-vit-base-patch32. When main.py starts, it sets the fields that describe both
-    # towers and their pictures and text, sets both init_from, and is unset. None: no such model.
+    # towers and their pictures and text, sets both init_from (without config.init_from), and is
+    # unset. None: no such model.
     config.model.pretrained = placeholder(str)
 
     config.model.image = ConfigDict()
@@ -256,6 +257,10 @@ def get_config() -> ConfigDict:
     # True: also evaluate with the text alone and with the image alone, to show how much of the
     # recall needs no composition.
     config.eval.shortcuts = False
+    # Texts of a data set whose queries name a concept that reference and targets share (CIRCO).
+    # "one": the query's caption; "concept": "find {concept} but {caption}". Each has protocols of
+    # its own. None: "concept" for the variant "magiclens", which was published so, else "one".
+    config.eval.captions = placeholder(str)
 
     config.data = ConfigDict()
     # "fashion_iq", "shoes", "fashion200k", "cirr", "circo" (evaluation only), "folder", "garments"

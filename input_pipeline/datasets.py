@@ -18,7 +18,7 @@ from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages, ImageLoader, make_loader
 from input_pipeline.images.sources import open_images
-from input_pipeline.reading import read_records
+from input_pipeline.reading import choose_captions, read_records
 from input_pipeline.records import DataError, Records
 from input_pipeline.registry import check_name, find_data_set
 from input_pipeline.texts import (
@@ -97,7 +97,7 @@ def create_datasets(
     data = config.data
     features = FeatureFiles(data.features) if data.features else None
     preprocessing_of(config, RELEASED)  # refuses impossible sizes before anything is read
-    records = read_records(config)
+    records = choose_captions(read_records(config), config.eval.captions)
     preprocessing = preprocessing_of(config, records.read_as)
     if training and not len(records.train):
         lacking = find_data_set(records.name).training_files

@@ -20,6 +20,7 @@ FIELDS = {
     "annotation": (TEXT, "Id of the annotation; the two caption orders of an annotation share it."),
     "protocols": (TEXTS, "Names of the evaluation protocols that include this query."),
     "subset": (TEXTS, "Ids of the images among which R_subset@K ranks as well."),
+    "concept": (TEXT, "What the reference and the targets show alike; empty where nobody says."),
 }
 _EMPTY = {TEXT: "", TEXTS: (), BYTES: b"", INTEGER: 0}
 _AT_ONCE = 1024  # records read in one call
@@ -116,6 +117,9 @@ def parse(record: bytes) -> dict[str, Any]:
     features = tf.train.Example.FromString(record).features.feature
     fields = {}
     for name, (kind, _) in FIELDS.items():
+        if name not in features:  # written before there was this field
+            fields[name] = _EMPTY[kind]
+            continue
         if kind == INTEGER:
             (fields[name],) = features[name].int64_list.value
             continue

@@ -87,6 +87,37 @@ def read_rendered(data_set: DataSet, directory: str, settings: Mapping[str, Any]
     return data_set.read(directory, None)
 
 
+def choose_captions(records: Records, captions: str | None) -> Records:
+    """Return the records with the texts of their queries under a caption policy.
+
+    Args:
+        records: as read.
+        captions: "one" or "concept", for a data set whose queries name shared concepts; None: as
+            the data set has them. See `cmap_jax.protocols.Protocol`.
+
+    Raises:
+        ValueError: the data set has no such choice.
+        DataError: a concept is missing; names the query and the remedy.
+    """
+    if captions is None:
+        return records
+    if not find_data_set(records.name).has_concepts:
+        raise ValueError(
+            f"the queries of {records.name} name no shared concepts, and their texts leave no "
+            f"choice: leave out --config.eval.captions={captions}"
+        )
+    if captions == "one":
+        return records
+    try:
+        return records.with_concepts()
+    except DataError as error:
+        remedy = "mend the annotations" if records.prepared is None else "build the data again"
+        raise DataError(
+            f"{records.image_directory}: {error}: {remedy}, or use the captions alone, "
+            "--config.eval.captions=one"
+        ) from error
+
+
 def _check_image_directory(data_set: DataSet, image_directory: str | None) -> None:
     if data_set.rendering is not None and image_directory:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 from cmap_jax.processing.images import RELEASED
-from cmap_jax.protocols import Protocol
+from cmap_jax.protocols import PROTOCOLS, Protocol, concept_caption, with_concept
 
 
 class DataError(ValueError):
@@ -47,6 +47,8 @@ class Query:
         annotation: name of the annotation; its two caption orders share it, and a bootstrap draws
             them together.
         subset: image ids among which "R_subset@K" ranks too, apart from the reference.
+        concept: noun phrase for what the reference and the targets show alike, for the caption
+            policy "concept"; empty where a data set has none.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Query:
     category: str
     annotation: str
     subset: tuple[str, ...] = ()
+    concept: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,22 @@ class Evaluation:
         return dataclasses.replace(
             self, galleries=galleries, queries=queries, skipped=self.skipped + lost
         )
+
+    def with_concepts(self) -> "Evaluation":
+        """Return the evaluation under the caption policy "concept", a protocol of its own.
+
+        Raises:
+            DataError: a query has no concept, or not one caption.
+        """
+        name = with_concept(self.protocol.name)
+        for query in self.queries:
+            if not query.concept.strip() or len(query.captions) != 1:
+                raise DataError(f"{name}: query {query.id} has no shared concept to be named")
+        queries = tuple(
+            dataclasses.replace(q, captions=(concept_caption(q.concept, q.captions[0]),))
+            for q in self.queries
+        )
+        return dataclasses.replace(self, protocol=PROTOCOLS[name], queries=queries)
 
 
 def _digest(value: Any) -> str:
@@ -265,6 +284,21 @@ class Records:
         return dataclasses.replace(
             self, train=FixedTriplets(()), evaluations={split: (self.unlabelled[split],)}
         ).with_needed_images()
+
+    def with_concepts(self) -> "Records":
+        """Return the records with all queries under the caption policy "concept".
+
+        Raises:
+            DataError: a query has no concept, or not one caption.
+        """
+        return dataclasses.replace(
+            self,
+            evaluations={
+                split: tuple(e.with_concepts() for e in evaluations)
+                for split, evaluations in self.evaluations.items()
+            },
+            unlabelled={split: e.with_concepts() for split, e in self.unlabelled.items()},
+        )
 
     def with_needed_images(self) -> "Records":
         """Return the records with the images of training and evaluation, and no others."""

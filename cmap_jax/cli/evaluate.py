@@ -3,6 +3,7 @@
 cmap evaluate runs/fashioniq --shortcuts --grid grid.png
 cmap evaluate runs/fashioniq --grid grid.png --protocol fashioniq/val
 cmap evaluate runs/cirr --data circo --dir CIRCO --images coco/unlabeled2017
+cmap evaluate runs/cirr --data circo --dir CIRCO --captions concept
 """
 
 import argparse
@@ -11,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from cmap_jax.cli.arguments import add_near_names, path
+from cmap_jax.cli.captions import add_captions
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.evaluation.pictures import choose_queries, queries_grid, results_title
@@ -25,6 +27,7 @@ SPELLING = {
     "data.missing_images=skip": "--skip-unusable",
     "data.near_names=accept": "--near-names",
     "data.features": "--features",
+    "eval.captions": "--captions",
     OTHERS: "python main.py --mode=evaluate --workdir=...",
 }
 _ROWS = 8  # default number of queries in a picture
@@ -53,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out unusable images and the queries that need them; the results say so",
     )
+    add_captions(parser)
     parser.add_argument(
         "--rankings", action="store_true", help="write the first images of each query"
     )
@@ -99,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         config.data.near_names = arguments.near_names
     config.eval.rankings = arguments.rankings or bool(arguments.grid)
     config.eval.shortcuts = arguments.shortcuts
+    config.eval.captions = arguments.captions
     # This machine may have other devices than the run had. Neither field changes a number.
     config.mesh.data, config.mesh.fsdp = -1, 1
     config.eval.batch_size = round_up(config.eval.batch_size, sharding.make_mesh().size)

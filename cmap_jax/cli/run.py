@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 import input_pipeline
 from cmap_jax import sharding
+from cmap_jax.cli.captions import captions_for
 from cmap_jax.cli.results_table import results_table
 from cmap_jax.config_fields import Kind, differences
 from cmap_jax.evaluation.evaluator import Evaluator
@@ -116,6 +117,9 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
             the fields.
     """
     config, description = as_trained(config, workdir)
+    config.eval.captions = captions_for(
+        config.data.name, config.model.variant, config.eval.captions
+    )
     check_can_write(workdir)
     if config.data.features:
         _check_features(config, workdir)

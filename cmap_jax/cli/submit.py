@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from cmap_jax.cli.arguments import add_near_names, path
+from cmap_jax.cli.captions import add_captions, captions_for
 from cmap_jax.evaluation import submission
 from input_pipeline.registry import DATA_SETS
 
@@ -24,6 +25,7 @@ SPELLING = {
     "data.directory": "the argument directory",
     "data.image_directory": "--images",
     "data.near_names=accept": "--near-names",
+    "eval.captions": "--captions",
 }
 
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", metavar="FOLDER", type=path, help="the images, if not in the directory"
     )
     add_near_names(parser)
+    add_captions(parser, "with --workdir: ")
     parser.add_argument(
         "--split",
         choices=tuple(dict.fromkeys([*(r.split for r in rules.values()), "val"])),
@@ -53,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "--out names the folder for the answers of --workdir: give both or neither"
         )
+    if arguments.check and arguments.captions:
+        raise ValueError("--captions chooses the texts that --workdir answers: leave it out")
     if arguments.check:
         _check(arguments)
     else:
@@ -97,12 +102,15 @@ def _write(arguments: argparse.Namespace) -> None:
     from input_pipeline.batching import EvaluationData
     from input_pipeline.images.decoding import open_loader
     from input_pipeline.images.loading import FailedImages
+    from input_pipeline.reading import choose_captions
 
     tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     use_compilation_cache(None)
     rules = DATA_SETS[arguments.data_set].submission
     trained = load(arguments.workdir)
-    records = _read(arguments)
+    variant = trained.config.model.variant
+    captions = captions_for(arguments.data_set, variant, arguments.captions)
+    records = choose_captions(_read(arguments), captions)
     _check_images(records)
     ((split, evaluations),) = records.evaluations.items()
     mesh = sharding.make_mesh()
@@ -118,14 +126,14 @@ def _write(arguments: argparse.Namespace) -> None:
     )
     evaluator = Evaluator(trained.model, mesh, gallery_chunk=trained.config.eval.gallery_chunk)
     variables = jax.device_put(trained.variables, sharding.replicated(mesh))
-    (rankings,) = evaluator.search(variables, data).values()
+    ((protocol, rankings),) = evaluator.search(variables, data).items()
     contents = submission.make_submission(rules, rankings)
     for content in contents.values():
         submission.check_submission(rules, content, evaluations[0])
     submission.write_submissions(arguments.out, contents)
     print(
-        f"{arguments.out} holds {' and '.join(contents)}: {len(rankings)} queries of {split}, "
-        "checked by the rules."
+        f"{arguments.out} holds {' and '.join(contents)}: {len(rankings)} queries of {split} "
+        f"under {protocol}, checked by the rules."
     )
     if split != "val":
         print(f"Next: upload at {rules.server}")

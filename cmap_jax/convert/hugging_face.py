@@ -109,7 +109,9 @@ def fill_pretrained(config: ConfigDict, typed: frozenset[str] = frozenset()) -> 
 
     They are the fields of `read_fields` and both ``init_from``. Weights are not read. Where the
     config's image encoder is of that family already, ``config.data.fit`` and
-    ``config.data.resampling`` are left as they are, since a config may choose others.
+    ``config.data.resampling`` are left as they are, since a config may choose others. A run that
+    starts from a whole model, ``config.init_from``, has its weights from there: no ``init_from`` of
+    an encoder is set.
 
     Args:
         config: a whole config; without ``config.model.pretrained`` it is returned unchanged.
@@ -125,7 +127,8 @@ def fill_pretrained(config: ConfigDict, typed: frozenset[str] = frozenset()) -> 
     changes = read_fields(fetch(source, CONFIG))
     if config.model.image.name == changes["model.image.name"]:
         typed = typed | {"data.fit", "data.resampling"}
-    changes |= {"model.image.init_from": source, "model.text.init_from": source}
+    if config.init_from is None:
+        changes |= {"model.image.init_from": source, "model.text.init_from": source}
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({k: v for k, v in changes.items() if k not in typed})
     config.model.pretrained = None

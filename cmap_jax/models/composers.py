@@ -230,6 +230,8 @@ class Variant:
         without_text: what stands for a text that is missing: the zero vector, or the feature of
             the empty text.
         optional: halves of a query that may be missing, of "image" and "text".
+        captions: caption policy under which the method was published, where a data set lets choose
+            one; see `cmap_jax.protocols.Protocol`.
         settings: the fields of ``config.model.<name>``, where the method has constants of its own.
         check: called with ``config.model``; raises ValueError for what no single field shows.
     """
@@ -240,6 +242,7 @@ class Variant:
     on_features: bool = False
     without_text: Literal["zero", "empty"] = "zero"
     optional: tuple[str, ...] = ()
+    captions: Literal["one", "concept"] = "one"
     settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
     check: Callable[[Any], None] = lambda model_config: None
 
@@ -295,6 +298,7 @@ COMPOSERS = {
         on_features=True,
         without_text="empty",
         optional=("text",),
+        captions="concept",
         settings={"layers": Setting(least=1), "heads": Setting(least=1)},
         check=_check_magiclens,
     ),

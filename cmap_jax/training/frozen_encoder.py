@@ -11,6 +11,7 @@ family of encoders will do: its entry says what is frozen, and whether the outpu
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +84,8 @@ class FrozenEncoder:
         features = jax.eval_shape(functools.partial(_features, module), weights, image)
         about = {
             "name": config.model.image.name,
-            "settings": _settings_that_matter(config),
+            # As the features' folder stores them, where a tuple is a list.
+            "settings": json.loads(json.dumps(_settings_that_matter(config))),
             "dtype": config.model.dtype,
             "weights": digest(weights),
         }
@@ -150,11 +152,13 @@ class FrozenEncoder:
                     "folder"
                 )
         for level, shape in self.levels.items():
-            if tuple(levels.get(level, ())) != shape:
+            stored = tuple(levels.get(level, ()))
+            # A map serves where its vector is read: `ImageEncoder.embed` pools it.
+            if shape not in (stored, stored[-1:]):
                 raise ValueError(
                     f"config.data.features: {source} holds {_describe(levels)}, and this model "
-                    f"reads {_describe(self.levels)} (maps where config.model.image.cross_level "
-                    "lets levels interact, else vectors); extract into another folder"
+                    f"reads {_describe(self.levels)}, since config.model.image.cross_level lets "
+                    "its levels interact; extract into another folder"
                 )
 
 

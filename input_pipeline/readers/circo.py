@@ -91,7 +91,12 @@ def read(directory: str, image_directory: str | None = None) -> Records:
 
 def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
     file = storage.join(root, "annotations", f"{split}.json")
-    keys = {"id": int, "reference_img_id": int, "relative_caption": str}
+    keys = {
+        "id": int,
+        "reference_img_id": int,
+        "relative_caption": str,
+        "shared_concept": str,
+    }
     if split == "val":
         keys |= {"target_img_id": int, "gt_img_ids": list}
     entries = read_entries(file, keys)
@@ -106,6 +111,7 @@ def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
                 raise DataError(f"{where}: its target_img_id is not among its gt_img_ids")
         reference = _image_id(entry["reference_img_id"], where)
         caption = check_caption(entry["relative_caption"], where)
+        concept = check_caption(entry["shared_concept"], where)
         name = str(entry["id"])
         queries.append(
             Query(
@@ -115,6 +121,7 @@ def _read_annotations(root: str, split: str) -> tuple[Query, ...]:
                 targets=targets,
                 category="all",
                 annotation=name,
+                concept=concept,
             )
         )
     return tuple(queries)
@@ -213,6 +220,7 @@ DATA_SET = DataSet(
     read=read,
     mark=r"annotations/val\.json",
     evaluation_only=True,
+    has_concepts=True,
     counts=_counts,
     submission=_SUBMISSION,
     explain_unknown_gallery=_explain_unknown_gallery,

@@ -98,6 +98,8 @@ class DataSet:
         training_files: the annotation files without which there is nothing to train on, for
             messages.
         evaluation_only: whether the data set has no training items at all.
+        has_concepts: whether its queries name a shared concept, and can be put under the caption
+            policy "concept".
         published: whether files can be taken from their publisher again.
         suffixes: suffixes of the image files where the image ids have none.
         counts: ``counts(records, directory)`` yields the numbers of the folder beside the published
@@ -120,6 +122,7 @@ class DataSet:
     training: type[TripletSource] = FixedTriplets
     training_files: str = ""
     evaluation_only: bool = False
+    has_concepts: bool = False
     published: bool = True
     suffixes: tuple[str, ...] = ()
     counts: Callable[[Records, str], Iterable[Count]] | None = None

@@ -48,7 +48,16 @@ def test_every_path_flag_of_main_is_expanded():
 
 
 def test_every_path_field_is_expanded():
-    words = ("directory", "folder", "file", "path", "init_from", "vectors", "features")
+    words = (
+        "directory",
+        "folder",
+        "file",
+        "path",
+        "init_from",
+        "vectors",
+        "features",
+        "pretrained",
+    )
     paths = {name for name in flatten(default.get_config()) if name.endswith(words)}
     assert paths == {name for name, field in FIELDS.items() if field.is_path}
 

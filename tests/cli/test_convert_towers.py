@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import run
 from convert.test_magiclens import write_magiclens
+from fake_data import circo as write_circo
 from fake_data import cirr as write_cirr
 from fake_data import fashion_iq as write_fashion_iq
 from foreign_towers import foreign_features, foreign_model, siglip_config
@@ -197,6 +198,38 @@ def test_magiclens_from_the_file_to_scores(clip, tmp_path, capsys):
     assert _convert(*arguments, "--out", tmp_path / "fixed", "--scaling", "fixed") == 0
     fixed = cmap_jax.load(tmp_path / "fixed")
     assert fixed.preprocessing.scaling == "fixed"
+
+
+def test_magiclens_names_the_concept_on_circo(clip, tmp_path, capsys):
+    ids = len(json.loads((clip[0] / "vocab.json").read_text()))
+    sizes = {"patch": 8, "grid": 4, "positions": 24, "vocabulary": ids}
+    write_magiclens(tmp_path / "magic_lens.pkl", reference.random_arrays(**sizes))
+    source = (tmp_path / "magic_lens.pkl", "--tokenizer", clip[0])
+    assert _convert(*source, "--out", tmp_path / "run") == 0
+    data = write_circo(tmp_path / "data")
+    evaluate = ["evaluate", str(tmp_path / "run"), "--data", "circo", "--dir", str(data)]
+    texts = {"concept": "find a garment but is red", "one": "is red"}
+    capsys.readouterr()
+    for flags, captions, protocol in (
+        ([], "concept", "circo/val-concept"),
+        (["--captions", "one"], "one", "circo/val"),
+    ):
+        assert command.main([*evaluate, *flags, "--rankings"]) == 0
+        assert f"{protocol} (zero-shot)" in capsys.readouterr().out
+        stored = json.loads((tmp_path / "run" / "evaluation-circo.json").read_text())
+        assert list(stored["protocols"]) == [protocol]
+        rankings = tmp_path / "run" / "rankings" / f"{protocol.replace('/', '-')}.jsonl"
+        first = json.loads(rankings.read_text().partition("\n")[0])
+        assert first["text"] == [texts[captions]]
+    # A server's file answers the texts that an evaluation reads.
+    submit = ["submit", "circo", str(data), "--workdir", str(tmp_path / "run")]
+    answers = {}
+    for out, flags in (("default", []), ("one", ["--captions", "one"])):
+        assert command.main([*submit, "--out", str(tmp_path / out), *flags]) == 0
+        protocol = "circo/test-concept" if out == "default" else "circo/test"
+        assert f"6 queries of test under {protocol}, checked" in capsys.readouterr().out
+        answers[out] = json.loads((tmp_path / out / "submission.json").read_text())
+    assert answers["default"] != answers["one"]
 
 
 def test_a_siglip_folder(tmp_path):

@@ -105,11 +105,15 @@ def test_table_file_and_picture(trained, tmp_path, capsys, monkeypatch):
         (["RUN", "--protocol", "cirr/val"], "give --grid FILE too"),
         (["RUN", "--grid", "g.png", "--protocol", "cirr"], "called 'cirr', but fashioniq/original"),
         (["RUN", "--grid", "grid.gif"], "grid.gif"),
+        (["RUN", "--dir", "CIRR", "--captions", "one"], "leave out --captions one"),
         (["RUN", "--grid", "grid.png", "--count", "0"], "--count must be 1 or more"),
     ],
 )
-def test_refusals(trained, arguments, message, capsys):
-    arguments = [str(trained) if a == "RUN" else a for a in arguments]
+def test_refusals(trained, arguments, message, capsys, tmp_path):
+    if "CIRR" in arguments:
+        write_cirr(tmp_path)
+    names = {"RUN": str(trained), "CIRR": str(tmp_path)}
+    arguments = [names.get(a, a) for a in arguments]
     assert command.main(["evaluate", *arguments]) == 1
     assert message in capsys.readouterr().err
 

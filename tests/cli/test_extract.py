@@ -130,6 +130,7 @@ def test_the_workdir_holds_a_whole_model(from_pixels, from_features, data, capsy
     assert results(from_features)["protocols"] == before["protocols"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_features_ends_with_the_same_bits(
     config, features, from_features, tmp_path, monkeypatch
 ):

@@ -97,6 +97,9 @@ def test_circo_from_end_to_end(trained, tmp_path, capsys):
             assert set(answer) <= set(range(1, 61))
         assert command.main([*arguments, "--check", str(out / "submission.json")]) == 0
         capsys.readouterr()
+    checked = ["--check", str(out / "submission.json"), "--captions", "one"]
+    assert command.main(["submit", "circo", str(data), *checked]) == 1
+    assert "--captions chooses the texts that --workdir answers" in capsys.readouterr().err
 
 
 def test_nothing_is_left_behind(trained, tmp_path, capsys, monkeypatch):
@@ -150,6 +153,9 @@ def test_nothing_is_left_behind(trained, tmp_path, capsys, monkeypatch):
     assert "--out names the folder" in refused("--check", "a.json", "--out", "out")
     assert "a.json" in refused("--check", str(tmp_path / "a.json"))
     new = ["--out", str(tmp_path / "out")]
+    assert "their texts leave no choice: leave out --captions one" in refused(
+        "--workdir", str(trained), *new, "--captions", "one"
+    )
     assert "no such folder" in refused("--workdir", str(trained), "--images", "nowhere", *new)
     assert "has no unlabelled split 'test'" in refused(
         "--split", "test", *new, "--workdir", str(trained)

@@ -340,6 +340,11 @@ def test_pretrained_fills_a_config(clip):
     config.model.image.name, config.data.fit = "clip", "pad"
     again = fill_pretrained(config)
     assert (again.data.fit, again.data.crop) == ("pad", 24)
+    # The second stage has its weights from the first, and its sizes from here.
+    config.init_from = "runs/first"
+    second = fill_pretrained(config)
+    assert second.model.image.init_from is second.model.text.init_from is None
+    assert second.model.image.clip == again.model.image.clip
 
 
 def _set(**values):

@@ -24,6 +24,7 @@ from cmap_jax.trained import write_model
 from cmap_jax.workdir import description as workdir
 from input_pipeline import create_datasets, prepared, storage
 from input_pipeline.builders.base import ImageConfig
+from input_pipeline.examples import FIELDS, parse
 from input_pipeline.images.sources import open_images
 from input_pipeline.reading import read_folder
 from input_pipeline.records import DataError
@@ -135,6 +136,26 @@ def test_the_same_queries_for_a_server(raw, built, name):
     found = prepared.read(str(built(name)), name)
     (split,) = expected.unlabelled
     assert _content(found.for_submission(split)) == _content(expected.for_submission(split))
+
+
+def test_data_prepared_before_queries_had_concepts():
+    """All else of such a record is read; the caption policy that needs a concept is refused."""
+    features = {
+        "captions": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"is red"])),
+        **{
+            name: tf.train.Feature(int64_list=tf.train.Int64List(value=[0]))
+            for name in ("height", "width")
+        },
+        **{
+            name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()]))
+            for name in FIELDS
+            if name not in ("captions", "concept", "height", "width")
+        },
+    }
+    record = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    fields = parse(record)
+    assert fields["concept"] == ""
+    assert (fields["captions"], fields["annotation"]) == (("is red",), "annotation")
 
 
 def _batches(config):

@@ -57,6 +57,7 @@ def test_settings():
     assert build(batch_norm_groups=4).batch_norm_groups == 4
 
 
+@pytest.mark.slow
 def test_a_frozen_network_keeps_its_statistics():
     """With the running statistics, training gives the maps of evaluation and updates nothing."""
     network = EfficientNetLite0(normalize_by_batch=False)

@@ -165,6 +165,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(variant):
             assert all(np.any(x) for x in jax.tree.leaves(gradients[8][part])), part
 
 
+@pytest.mark.slow
 def test_targets_alone_train_the_composer():
     _, model, variables = _model("magiclens")
     batch = random_batch()

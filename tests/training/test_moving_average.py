@@ -56,6 +56,7 @@ def _names(tree):
     }
 
 
+@pytest.mark.slow
 def test_the_average_is_numpys(x64, monkeypatch):
     """In float64 to 1e-12, sharded as the parameters are; a skipped step does not count."""
     monkeypatch.setattr(sharding, "_LARGE", 64)
@@ -97,6 +98,7 @@ def stepped():
     return config, list(_run(config, np.float32, steps=1))[-1]
 
 
+@pytest.mark.slow
 def test_a_state_is_restored_with_its_average(stepped, tmp_path):
     """To the bit; the best variables are the average; a changed average is noticed."""
     config, state = stepped
@@ -117,6 +119,7 @@ def test_a_state_is_restored_with_its_average(stepped, tmp_path):
     assert any(not np.array_equal(a, b) for a, b in leaves)
 
 
+@pytest.mark.slow
 def test_a_state_before_the_first_evaluation_gives_its_average(stepped, tmp_path):
     config, state = stepped
     with Checkpoints(tmp_path, 2, "run") as checkpoints:

@@ -7,7 +7,9 @@ import pytest
 from fake_data import circo as write_circo
 from fake_data import cirr as write_cirr
 
+from cmap_jax.protocols import PROTOCOLS
 from input_pipeline.readers import circo, cirr
+from input_pipeline.reading import choose_captions
 from input_pipeline.records import DataError
 
 
@@ -155,10 +157,44 @@ def test_circo_records(tmp_path):
     query = val.queries[2]
     assert (query.id, query.reference, query.captions) == ("2", "000000000003", ("has a v-neck",))
     assert query.targets == ("000000000004", "000000000005", "000000000006")
+    assert query.concept == "a garment"
     test = records.unlabelled["test"]
     assert test.protocol.name == "circo/test"
     assert test.galleries == val.galleries
     assert [query.targets for query in test.queries] == [()] * 6
+
+
+def test_circo_under_the_other_caption_policy(tmp_path):
+    plain = circo.read(str(write_circo(tmp_path)))
+    records = choose_captions(plain, "concept")
+    (val,) = records.evaluations["val"]
+    test = records.unlabelled["test"]
+    for evaluation, name in ((val, "circo/val"), (test, "circo/test")):
+        rules, before = evaluation.protocol.to_dict(), PROTOCOLS[name].to_dict()
+        assert rules == {**before, "name": f"{name}-concept", "captions": "concept"}
+        assert evaluation.queries[2].captions == ("find a garment but has a v-neck",)
+    before = plain.evaluations["val"][0]
+    assert (val.galleries, [q.targets for q in val.queries]) == (
+        before.galleries,
+        [q.targets for q in before.queries],
+    )
+    assert val.conditions()["queries"] != before.conditions()["queries"]
+    assert choose_captions(plain, None) is choose_captions(plain, "one") is plain
+    for content in (records.for_evaluation(), records.for_submission("test")):
+        for (evaluation,) in content.evaluations.values():
+            assert evaluation.protocol.captions == "concept"
+
+
+def test_concepts_that_are_not_there(tmp_path):
+    root = write_circo(tmp_path / "circo")
+    _change(root / "annotations" / "test.json", lambda e: e[4].update(shared_concept=" "))
+    records = circo.read(str(root))  # they are needed under one policy alone
+    with pytest.raises(DataError, match=r"test-concept: query 4 has no .*mend .*captions=one"):
+        choose_captions(records, "concept")
+    cirr_records = cirr.read(str(write_cirr(tmp_path / "cirr")))
+    for captions in ("one", "concept"):
+        with pytest.raises(ValueError, match=rf"of cirr name no .*eval\.captions={captions}"):
+            choose_captions(cirr_records, captions)
 
 
 def test_circo_gallery_elsewhere_and_incomplete(tmp_path, caplog):
@@ -205,6 +241,8 @@ def test_circo_without_test(tmp_path):
         ),
         ("test", lambda e: e[2].update(reference_img_id=10**12), "entry 2: an image id is a whole"),
         ("test", lambda e: e[2].update(relative_caption=["a"]), "text under 'relative_caption'"),
+        ("val", lambda e: e[2].pop("shared_concept"), "entry 2 must have a text under 'shared_c"),
+        ("val", lambda e: e[2].update(shared_concept="a" * 10**5), "a caption of 100000 char"),
     ],
 )
 def test_circo_refuses_broken_annotations(tmp_path, split, change, message):
@@ -259,3 +297,10 @@ def test_circo_counts(real_data):
     sizes = collections.Counter(len(query.targets) for query in val.queries)
     assert sum(size * count for size, count in sizes.items()) == 916
     assert (sizes[3], sizes[2], sizes[1], max(sizes)) == (46, 45, 29, 14)
+    records = choose_captions(records, "concept")
+    (val,), test = records.evaluations["val"], records.unlabelled["test"]
+    assert val.queries[0].captions == (
+        "find a girl with a traditional Chinese umbrella but shows two people and has a more "
+        "colorful background",
+    )
+    assert test.queries[1].captions[0].startswith("find a double bed but ")
