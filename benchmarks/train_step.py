@@ -93,13 +93,13 @@ def jax_step(config, weights: pathlib.Path):
     rate = lambda step: jnp.float32(5e-4)  # noqa: E731
     tx = make_optimizer(config, rate)
     params = variables["params"]
-    zero = jnp.zeros((), jnp.int32)
+    # The state is donated, so that its two counters may not share a buffer.
     state = TrainState(
-        step=zero,
+        step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables["batch_stats"],
         opt_state=tx.init(params),
-        skipped=zero,
+        skipped=jnp.zeros((), jnp.int32),
     )
     mesh = make_mesh(jax.devices()[:1])
     step = jax.jit(make_train_step(model, tx, rate, config=config, mesh=mesh), donate_argnums=0)

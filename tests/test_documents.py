@@ -55,8 +55,6 @@ def test_the_composer(tmp_path, monkeypatch):
     package.mkdir()
     (package / "my_module.py").write_text(example("my_package/my_module.py"))
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("my_package", "my_package.my_module"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     try:
         query, targets = shapes(small_config("my_package.my_module:Change"))
     finally:

@@ -40,8 +40,6 @@ MODELS = [
 # Whole models compile for seconds each: one takes all steps in the fast part, and the others differ
 # from it in what `test_all_but_images_in_float64` and `test_feature_maps_in_float64` compare.
 WITHOUT_IMAGES = [m for m in MODELS if not {"depth", "cross_level"} & set(m)]
-# The other variants are these without a part: their composers are compared without images.
-TRAINED = [m for m in MODELS if m["variant"] in ("cmap", "artemis", "tirg")]
 # Every composer module and every text encoder.
 FAST_WITHOUT_IMAGES = [
     *({"variant": variant} for variant in ("cmap", "is_only", "artemis", "late_fusion", "tirg")),
@@ -130,7 +128,7 @@ def _worst(differences: dict[str, float]) -> tuple[float, str]:
     return max((value, name) for name, value in differences.items())
 
 
-@pytest.mark.parametrize("settings", _slow_but([{"variant": "cmap"}], TRAINED), ids=_name)
+@pytest.mark.parametrize("settings", _slow_but([{"variant": "cmap"}], MODELS), ids=_name)
 def test_training_in_float64(settings, x64):
     """Loss, gradient of every parameter, and all variables after three steps: 1e-6 per tensor."""
     theirs, config, model, variables = _pair(settings)
@@ -276,7 +274,7 @@ def test_all_but_images_in_float64(settings, x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", TRAINED, ids=_name)
+@pytest.mark.parametrize("settings", MODELS, ids=_name)
 def test_forward(settings):
     """Embeddings, scores and losses in evaluation mode."""
     _compare_forward(settings, "float32", 1e-4)

@@ -24,6 +24,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/*.md")
 OPENINGS = {"of", "likewise", "so", "those", "what"}
 # Documents that a reader of the repository does not have.
 FOREIGN = re.compile(r"\b(SPEC|DESIGN)\b")
+# Names that tell how a value was come by, and not its meaning.
 VAGUE = {"found", "place", "told", "what"}
 BRITISH = re.compile("normalis|centre|initialis|serialis", re.IGNORECASE)
 METHOD = "docs/method.md"

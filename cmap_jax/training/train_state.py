@@ -67,12 +67,11 @@ def create_train_state(
     inputs = CMAP.example_inputs(image_size)
     variables = model.init(jax.random.key(seed), **inputs)
     params = variables["params"]
-    zero = jnp.zeros((), jnp.int32)
     state = TrainState(
-        step=zero,
+        step=jnp.zeros((), jnp.int32),  # a buffer of its own, since states are donated
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=tx.init(params),
-        skipped=zero,
+        skipped=jnp.zeros((), jnp.int32),
     )
     return state.replace(average=average(state.variables))

@@ -150,7 +150,7 @@ def test_a_workdir_brings_its_composer(worked_example, tmp_path, monkeypatch):
     assert f"{worked_example}: levels high, mid, low" in describe.describe(config)
     assert "composer/Dense_0/kernel" in describe.describe(config)
     for name in ("my_package", "my_package.my_module"):
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]  # monkeypatch would put it back, for the tests that follow
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
     with pytest.raises(ValueError, match="there is no module my_package; install it"):
         load(tmp_path / "run")

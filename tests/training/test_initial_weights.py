@@ -63,7 +63,7 @@ def first_stage(config, tmp_path_factory):
         for collection in ("params", "batch_stats")
     }
     tensors = {}
-    for path, array in flax.traverse_util.flatten_dict(jax.device_get(backbone)).items():
+    for path, array in flax.traverse_util.flatten_dict(backbone).items():
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         tensors[resnet_name(path[1:])] = np.ascontiguousarray(array)
     safetensors.numpy.save_file(tensors, folder / "resnet.safetensors")
