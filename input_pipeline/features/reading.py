@@ -5,12 +5,12 @@ files.read([files.rows["B008BHCT58"]])                  # {"high": [1, 2048]}
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -66,7 +66,9 @@ class FeatureFiles:
                 f"{len(names)} files: run its cmap extract again, which goes on there"
             )
         self.rows = {i: n for n, i in enumerate(self.description.images) if i not in left_out}
-        self.identity = f"{zlib.crc32(json.dumps([manifest, files]).encode()):08x}"
+        # Sorted, since a file that was damaged and written anew is listed last.
+        listed = json.dumps([manifest, files], sort_keys=True)
+        self.identity = f"{zlib.crc32(listed.encode()):08x}"
         self._matrices = [self._map(number, name) for number, name in enumerate(names)]
 
     def verify(self) -> None:
@@ -108,8 +110,13 @@ class FeatureFiles:
             DataError: names what differs, with both values.
         """
         about = self.description
-        theirs = {"name": about.data_set, **about.preprocessing.to_dict()}
-        ours: Mapping[str, Any] = {"name": records.name, **preprocessing.to_dict()}
+        theirs, ours = (
+            {"name": name, **dataclasses.asdict(pictures)}
+            for name, pictures in (
+                (about.data_set, about.preprocessing),
+                (records.name, preprocessing),
+            )
+        )
         for field, value in ours.items():
             if theirs[field] != value:
                 raise DataError(

@@ -177,6 +177,9 @@ def test_the_identity_differs_where_features_do(tmp_path):
     _write(tmp_path / "c", _describe("abcd"), values)
     a, b, c = (FeatureFiles(str(tmp_path / name)).identity for name in "abc")
     assert a == b != c
+    (tmp_path / "b" / "00000.npy").unlink()  # written anew, it is listed last
+    _write(tmp_path / "b", _describe("abcd"), _values(4))
+    assert FeatureFiles(str(tmp_path / "b")).identity == a
 
 
 @pytest.fixture
@@ -274,17 +277,23 @@ def test_other_images_are_refused(config, tmp_path):
         ("augment", True, r"config\.data\.augment=True .* set --config\.data\.augment=false"),
         ("crop", 40, r"holds features for config\.data\.crop=32, not 40; set it back"),
         ("read_as", "upright", r"read_as=released, not upright"),
+        ("scaling", "own_maximum", r"scaling=fixed, not own_maximum"),
     ):
         other = config.copy_and_resolve_references()
         other.data[field] = value
         with pytest.raises(ValueError, match=message):
             create_datasets(other)
-    other.data.augment, other.data.read_as = True, None
+    other.data.augment, other.data.scaling = True, "fixed"
     create_datasets(other, training=False)  # nothing is augmented in an evaluation
 
     manifest = json.loads((tmp_path / "features" / MANIFEST).read_text())
     for key, value, message in (
         ("data_set", "shoes", r"config\.data\.name=shoes, not fashion_iq"),
+        (
+            "preprocessing",
+            manifest["preprocessing"] | {"scaling": "own_maximum"},
+            r"scaling=own_maximum, not fixed",
+        ),
         ("prepared", {"encoding": "png"}, r"other pictures: prepared as .*png.* as None now"),
     ):
         changed = json.dumps(manifest | {key: value})
