@@ -72,10 +72,10 @@ def describe(config: ConfigDict) -> str:
     return "\n\n".join(parts)
 
 
-def step_flops_from_features(config: ConfigDict, levels: Mapping[str, tuple[int, ...]]) -> float:
+def step_flop_from_features(config: ConfigDict, levels: Mapping[str, tuple[int, ...]]) -> int:
     """Return the FLOP of a training step whose batches hold features in place of pixels.
 
-    They are counted as traced, without a compilation.
+    See `count_flop`.
 
     Args:
         config: a whole config; the vocabulary's size may be unset.
@@ -94,7 +94,7 @@ def step_flops_from_features(config: ConfigDict, levels: Mapping[str, tuple[int,
     }
     batch |= {"reference_image": features, "target_image": features}
     step = make_train_step(model, tx, schedule, config, sharding.make_mesh(jax.devices()[:1]))
-    return jax.jit(step).lower(state, batch).cost_analysis()["flops"]
+    return count_flop(jax.jit(step).trace(state, batch))
 
 
 def _parameters(params: Any, config: ConfigDict) -> str:

@@ -93,10 +93,19 @@ def run(arguments: argparse.Namespace) -> int:
     _extract(config, encoder, description, writer, loader)
     print(
         f"{arguments.out} holds the features of {len(description.images) - len(loader.failed):,} "
-        f"images. Next: train with --config.data.features={arguments.out} "
-        "--config.data.augment=false beside the flags given here"
+        f"images. Next: {_next_step(arguments)}"
     )
     return 0
+
+
+def _next_step(arguments: argparse.Namespace) -> str:
+    """Return what the features are for: a run to come, or evaluations of the model."""
+    if arguments.model is not None:
+        return f"cmap evaluate {arguments.model} --features {arguments.out}"
+    return (
+        f"train with --config.data.features={arguments.out} --config.data.augment=false beside the "
+        "flags given here"
+    )
 
 
 def _read_config(arguments: argparse.Namespace) -> ConfigDict:
@@ -148,12 +157,18 @@ def _round_up_to_devices(size: int) -> int:
 
 def _summary(config: ConfigDict, encoder: Any, description: Description, out: str) -> str:
     """Return the lines on size and speed that come before the work."""
-    from cmap_jax.cli.describe import step_flops_from_features
+    import jax
+
+    from cmap_jax.cli.describe import step_flop_from_features
+    from cmap_jax.cli.flop import count_flop
 
     count, dtype = len(description.images), description.dtype
     parts = ", ".join(f"{k} {'x'.join(map(str, v))}" for k, v in description.levels.items())
-    features = step_flops_from_features(config, encoder.levels)
-    pixels = features + 2 * config.train.batch_size * encoder.flops_per_image(config.data.crop)
+    side = config.data.crop
+    image = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    encoding = count_flop(jax.jit(encoder.features).trace(encoder.weights, image))
+    features = step_flop_from_features(config, encoder.levels)
+    pixels = features + 2 * config.train.batch_size * encoding
     lines = {
         "features": f"{count:,} images of {description.data_set}: {parts}, as {dtype}",
         "size": f"{_size(description.image_bytes)} an image, "

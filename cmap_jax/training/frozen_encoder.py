@@ -126,11 +126,6 @@ class FrozenEncoder:
         """
         return _features(self.module, weights, images)
 
-    def flops_per_image(self, side: int) -> float:
-        """Return the FLOP of `features` for an image of ``side`` pixels, without a compilation."""
-        image = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
-        return jax.jit(self.features).lower(self.weights, image).cost_analysis()["flops"]
-
     def check_same(self, about: Mapping[str, Any], levels: Mapping[str, Any], source: str) -> None:
         """Refuse features of another encoder.
 

@@ -12,7 +12,9 @@ from stored_runs import assert_same, curves, results
 
 import cmap_jax
 from cmap_jax.cli import command, extract
+from cmap_jax.cli.describe import step_flop_from_features
 from cmap_jax.config_fields import FIELDS, Field, Kind
+from configs import fashioniq
 from input_pipeline.batching import TrainingData
 from input_pipeline.features import description as description_lib
 from input_pipeline.features.reading import FeatureFiles
@@ -198,12 +200,22 @@ def test_sizes_come_first_and_a_stopped_command_goes_on(
     assert written == [0, 1, 2]
 
 
-def test_features_of_a_workdir(from_pixels, features, config, tmp_path, data):
+def test_the_expected_speed_counts_every_step_of_a_loop():
+    config = fashioniq.get_config("debug,clip_vit_b32")
+    levels = {"high": (256,), "mid": (8, 8, 64), "low": (8, 8, 64)}
+    flop = []
+    for config.model.text.clip.layers in (3, 30):
+        flop.append(step_flop_from_features(config, levels))
+    assert flop[1] > 3 * flop[0]
+
+
+def test_features_of_a_workdir(from_pixels, features, config, tmp_path, data, capsys):
     """Its frozen backbone is the one that the run started from."""
     folder = str(tmp_path / "features")
     arguments = ["extract", "--model", str(from_pixels), "--out", folder, "--dtype", "float32"]
     assert command.main(arguments) == 0
     assert FeatureFiles(folder).identity == FeatureFiles(features).identity
+    assert f"Next: cmap evaluate {from_pixels} --features {folder}\n" in capsys.readouterr().out
     assert command.main(["evaluate", str(from_pixels), "--features", folder]) == 0
     assert results(from_pixels)["facts"]["features"] == FeatureFiles(folder).identity
     assert command.main(["evaluate", str(from_pixels)]) == 0
