@@ -12,7 +12,8 @@ This module alone knows the form of the file:
     "outcomes"     the rank of each query by protocol; see `outcomes.Outcomes`
 
 Results on the data set that the model was trained on are ``WORKDIR/evaluation.json``, those on
-another one ``WORKDIR/evaluation-<name>.json``. Rankings are ``WORKDIR/rankings/<protocol>.jsonl``,
+another one ``WORKDIR/evaluation-<name>.json``; the caption policies of a data set share a file, in
+which each has its own protocols. Rankings are ``WORKDIR/rankings/<protocol>.jsonl``,
 with "-" in place of "/" and a JSON object a line.
 """
 
@@ -28,7 +29,7 @@ from etils import epath
 from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
 from cmap_jax.evaluation.results import EvaluationFacts, ProtocolResult, Result
 from cmap_jax.files import read_json, write_json, write_text
-from cmap_jax.protocols import Protocol
+from cmap_jax.protocols import Protocol, with_concept
 from cmap_jax.workdir.description import read_config
 
 EVALUATION, RANKINGS = "evaluation.json", "rankings"
@@ -102,8 +103,8 @@ def write_results(
 ) -> None:
     """Write an evaluation's results and, where there are any, its rankings.
 
-    Shortcuts that were measured before with the same variables on the same data, and not this time,
-    are kept.
+    Results under another caption policy, and shortcuts, that were measured before with the same
+    variables on the same data, and not this time, are kept.
 
     Args:
         workdir: the workdir of the model.
@@ -120,7 +121,8 @@ def write_results(
     path = results_path(workdir, facts.data.name)
     # Without an earlier file, or with one that cannot be read, there is nothing to keep.
     with contextlib.suppress(OSError, ValueError):
-        stored = keep_shortcuts(stored, read_results(path))
+        earlier = read_results(path)
+        stored = keep_other_captions(keep_shortcuts(stored, earlier), earlier)
     write_json(path, stored.to_dict())
 
 
@@ -164,6 +166,25 @@ def keep_shortcuts(stored: StoredResults, earlier: StoredResults) -> StoredResul
         if now and not now.shortcuts and now.conditions == old.conditions:
             results[name] = dataclasses.replace(now, shortcuts=old.shortcuts)
     return dataclasses.replace(stored, result=Result(results))
+
+
+def keep_other_captions(stored: StoredResults, earlier: StoredResults) -> StoredResults:
+    """Return results with those of an earlier evaluation under another caption policy.
+
+    Only results of the same variables on the same data are kept; see
+    `cmap_jax.protocols.with_concept`.
+    """
+    now = stored.result.protocols
+    others = {
+        name: old
+        for name, old in earlier.result.protocols.items()
+        if name not in now and (with_concept(name) in now or name in map(with_concept, now))
+    }
+    if not others or _stamp(stored) != _stamp(earlier):
+        return stored
+    unread = {n: texts for n, texts in earlier.facts.unread_texts.items() if n in others}
+    facts = dataclasses.replace(stored.facts, unread_texts={**stored.facts.unread_texts, **unread})
+    return dataclasses.replace(stored, result=Result({**now, **others}), facts=facts)
 
 
 def _stamp(stored: StoredResults) -> str:

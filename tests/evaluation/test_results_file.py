@@ -10,6 +10,7 @@ from cmap_jax.evaluation.outcomes import Outcomes, summarize
 from cmap_jax.evaluation.results import EvaluationFacts, ImageOrigin, ProtocolResult, Result
 from cmap_jax.evaluation.results_file import (
     StoredResults,
+    keep_other_captions,
     keep_shortcuts,
     read_results,
     results_path,
@@ -167,6 +168,29 @@ def test_shortcuts_of_other_variables_or_data_are_dropped(change):
     earlier = _reread(_stored(shortcuts={SHOES: TEXT}))
     assert _shortcuts(keep_shortcuts(_stored(**change), earlier)) == {}
     assert _shortcuts(keep_shortcuts(_stored(), earlier)) == {SHOES: TEXT}
+
+
+def test_results_under_another_caption_policy_are_kept():
+    def renamed(stored, name):
+        (result,) = (r for key, r in stored.result.protocols.items() if key == SHOES)
+        result = dataclasses.replace(result, protocol=PROTOCOLS[name])
+        unread = {
+            name: UnreadTexts(
+                unknown_words_percent=1.5, most_frequent_unknown={}, wordless_captions_percent=0.0
+            )
+        }
+        facts = dataclasses.replace(stored.facts, unread_texts=unread)
+        return dataclasses.replace(stored, result=Result({name: result}), facts=facts)
+
+    both = {"circo/val", "circo/val-concept"}
+    plain, concept = (renamed(_stored(), name) for name in sorted(both))
+    for now, earlier in ((plain, concept), (concept, plain)):
+        kept = keep_other_captions(now, _reread(earlier))
+        assert kept.result.protocols.keys() == kept.facts.unread_texts.keys() == both
+        assert keep_other_captions(kept, _reread(earlier)) is kept
+    other_weights = renamed(_stored(variables="abd"), "circo/val")
+    assert keep_other_captions(other_weights, concept) is other_weights
+    assert keep_other_captions(plain, renamed(_stored(), "circo/test")) is plain
 
 
 def test_files_of_earlier_versions_lack_facts():
