@@ -94,5 +94,6 @@ def next_steps(workdir: str) -> tuple[str, ...]:
         f"Next: cmap evaluate {workdir} --data fashion_iq --dir ...",
         f"To train it further: python main.py --config={workdir}/config.json "
         f"--config.init_from={workdir} --workdir=... --config.data.name=fashion_iq "
-        "--config.data.directory=...",
+        "--config.data.directory=... --config.model.image.frozen=false "
+        "--config.model.text.frozen=false --config.optimizer.learning_rate=2e-6",
     )

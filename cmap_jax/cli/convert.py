@@ -115,10 +115,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _kind(source: str) -> _Kind:
-    """Return the kind of a source, by its form alone."""
-    if os.path.isdir(source):
+    """Return the kind of a source, by its form alone.
+
+    Raises:
+        FileNotFoundError: there is nothing there, and it is no id.
+    """
+    if not os.path.exists(source):
+        if not is_hub_id(source) or source.endswith((".pkl", ".pth", ".pt")):
+            raise FileNotFoundError(f"{source}: no such file or folder, and not an id of the hub")
         return _TOWERS
-    if source.endswith(".pkl"):
-        return _MAGICLENS
-    is_file = os.path.exists(source) or source.endswith((".pth", ".pt"))
-    return _TOWERS if is_hub_id(source) and not is_file else _RELEASE
+    # A folder's files are refused as such, and the folder asked for.
+    if os.path.isdir(source) or source.endswith((".safetensors", ".bin", ".json")):
+        return _TOWERS
+    return _MAGICLENS if source.endswith(".pkl") else _RELEASE

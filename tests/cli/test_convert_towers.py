@@ -112,7 +112,9 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def test_a_clip_folder_composes_as_pytorch_does(clip, tmp_path, capsys, flags, weight, normalize):
     folder, model = clip
     assert _convert(folder, "--out", tmp_path / "clip", *flags) == 0
-    assert "marked as zero-shot" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "marked as zero-shot" in printed
+    assert "--config.model.image.frozen=false" in printed  # else the temperature trains alone
     trained = cmap_jax.load(tmp_path / "clip")
     assert trained.config.model.sum.to_dict() == {"text_weight": weight, "normalize": normalize}
     assert trained.protocol is None
@@ -322,6 +324,8 @@ def test_refusals(clip, tmp_path, capsys):
         tmp_path / "small.pkl", "--tokenizer", folder, "--normalize"
     )
     assert "gone.pkl: no such file" in refused(tmp_path / "gone.pkl", "--tokenizer", folder)
+    assert "no such file or folder" in refused("clip-vit")
+    assert "the folder is needed" in refused(folder / "model.safetensors")
     (tmp_path / "m.pth").write_bytes(b"x")
     assert "with --vocab" in refused(tmp_path / "m.pth")
     assert "--text-weight must be 0 to" in refused(folder, "--text-weight", "-1")
