@@ -48,9 +48,10 @@ def use(config: ConfigDict, words: Collection[str]) -> None:
             config.data.fit = "stretch"  # as SigLIP was trained
         config.model.text.vocabulary_size = _VOCABULARIES[family]
         config.data.resampling = "bicubic"  # as both were trained
-        # The crop is the whole picture, as in [CLIP4Cir]: a smaller one could cut off what a text
-        # says.
+        # The crop is the whole picture, and there are no flips, as in [CLIP4Cir]: a smaller crop
+        # could cut off what a text says, and a flip swap its left and right.
         config.data.resize = config.data.crop = config.model.image[family].image_size
+        config.data.augment = False
 
 
 def _use_clip(config: ConfigDict, name: str) -> None:
@@ -110,6 +111,7 @@ def shrink(config: ConfigDict) -> None:
         text.pad_token = 0  # the id of <pad>
     config.model.text.tokenizer, config.model.text.vocabulary_size = "words", None
     config.model.remat = "none"
+    config.data.augment = True  # random values need it, and the crop is smaller than the picture
     config.optimizer.learning_rate = 1e-3  # transformers diverge at the ResNet's
     for group in (config.optimizer.groups.image, config.optimizer.groups.text):
         group.learning_rate = 1.0

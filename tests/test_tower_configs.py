@@ -48,6 +48,8 @@ def test_every_data_set_has_them_in_both_stages(file):
             pytest.approx(2e-6)
         )
         assert frozen.data.crop == frozen.data.resize
+        assert [frozen.data.augment, trained.data.augment] == [False, False]
+        assert get_config(f"debug,{name}").data.augment
     with pytest.raises(
         ValueError, match=r'"debug", .*not .*; with or without them it takes one of'
     ):
