@@ -23,6 +23,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 TOKENIZER = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+_PICTURES = ("preprocessor_config.json", "processor_config.json")
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = ("*.json", "*.txt", "*.model")  # configs and tokenizers
@@ -68,14 +69,19 @@ def _from_hub(name: str, needed: Sequence[Sequence[str]]) -> epath.Path:
             "pip install huggingface_hub"
         ) from error
     cached = huggingface_hub.try_to_load_from_cache(name, CONFIG[0])
-    if isinstance(cached, str) and _is_complete(epath.Path(cached).parent, needed):
-        return epath.Path(cached).parent
+    cached = epath.Path(cached).parent if isinstance(cached, str) else None
+    is_enough = cached is not None and _is_complete(cached, needed)
+    # Other programs cache weights without this file, and another model's values would be taken.
+    if is_enough and _is_complete(cached, [_PICTURES]):
+        return cached
     large = [_SAFETENSORS] if WEIGHTS in needed else []
     try:
         folder = _download(name, large)
         if large and not _is_complete(folder, needed):
             folder = _download(name, [_TORCH])
     except Exception as error:  # errors of several libraries, for no network, name or permission
+        if is_enough:
+            return cached
         reason = str(error).strip().partition("\n")[0].rstrip(". ")
         raise FileNotFoundError(_how_to_fetch(name, f"{type(error).__name__}: {reason}")) from error
     if not _is_complete(folder, needed):  # also where there is no network, and part is cached

@@ -510,6 +510,25 @@ def test_an_id_is_downloaded(cache, clip, monkeypatch):
         load_hugging_face("openai/small")
 
 
+def test_a_cache_without_the_picture_processor_is_filled_up(cache, monkeypatch):
+    """Without a network, the cache is used as it is."""
+    (cache / "preprocessor_config.json").unlink(missing_ok=True)
+
+    def download(name, allow_patterns):
+        (cache / "preprocessor_config.json").write_text('{"resample": 2}')
+        return str(cache)
+
+    def fail(name, allow_patterns):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    assert load_hugging_face("openai/small").changes["data.resampling"] == "bicubic"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_hugging_face("openai/small").changes["data.resampling"] == "bilinear"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)  # it is whole now
+    assert load_hugging_face("openai/small").changes["data.resampling"] == "bilinear"
+
+
 def test_variables_are_named_as_the_towers_have_them(clip):
     names = flax.traverse_util.flatten_dict(load_hugging_face(clip).variables["params"], sep="/")
     shapes = {name: array.shape for name, array in names.items()}
