@@ -134,7 +134,8 @@ def small_config(variant: str = "cmap", **model) -> ConfigDict:
         config.model.text.name = "bag"
     if model.get("image_name") in ("clip", "siglip"):
         _use_towers(config, model["image_name"])
-    config.model.magiclens.update(layers=2, heads=2)
+    if variant == "magiclens":
+        config.model.magiclens.update(layers=2, heads=2)
     for name, value in model.items():
         part, _, field = name.partition("_")
         if part in ("image", "text"):

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from cmap_jax.config_fields import Kind, differences
 from cmap_jax.convert import load_reference_checkpoint
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.models.composers import find_variant
+from cmap_jax.models.composers import COMPOSERS, find_variant
 from cmap_jax.models.encoders import image_entry, image_settings, text_entry, text_settings
 from cmap_jax.models.encoders.entry import ImageEntry, TextEntry
 from cmap_jax.processing.tokenizing import Tokenizer
@@ -225,8 +225,11 @@ def _read_model(config: ConfigDict) -> InitialWeights:
 
 
 def _fields_in_use(model: ConfigDict) -> dict[str, Any]:
-    """Return a ``config.model`` without the sub-configs of families that it does not use."""
+    """Return a ``config.model`` without the sub-configs of families and methods it does not use."""
     fields = model.to_dict()
+    for name, variant in COMPOSERS.items():
+        if variant.settings and name != model.variant:
+            del fields[name]
     for part in ("image", "text"):
         fields[part] = {
             key: value

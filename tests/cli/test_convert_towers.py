@@ -202,6 +202,7 @@ def test_magiclens_from_the_file_to_scores(clip, tmp_path, capsys):
     assert fixed.preprocessing.scaling == "fixed"
 
 
+@pytest.mark.slow
 def test_magiclens_names_the_concept_on_circo(clip, tmp_path, capsys):
     ids = len(json.loads((clip[0] / "vocab.json").read_text()))
     sizes = {"patch": 8, "grid": 4, "positions": 24, "vocabulary": ids}

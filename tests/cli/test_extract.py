@@ -291,7 +291,6 @@ def test_a_full_disk_and_a_folder_in_use_are_refused_first(config, tmp_path, cap
         (["--config.seed=1"], r"another image encoder; its weights is \w{16}, and this model's is"),
         (["--config.data.augment=true"], "set --config.data.augment=false"),
         (["--config.model.image.frozen=false"], "set --config.model.image.frozen=true"),
-        (["--config.model.image.cross_level=none"], "and this model reads high 6, mid 6, low 6"),
         (["--config.model.image.cells.width=7"], "its width is 6, and this model's is 7"),
     ],
 )

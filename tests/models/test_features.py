@@ -145,7 +145,7 @@ def test_references_and_galleries_in_one_program():
     np.testing.assert_array_equal(programs.encode_references(variables, images), both.gallery)
 
 
-@pytest.mark.parametrize("variant", ["sum", "magiclens"])
+@pytest.mark.parametrize("variant", ["sum", pytest.param("magiclens", marks=pytest.mark.slow)])
 def test_micro_batches_have_the_gradient_of_the_whole_batch(variant):
     """The gallery's embedding of a target moves the composer's parameters too."""
     config, model, variables = _model(variant)

@@ -184,7 +184,7 @@ def test_shapes_are_those_of_the_annotations(family):
 
 
 LOOPS = [
-    pytest.param("clip", False, "none"),
+    pytest.param("clip", False, "none", marks=pytest.mark.slow),
     pytest.param("clip", True, "blocks"),
     pytest.param("clip", True, "products", marks=pytest.mark.slow),
     pytest.param("siglip", False, "blocks", marks=pytest.mark.slow),

@@ -36,9 +36,12 @@ def _features(model, variables, images):
     ("variant", "cross_level", "shapes"),
     [
         ("cmap", "down", {"high": (2, 2, 6), "mid": (4, 4, 6), "low": (8, 8, 6)}),
-        ("cmap", "up", {"high": (2, 2, 6), "mid": (4, 4, 6), "low": (8, 8, 6)}),
+        pytest.param(
+            *("cmap", "up", {"high": (2, 2, 6), "mid": (4, 4, 6), "low": (8, 8, 6)}),
+            marks=pytest.mark.slow,
+        ),
         ("cmap", "none", {"high": (6,), "mid": (6,), "low": (6,)}),
-        ("tirg", "down", {"high": (6,)}),
+        pytest.param("tirg", "down", {"high": (6,)}, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_takes_features_or_pixels(variant, cross_level, shapes):
@@ -54,6 +57,7 @@ def test_a_model_takes_features_or_pixels(variant, cross_level, shapes):
     np.testing.assert_allclose(encode(variables, features), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_and_statistics_are_those_of_pixels(x64):
     """The composer has batch statistics, which training updates; the backbone's stay."""
     config = _config("tirg", dtype="float64")
@@ -178,7 +182,7 @@ def test_a_run_takes_the_backbone_of_its_features():
     [
         ({"seed": 1}, r"another image encoder; its weights is \w+, and this model's is \w+; start"),
         ({"image_width": 7}, "its width is 6, and this model's is 7"),
-        ({"image_name": "resnet"}, "its name is cells, and this model's is resnet"),
+        ({"image_name": "vectors"}, "its name is cells, and this model's is vectors"),
         ({"dtype": "bfloat16"}, "its dtype is float32, and this model's is bfloat16"),
     ],
 )

@@ -178,6 +178,7 @@ def test_updates_are_those_of_torch(towers, undecayed, heads_frozen, x64):
         assert same == (heads_frozen and is_head), name
 
 
+@pytest.mark.slow
 def test_the_defaults_change_no_bit():
     """Updates and the form of the state are those of `optax.adamw` without groups."""
     config = small_config(image_name="cells")

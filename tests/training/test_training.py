@@ -122,9 +122,8 @@ def test_a_clip_trains_alike_on_any_devices(all_split):
     assert not blocks["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=() if v == "cmap" else pytest.mark.slow) for v in COMPOSERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", COMPOSERS)
 def test_every_variant_trains_over_a_clip(variant):
     """The loss of a batch that comes again falls, and every parameter of both towers learns.
 
