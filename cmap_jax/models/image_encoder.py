@@ -173,7 +173,7 @@ class ImageEncoder(nn.Module):
         kept = {level: outputs[level] for level in self.levels}
         if self.interacts:
             return kept
-        return {level: _pool(x, entry.pooling) for level, x in kept.items()}
+        return {level: self._pool(level, x) for level, x in kept.items()}
 
     def embed(self, features: Features) -> Float[Array, "L B D"]:
         """Return the pyramid of the images that have these `features`.
@@ -186,8 +186,7 @@ class ImageEncoder(nn.Module):
             return at_least_float32(jnp.stack(maps))
         if self.interacts:
             maps = self.interaction(*maps)
-        pooling = IMAGE_ENCODERS[self.family].pooling
-        vectors = [_pool(x, pooling) for x in maps]
+        vectors = [self._pool(level, x) for level, x in zip(self.levels, maps, strict=True)]
         embeddings = [head(x) for head, x in zip(self.heads, vectors, strict=True)]
         return l2_normalize(at_least_float32(jnp.stack(embeddings)))
 
@@ -195,11 +194,14 @@ class ImageEncoder(nn.Module):
         """Return a map in the dtype of the products, and a vector in float32 or better."""
         return x.astype(self.dtype) if x.ndim == 4 else at_least_float32(x)
 
-
-def _pool(features: jax.Array, pooling: str) -> jax.Array:
-    """Return a feature map's mean, [B, C], of the kind ``pooling``; a vector is unchanged."""
-    if features.ndim == 2:
-        return features
-    if pooling == "mean":
-        return jnp.mean(at_least_float32(features), axis=(1, 2))
-    return generalized_mean(features)
+    def _pool(self, level: str, features: jax.Array) -> jax.Array:
+        """Return a level's map as a vector, [B, C]; a vector is unchanged."""
+        if features.ndim == 2:
+            return features
+        entry = IMAGE_ENCODERS[self.family]
+        # The interaction leaves the deepest map as it is.
+        is_own_map = not self.interacts or level == LEVELS[0]
+        is_signed = is_own_map and level in entry.signed(self.settings)
+        if entry.pooling == "mean" or is_signed:
+            return jnp.mean(at_least_float32(features), axis=(1, 2))
+        return generalized_mean(features)

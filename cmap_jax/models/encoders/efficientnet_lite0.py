@@ -4,6 +4,7 @@ See docs/method.md, section 1, image encoder. The numerics are TensorFlow's: pad
 batch-norm with an epsilon of 1e-3 and a momentum of 0.01 in PyTorch's sense.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pictures, Pretrained, Setting
+from cmap_jax.models.encoders.convolutional import (
+    BATCH_NORM_SETTINGS,
+    IMAGENET,
+    batch_norm_fields,
+    why_unsteady,
+)
+from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pretrained, Setting
 from cmap_jax.models.layers import PRODUCT, BatchNorm, Conv, DepthwiseConv
 from cmap_jax.models.rematerialization import Remat, rematerialize
 
@@ -166,25 +173,26 @@ def _build(
 ) -> EfficientNetLite0:
     return EfficientNetLite0(
         high=settings["high"],
-        normalize_by_batch=not frozen or settings["frozen_batch_norm"] == "batch",
-        batch_norm_groups=settings["batch_norm_groups"],
+        **batch_norm_fields(settings, frozen),
         remat=remat,
         dtype=dtype,
     )
 
 
+def _signed(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the levels whose maps are those of a block, which ends without a ReLU."""
+    return LEVELS if settings["high"] == "blocks" else LEVELS[1:]
+
+
 ENTRY = ImageEntry(
     build=_build,
-    settings={
-        "high": Setting(choices=("head", "blocks")),
-        "frozen_batch_norm": Setting(choices=("batch", "running")),
-        "batch_norm_groups": Setting(least=1),
-    },
+    settings={"high": Setting(choices=("head", "blocks")), **BATCH_NORM_SETTINGS},
     levels=LEVELS,
-    # Normalised as for the ResNets (docs/method.md, section 4).
-    pictures=Pictures(multiple=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    pictures=IMAGENET,
+    signed=_signed,
     layers=("stem_.*", *(f"block{i}" for i in range(sum(stage.count for stage in _STAGES)))),
     batch_parts=("batch_norm_groups",),
+    why_unsteady=functools.partial(why_unsteady, "efficientnet_lite0"),
     pretrained=Pretrained(
         load="cmap_jax.convert.efficientnet_lite0:load_backbone",
         is_name=lambda source: source == PACKAGED,

@@ -190,6 +190,9 @@ class ImageEntry:
         pictures: the pictures that it takes; or a function from the settings to them.
         pooling: how a feature map becomes a vector. "generalized_mean" replaces negative numbers by
             a small positive one, and is for maps after a ReLU; "mean" is for any others.
+        signed: from the settings to the levels whose maps may be negative where ``pooling`` is
+            "generalized_mean". Such a map is pooled by "mean", unless the cross-level interaction
+            has made another of it.
         frozen: names of the modules in `ImageEncoder` that are pretrained: the group "image" of
             parameters, which ``config.model.image.frozen`` keeps from training.
         layers: the layers of that group, from the input on, for layer-wise decay of the learning
@@ -212,6 +215,7 @@ class ImageEntry:
     levels: tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str, ...]]
     pictures: Pictures | Callable[[Mapping[str, Any]], Pictures]
     pooling: Literal["generalized_mean", "mean"] = "generalized_mean"
+    signed: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda settings: ()
     frozen: tuple[str, ...] = ("backbone",)
     layers: tuple[str, ...] = ()
     batch_parts: tuple[str, ...] = ()

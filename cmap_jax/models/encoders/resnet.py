@@ -3,6 +3,7 @@
 See docs/method.md, section 1.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pictures, Pretrained, Setting
+from cmap_jax.models.encoders.convolutional import (
+    BATCH_NORM_SETTINGS,
+    IMAGENET,
+    batch_norm_fields,
+    why_unsteady,
+)
+from cmap_jax.models.encoders.entry import LEVELS, ImageEntry, Pretrained, Setting
 from cmap_jax.models.layers import BatchNorm, Conv, max_pool
 from cmap_jax.models.rematerialization import Remat, rematerialize
 
@@ -136,8 +143,7 @@ def _build(settings: Mapping[str, Any], frozen: bool, remat: Remat, dtype: DType
     return ResNet(
         depth=settings["depth"],
         width=settings["width"],
-        normalize_by_batch=not frozen or settings["frozen_batch_norm"] == "batch",
-        batch_norm_groups=settings["batch_norm_groups"],
+        **batch_norm_fields(settings, frozen),
         remat=remat,
         dtype=dtype,
     )
@@ -148,29 +154,18 @@ def _advice(settings: Mapping[str, Any]) -> str:
     return f"Give a torchvision ResNet-{depth}: --config.model.image.init_from=resnet{depth}.pth"
 
 
-def _why_unsteady(settings: Mapping[str, Any]) -> str:
-    if settings["frozen_batch_norm"] == "running":
-        return ""
-    return (
-        "in training the frozen ResNet normalizes by each batch's statistics; "
-        "--config.model.image.resnet.frozen_batch_norm=running takes the running ones"
-    )
-
-
 ENTRY = ImageEntry(
     build=_build,
     settings={
         "depth": Setting(choices=tuple(DEPTHS)),
         "width": Setting(least=1),
-        "frozen_batch_norm": Setting(choices=("batch", "running")),
-        "batch_norm_groups": Setting(least=1),
+        **BATCH_NORM_SETTINGS,
     },
     levels=LEVELS,
-    # Per channel, the mean and deviation of ImageNet's training images (docs/method.md, section 4).
-    pictures=Pictures(multiple=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    pictures=IMAGENET,
     layers=("stem_.*", *(f"stage{stage}_.*" for stage in (1, 2, 3, 4))),
     batch_parts=("batch_norm_groups",),
-    why_unsteady=_why_unsteady,
+    why_unsteady=functools.partial(why_unsteady, "resnet"),
     pretrained=Pretrained(
         load="cmap_jax.convert.torchvision:load_backbone",
         headline="NO PRETRAINED WEIGHTS",
