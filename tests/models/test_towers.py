@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
+from cmap_jax.models.encoders.clip import WORDS_END
 from cmap_jax.models.encoders.transformer import Attention, Block
 from cmap_jax.models.encoders.vision_tower import resize_positions
 from cmap_jax.models.image_encoder import CrossLevel
+from cmap_jax.processing.tokenizer import Vocabulary
 from configs import default
 
 TINY = {"width": 16, "layers": 3, "heads": 2, "mlp_width": 24}
@@ -392,6 +394,14 @@ def test_impossible_configs(fields, message):
     config.update_from_flattened_dict(fields)
     with pytest.raises(ValueError, match=message):
         CMAP.from_config(config)
+
+
+def test_the_empty_text_is_that_of_the_tokenizer():
+    """The last two ids of published sub-words, whatever the end's name; and of words."""
+    empty = TEXT_ENCODERS["clip"].empty_text
+    assert empty({"end_token": 2}, 49408) == empty({"end_token": 49407}, 49408) == (49406, 49407)
+    words = Vocabulary.build(["is red", "has long sleeves"])
+    assert list(empty({"end_token": WORDS_END}, len(words))) == words.encode("")
 
 
 def test_positions_for_another_size_of_picture():

@@ -9,21 +9,22 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.encoders.entry import ImageEntry, Setting, TextEntry
+from cmap_jax.models.encoders.text_tower import (
+    FROZEN,
+    TEXT_SETTINGS,
+    check_text,
+    check_text_width,
+    text_builder,
+)
 from cmap_jax.models.encoders.transformer import (
     LAYERS,
-    TOWER_SETTINGS,
     Tower,
-    check_heads,
-    check_projection,
-    check_text_width,
     layer_norm,
     linear,
     published,
-    tower_fields,
 )
 from cmap_jax.models.encoders.vision_tower import (
     VISION_SETTINGS,
@@ -31,18 +32,18 @@ from cmap_jax.models.encoders.vision_tower import (
     VisionTower,
     check_vision,
     resize_positions,
-    vision_fields,
+    vision_builder,
     vision_levels,
     vision_pictures,
 )
-from cmap_jax.models.rematerialization import Remat
 from cmap_jax.numerics import at_least_float32
-from cmap_jax.processing.tokenizer import END, SPECIAL_TOKENS
+from cmap_jax.processing.tokenizer import END, SPECIAL_TOKENS, START
 
 # The ``end_token`` that stands for the largest id of a text. OpenAI's files name this token, which
 # is an ordinary one.
 LARGEST_ID = 2
-WORDS_END = SPECIAL_TOKENS.index(END)
+# The ids of the start and the end of a text for the tokenizer "words".
+WORDS_START, WORDS_END = SPECIAL_TOKENS.index(START), SPECIAL_TOKENS.index(END)
 
 
 class ClipVision(VisionTower):
@@ -136,53 +137,28 @@ class ClipText(Tower):
         return jnp.argmax(tokens if is_largest else tokens == self.end_token, axis=1)
 
 
-def _build_vision(
-    settings: Mapping[str, Any], frozen: bool, remat: Remat, dtype: DTypeLike
-) -> ClipVision:
-    return ClipVision(
-        **vision_fields(settings), projection=settings["projection"], remat=remat, dtype=dtype
-    )
-
-
-def _build_text(
-    settings: Mapping[str, Any],
-    vocabulary_size: int,
-    embed_dim: int,
-    remat: Remat,
-    dtype: DTypeLike,
-) -> ClipText:
-    return ClipText(
-        **tower_fields(settings),
-        vocabulary_size=vocabulary_size,
-        positions=settings["positions"],
-        projection=settings["projection"],
-        end_token=settings["end_token"],
-        remat=remat,
-        dtype=dtype,
-    )
-
-
 def _check_text(model_config: Any) -> None:
-    settings, field = model_config.text.clip, "config.model.text.clip"
-    check_heads(settings, field)
-    check_projection(model_config, settings.projection, f"{field}.projection")
-    if model_config.text.tokenizer == "words" and settings.end_token != WORDS_END:
+    check_text("clip", model_config)
+    text = model_config.text
+    if text.tokenizer == "words" and text.clip.end_token != WORDS_END:
         raise ValueError(
-            f"{field}.end_token must be {WORDS_END} with config.model.text.tokenizer=words: the id "
-            "of the end of a text"
+            f"config.model.text.clip.end_token must be {WORDS_END} with "
+            "config.model.text.tokenizer=words: the id of the end of a text"
         )
 
 
 def _empty_text(settings: Mapping[str, Any], vocabulary_size: int) -> tuple[int, int]:
-    """Return the ids of a text's start and end, the last two of CLIP's tokenizer."""
+    """Return the ids of a text's start and end: the last two of CLIP's sub-words, or the words'."""
     end = settings["end_token"]
+    if end == WORDS_END:
+        return WORDS_START, WORDS_END
     return vocabulary_size - 2, vocabulary_size - 1 if end == LARGEST_ID else end
 
 
 _PRETRAINED = functools.partial(published, "openai/clip-vit-base-patch32")
 
 ENTRY = ImageEntry(
-    build=_build_vision,
+    build=vision_builder(ClipVision),
     settings={**VISION_SETTINGS, "projection": Setting(least=1)},
     levels=vision_levels,
     pictures=functools.partial(vision_pictures, "clip"),
@@ -193,15 +169,10 @@ ENTRY = ImageEntry(
     check=functools.partial(check_vision, "clip"),
 )
 TEXT_ENTRY = TextEntry(
-    build=_build_text,
-    settings={
-        **TOWER_SETTINGS,
-        "positions": Setting(least=1),
-        "projection": Setting(least=1),
-        "end_token": Setting(least=0),
-    },
+    build=text_builder(ClipText),
+    settings={**TEXT_SETTINGS, "end_token": Setting(least=0)},
     tokenizers=("clip", "words"),
-    frozen=("token_embedding", "position_embedding", "blocks", "final_norm", "projection"),
+    frozen=FROZEN,
     layers=LAYERS,
     pretrained=_PRETRAINED("text"),
     empty_text=_empty_text,

@@ -4,8 +4,6 @@ See docs/method.md, section 9.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,19 +11,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.encoders.entry import ImageEntry, Setting, TextEntry
+from cmap_jax.models.encoders.text_tower import (
+    FROZEN,
+    TEXT_SETTINGS,
+    check_text,
+    check_text_width,
+    text_builder,
+)
 from cmap_jax.models.encoders.transformer import (
     LAYERS,
-    TOWER_SETTINGS,
     Attention,
     Mlp,
     Tower,
-    check_heads,
-    check_projection,
-    check_text_width,
     layer_norm,
     linear,
     published,
-    tower_fields,
 )
 from cmap_jax.models.encoders.vision_tower import (
     VISION_SETTINGS,
@@ -33,11 +33,10 @@ from cmap_jax.models.encoders.vision_tower import (
     VisionTower,
     check_vision,
     resize_positions,
-    vision_fields,
+    vision_builder,
     vision_levels,
     vision_pictures,
 )
-from cmap_jax.models.rematerialization import Remat
 from cmap_jax.numerics import at_least_float32
 
 
@@ -152,40 +151,10 @@ class SiglipText(Tower):
         return at_least_float32(project(x))
 
 
-def _build_vision(
-    settings: Mapping[str, Any], frozen: bool, remat: Remat, dtype: DTypeLike
-) -> SiglipVision:
-    return SiglipVision(**vision_fields(settings), remat=remat, dtype=dtype)
-
-
-def _build_text(
-    settings: Mapping[str, Any],
-    vocabulary_size: int,
-    embed_dim: int,
-    remat: Remat,
-    dtype: DTypeLike,
-) -> SiglipText:
-    return SiglipText(
-        **tower_fields(settings),
-        vocabulary_size=vocabulary_size,
-        positions=settings["positions"],
-        projection=settings["projection"],
-        pad_token=settings["pad_token"],
-        remat=remat,
-        dtype=dtype,
-    )
-
-
-def _check_text(model_config: Any) -> None:
-    settings, field = model_config.text.siglip, "config.model.text.siglip"
-    check_heads(settings, field)
-    check_projection(model_config, settings.projection, f"{field}.projection")
-
-
 _PRETRAINED = functools.partial(published, "google/siglip-base-patch16-224")
 
 ENTRY = ImageEntry(
-    build=_build_vision,
+    build=vision_builder(SiglipVision),
     settings=VISION_SETTINGS,
     levels=vision_levels,
     pictures=functools.partial(vision_pictures, "siglip"),
@@ -196,16 +165,11 @@ ENTRY = ImageEntry(
     check=functools.partial(check_vision, "siglip"),
 )
 TEXT_ENTRY = TextEntry(
-    build=_build_text,
-    settings={
-        **TOWER_SETTINGS,
-        "positions": Setting(least=1),
-        "projection": Setting(least=1),
-        "pad_token": Setting(least=0),
-    },
+    build=text_builder(SiglipText),
+    settings={**TEXT_SETTINGS, "pad_token": Setting(least=0)},
     tokenizers=("siglip", "words"),
-    frozen=("token_embedding", "position_embedding", "blocks", "final_norm", "projection"),
+    frozen=FROZEN,
     layers=LAYERS,
     pretrained=_PRETRAINED("text"),
-    check=_check_text,
+    check=functools.partial(check_text, "siglip"),
 )

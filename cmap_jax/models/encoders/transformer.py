@@ -243,39 +243,6 @@ def check_heads(settings: Mapping[str, Any], prefix: str) -> None:
         )
 
 
-def tower_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a sub-config that `Tower` takes as keyword arguments."""
-    return {name: settings[name] for name in TOWER_SETTINGS}
-
-
-def check_projection(model_config: Any, width: int, field: str) -> None:
-    """Refuse embeddings of another width than a text tower's feature, which has no head.
-
-    Args:
-        model_config: ``config.model``.
-        width: channels of the feature.
-        field: the name of the field that ``width`` is the value of.
-
-    Raises:
-        ValueError: names both fields.
-    """
-    if model_config.embed_dim != width:
-        raise ValueError(
-            f"config.model.embed_dim must be {width}, the value of {field}, not "
-            f"{model_config.embed_dim}"
-        )
-
-
-def check_text_width(tokens: int, positions: int) -> None:
-    """Refuse an array of more tokens than a text tower has positions.
-
-    Raises:
-        ValueError: gives both numbers.
-    """
-    if tokens > positions:
-        raise ValueError(f"texts have {tokens} tokens, and the text encoder {positions} positions")
-
-
 def published(example: str, part: Literal["image", "text"]) -> Pretrained:
     """Return how a tower's weights are read from a folder as Hugging Face stores it.
 

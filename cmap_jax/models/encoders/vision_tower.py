@@ -4,7 +4,7 @@ See docs/method.md, section 9.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,23 +15,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from cmap_jax.models.encoders.entry import LEVELS, Pictures, Setting
-from cmap_jax.models.encoders.transformer import (
-    TOWER_SETTINGS,
-    Tower,
-    check_heads,
-    tower_fields,
-)
+from cmap_jax.models.encoders.transformer import TOWER_SETTINGS, Tower, check_heads
 from cmap_jax.models.layers import PRODUCT
+from cmap_jax.models.rematerialization import Remat
 
+# Settings that say which pictures a tower is given; its module does not know them.
+_OF_PICTURES: Mapping[str, Setting] = {
+    "interpolate_positions": Setting(choices=(False, True)),
+    "mean": Setting(lengths=(3,)),
+    "std": Setting(least=1e-6, lengths=(3,)),
+}
 # Settings that each vision tower of each family has.
 VISION_SETTINGS: Mapping[str, Setting] = {
     **TOWER_SETTINGS,
     "patch": Setting(least=1),
     "image_size": Setting(least=1),
-    "interpolate_positions": Setting(choices=(False, True)),
     "map_blocks": Setting(least=1, lengths=(0, 2)),
-    "mean": Setting(lengths=(3,)),
-    "std": Setting(least=1e-6, lengths=(3,)),
+    **_OF_PICTURES,
 }
 _CUBIC = -0.75  # the parameter of the cubic filter by which published positions are resampled
 
@@ -142,6 +142,23 @@ def _cubic(x: float) -> float:
     return _CUBIC * (x**3 - 5 * x**2 + 8 * x - 4)
 
 
+def vision_builder(tower: type[VisionTower]) -> Callable[..., VisionTower]:
+    """Return the ``build`` of a vision tower's entry.
+
+    Args:
+        tower: takes each setting that is not about pictures as a keyword argument of the same name.
+    """
+
+    def build(
+        settings: Mapping[str, Any], frozen: bool, remat: Remat, dtype: DTypeLike
+    ) -> VisionTower:
+        fields = {name: settings[name] for name in settings if name not in _OF_PICTURES}
+        fields["map_blocks"] = tuple(fields["map_blocks"])
+        return tower(**fields, remat=remat, dtype=dtype)
+
+    return build
+
+
 def vision_levels(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the levels that a vision tower gives."""
     return LEVELS if settings["map_blocks"] else LEVELS[:1]
@@ -185,12 +202,3 @@ def check_vision(family: str, model_config: Any) -> None:
             f"{field}.map_blocks names block {deepest}, and there are {settings['layers']} "
             f"({field}.layers)"
         )
-
-
-def vision_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a sub-config that `VisionTower` takes as keyword arguments."""
-    return tower_fields(settings) | {
-        "patch": settings["patch"],
-        "image_size": settings["image_size"],
-        "map_blocks": tuple(settings["map_blocks"]),
-    }
