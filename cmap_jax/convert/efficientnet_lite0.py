@@ -4,12 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import flax
-import jax
-import numpy as np
-
-from cmap_jax.convert.state_dict import read_state_dict
-from cmap_jax.convert.torchvision import LEAVES, is_counter, translate
+from cmap_jax.convert.torchvision import LEAVES, load_network, under_backbone
 from cmap_jax.models.encoders.efficientnet_lite0 import PACKAGED, EfficientNetLite0
 
 _OUTSIDE = {
@@ -62,18 +57,8 @@ def load_efficientnet_lite0(
     """
     if os.fspath(path) == PACKAGED:
         path = _packaged_file()
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    network = EfficientNetLite0(high=high)
-    shapes = flax.traverse_util.flatten_dict(
-        jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images)
-    )
     ignored = _CLASSIFIER if high == "head" else _CLASSIFIER + _HEAD
-    state = {
-        name: array.astype(np.float32)
-        for name, array in read_state_dict(path).items()
-        if not is_counter(name) and not name.startswith(ignored)
-    }
-    return translate({p: efficientnet_name(p[1:]) for p in shapes}, shapes, state, path)
+    return load_network(EfficientNetLite0(high=high), efficientnet_name, ignored, path)
 
 
 def load_backbone(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +71,7 @@ def load_backbone(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[
     Returns:
         ``params`` and ``batch_stats`` that belong under ``image_encoder``.
     """
-    variables = load_efficientnet_lite0(path, high=settings["high"])
-    return {collection: {"backbone": values} for collection, values in variables.items()}
+    return under_backbone(load_efficientnet_lite0(path, high=settings["high"]))
 
 
 def _packaged_file() -> str:

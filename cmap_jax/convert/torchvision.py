@@ -1,10 +1,11 @@
 """torchvision's ResNet weights as variables of `cmap_jax.models.encoders.resnet.ResNet`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -85,6 +86,43 @@ def translate(
     )
 
 
+def load_network(
+    network: nn.Module,
+    name_of: Callable[[tuple[str, ...]], str],
+    ignored: tuple[str, ...],
+    path: str | os.PathLike,
+) -> dict[str, Any]:
+    """Read a state dict as the variables of a convolutional network.
+
+    Args:
+        network: called with images whose sides are multiples of 32, and ``train=``.
+        name_of: from a variable's path, without its collection, to torch's name of it.
+        ignored: beginnings of the names of tensors that are not used.
+        path: a ``.safetensors`` file or a torch file.
+
+    Returns:
+        ``params`` and ``batch_stats``, float32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: not such a file, or another network; lists the names that do not fit.
+    """
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images)
+    shapes = flax.traverse_util.flatten_dict(variables)
+    state = {
+        name: array.astype(np.float32)
+        for name, array in read_state_dict(path).items()
+        if not is_counter(name) and not name.startswith(ignored)
+    }
+    return translate({p: name_of(p[1:]) for p in shapes}, shapes, state, path)
+
+
+def under_backbone(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network's variables, by collection, as those that belong under ``image_encoder``."""
+    return {collection: {"backbone": values} for collection, values in variables.items()}
+
+
 def load_resnet(path: str | os.PathLike, *, depth: int, width: int = 64) -> dict[str, Any]:
     """Read a torchvision ResNet (timm's files of ``resnet18/34/50`` use the same names).
 
@@ -100,18 +138,7 @@ def load_resnet(path: str | os.PathLike, *, depth: int, width: int = 64) -> dict
         FileNotFoundError: no such file.
         WeightsError: not such a file, or another network; lists the names that do not fit.
     """
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    variables = jax.eval_shape(
-        lambda x: ResNet(depth, width).init(jax.random.key(0), x, train=False),
-        images,
-    )
-    shapes = flax.traverse_util.flatten_dict(variables)
-    state = {
-        name: array.astype(np.float32)
-        for name, array in read_state_dict(path).items()
-        if not is_counter(name) and not name.startswith("fc.")
-    }
-    return translate({p: resnet_name(p[1:]) for p in shapes}, shapes, state, path)
+    return load_network(ResNet(depth, width), resnet_name, ("fc.",), path)
 
 
 def load_backbone(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,5 +151,4 @@ def load_backbone(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[
     Returns:
         ``params`` and ``batch_stats`` that belong under ``image_encoder``.
     """
-    variables = load_resnet(path, depth=settings["depth"], width=settings["width"])
-    return {collection: {"backbone": values} for collection, values in variables.items()}
+    return under_backbone(load_resnet(path, depth=settings["depth"], width=settings["width"]))
