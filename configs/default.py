@@ -201,8 +201,8 @@ def get_config() -> ConfigDict:
     config.optimizer.groups.image.learning_rate = 1.0  # times config.optimizer.learning_rate
     config.optimizer.groups.image.weight_decay = 1.0  # times config.optimizer.weight_decay
     # Layer-wise decay: each layer learns at this times the rate of the one after it, the last layer
-    # at this times the group's. The layers are a tower's blocks or a ResNet's stages; the stem or
-    # the embeddings lie below the first.
+    # at this times the group's. The layers are the blocks of a tower or of EfficientNet-Lite0, or a
+    # ResNet's stages; the stem or the embeddings lie below the first.
     config.optimizer.groups.image.layer_decay = 1.0
     config.optimizer.groups.text = ConfigDict()
     config.optimizer.groups.text.learning_rate = 1.0  # times config.optimizer.learning_rate
@@ -290,7 +290,8 @@ def get_config() -> ConfigDict:
     # (config.data.name "folder"), "released" for the published data sets.
     config.data.read_as = placeholder(str)
     # How an image becomes a square: "pad" its shorter side with white, as published; "crop" its
-    # longer side; "stretch" both.
+    # longer side; "stretch" both; "targetpad": pad with black until the longer side is at most 1.25
+    # times the shorter one, then "crop".
     config.data.fit = "pad"
     config.data.resampling = "bilinear"  # filter of resizing; or "bicubic"
     # "fixed": 255 is white in every picture. "own_maximum": a picture's levels are scaled so that

