@@ -12,6 +12,8 @@ from etils import epath
 from cmap_jax.convert.picture_processor import read_pictures
 from cmap_jax.convert.state_dict import WeightsError
 from cmap_jax.files import read_json
+from cmap_jax.models.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
+from cmap_jax.models.encoders.entry import Setting
 
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
@@ -117,13 +119,13 @@ def read_fields(folder: epath.Path) -> dict[str, Any]:
     content = read_json(path)
     family = _family(content, path)
     known = FAMILIES[family]
-    vision, text = (
-        {**defaults, **(content.get(part) or {}), **(content.get(f"{part}_dict") or {})}
-        for part, defaults in (("vision_config", known.vision), ("text_config", known.text))
-    )
-    projection = content.get("projection_dim", 512)
-    if family == "siglip":
-        projection = text.get("projection_size") or text["hidden_size"]
+    vision = _part(content, "vision_config", known.vision, path)
+    text = _part(content, "text_config", known.text, path)
+    if family == "clip":
+        projection = _number({"projection_dim": 512, **content}, "projection_dim", path)
+    else:
+        name = "projection_size" if text.get("projection_size") else "hidden_size"
+        projection = _number(text, name, path)
     _check_vision(vision, path)
     image = _tower(vision, _VISION, path) | {"map_blocks": _map_blocks(vision)}
     pictures = read_pictures(folder, family, image["image_size"])
@@ -131,6 +133,8 @@ def read_fields(folder: epath.Path) -> dict[str, Any]:
     if family == "clip":
         image["projection"] = projection
     words = _tower(text, known.text_fields, path) | {"projection": projection}
+    _check_settings(IMAGE_ENCODERS[family].settings, image, path)
+    _check_settings(TEXT_ENCODERS[family].settings, words, path)
     return {
         "model.embed_dim": projection,
         "model.image.name": family,
@@ -156,6 +160,30 @@ def _family(content: Any, path: epath.Path) -> str:
             "openai/clip-vit-base-patch32 and google/siglip-base-patch16-224"
         )
     return name
+
+
+def _part(
+    content: Mapping[str, Any], name: str, defaults: Mapping[str, Any], path: epath.Path
+) -> dict[str, Any]:
+    """Return the values of one tower; older files have them under a second name too."""
+    values = dict(defaults)
+    for key in (name, f"{name}_dict"):
+        stored = content.get(key) or {}
+        if not isinstance(stored, Mapping):
+            raise WeightsError(f"{path}: {key} must be an object, not {str(stored)[:40]}")
+        values |= stored
+    return values
+
+
+def _check_settings(
+    rules: Mapping[str, Setting], values: Mapping[str, Any], path: epath.Path
+) -> None:
+    """Refuse values that no tower can have, with our names."""
+    for name, value in values.items():
+        try:
+            rules[name].check(value, name)
+        except ValueError as error:
+            raise WeightsError(f"{path}: {error}. Fetch the file again") from error
 
 
 def _check_vision(vision: Mapping[str, Any], path: epath.Path) -> None:
