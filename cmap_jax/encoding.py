@@ -111,7 +111,7 @@ class EncodePrograms:
 
     def encode_both(
         self, variables: Any, images: Array, rows: Mapping[str, Array]
-    ) -> tuple["ImageEmbeddings", dict[str, jax.Array]]:
+    ) -> tuple[ImageEmbeddings, dict[str, jax.Array]]:
         """Encode images both as a gallery and as the composer has them, each of them once.
 
         Args:

@@ -228,8 +228,9 @@ def _largest_divisor(number: int, most: int) -> int:
 def convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Return the maps of `layers.convolve_depthwise`, as a sum over the kernel's positions.
 
-    XLA fuses the sum into one pass over the maps. Its own convolution in groups takes 9 to 29
-    times as long, and the gradients of that one 2 to 180 times.
+    XLA fuses the sum into one pass over the maps. Its own convolution in groups takes 6 to 26
+    times as long, and the gradients of that one 2 to 180 times; `benchmarks/README.md` has them by
+    layer.
     """
     size = kernel.shape[0]
     outs = [-(-side // stride) for side in x.shape[1:3]]
