@@ -182,7 +182,10 @@ def test_a_run_takes_the_backbone_of_its_features():
     [
         ({"seed": 1}, r"another image encoder; its weights is \w+, and this model's is \w+; start"),
         ({"image_width": 7}, "its width is 6, and this model's is 7"),
-        ({"image_name": "vectors"}, "its name is cells, and this model's is vectors"),
+        (
+            {"variant": "artemis", "image_name": "vectors"},
+            "its name is cells, and this model's is vectors",
+        ),
         ({"dtype": "bfloat16"}, "its dtype is float32, and this model's is bfloat16"),
     ],
 )
