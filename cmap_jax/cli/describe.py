@@ -12,6 +12,7 @@ from cmap_jax import sharding
 from cmap_jax.cli.flop import count_flop
 from cmap_jax.cli.tables import table
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.encoders import text_settings
 from cmap_jax.training.check import check_config
 from cmap_jax.training.moving_average import start_average
 from cmap_jax.training.optimizer import (
@@ -33,7 +34,7 @@ from cmap_jax.training.train_step import make_train_step
 
 # The vocabulary's size is not known without data: FashionIQ's, special words included.
 _ASSUMED_VOCABULARY = 3780
-_TEXT_WIDTH = 32  # tokens of a text in the step that is measured
+_TEXT_WIDTH = 32  # tokens of a text in the step that is measured, if the model takes as many
 _STEPS_PER_EPOCH = 100  # any number: only the learning rate depends on it
 
 
@@ -88,7 +89,8 @@ def step_flop_from_features(config: ConfigDict, levels: Mapping[str, tuple[int, 
     tx = make_optimizer(config, schedule)
     state = jax.eval_shape(lambda: create_train_state(model, tx, config.seed, config.data.crop))
     size = config.train.batch_size
-    batch = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, size, _TEXT_WIDTH))
+    width = _text_width(config)
+    batch = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, size, width))
     features = {
         level: jax.ShapeDtypeStruct((size, *shape), np.float32) for level, shape in levels.items()
     }
@@ -149,8 +151,8 @@ def _range(numbers: Collection[float]) -> str:
 
 def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -> str:
     """Return a table of the memory and the FLOP of a training step on one device."""
-    batch_size = config.train.batch_size
-    inputs = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, batch_size, _TEXT_WIDTH))
+    batch_size, width = config.train.batch_size, _text_width(config)
+    inputs = jax.eval_shape(lambda: CMAP.example_inputs(config.data.crop, batch_size, width))
     one = sharding.make_mesh(jax.devices()[:1])
     step = jax.jit(make_train_step(model, tx, schedule, config, one), donate_argnums=0)
     traced = step.trace(state, inputs)
@@ -174,6 +176,11 @@ def _step(model: CMAP, tx: Any, schedule: Any, config: ConfigDict, state: Any) -
         f"{table(rows)}\n(FLOP of products and convolutions; scratch as compiled for "
         f"{jax.default_backend()}, one device)"
     )
+
+
+def _text_width(config: ConfigDict) -> int:
+    """Return the tokens of a text in the step that is measured."""
+    return min(_TEXT_WIDTH, text_settings(config.model).get("positions", _TEXT_WIDTH))
 
 
 def _size(tree: Any) -> int:

@@ -204,9 +204,10 @@ def test_the_expected_speed_counts_every_step_of_a_loop():
     config = fashioniq.get_config("debug,clip_vit_b32")
     levels = {"high": (256,), "mid": (8, 8, 64), "low": (8, 8, 64)}
     flop = []
+    config.model.text.clip.positions = 24  # fewer than the texts that are assumed else
     for config.model.text.clip.layers in (3, 30):
         flop.append(step_flop_from_features(config, levels))
-    assert flop[1] > 3 * flop[0]
+    assert flop[1] > 2 * flop[0]
 
 
 def test_features_of_a_workdir(from_pixels, features, config, tmp_path, data, capsys):
