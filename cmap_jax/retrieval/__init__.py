@@ -3,6 +3,24 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.retrieval import blocks, exact, placement, positions, scan
+    from cmap_jax.retrieval import (
+        blocks,
+        catalogue,
+        exact,
+        index_files,
+        lists,
+        placement,
+        positions,
+        scan,
+    )
 
-__all__ = ["blocks", "exact", "placement", "positions", "scan"]
+__all__ = [
+    "blocks",
+    "catalogue",
+    "exact",
+    "index_files",
+    "lists",
+    "placement",
+    "positions",
+    "scan",
+]
