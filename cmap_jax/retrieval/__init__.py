@@ -3,6 +3,6 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.retrieval import blocks, exact, placement, positions, scan
+    from cmap_jax.retrieval import backends, blocks, exact, placement, positions, scan
 
-__all__ = ["blocks", "exact", "placement", "positions", "scan"]
+__all__ = ["backends", "blocks", "exact", "placement", "positions", "scan"]
