@@ -212,40 +212,52 @@ class BatchEncoder:
         references: np.ndarray | None,
         tokens: np.ndarray | None,
         lengths: np.ndarray | None,
+        size: int = BATCH,
     ) -> scoring.ComposedQuery:
         """Compose B queries; B is at least 1. Arguments are as `EncodePrograms.compose` has them.
+
+        Args:
+            size: number of queries composed at once; fewer are padded to it.
 
         Raises:
             ValueError: a half is missing that the method needs.
         """
         count = references.shape[1] if tokens is None else len(tokens)
         parts = []
-        for rows in _batches(count):
+        for rows in _batches(count, size):
             query = self._programs.compose(
                 variables,
-                None if references is None else _pad_rows(references[:, rows], BATCH, axis=1),
-                *((None, None) if tokens is None else self._pad_texts(tokens, lengths, rows)),
+                None if references is None else _pad_rows(references[:, rows], size, axis=1),
+                *((None, None) if tokens is None else self._pad_texts(tokens, lengths, rows, size)),
             )
             kept = slice(len(range(count)[rows]))
             parts.append(scoring.take(jax.tree.map(np.asarray, query), kept))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
 
+    def widths(self, most: int) -> list[int]:
+        """Return the widths that texts of 1 to ``most`` tokens are padded to, ascending."""
+        return sorted({self._width(tokens) for tokens in range(1, most + 1)})
+
+    def _width(self, tokens: int) -> int:
+        """Return the width that texts are padded to, the longest of which has some tokens."""
+        width = self._text_width or tokens
+        while width < tokens:
+            width *= 2
+        return min(width, self._text_limit or width)
+
     def _pad_texts(
-        self, tokens: np.ndarray, lengths: np.ndarray, rows: slice
+        self, tokens: np.ndarray, lengths: np.ndarray, rows: slice, size: int = BATCH
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return some rows of the texts, padded to a batch and to one of the widths."""
-        width = self._text_width or tokens.shape[1]
-        while width < tokens.shape[1]:
-            width *= 2
-        width = min(width, self._text_limit or width)
+        width = self._width(tokens.shape[1])
         tokens = np.pad(tokens[rows], ((0, 0), (0, width - tokens.shape[1])))
-        return _pad_rows(tokens, BATCH), _pad_rows(lengths[rows], BATCH)
+        return _pad_rows(tokens, size), _pad_rows(lengths[rows], size)
 
 
-def _batches(count: int) -> Iterator[slice]:
+def _batches(count: int, size: int = BATCH) -> Iterator[slice]:
     """Yield the rows of each batch."""
-    for start in range(0, count, BATCH):
-        yield slice(start, start + BATCH)
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
 def _pad_rows(array: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
