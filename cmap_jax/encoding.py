@@ -186,12 +186,12 @@ class BatchEncoder:
         Returns:
             [L, B, D] float32.
         """
-        pyramid = self._programs.encode_images(variables, _pad_rows(pixels, size))
+        pyramid = self._programs.encode_images(variables, pad_rows(pixels, size))
         return np.asarray(pyramid)[:, : len(pixels)]
 
     def encode_references(self, variables: Any, pixels: np.ndarray, size: int) -> np.ndarray:
         """Encode images as `encode_images` does, for the composer."""
-        pyramid = self._programs.encode_references(variables, _pad_rows(pixels, size))
+        pyramid = self._programs.encode_references(variables, pad_rows(pixels, size))
         return np.asarray(pyramid)[:, : len(pixels)]
 
     def encode_text(self, variables: Any, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -214,10 +214,9 @@ class BatchEncoder:
         lengths: np.ndarray | None,
         size: int = BATCH,
     ) -> scoring.ComposedQuery:
-        """Compose B queries; B is at least 1. Arguments are as `EncodePrograms.compose` has them.
+        """Compose B queries, B at least 1, a batch of ``size`` at a time; fewer are padded.
 
-        Args:
-            size: number of queries composed at once; fewer are padded to it.
+        The other arguments are as `EncodePrograms.compose` has them.
 
         Raises:
             ValueError: a half is missing that the method needs.
@@ -227,7 +226,7 @@ class BatchEncoder:
         for rows in _batches(count, size):
             query = self._programs.compose(
                 variables,
-                None if references is None else _pad_rows(references[:, rows], size, axis=1),
+                None if references is None else pad_rows(references[:, rows], size, axis=1),
                 *((None, None) if tokens is None else self._pad_texts(tokens, lengths, rows, size)),
             )
             kept = slice(len(range(count)[rows]))
@@ -251,7 +250,7 @@ class BatchEncoder:
         """Return some rows of the texts, padded to a batch and to one of the widths."""
         width = self._width(tokens.shape[1])
         tokens = np.pad(tokens[rows], ((0, 0), (0, width - tokens.shape[1])))
-        return _pad_rows(tokens, size), _pad_rows(lengths[rows], size)
+        return pad_rows(tokens, size), pad_rows(lengths[rows], size)
 
 
 def _batches(count: int, size: int = BATCH) -> Iterator[slice]:
@@ -260,7 +259,7 @@ def _batches(count: int, size: int = BATCH) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _pad_rows(array: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
+def pad_rows(array: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
     """Return an array with ``count`` rows along an axis; the added ones are zero."""
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, count - array.shape[axis])

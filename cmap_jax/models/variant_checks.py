@@ -27,10 +27,12 @@ def check_halves(variant: str, has_image: bool, has_text: bool) -> None:
         raise ValueError("a query needs an image or a text")
     takes = find_variant(variant).takes
     if not (has_text or takes.image) or not (has_image or takes.text):
-        missing = "text" if has_image else "image"
+        forms = ("an image alone", "a text alone", "an image with a text")
+        taken = [form for form, is_taken in zip(forms, takes, strict=True) if is_taken]
+        missing = "texts" if has_image else "images"
         raise ValueError(
-            f"the method {variant} composes an image and a text: a query without {missing}s "
-            "cannot be composed"
+            f"the method {variant} composes {' or '.join(taken)}: a query without {missing} cannot "
+            "be composed"
         )
 
 

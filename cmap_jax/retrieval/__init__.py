@@ -3,6 +3,28 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.retrieval import backends, blocks, exact, placement, positions, scan
+    from cmap_jax.retrieval import (
+        backends,
+        batch_sizes,
+        blocks,
+        exact,
+        filters,
+        placement,
+        positions,
+        queries,
+        retriever,
+        scan,
+    )
 
-__all__ = ["backends", "blocks", "exact", "placement", "positions", "scan"]
+__all__ = [
+    "backends",
+    "batch_sizes",
+    "blocks",
+    "exact",
+    "filters",
+    "placement",
+    "positions",
+    "queries",
+    "retriever",
+    "scan",
+]
