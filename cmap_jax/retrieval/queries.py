@@ -22,6 +22,7 @@ from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.numerics import NORM_FLOOR
 from cmap_jax.processing.tokenizing import check_captions
 from cmap_jax.retrieval.batch_sizes import BatchSizes
+from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.trained import Trained
 
 MOST_TOKENS = 128  # a text's; the widths of longer ones would be without end
@@ -61,12 +62,12 @@ class _Parts(NamedTuple):
 class QueryComposer:
     """Composes queries against a stored index by the model that it was made with."""
 
-    def __init__(self, trained: Trained, stored: Any):
+    def __init__(self, trained: Trained, stored: StoredIndex):
         """Compile nothing yet.
 
         Args:
             trained: the model.
-            stored: the `StoredIndex` whose images may be references.
+            stored: an index whose images may be references.
         """
         self._trained, self._stored = trained, stored
         self._sizes = BatchSizes(_SIZES)

@@ -26,7 +26,6 @@ from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.exact import SearchResult
 from cmap_jax.retrieval.filters import Fields, Where
 from cmap_jax.retrieval.index_files.reading import StoredIndex
-from cmap_jax.retrieval.indexing import build_index
 from cmap_jax.retrieval.positions import round_to_power
 from cmap_jax.retrieval.queries import Query, QueryComposer
 from cmap_jax.trained import Trained, load
@@ -70,7 +69,7 @@ class Retriever:
         fields: the fields that ``where`` may name.
     """
 
-    def __init__(self, trained: Trained, index: Any, backend: Backend):
+    def __init__(self, trained: Trained, index: StoredIndex, backend: Backend):
         """Take what `load` opens."""
         self.trained, self.index, self.backend = trained, index, backend
         self.fields = Fields(index.manifest.fields, index.column, len(index))
@@ -102,6 +101,8 @@ class Retriever:
         Raises:
             OSError, ValueError: as `cmap_jax.retrieval.indexing.build_index`.
         """
+        from cmap_jax.retrieval.indexing import build_index
+
         build_index(trained, images, folder, dtype=dtype, backend=backend, settings=settings)
         return cls.load(folder, model=trained)
 
