@@ -8,6 +8,8 @@ scores = cmap_jax.scoring.score(query, pyramid)                         # [1, 2]
 
 import collections
 import functools
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +30,8 @@ from cmap_jax.processing import images as images_lib
 from cmap_jax.processing.tokenizing import Tokenizer, captions_of
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
-from cmap_jax.workdir.same_run import mark_of_run
+from cmap_jax.workdir.fingerprint import digest
+from cmap_jax.workdir.same_run import function_of_model, mark_of_run
 from cmap_jax.workdir.weights import read_variables, variables_to_save
 
 _logger = logging.getLogger(__name__)
@@ -67,9 +70,18 @@ class Trained:
         protocol: the evaluation protocol by which these variables were the best; None for a model
             that was converted from published towers.
         step: training steps that these variables have seen.
+        workdir: absolute path or URL of the folder that it was loaded from; None for a model that
+            was made in memory.
     """
 
-    def __init__(self, description: Description, model: CMAP, variables: Any, step: int):
+    def __init__(
+        self,
+        description: Description,
+        model: CMAP,
+        variables: Any,
+        step: int,
+        workdir: str | None = None,
+    ):
         """See `load`."""
         self.config = description.config
         self.model = model
@@ -78,6 +90,22 @@ class Trained:
         self.preprocessing = description.preprocessing
         self.protocol = next(iter(description.protocols), None)
         self.step = step
+        self.workdir = workdir
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that two models have in common only if they embed alike.
+
+        They depend on all variables, the fields of the config that say which function the variables
+        compute, and the preprocessing.
+        """
+        about = {
+            "function": function_of_model(self.config),
+            "preprocessing": self.preprocessing.to_dict(),
+            "variables": digest(self.variables),
+        }
+        content = json.dumps(about, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         """Return variant, step, protocol and sizes."""
@@ -324,7 +352,8 @@ def load(workdir: str | os.PathLike) -> Trained:
     description = workdir_lib.read_description(workdir)
     model = CMAP.from_config(description.config)
     step, variables = read_variables(workdir, model, description.preprocessing.crop)
-    return Trained(description, model, variables, step)
+    where = os.fspath(workdir_lib.absolute(workdir))
+    return Trained(description, model, variables, step, workdir=where)
 
 
 def write_model(
