@@ -122,7 +122,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("no pictures: give --images DIR, or --list FILE, or both")
     if arguments.beam and not arguments.runner:
         raise ValueError(
-            f"{arguments.beam[0]} is taken for a flag of Apache Beam, which --runner NAME turns on"
+            f"unexpected {arguments.beam[0]!r}: pictures are named by --images or --list, and "
+            "flags behind -- are Apache Beam's, which --runner NAME turns on"
         )
     if arguments.set and not arguments.backend:
         raise ValueError("--set is for the backend that --backend names: give it too")

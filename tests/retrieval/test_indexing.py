@@ -19,6 +19,7 @@ from cmap_jax.retrieval.catalogue import items_of_folder
 from cmap_jax.retrieval.index_files import form, writing
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.indexing import build_index
+from cmap_jax.retrieval.pictures import PictureEncoder
 from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
 
 _COUNT, _SHARD = 25, 10
@@ -29,9 +30,17 @@ def trained():
     return small_trained(image_name="cells")
 
 
+@pytest.fixture(scope="module")
+def encoder(trained):
+    """One compiled program for all indexes of this file."""
+    return PictureEncoder(trained)
+
+
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
+def small_shards(monkeypatch, encoder):
     monkeypatch.setattr(form, "_MOST_ROWS", _SHARD)
+    monkeypatch.setattr(indexing, "PictureEncoder", lambda trained: encoder)
+    monkeypatch.setattr(indexing, "embedding_shape", lambda trained: encoder.shape)
     embedding._open.cache_clear()
 
 
