@@ -99,13 +99,15 @@ def items_of_list(path: str | os.PathLike, images: str | os.PathLike | None = No
         images: folder that relative paths start from; None: that of the list.
 
     Raises:
-        FileNotFoundError: no such list.
+        FileNotFoundError: no such list, or no such folder.
         ModuleNotFoundError: a Parquet file, and no pyarrow; names the package to install.
         ValueError: a list that is damaged or empty, a row without a picture, two rows with one id,
             or a field whose values are of several kinds; names the line.
     """
     path = os.fspath(path)
     base = _absolute(os.fspath(images)) if images is not None else os.path.dirname(_absolute(path))
+    if images is not None and not epath.Path(base).is_dir():
+        raise FileNotFoundError(f"{base}: there is no such folder of pictures")
     items = [_item(row, base) for row in read_rows(path)]
     if not items:
         raise ValueError(f"{path}: no rows, and so no pictures")

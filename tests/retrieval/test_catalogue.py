@@ -122,6 +122,9 @@ def test_other_delimiters_and_a_byte_order_mark(tmp_path, text):
 
 def test_the_folder_of_the_pictures(tmp_path):
     path = _write(tmp_path / "lists" / "list.csv", "image\nsub/../a.jpg\ngs://b/c.jpg\n")
+    with pytest.raises(FileNotFoundError, match="pictures: there is no such folder of pictures"):
+        items_of_list(path, tmp_path / "pictures")
+    (tmp_path / "pictures").mkdir()
     items = items_of_list(path, tmp_path / "pictures")
     assert [i.image for i in items] == [str(tmp_path / "pictures" / "a.jpg"), "gs://b/c.jpg"]
     assert [i.id for i in items] == ["sub/../a.jpg", "gs://b/c.jpg"]
