@@ -58,6 +58,14 @@ def test_the_result_is_that_of_one_process(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("beam/*/task-*"))
 
 
+def test_a_runner_that_does_not_exist():
+    require("apache_beam")
+    from cmap_jax.retrieval.beam_indexing import beam_writer
+
+    with pytest.raises(ValueError, match="the runner 'Nothing' of Apache Beam cannot be used: Un"):
+        beam_writer("model", ["--runner=Nothing"])
+
+
 def test_a_worker_with_another_model_fails(tmp_path):
     require("apache_beam")
     from cmap_jax.retrieval.beam_indexing import ShardWorker
