@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 from cmap_jax import scoring
@@ -22,6 +23,7 @@ from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.numerics import NORM_FLOOR
 from cmap_jax.processing.tokenizing import check_captions
 from cmap_jax.retrieval.batch_sizes import BatchSizes
+from cmap_jax.retrieval.index_files.quantization import FLOAT32
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.trained import Trained
 
@@ -165,13 +167,14 @@ class QueryComposer:
         # The gallery's embedding of an image is the reference's only if it is kept as it was
         # computed, and if the method embeds both alike. Else the picture is encoded again, so that
         # an image of the gallery is the same query as its file.
-        is_stored = self._stored.manifest.dtype == "float32"
+        is_stored = self._stored.manifest.dtype == FLOAT32
         is_stored &= not self._trained.model.references_differ
         pictures = [list(part.images) for part in parts]
         stored = [[self._position(item) for item in part.items] for part in parts]
         if not is_stored:
             for own, positions in zip(pictures, stored, strict=True):
-                own += [self._stored.item_at(position).image for position in positions]
+                # A path object reads from buckets too.
+                own += [epath.Path(self._stored.item_at(p).image) for p in positions]
             stored = [[] for _ in parts]
         encoded = iter(self._encode([image for own in pictures for image in own]))
         references = []

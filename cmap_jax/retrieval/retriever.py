@@ -25,6 +25,7 @@ from cmap_jax.retrieval.batch_sizes import BatchSizes
 from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.exact import SearchResult
 from cmap_jax.retrieval.filters import Fields, Where
+from cmap_jax.retrieval.index_files.quantization import FLOAT32
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.positions import round_to_power
 from cmap_jax.retrieval.queries import Query, QueryComposer
@@ -83,7 +84,7 @@ class Retriever:
         images: str | os.PathLike | Sequence[Item],
         folder: str | os.PathLike,
         *,
-        dtype: str = "float32",
+        dtype: str = FLOAT32,
         backend: str = DEFAULT,
         settings: Mapping[str, Any] | None = None,
     ) -> "Retriever":
@@ -139,6 +140,10 @@ class Retriever:
         index.check_model(trained.fingerprint, "the given model")
         opened = find_backend(name).open(index, chosen, mesh or sharding.make_mesh())
         return cls(trained, index, opened)
+
+    def __repr__(self) -> str:
+        """Return the index and the model."""
+        return f"Retriever({self.index!r}, {self.trained!r})"
 
     def search(
         self,
