@@ -87,7 +87,7 @@ class Parts:
         """
         cuts = np.searchsorted(positions, self._starts)
         pieces = [
-            _convert(tuple(leaf[level][positions[low:high] - start] for leaf in part), dtype)
+            _convert(tuple(leaf[level, positions[low:high] - start] for leaf in part), dtype)
             for part, start, low, high in zip(
                 self._parts, self._starts, cuts, cuts[1:], strict=False
             )
