@@ -70,14 +70,13 @@ def choose(
         Counts above and at the thresholds, [S, B, T] int32, without the chosen images; and the
         choice.
     """
-    width = jax.tree.leaves(levels)[0].shape[1]
 
     def local(levels, query, terms, carry, bounds, allowed, largest, k, count):
         carry = jax.tree.map(lambda x: x[0], carry)
         device = jax.lax.axis_index(sharding.BATCH_AXES)
         first = bounds.first + device * bounds.used
         shard = Shard(levels, allowed, first, *limits(bounds, first), plan)
-        margin = margins(query, width, largest)
+        margin = margins(query, levels, largest)
         is_real = jnp.arange(len(query)) < count
         carry, is_open = _scan(shard, query, terms, carry, bounds.lists, margin, is_real)
         near, is_full = _near(carry, k, margin)

@@ -29,20 +29,23 @@ def _sum_error(terms: int) -> float:
 
 
 def margins(
-    query: scoring.ComposedQuery, width: int, largest: Float32[Array, "L"]
+    query: scoring.ComposedQuery, levels: Levels, largest: Float32[Array, "L"]
 ) -> Float32[Array, "B"]:
-    """Return the most by which `scores.split_score` and the float32 score of an image differ.
+    """Return the most by which a score of queries in two pieces and the float32 score differ.
 
     Args:
         query: B queries.
-        width: elements of an embedding, D.
+        levels: the gallery, [N, D] each.
         largest: largest norm of an image at each level.
 
     Returns:
         Infinite where nothing is known: a query or an image has elements that are so large or so
         small that products may under- or overflow.
     """
-    relative = _SPLIT + _sum_error(3 * width) + _sum_error(width)
+    width = jax.tree.leaves(levels)[0].shape[1]
+    # A bfloat16 gallery's score in float32 is a sum of bfloat16 products too.
+    products = 5 if values(levels[0]).dtype == jnp.bfloat16 else 1
+    relative = _SPLIT + _sum_error(3 * width) + _sum_error(products * width)
     # A weighted term also has the error of its norm, which is half that of the squared norm.
     relative = _SLACK * (1.5 * relative + 2 * _FUNCTION)
     total, is_known = jnp.zeros(len(query)), jnp.isfinite(largest).all()
