@@ -3,7 +3,7 @@
 python benchmarks/index.py --images=photographs --out=benchmarks/results/index.json
 
 The model is CMAP with a ResNet-50 of random weights, at 224 pixels. One side encodes pixels that
-are in memory; the other makes an index of the same pictures: it lists, reads, hashes, decodes, encodes
+are in memory; the other makes an index of the same pictures: it reads, hashes, decodes, encodes
 and writes. Both have compiled their program before. On CPUs the threads that decode take their time
 from the encoder; `decode` is what they take, measured alone, and the best ratio that is then
 possible is printed beside the ratio. Beside the seconds of the clock, those of the CPUs are given,

@@ -189,6 +189,20 @@ def test_a_file_that_is_replaced_within_its_size(trained, shop, tmp_path):
     assert build_index(trained, shop, tmp_path / "index", update=True).encoded == 1
 
 
+def test_a_catalogue_that_has_moved(trained, shop, tmp_path):
+    """Times say nothing about files under other paths; their content decides."""
+    build_index(trained, shop, tmp_path / "index")
+    shutil.copytree(shop, tmp_path / "moved")  # with the files' times
+    changed = tmp_path / "moved" / "03.png"
+    times = os.stat(changed).st_atime_ns, os.stat(changed).st_mtime_ns
+    changed.write_bytes((shop / "04.png").read_bytes())
+    os.utime(changed, ns=times)
+    report = build_index(trained, tmp_path / "moved", tmp_path / "index", update=True)
+    assert report.encoded == 1
+    rows = StoredIndex(tmp_path / "index").rows([3, 4])
+    np.testing.assert_allclose(rows[:, 0], rows[:, 1], atol=2e-6)
+
+
 class _Killed(BaseException):
     """The end of a process, at a write."""
 
