@@ -149,8 +149,8 @@ class Retriever:
         chosen = settings_of(name, {**own, **(settings or {})})
         trained = model if isinstance(model, Trained) else _load_model(index, model)
         index.check_model(trained.fingerprint, trained.workdir or "the given model")
-        opened = find_backend(name).open(index, chosen, mesh or sharding.make_mesh())
-        return cls(trained, index, opened)
+        mesh = sharding.make_mesh() if mesh is None else mesh
+        return cls(trained, index, find_backend(name).open(index, chosen, mesh))
 
     def __repr__(self) -> str:
         """Return the index and the model."""
