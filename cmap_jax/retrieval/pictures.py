@@ -147,7 +147,6 @@ class PictureEncoder:
 
     Attributes:
         batch: pictures that are encoded at once.
-        shape: levels and width of an embedding, (L, D).
     """
 
     def __init__(self, trained: Trained):
@@ -159,7 +158,6 @@ class PictureEncoder:
         self._variables = jax.device_put(trained.variables, sharding.replicated(self._mesh))
         self._programs = EncodePrograms(trained.model, self._mesh)
         self._in_flight: collections.deque[jax.Array] = collections.deque()
-        self.shape = embedding_shape(trained)
 
     def __call__(self, pixels: Sequence[UInt8[np.ndarray, "S S 3"]]) -> jax.Array:
         """Begin to encode at most ``batch`` pictures, and wait for all but the last two batches.

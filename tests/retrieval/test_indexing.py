@@ -14,7 +14,7 @@ from buckets import use_folder_as_bucket
 from fake_data import image as write_picture
 from optional import require
 from PIL import Image
-from small import small_trained
+from small import EMBED, small_trained
 
 from cmap_jax.retrieval import indexing, pictures
 from cmap_jax.retrieval.catalogue import items_of_folder
@@ -38,11 +38,15 @@ def encoder(trained):
     return PictureEncoder(trained)
 
 
+def test_the_shape_of_embeddings(trained):
+    assert pictures.embedding_shape(trained) == (3, EMBED)
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch, encoder):
     monkeypatch.setattr(form, "_MOST_ROWS", _SHARD)
     monkeypatch.setattr(indexing, "PictureEncoder", lambda trained: encoder)
-    monkeypatch.setattr(indexing, "embedding_shape", lambda trained: encoder.shape)
+    monkeypatch.setattr(indexing, "embedding_shape", lambda trained: (3, EMBED))
 
 
 @pytest.fixture
