@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from beartype import beartype
 from jaxtyping import jaxtyped
 
 from cmap_jax.retrieval.catalogue import Item
@@ -138,7 +139,7 @@ def test_parts_are_maps_that_devices_can_read_in_place(tmp_path):
 
 def test_eight_bits():
     values = np.array([[[0, 0, 0], [1, -0.5, 0.25], [3e-30, 0, -3e-30]]], np.float32)
-    quantized = jaxtyped(quantize, typechecker=None)(values)
+    quantized = jaxtyped(typechecker=beartype)(quantize)(values)
     np.testing.assert_array_equal(quantized.codes[0], [[0, 0, 0], [127, -64, 32], [127, 0, -127]])
     assert quantized.shape == (1, 3, 3)
     np.testing.assert_allclose(
