@@ -3,6 +3,56 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.retrieval import blocks, exact, placement, positions, scan
+    from cmap_jax.retrieval import (
+        backends,
+        batch_sizes,
+        beam_indexing,
+        blocks,
+        carry,
+        catalogue,
+        embedding,
+        exact,
+        fast,
+        filters,
+        index_files,
+        indexing,
+        lists,
+        margin,
+        parts,
+        pictures,
+        placement,
+        plan,
+        positions,
+        queries,
+        retriever,
+        rounding_loss,
+        scan,
+        scores,
+    )
 
-__all__ = ["blocks", "exact", "placement", "positions", "scan"]
+__all__ = [
+    "backends",
+    "batch_sizes",
+    "beam_indexing",
+    "blocks",
+    "carry",
+    "catalogue",
+    "embedding",
+    "exact",
+    "fast",
+    "filters",
+    "index_files",
+    "indexing",
+    "lists",
+    "margin",
+    "parts",
+    "pictures",
+    "placement",
+    "plan",
+    "positions",
+    "queries",
+    "retriever",
+    "rounding_loss",
+    "scan",
+    "scores",
+]
