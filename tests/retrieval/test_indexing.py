@@ -1,11 +1,13 @@
 """Making an index and bringing one up to date: the model's embeddings, reports, kills, refusals."""
 
 import contextlib
+import copy
 import json
 import os
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from buckets import use_folder_as_bucket
@@ -290,10 +292,11 @@ def test_the_loss_of_rounding(trained, shop, tmp_path, dtype):
     stored = StoredIndex(tmp_path / "index")
     errors = np.linalg.norm(stored.rows(range(_COUNT)) - exact, axis=2)
     loss = report.loss
-    assert loss.images == _COUNT  # a small catalogue is measured whole
-    assert loss.error == pytest.approx(errors.mean(), rel=1e-2)
-    assert loss.worst == pytest.approx(errors.max(), rel=1e-2)
-    assert 0 < loss.error < loss.worst < 0.02
+    # In a catalogue this small, nearly all are among the best 20 of some query.
+    assert _COUNT - 3 <= loss.images <= _COUNT
+    assert loss.queries == _COUNT
+    assert loss.error == pytest.approx(errors.mean(), rel=0.05)
+    assert loss.error < loss.worst <= errors.max() * 1.001 < 0.02
     assert 0.9 <= loss.kept <= 1
     assert 0 < loss.score_error < 0.1
     assert stored.manifest.loss == vars(loss)
@@ -322,7 +325,9 @@ def test_folders_that_are_refused(trained, shop, tmp_path):
         build_index(trained, shop, index, dtype="int8", update=True)
     with pytest.raises(ValueError, match="there is no backend 'fast', but exact"):
         build_index(trained, shop, tmp_path / "new", backend="fast")
-    other = small_trained(image_name="cells", embed_dim=4)
+    other = copy.copy(trained)
+    other.variables = jax.tree.map(lambda x: 2 * x, trained.variables)
+    other.__dict__.pop("fingerprint", None)
     with pytest.raises(ValueError, match=r"holds an index of another model \(None, fingerprint"):
         build_index(other, shop, index, update=True)
     os.remove(index / "manifest.json")
