@@ -266,7 +266,14 @@ class Retriever:
 
     def _hit(self, position: int, score: float, parts: Mapping[str, float]) -> Hit:
         item = self.index.item_at(position)
-        return Hit(item.id, score, parts, item.metadata, item.image, position)
+        return Hit(
+            id=item.id,
+            score=score,
+            parts=parts,
+            metadata=item.metadata,
+            image=item.image,
+            position=position,
+        )
 
     def _hit_parts(self, query: scoring.ComposedQuery, positions: np.ndarray) -> np.ndarray:
         """Return the terms of the hits' scores, [B, branches x levels, k]; zeros at position -1."""
