@@ -127,6 +127,9 @@ class ExactIndex:
         )
         # Constant arguments of the programs, kept on the devices.
         self._empty_carry = functools.lru_cache(functools.partial(scan.start, mesh=mesh))
+        self._bounds = functools.lru_cache(
+            lambda **numbers: self._replicate(scan.Bounds.build(**numbers))
+        )
         self._empty_sample = functools.lru_cache(
             lambda rows: self._blocks.gather(np.empty(0, np.int64), rows)[0]
         )
@@ -295,12 +298,12 @@ class ExactIndex:
         allowed: np.ndarray | None,
     ) -> scan.Merged:
         """Scan the whole gallery; return the merged results, on the host."""
-        plan = self._plan(len(query))
         carry, terms = self._start(query, request)
+        plan = self._plan(len(query), sampled=terms is not None)
         masks = self._masks(allowed)
         for (levels, first, seen), mask in zip(self._blocks, masks, strict=True):
             before, chosen = carry, None
-            bounds = scan.Bounds.build(
+            bounds = self._bounds(
                 first=first,
                 seen=seen,
                 total=len(self),
@@ -355,7 +358,7 @@ class ExactIndex:
         carry = self._empty_carry(queries=len(query), thresholds=thresholds.shape[1], k=length)
         return carry, self._replicate(Terms(rows, thresholds, uncounted, excluded))
 
-    def _plan(self, queries: int) -> Plan:
+    def _plan(self, queries: int, sampled: bool = True) -> Plan:
         """Return the plan of a search for some queries, padding included."""
         is_resident = len(self._blocks.resident) == 1
         return make_plan(
@@ -364,6 +367,7 @@ class ExactIndex:
             self._blocks.shard_rows,
             chunk=self._chunk,
             fast=self._fast if is_resident else False,
+            sampled=sampled,
         )
 
     def _prepare(self, query: scoring.ComposedQuery, least: int) -> scoring.ComposedQuery:

@@ -7,15 +7,16 @@ from cmap_jax.retrieval.blocks import WHOLE_VECTORS, even_part
 
 CPU = "cpu"
 
-# Most queries that read the gallery in fused passes. A fused pass costs a read of the gallery for
-# each query on CPU, where rows stay in the cache between queries, and less on accelerators.
+# Most queries that read the gallery in fused passes.
 _MOST_FUSED = {CPU: 4}
 _MOST_FUSED_ELSEWHERE = 8
 # Least queries for which two passes, in bfloat16 and over what it leaves, are faster than one.
-_LEAST_FAST = 128
-# Rows that are scored at once in a fused pass: on CPU they fit the cache of a core.
-_FUSED_TILE = {CPU: 512}
-_FUSED_TILE_ELSEWHERE = 2**15
+_LEAST_FAST = 64
+# Rows that are scored at once in a fused pass: on CPU they fit the fastest caches of a core.
+# Elsewhere they are many, and fewer where a sample of as many rows is scored too.
+_FUSED_TILE = {CPU: 64}
+_FUSED_TILE_ELSEWHERE = 2**20
+_FUSED_TILE_WITH_SAMPLE = 2**15
 # Scores that are kept at once, and rows that are multiplied at once.
 _SCORES = {CPU: 2**20}
 _SCORES_ELSEWHERE = 2**26
@@ -51,6 +52,7 @@ def make_plan(
     *,
     chunk: int | None = None,
     fast: bool | None = None,
+    sampled: bool = True,
 ) -> Plan:
     """Return the plan of a search.
 
@@ -60,6 +62,7 @@ def make_plan(
         shard_rows: rows of a device's shard of a block, `WHOLE_VECTORS` or more.
         chunk: images that a device scores at once; None: by device and number of queries.
         fast: whether there is a pass in bfloat16; None: where it is faster.
+        sampled: whether the program also scores a sample.
     """
     is_fused = queries <= _MOST_FUSED.get(platform, _MOST_FUSED_ELSEWHERE) and not fast
     if fast is None:
@@ -70,7 +73,8 @@ def make_plan(
     kept = _SCORES.get(platform, _SCORES_ELSEWHERE) // max(queries, 1)
     if is_fused:
         listed = even_part(shard_rows, max(kept, WHOLE_VECTORS))
-        tile = _FUSED_TILE.get(platform, _FUSED_TILE_ELSEWHERE)
+        elsewhere = _FUSED_TILE_WITH_SAMPLE if sampled else _FUSED_TILE_ELSEWHERE
+        tile = _FUSED_TILE.get(platform, elsewhere)
         tile = _aligned(listed, tile, WHOLE_VECTORS)
         return Plan(platform, tile, max(listed, tile), is_fused)
     most = max(min(kept, _TILE.get(platform, _TILE_ELSEWHERE)), _ALIGNED)
