@@ -146,9 +146,19 @@ class Shard:
         """Return the number of rows, R."""
         return jax.tree.leaves(self.levels)[0].shape[0]
 
+    @property
+    def is_one_step(self) -> bool:
+        """Return whether there is one chunk, which every call needs.
+
+        A loop and a branch, whose conditions an accelerator's host reads, would take longer than
+        they save.
+        """
+        plan = self.plan
+        return plan.chunk == self.rows and plan.platform != CPU and not plan.is_sampled
+
     def scan(self, step: Callable[[jax.Array, Any], Any], state: Any) -> Any:
         """Return the state after a step for each chunk that holds rows that count."""
-        if self.plan.chunk == self.rows:
+        if self.is_one_step:
             return step(jnp.int32(0), state)
         chunks = -(-(self.high - self.low) // self.plan.chunk)
         return jax.lax.fori_loop(0, chunks, step, state)
@@ -169,8 +179,7 @@ class Shard:
 
     def score(self, is_new: jax.Array, score: Callable[[], jax.Array], queries: int) -> jax.Array:
         """Return a chunk's scores, [B, C]; zeros where they are not needed."""
-        if self.plan.chunk == self.rows and self.plan.platform != CPU:
-            # A branch, whose condition the host reads, would take longer than it saves.
+        if self.is_one_step:
             return jax.lax.optimization_barrier(score())
         return when_needed(is_new.any(), score, (queries, self.plan.chunk))
 
