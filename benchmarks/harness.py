@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -100,9 +101,11 @@ def write(path: pathlib.Path | None, content: Mapping[str, Any]) -> None:
     """Write figures as JSON, with the command, the machine and the commit that made them."""
     if path is None:
         return
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = "unknown"
+    if shutil.which("git"):
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
     machine = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"command": " ".join(sys.argv), "commit": commit, "machine": machine, **content}

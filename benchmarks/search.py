@@ -16,6 +16,7 @@ import pathlib
 import tempfile
 import threading
 import time
+import types
 from typing import Any
 
 import harness
@@ -194,6 +195,18 @@ def make_gallery(images: int) -> Any:
     return jnp.stack([level(key) for key in keys])
 
 
+def _kept_as(name: str, gallery: Any) -> tuple[Any, int]:
+    """Return a gallery in a dtype, and its bytes."""
+    import jax.numpy as jnp
+
+    if name != "int8":
+        kept = gallery.astype(name)
+        return kept, kept.nbytes
+    scales = jnp.abs(gallery).max(axis=2) / 127
+    codes = jnp.round(gallery / scales[:, :, None]).astype(jnp.int8)
+    return types.SimpleNamespace(codes=codes, scales=scales), codes.nbytes + scales.nbytes
+
+
 def copied(images: int) -> np.ndarray:
     """Return the positions of images that have a copy, all in the first half."""
     step = max(images // 2 // _COPIES, 1)
@@ -230,7 +243,7 @@ class Resident:
         self.figures[f"{name}, {batch}"] = timed
         return self.note(f"{' | '.join(cells)} (first: {first:.1f} s)")
 
-    def compare(self, fast: Any, full: Any, batch: int) -> None:
+    def compare(self, name: str, fast: Any, full: Any, batch: int) -> None:
         """Check that two indexes of one gallery give one result, and that copies tie."""
         if not self.has_time():
             return self.note("comparison left out, no time")
@@ -244,16 +257,19 @@ class Resident:
             "ranks": np.array_equal(one.ranks, other.ranks),
             "copies tie": bool((other.placements.tied >= 1).all()),
             "copies tie, fast": bool((one.placements.tied >= 1).all()),
+            "positions that differ": int((one.positions != other.positions).sum()),
         }
-        differ = int((one.positions != other.positions).sum())
-        self.figures["equal"] = facts
-        return self.note(f"fast and full at {batch}: {facts}; positions that differ: {differ}")
+        single = random_query(np.random.default_rng(3), 1)
+        lists = fast.search(single, K)
+        picked = fast.scores_at(single, lists.positions)
+        facts["one query: a few images score as in the list"] = np.array_equal(picked, lists.scores)
+        self.figures.setdefault("equal", {})[name] = facts
+        return self.note(f"{name}, fast and full at {batch}: {facts}")
 
 
 def resident(images: int, limit: float) -> dict[str, Any]:
     """Measure searches in resident galleries of each dtype on the platform's devices."""
     import jax
-    import jax.numpy as jnp
 
     from cmap_jax import sharding
     from cmap_jax.retrieval.exact import ExactIndex
@@ -265,16 +281,17 @@ def resident(images: int, limit: float) -> dict[str, Any]:
     if not is_cpu:
         bench.note(f"bfloat16 products: {_device_peak('bfloat16'):,.0f} GFLOP/s")
     gallery = make_gallery(images)
-    for name in DTYPES:
-        kept = gallery if name == "float32" else gallery.astype(jnp.bfloat16)
+    for name in (*DTYPES, "int8"):
+        kept, size = _kept_as(name, gallery)
         index = ExactIndex(kept, mesh, device_gb=1e3)
         bench.note(f"the {name} index is made")
-        for batch in BATCHES:
-            bench.measure(name, index, kept.nbytes, batch)
-        if not is_cpu:
+        if not is_cpu and name != "int8":
             full = ExactIndex(kept, mesh, device_gb=1e3, fast=False)
-            bench.measure(f"{name}, one pass", full, kept.nbytes, max(BATCHES))
-            bench.compare(index, full, max(BATCHES))
+            bench.compare(name, index, full, max(BATCHES))
+            if name == "float32":
+                bench.measure("float32, one pass", full, size, max(BATCHES))
+        for batch in BATCHES:
+            bench.measure(name, index, size, batch)
     print(harness.table(_HEAD, bench.rows))
     return {"device": jax.devices()[0].device_kind, "jax": jax.__version__, **bench.figures}
 

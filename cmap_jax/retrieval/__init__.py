@@ -24,10 +24,12 @@ with epy.lazy_api_imports(globals()):
         plan,
         positions,
         queries,
+        request,
         retriever,
         rounding_loss,
         scan,
         scores,
+        shard,
     )
 
 __all__ = [
@@ -51,8 +53,10 @@ __all__ = [
     "plan",
     "positions",
     "queries",
+    "request",
     "retriever",
     "rounding_loss",
     "scan",
     "scores",
+    "shard",
 ]

@@ -35,6 +35,8 @@ from cmap_jax.retrieval.positions import (
     padded_positions,
     round_to_power,
 )
+from cmap_jax.retrieval.request import Call, Lists, Request, check_mask, keep_allowed, pad_rows
+from cmap_jax.retrieval.scores import Levels
 
 # Least length of the lists of best images on the devices, so that one program serves most k.
 _LEAST_LENGTH = 64
@@ -64,7 +66,8 @@ class SearchResult:
 
     Attributes:
         scores: scores of the best images, [B, k] float32, best first; -inf for excluded ones.
-        positions: their positions in the gallery, [B, k] int32; ties go to the lower one.
+        positions: their positions in the gallery, [B, k] int32; ties go to the lower one; -1 behind
+            the last image that takes part.
         placements: placement of each query's best correct image, [B, 1], or of every correct one
             where that was asked for, [B, M]; None where no targets were given.
     """
@@ -127,6 +130,9 @@ class ExactIndex:
         )
         # Constant arguments of the programs, kept on the devices.
         self._empty_carry = functools.lru_cache(functools.partial(scan.start, mesh=mesh))
+        self._bounds = functools.lru_cache(
+            lambda **numbers: self._replicate(scan.Bounds.build(**numbers))
+        )
         self._empty_sample = functools.lru_cache(
             lambda rows: self._blocks.gather(np.empty(0, np.int64), rows)[0]
         )
@@ -164,18 +170,18 @@ class ExactIndex:
             ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
         """
         scoring.check_levels(query, self._blocks.shape)
-        allowed = _check_mask(allowed, len(self))
+        allowed = check_mask(allowed, len(self))
         shape, k = (len(query), len(self)), min(k, len(self))
         if targets is None and exclude is None and k > 0:
             return self._list(query, k, allowed, padding.queries)
         correct, excluded = (
-            _keep_allowed(padded_positions(p, shape, padding.positions), allowed)
+            keep_allowed(padded_positions(p, shape, padding.positions), allowed)
             for p in (targets, exclude)
         )
         is_excluded = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
         in_search = np.where(is_excluded, NO_TARGET, correct)
         prepared = self._prepare(query, padding.queries)
-        like = _Request(
+        like = Request(
             rows=np.full_like(correct, NO_TARGET),
             thresholds=np.zeros_like(correct if every_target else correct[:, :1], np.float32),
             uncounted=np.concatenate([in_search, excluded], axis=1),
@@ -197,7 +203,7 @@ class ExactIndex:
         self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None, least: int
     ) -> SearchResult:
         """Return the k best images of each query, by a program that counts nothing."""
-        merged = self._scan(self._prepare(query, least), _Lists(len(query), k), allowed)
+        merged = self._scan(self._prepare(query, least), Lists(len(query), k), allowed)
         if merged.broken.any():
             raise ValueError(BROKEN)
         return SearchResult(merged.scores[:, :k], merged.positions[:, :k], None)
@@ -230,7 +236,7 @@ class ExactIndex:
         query = self._prepare(query, padding.queries)
         nothing = padded_positions(None, (len(positions), len(self)), padding.positions)
         width = nothing.shape[1]
-        like = _Request(
+        like = Request(
             rows=nothing,
             thresholds=np.zeros((len(positions), 1), np.float32),
             uncounted=np.concatenate([nothing, nothing], axis=1),
@@ -243,7 +249,7 @@ class ExactIndex:
         return np.concatenate([positions[:, :0].astype(np.float32), *parts], axis=1)
 
     def _pick(
-        self, query: scoring.ComposedQuery, positions: np.ndarray, like: "_Request"
+        self, query: scoring.ComposedQuery, positions: np.ndarray, like: Request
     ) -> np.ndarray:
         """Return the scores of a few images of each query, by the program of a search like it."""
         picked = np.full(positions.shape, -np.inf, np.float32)
@@ -259,30 +265,29 @@ class ExactIndex:
             rows[:, : positions.shape[1]] = np.where(is_here, row, NO_TARGET)
             sample, used = self._blocks.gather(part, rows_each)
             request = dataclasses.replace(like, rows=rows)
-            bounds = scan.Bounds.build(sampled=used)
+            bounds = self._bounds(sampled=used)
             carry, terms = self._start(query, request)
             block = self._blocks.resident[0] if self._blocks.resident else ()
-            _, merged = self._run(
-                plan, sample, block, query, terms, carry, bounds, self._masks(None)[0]
-            )
+            call = Call(block, query, terms, carry=carry, bounds=bounds)
+            merged = self._run(call, plan, sample=sample)[1]
             here = np.asarray(merged.picked)[: len(positions), : positions.shape[1]]
             picked = np.where(is_here, here, picked)
         return picked
 
     def _run(
-        self, plan: Plan, sample, levels, query, terms, carry, bounds, allowed, chosen=None
-    ) -> tuple[Any, scan.Merged]:
-        """Run the program of a search."""
+        self,
+        call: Call,
+        plan: Plan,
+        *,
+        sample: Levels = (),
+        chosen: scan.Chosen | None = None,
+    ) -> tuple[scan.Carry, scan.Merged]:
+        """Run the program of a search on a block."""
         if plan.is_fast and chosen is None:
             chosen = self._nothing_chosen
         return scan.scan(
             sample=sample,
-            levels=levels,
-            query=query,
-            terms=terms,
-            carry=carry,
-            bounds=bounds,
-            allowed=allowed if levels else None,
+            **call.arguments(self._masks(None)[0]),
             chosen=chosen,
             mesh=self._mesh,
             plan=plan,
@@ -291,16 +296,16 @@ class ExactIndex:
     def _scan(
         self,
         query: scoring.ComposedQuery,
-        request: "_Request | _Lists",
+        request: Request | Lists,
         allowed: np.ndarray | None,
     ) -> scan.Merged:
         """Scan the whole gallery; return the merged results, on the host."""
-        plan = self._plan(len(query))
         carry, terms = self._start(query, request)
-        masks = self._masks(allowed)
-        for (levels, first, seen), mask in zip(self._blocks, masks, strict=True):
+        plan = self._plan(len(query), sampled=terms is not None)
+        sample = () if terms is None else self._empty_sample(min(plan.tile, _SAMPLE))
+        for (levels, first, seen), mask in zip(self._blocks, self._masks(allowed), strict=True):
             before, chosen = carry, None
-            bounds = scan.Bounds.build(
+            bounds = self._bounds(
                 first=first,
                 seen=seen,
                 total=len(self),
@@ -309,53 +314,46 @@ class ExactIndex:
                 k=request.k,
                 queries=len(request),
             )
+            call = Call(levels, query, terms, carry=carry, bounds=bounds, allowed=mask)
             if plan.is_fast:
-                carry, chosen = self._choose(plan, levels, query, terms, carry, bounds, mask)
-            sample = () if terms is None else self._empty_sample(min(plan.tile, _SAMPLE))
-            carry, merged = self._run(
-                plan, sample, levels, query, terms, carry, bounds, mask, chosen
-            )
+                call, chosen = self._choose(call, plan)
+            carry, merged = self._run(call, plan, sample=sample, chosen=chosen)
             # While this block is scanned, the next one is transferred, and no third.
             jax.block_until_ready(before)
         return jax.tree.map(lambda x: x[: len(request)], jax.device_get(merged))
 
-    def _choose(
-        self, plan: Plan, levels, query, terms, carry, bounds, mask
-    ) -> tuple[scan.Carry, scan.Chosen]:
-        """Run the fast pass; return a carry with its counts, and the images that it has left."""
+    def _choose(self, call: Call, plan: Plan) -> tuple[Call, scan.Chosen]:
+        """Run the fast pass; return a call that has its counts, and the images that it leaves."""
+        _, queries, length = call.carry.scores.shape
         longer = self._empty_carry(
-            queries=len(query),
-            thresholds=carry.higher.shape[2],
-            k=fast.length_of(carry.scores.shape[2]),
+            queries=queries,
+            thresholds=call.carry.higher.shape[2],
+            k=fast.length_of(length),
         )
         higher, tied, chosen = fast.choose(
-            levels=levels,
-            query=query,
-            terms=terms,
-            carry=longer,
-            bounds=bounds,
-            allowed=mask,
+            **dataclasses.replace(call, carry=longer).arguments(),
             largest=self._largest,
             mesh=self._mesh,
             plan=plan,
         )
-        return carry.replace(higher=higher, tied=tied), chosen
+        carry = call.carry.replace(higher=higher, tied=tied)
+        return dataclasses.replace(call, carry=carry), chosen
 
     def _start(
-        self, query: scoring.ComposedQuery, request: "_Request | _Lists"
+        self, query: scoring.ComposedQuery, request: Request | Lists
     ) -> tuple[scan.Carry, Terms | None]:
         """Return the carry and the terms of a search that has seen no image yet."""
         length = round_to_power(max(request.k, _LEAST_LENGTH))
-        if isinstance(request, _Lists):
+        if isinstance(request, Lists):
             return self._empty_carry(queries=len(query), thresholds=0, k=length), None
         rows, thresholds, uncounted, excluded = (
-            _pad_rows(x, len(query))
+            pad_rows(x, len(query))
             for x in (request.rows, request.thresholds, request.uncounted, request.excluded)
         )
         carry = self._empty_carry(queries=len(query), thresholds=thresholds.shape[1], k=length)
         return carry, self._replicate(Terms(rows, thresholds, uncounted, excluded))
 
-    def _plan(self, queries: int) -> Plan:
+    def _plan(self, queries: int, sampled: bool = True) -> Plan:
         """Return the plan of a search for some queries, padding included."""
         is_resident = len(self._blocks.resident) == 1
         return make_plan(
@@ -364,6 +362,7 @@ class ExactIndex:
             self._blocks.shard_rows,
             chunk=self._chunk,
             fast=self._fast if is_resident else False,
+            sampled=sampled,
         )
 
     def _prepare(self, query: scoring.ComposedQuery, least: int) -> scoring.ComposedQuery:
@@ -404,53 +403,3 @@ class ExactIndex:
     @functools.cached_property
     def _nothing_chosen(self) -> scan.Chosen:
         return scan.Chosen.nothing(self._mesh, fast.capacity_of(self._blocks.shard_rows))
-
-
-def _check_mask(allowed: np.ndarray | None, count: int) -> np.ndarray | None:
-    """Return a mask of images, or None for one that leaves out nothing."""
-    if allowed is None:
-        return None
-    allowed = np.asarray(allowed)
-    if allowed.dtype != bool or allowed.shape != (count,):
-        raise ValueError(
-            f"allowed must be a bool for each of {count} images, not {allowed.dtype} "
-            f"{allowed.shape}"
-        )
-    return None if allowed.all() else allowed
-
-
-def _keep_allowed(positions: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
-    """Return positions with padding in place of the images that take no part."""
-    if allowed is None or not len(allowed):
-        return positions
-    return np.where((positions >= 0) & allowed[positions], positions, NO_TARGET)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """A search's `scan.Terms` for B queries, on the host, and its k."""
-
-    rows: np.ndarray
-    thresholds: np.ndarray
-    uncounted: np.ndarray
-    excluded: np.ndarray
-    k: int = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Lists:
-    """A search for the k best images of B queries alone."""
-
-    queries: int
-    k: int
-
-    def __len__(self) -> int:
-        return self.queries
-
-
-def _pad_rows(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return an array padded to ``count`` rows of -1, which is no position."""
-    return np.pad(rows, ((0, count - len(rows)), (0, 0)), constant_values=NO_TARGET)

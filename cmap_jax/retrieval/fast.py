@@ -18,8 +18,8 @@ from cmap_jax.retrieval import scores
 from cmap_jax.retrieval.carry import Carry, Images, Terms, update
 from cmap_jax.retrieval.margin import LEAST_SQUARE, margins
 from cmap_jax.retrieval.plan import Plan
-from cmap_jax.retrieval.scan import SPLIT, WHOLE, Bounds, Chosen, Shard
 from cmap_jax.retrieval.scores import Levels
+from cmap_jax.retrieval.shard import SPLIT, WHOLE, Bounds, Chosen, Shard
 
 # Lists are so much longer than the search's, for images that the pass cannot tell apart.
 _LONGER = 2
@@ -70,10 +70,13 @@ def choose(
         carry = jax.tree.map(lambda x: x[0], carry)
         device = jax.lax.axis_index(sharding.BATCH_AXES)
         first = bounds.first + device * bounds.used
-        shard = Shard(levels, allowed, first, *bounds.limits(first), plan)
+        low, high = bounds.limits(first)
+        shard = Shard(levels, allowed, first=first, low=low, high=high, plan=plan)
         margin = margins(query, levels, largest)
         is_real = jnp.arange(len(query)) < bounds.queries
-        carry, is_open = _scan(shard, query, terms, carry, bounds.lists, margin, is_real)
+        carry, is_open = _scan(
+            shard, query, terms, carry=carry, lists=bounds.lists, margin=margin, is_real=is_real
+        )
         near, is_full = _near(carry, bounds.k, margin)
         near &= is_real[:, None] & bounds.lists
         row = jnp.where(near, carry.positions - shard.first, shard.rows)

@@ -52,8 +52,15 @@ def margins(
     is_known &= (largest <= _LARGEST_NORM).all()
     terms = len(query.branches) * len(query.levels)
     for branch in query.branches:
-        norm = _norms(branch, largest)  # [L, B]
-        is_usual = (norm == 0) | ((norm >= _RANGE[0]) & (norm <= _RANGE[1]))
+        ratio = _ratios(branch)  # [L, B, D], or [1, B, D]
+        norm = jnp.linalg.norm(ratio, axis=-1)
+        if branch.weight is None:
+            norm = norm * largest[:, None]
+        # A norm below this range might be zero only because its square underflows.
+        most = jnp.abs(ratio).max(axis=-1)
+        is_usual = (branch.numerator == 0).all(axis=-1)
+        is_usual |= (most >= _RANGE[0]) & (norm <= _RANGE[1])
+        norm = jnp.broadcast_to(norm, (len(largest), len(query)))
         if branch.weight is not None:
             is_usual &= (jnp.abs(branch.weight) <= _LARGEST_WEIGHT).all(axis=-1)
         is_known = is_known & is_usual.all(axis=0)
@@ -63,19 +70,16 @@ def margins(
     return jnp.where(is_known, margin, jnp.inf)
 
 
-def _norms(branch: scoring.Branch, largest: jax.Array) -> jax.Array:
-    """Return a bound of a branch's sum of magnitudes relative to its norm, [L, B].
+def _ratios(branch: scoring.Branch) -> jax.Array:
+    """Return vectors whose norm bounds a branch's sum of magnitudes, [L, B, D] or [1, B, D].
 
-    That is |n / w| with a weight: the sum of |n t| is at most |n / w| times |w t|. Without one it
-    is |n| times the largest |t|.
+    That is n / w with a weight: the sum of |n t| is at most |n / w| times |w t|. Without one it
+    is n, and the sum at most |n| times |t|.
     """
     numerator = at_least_float32(branch.numerator)
     if branch.weight is None:
-        return jnp.linalg.norm(numerator, axis=-1) * largest[:, None]
-    weight = at_least_float32(branch.weight)
-    ratio = jnp.where(numerator == 0, 0.0, numerator / weight)
-    norm = jnp.linalg.norm(ratio, axis=-1)
-    return jnp.broadcast_to(norm, (len(largest), norm.shape[1]))
+        return numerator
+    return jnp.where(numerator == 0, 0.0, numerator / at_least_float32(branch.weight))
 
 
 @jax.jit

@@ -7,15 +7,16 @@ from cmap_jax.retrieval.blocks import WHOLE_VECTORS, even_part
 
 CPU = "cpu"
 
-# Most queries that read the gallery in fused passes. A fused pass costs a read of the gallery for
-# each query on CPU, where rows stay in the cache between queries, and less on accelerators.
+# Most queries that read the gallery in fused passes.
 _MOST_FUSED = {CPU: 4}
 _MOST_FUSED_ELSEWHERE = 8
 # Least queries for which two passes, in bfloat16 and over what it leaves, are faster than one.
-_LEAST_FAST = 128
-# Rows that are scored at once in a fused pass: on CPU they fit the cache of a core.
-_FUSED_TILE = {CPU: 512}
-_FUSED_TILE_ELSEWHERE = 2**15
+_LEAST_FAST = 64
+# Rows that are scored at once in a fused pass: on CPU they fit the fastest caches of a core.
+# Elsewhere they are many, and fewer where a sample of as many rows is scored too.
+_FUSED_TILE = {CPU: 64}
+_FUSED_TILE_ELSEWHERE = 2**20
+_FUSED_TILE_WITH_SAMPLE = 2**15
 # Scores that are kept at once, and rows that are multiplied at once.
 _SCORES = {CPU: 2**20}
 _SCORES_ELSEWHERE = 2**26
@@ -35,6 +36,7 @@ class Plan:
             so many at once, and float32 a tile of what that leaves.
         is_fused: whether rows are read once for all products, or multiplied as matrices.
         is_fast: whether a pass in bfloat16 shortens the list of images that float32 scores.
+        is_sampled: whether the program also scores a sample, and is called for that alone.
     """
 
     platform: str
@@ -42,6 +44,7 @@ class Plan:
     chunk: int
     is_fused: bool = False
     is_fast: bool = False
+    is_sampled: bool = True
 
 
 def make_plan(
@@ -51,6 +54,7 @@ def make_plan(
     *,
     chunk: int | None = None,
     fast: bool | None = None,
+    sampled: bool = True,
 ) -> Plan:
     """Return the plan of a search.
 
@@ -60,24 +64,26 @@ def make_plan(
         shard_rows: rows of a device's shard of a block, `WHOLE_VECTORS` or more.
         chunk: images that a device scores at once; None: by device and number of queries.
         fast: whether there is a pass in bfloat16; None: where it is faster.
+        sampled: whether the program also scores a sample, as `Plan.is_sampled`.
     """
     is_fused = queries <= _MOST_FUSED.get(platform, _MOST_FUSED_ELSEWHERE) and not fast
     if fast is None:
         fast = platform != CPU and queries >= _LEAST_FAST
     if chunk is not None:
         tile = _aligned(shard_rows, chunk, WHOLE_VECTORS)
-        return Plan(platform, tile, tile, is_fused, fast)
+        return Plan(platform, tile, tile, is_fused, fast, is_sampled=sampled)
     kept = _SCORES.get(platform, _SCORES_ELSEWHERE) // max(queries, 1)
     if is_fused:
         listed = even_part(shard_rows, max(kept, WHOLE_VECTORS))
-        tile = _FUSED_TILE.get(platform, _FUSED_TILE_ELSEWHERE)
+        elsewhere = _FUSED_TILE_WITH_SAMPLE if sampled else _FUSED_TILE_ELSEWHERE
+        tile = _FUSED_TILE.get(platform, elsewhere)
         tile = _aligned(listed, tile, WHOLE_VECTORS)
-        return Plan(platform, tile, max(listed, tile), is_fused)
+        return Plan(platform, tile, max(listed, tile), is_fused, is_sampled=sampled)
     most = max(min(kept, _TILE.get(platform, _TILE_ELSEWHERE)), _ALIGNED)
     step = WHOLE_VECTORS if platform == CPU or shard_rows < 8 * _ALIGNED else _ALIGNED
     listed = _aligned(shard_rows, most, step)
     tile = min(_aligned(shard_rows, max(most // 4, _ALIGNED), step), listed) if fast else listed
-    return Plan(platform, tile, listed, is_fused, fast)
+    return Plan(platform, tile, listed, is_fused, fast, is_sampled=sampled)
 
 
 def _aligned(rows: int, most: int, step: int) -> int:

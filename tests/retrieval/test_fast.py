@@ -138,7 +138,7 @@ def _crowded(seed: int) -> np.ndarray:
     """Random images; one in eight has a twin, and some differ from another in the last bits."""
     rng = np.random.default_rng(seed)
     gallery = _unit(rng, 2, IMAGES)
-    twins = rng.permutation(IMAGES)[: IMAGES // 4].reshape(2, -1)
+    twins = rng.permutation(IMAGES)[: IMAGES // 8 * 2].reshape(2, -1)
     gallery[:, twins[0]] = gallery[:, twins[1]]
     gallery[:, twins[0, ::2]] *= np.float32(1 + 2**-22)
     return gallery

@@ -198,5 +198,5 @@ def test_plans_fit_every_shard(platform):
                 assert plan.tile % 32 == 0
                 # The last chunk overlaps the one before by little.
                 assert -(-shard // plan.chunk) * plan.chunk < 1.2 * shard + 64
-                assert plan.is_fast <= (platform != "cpu" and queries >= 128)
+                assert plan.is_fast <= (platform != "cpu" and queries >= 64)
             assert make_plan(platform, queries, shard, fast=True).is_fast
