@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from cmap_jax import scoring
 from cmap_jax.retrieval.exact import SearchResult
+from cmap_jax.retrieval.index_files.reading import StoredIndex
 
 
 class Backend(Protocol):
@@ -48,7 +49,7 @@ class Backend(Protocol):
         """
 
 
-def _nothing_to_build(stored: Any, settings: Any, folder: str) -> None:
+def _nothing_to_build(stored: StoredIndex, settings: Any, folder: str) -> None:
     """Write nothing: the embeddings alone are searched."""
 
 
@@ -69,6 +70,6 @@ class BackendEntry:
     """
 
     settings: type
-    open: Callable[[Any, Any, Mesh], Backend]
-    build: Callable[[Any, Any, str], None] = _nothing_to_build
+    open: Callable[[StoredIndex, Any, Mesh], Backend]
+    build: Callable[[StoredIndex, Any, str], None] = _nothing_to_build
     extra: str | None = None

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from cmap_jax import scoring
 from cmap_jax.retrieval.backends.entry import BackendEntry
 from cmap_jax.retrieval.exact import ExactIndex, SearchResult
+from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.positions import NO_TARGET
 
 
@@ -52,7 +53,7 @@ class ExactBackend:
         )
 
 
-def _open(stored: Any, settings: Settings, mesh: Mesh) -> ExactBackend:
+def _open(stored: StoredIndex, settings: Settings, mesh: Mesh) -> ExactBackend:
     pyramid = np.concatenate([_values(part) for part in stored.parts], axis=1)
     return ExactBackend(ExactIndex(pyramid, mesh, device_gb=settings.device_gb))
 
