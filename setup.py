@@ -21,6 +21,7 @@ HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photograp
 FAISS = ["faiss-cpu>=1.9"]
 # Milvus Lite is in pure Python since 3.0, and brings faiss-cpu.
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.0"]
+PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
 
 setup(
     name="cmap_jax",
@@ -69,12 +70,14 @@ setup(
         "heif": HEIF,
         "faiss": FAISS,
         "milvus": MILVUS,
+        "parquet": PARQUET,
         "test": [
             *PREPARE,
             *PRETRAINED,
             *HEIF,
             *FAISS,
             *MILVUS,
+            *PARQUET,
             "beartype>=0.20",
             "hypothesis>=6.100",
             "pytest>=8",

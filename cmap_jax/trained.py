@@ -6,8 +6,9 @@ query = trained.compose(["dress.jpg"], ["is red and longer"])
 scores = cmap_jax.scoring.score(query, pyramid)                         # [1, 2]
 """
 
-import collections
 import functools
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +26,16 @@ from cmap_jax.models.composers import Halves
 from cmap_jax.models.encoders import text_entry, text_settings
 from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.tokenizing import Tokenizer, captions_of
+from cmap_jax.processing.unread_texts import describe_unread
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
-from cmap_jax.workdir.same_run import mark_of_run
+from cmap_jax.workdir.fingerprint import digest
+from cmap_jax.workdir.same_run import function_of_model, mark_of_run
 from cmap_jax.workdir.weights import read_variables, variables_to_save
 
 _logger = logging.getLogger(__name__)
 
 _NAMED_IMAGES = 20  # unreadable images in an error
-_NAMED_WORDS = 10  # unknown words in a warning
-_SHOWN = 80  # characters of a text in a warning
 
 
 class EncodedImages(NamedTuple):
@@ -67,9 +67,18 @@ class Trained:
         protocol: the evaluation protocol by which these variables were the best; None for a model
             that was converted from published towers.
         step: training steps that these variables have seen.
+        workdir: absolute path or URL of the folder that it was loaded from; None for a model that
+            was made in memory.
     """
 
-    def __init__(self, description: Description, model: CMAP, variables: Any, step: int):
+    def __init__(
+        self,
+        description: Description,
+        model: CMAP,
+        variables: Any,
+        step: int,
+        workdir: str | None = None,
+    ):
         """See `load`."""
         self.config = description.config
         self.model = model
@@ -78,6 +87,22 @@ class Trained:
         self.preprocessing = description.preprocessing
         self.protocol = next(iter(description.protocols), None)
         self.step = step
+        self.workdir = workdir
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that two models have in common only if they embed alike.
+
+        They depend on all variables, the fields of the config that say which function the variables
+        compute, and the preprocessing.
+        """
+        about = {
+            "function": function_of_model(self.config),
+            "preprocessing": self.preprocessing.to_dict(),
+            "variables": digest(self.variables),
+        }
+        content = json.dumps(about, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         """Return variant, step, protocol and sizes."""
@@ -202,7 +227,7 @@ class Trained:
         """
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of texts: [text]")
-        if problem := _unread(texts, self.tokenizer):
+        if problem := describe_unread(texts, self.tokenizer):
             _logger.warning("%s", problem)
         return self.tokenizer.encode_batch(texts)
 
@@ -283,33 +308,6 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
     )
 
 
-def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
-    """Return a warning about parts of some texts that a tokenizer does not read; empty if none."""
-    captions = [caption for text in texts for caption in captions_of(text)]
-    problems = []
-    if unknown := collections.Counter(w for c in captions for w in tokenizer.unknown(c)):
-        named = [
-            f'"{word}": {near}' if (near := tokenizer.nearest(word)) else f'"{word}"'
-            for word, _ in unknown.most_common(_NAMED_WORDS)
-        ]
-        more = f", and {len(unknown) - _NAMED_WORDS} more" if len(unknown) > _NAMED_WORDS else ""
-        problems.append(
-            "words that this model does not know, all read as <unk>, each with the nearest that it "
-            f"knows, if any: {', '.join(named)}{more}"
-        )
-    if lost := [c for c in captions if tokenizer.loses_all_words(c)]:
-        problems.append(
-            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only "
-            f"{tokenizer.readable} are read"
-        )
-    if cut := [text for text in texts if tokenizer.cuts(text)]:
-        problems.append(
-            f"the ends of {len(cut)} texts are not read, such as that of "
-            f"{captions_of(cut[0])[0][:_SHOWN]!r}: they are longer than {tokenizer.limit} tokens"
-        )
-    return "; ".join(problems)
-
-
 def load(workdir: str | os.PathLike) -> Trained:
     """Load the best variables of a workdir. Needs neither the data nor TensorFlow.
 
@@ -324,7 +322,8 @@ def load(workdir: str | os.PathLike) -> Trained:
     description = workdir_lib.read_description(workdir)
     model = CMAP.from_config(description.config)
     step, variables = read_variables(workdir, model, description.preprocessing.crop)
-    return Trained(description, model, variables, step)
+    where = os.fspath(workdir_lib.absolute(workdir))
+    return Trained(description, model, variables, step, workdir=where)
 
 
 def write_model(

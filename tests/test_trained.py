@@ -1,5 +1,6 @@
 """A loaded model in use: few programs, images that cannot be read, and unknown words."""
 
+import dataclasses
 import logging
 import time
 
@@ -75,6 +76,35 @@ def test_a_model_says_what_it_is(trained):
         "Trained(variant='cmap', step=0, protocol='folder/val', levels=3, "
         f"embed_dim={EMBED}, image_size=64, parameters={count})"
     )
+
+
+def test_the_fingerprint_changes_with_whatever_changes_embeddings(trained):
+    again = cmap_jax.load(trained.workdir)
+    assert trained.fingerprint == again.fingerprint
+
+    def changed(change) -> str:
+        other = cmap_jax.load(trained.workdir)
+        change(other)
+        return other.fingerprint
+
+    def scale(other):
+        leaves, tree = jax.tree.flatten(other.variables)
+        leaves[-1] = np.nextafter(np.asarray(leaves[-1]), np.float32(np.inf))
+        other.variables = jax.tree.unflatten(tree, leaves)
+
+    def read_upright(other):
+        other.preprocessing = dataclasses.replace(other.preprocessing, read_as="upright")
+
+    def set_field(name, value):
+        return lambda other: other.config.model.update({name: value})
+
+    others = [scale, read_upright, set_field("variant", "em_only")]
+    others.append(lambda other: other.config.model.image.cells.update({"width": 7}))
+    assert len({trained.fingerprint, *map(changed, others)}) == 5
+    # Where data lie and how the model was trained change nothing.
+    assert changed(set_field("remat", "blocks")) == trained.fingerprint
+    moved = lambda other: other.config.model.image.update({"init_from": "x.pth"})  # noqa: E731
+    assert changed(moved) == trained.fingerprint
 
 
 def test_one_text_is_not_a_sequence_of_texts(trained):

@@ -99,13 +99,15 @@ def items_of_list(path: str | os.PathLike, images: str | os.PathLike | None = No
         images: folder that relative paths start from; None: that of the list.
 
     Raises:
-        FileNotFoundError: no such list.
+        FileNotFoundError: no such list, or no such folder.
         ModuleNotFoundError: a Parquet file, and no pyarrow; names the package to install.
         ValueError: a list that is damaged or empty, a row without a picture, two rows with one id,
             or a field whose values are of several kinds; names the line.
     """
     path = os.fspath(path)
     base = _absolute(os.fspath(images)) if images is not None else os.path.dirname(_absolute(path))
+    if images is not None and not epath.Path(base).is_dir():
+        raise FileNotFoundError(f"{base}: there is no such folder of pictures")
     items = [_item(row, base) for row in read_rows(path)]
     if not items:
         raise ValueError(f"{path}: no rows, and so no pictures")
@@ -172,11 +174,18 @@ def _kind(value: object) -> str | None:
     """Return the kind of a value; None for None, and an empty text for what is no metadata."""
     if value is None:
         return None
-    for types_, kind in ((bool, BOOLEAN), (str, TEXT), (int, INTEGER), (float, NUMBER)):
-        if isinstance(value, types_):
+    for type_, kind in ((bool, BOOLEAN), (int, INTEGER), (float, NUMBER)):
+        if isinstance(value, type_):
             return kind
+    if isinstance(value, str):
+        return TEXT if _is_unicode(value) else ""
     is_texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    return TEXTS if is_texts else ""
+    return TEXTS if is_texts and all(map(_is_unicode, value)) else ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text can be stored; half of a surrogate pair cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _pictures_below(folder: epath.Path, base: str) -> Iterable[str]:

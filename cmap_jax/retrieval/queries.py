@@ -221,6 +221,8 @@ class QueryComposer:
 def average(pyramid: Float[np.ndarray, "L R D"]) -> Float[np.ndarray, "L D"]:
     """Return the reference that stands for several: their mean direction, at their mean norm.
 
+    See docs/method.md, section 1, several references.
+
     Args:
         pyramid: R references as the composer takes them, l2-normalised or features of any norm.
     """
