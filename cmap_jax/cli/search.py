@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from PIL import Image, ImageOps
 
 from cmap_jax.cli.arguments import path, settings_from
@@ -115,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings=settings_from(arguments.set),
     )
     hits = retriever.search(
-        arguments.image or None,
+        [epath.Path(image) for image in arguments.image],
         tuple(arguments.text) or None,
         arguments.k,
         where,
@@ -142,7 +143,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.grid:
         check_destination(arguments.grid)
     for image in arguments.image:
-        read_image(image)
+        read_image(epath.Path(image))
 
 
 def _fields(hit: Any) -> dict[str, Any]:
@@ -197,17 +198,18 @@ def _short(value: Any) -> str:
 
 def _draw(arguments: argparse.Namespace, index: Any, hits: Sequence[Any]) -> None:
     """Draw the query and its images."""
+    shown = hits[:_MOST_IN_GRID]
     references = {image: image for image in arguments.image}
     for item in arguments.item:
         references[item] = index.item_at(index.position_of(item)).image
     row = ResultRow(
-        reference=_reference(list(references.values())),
+        reference=_reference([epath.Path(image) for image in references.values()]),
         captions=arguments.text,
-        results=[(hit.image, False) for hit in hits[:_MOST_IN_GRID]],
+        results=[(epath.Path(hit.image), False) for hit in shown],
         rank=None,
         names=(
             " + ".join(os.path.basename(name) for name in references),
-            *(hit.id for hit in hits[:_MOST_IN_GRID]),
+            *(hit.id for hit in shown),
         ),
         note=" and ".join(arguments.where),
     )
@@ -217,7 +219,7 @@ def _draw(arguments: argparse.Namespace, index: Any, hits: Sequence[Any]) -> Non
         print(f"\nThe query with its first {len(row.results)} images: {arguments.grid}")
 
 
-def _reference(images: Sequence[str]) -> Drawable:
+def _reference(images: Sequence[os.PathLike]) -> Drawable:
     """Return the picture that stands for the references in a grid: up to four of them in one."""
     if not images:
         return ImageReadError("no reference: the text alone")
