@@ -18,6 +18,7 @@ from cmap_jax.retrieval.backends.entry import BackendEntry
 from cmap_jax.retrieval.backends.settings import ShortlistSettings, clusters_of
 from cmap_jax.retrieval.backends.shortlist import ShortlistBackend
 from cmap_jax.retrieval.backends.surrogate import concatenated, sample_positions
+from cmap_jax.retrieval.index_files.reading import StoredIndex
 
 NAME = "faiss"
 _FILE = "faiss.index"
@@ -32,11 +33,17 @@ _PIECE = 2**24  # bytes read at once for a checksum
 _FIELDS = {"bytes": int, "crc32": int, "kind": str, "dtype": str}
 
 
-def build(stored: Any, settings: ShortlistSettings, folder: str) -> None:
+def check(settings: ShortlistSettings, folder: str) -> None:
+    """Refuse to build without FAISS, or in a folder that its files cannot be written to."""
+    _import()
+    record_lib.check_folder(folder, NAME)
+
+
+def build(stored: StoredIndex, settings: ShortlistSettings, folder: str) -> None:
     """Build an index of the embeddings and write it beside them.
 
     Args:
-        stored: the embeddings, a `StoredIndex` with at least one image.
+        stored: the embeddings of one image or more.
         settings: the kind and the dtype to build.
         folder: the folder of the backend's files; local.
 
@@ -45,8 +52,8 @@ def build(stored: Any, settings: ShortlistSettings, folder: str) -> None:
         OSError: the folder cannot be written.
         ValueError: the folder is in a bucket.
     """
+    check(settings, folder)
     faiss, form = _import(), settings.form(len(stored))
-    record_lib.check_folder(folder, NAME)
     index = _trained(faiss, stored, **form)
     starts = range(0, len(stored), _ROWS)
     for start in track(starts, len(starts), "indexing", f"blocks of {_ROWS:,} images"):
@@ -55,11 +62,11 @@ def build(stored: Any, settings: ShortlistSettings, folder: str) -> None:
     record_lib.write_record(folder, NAME, stored, {**_write(faiss, index, folder), **form})
 
 
-def open_backend(stored: Any, settings: ShortlistSettings, mesh: Mesh) -> ShortlistBackend:
+def open_backend(stored: StoredIndex, settings: ShortlistSettings, mesh: Mesh) -> ShortlistBackend:
     """Read the index that was built of some embeddings.
 
     Args:
-        stored: the embeddings, a `StoredIndex`.
+        stored: the embeddings.
         settings: the length of the short list and the effort of searches.
         mesh: devices; the first one computes exact scores.
 
@@ -113,12 +120,12 @@ def _import() -> ModuleType:
     return faiss
 
 
-def _trained(faiss: ModuleType, stored: Any, kind: str, dtype: str) -> Any:
+def _trained(faiss: ModuleType, stored: StoredIndex, kind: str, dtype: str) -> Any:
     """Return an index of inner products without images, trained on a sample where it must be."""
     codec, clusters = _CODECS[dtype], clusters_of(len(stored))
     form = {"flat": codec, "ivf": f"IVF{clusters},{codec}", "hnsw": f"HNSW{_LINKS},{codec}"}[kind]
-    levels, _, width = stored.rows(np.zeros(1, np.int64)).shape
-    index = faiss.index_factory(levels * width, form, faiss.METRIC_INNER_PRODUCT)
+    width = stored.manifest.levels * stored.manifest.width
+    index = faiss.index_factory(width, form, faiss.METRIC_INNER_PRODUCT)
     if kind == "ivf":
         index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = _PER_CLUSTER, 1
     if kind == "hnsw":
@@ -151,4 +158,6 @@ def _checksum(path: str) -> int:
     return crc
 
 
-ENTRY = BackendEntry(settings=ShortlistSettings, open=open_backend, build=build, extra="faiss")
+ENTRY = BackendEntry(
+    settings=ShortlistSettings, open=open_backend, build=build, check=check, extra="faiss"
+)

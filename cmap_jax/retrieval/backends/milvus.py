@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from cmap_jax.progress import track
 from cmap_jax.retrieval.backends import record as record_lib
 from cmap_jax.retrieval.backends.entry import BackendEntry
-from cmap_jax.retrieval.backends.milvus_client import LITE, TOKEN, Connection
+from cmap_jax.retrieval.backends.milvus_client import LITE, TOKEN, Connection, import_lite
 from cmap_jax.retrieval.backends.settings import ShortlistSettings, clusters_of
 from cmap_jax.retrieval.backends.shortlist import ShortlistBackend
 from cmap_jax.retrieval.backends.surrogate import concatenated
+from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.positions import NO_TARGET
 
 NAME = "milvus"
@@ -86,13 +87,22 @@ class Settings(ShortlistSettings):
         return form if tuple(form.values()) in _TYPES else {**form, "kind": "ivf"}
 
 
-def build(stored: Any, settings: Settings, folder: str) -> None:
+def check(settings: Settings, folder: str) -> None:
+    """Refuse to build without Milvus's packages, a folder on a disk, or a server that answers."""
+    record_lib.check_folder(folder, NAME)
+    if settings.uri:
+        Connection(settings.uri, folder).close()
+    else:
+        import_lite()
+
+
+def build(stored: StoredIndex, settings: Settings, folder: str) -> None:
     """Copy the embeddings into a new collection, and record it beside them.
 
     Collections of generations of the index that are gone are dropped.
 
     Args:
-        stored: the embeddings, a `StoredIndex` with at least one image.
+        stored: the embeddings of one image or more.
         settings: the address, and the form of the collection.
         folder: the folder of the backend's files, in that of a generation.
 
@@ -101,7 +111,7 @@ def build(stored: Any, settings: Settings, folder: str) -> None:
         OSError: Milvus cannot be reached, or refuses.
         ValueError: the folder is in a bucket.
     """
-    record_lib.check_folder(folder, NAME)
+    check(settings, folder)
     form, collection = settings.form(len(stored)), f"cmap_{uuid.uuid4().hex[:16]}"
     kept, unused = _collections(folder, settings.uri)
     record = {"uri": settings.uri, "collection": collection, **form, "earlier": kept + unused}
@@ -115,11 +125,11 @@ def build(stored: Any, settings: Settings, folder: str) -> None:
     record_lib.write_record(folder, NAME, stored, {**record, "earlier": kept, "complete": True})
 
 
-def open_backend(stored: Any, settings: Settings, mesh: Mesh) -> ShortlistBackend:
+def open_backend(stored: StoredIndex, settings: Settings, mesh: Mesh) -> ShortlistBackend:
     """Connect to the collection that was made of some embeddings.
 
     Args:
-        stored: the embeddings, a `StoredIndex`.
+        stored: the embeddings.
         settings: the length of the short list, the effort of searches, and the address where the
             collection has moved.
         mesh: devices; the first one computes exact scores.
@@ -211,15 +221,15 @@ def _filter(allowed: np.ndarray | None) -> str:
 
 
 def _fill(
-    client: Any, collection: str, stored: Any, settings: Settings, form: Mapping[str, str]
+    client: Any, collection: str, stored: StoredIndex, settings: Settings, form: Mapping[str, str]
 ) -> None:
     """Make a collection of all images, index it, and load it into the server's memory."""
     from pymilvus import DataType
 
-    levels, _, width = stored.rows(np.zeros(1, np.int64)).shape
+    width = stored.manifest.levels * stored.manifest.width
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("position", DataType.INT64, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=levels * width)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
     client.create_collection(collection, schema=schema, num_shards=settings.shards)
     starts = range(0, len(stored), _ROWS)
     for start in track(starts, len(starts), "copying", f"blocks of {_ROWS:,} images"):
@@ -284,4 +294,4 @@ def _collections(folder: str, uri: str) -> tuple[list[str], list[str]]:
     return used, [name for name in dict.fromkeys(known) if name not in used]
 
 
-ENTRY = BackendEntry(settings=Settings, open=open_backend, build=build, extra="milvus")
+ENTRY = BackendEntry(settings=Settings, open=open_backend, build=build, check=check, extra="milvus")

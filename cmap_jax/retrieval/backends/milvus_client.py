@@ -1,6 +1,7 @@
 """A connection to Milvus: to a server, or to Milvus Lite, which runs in this process."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 
@@ -33,7 +34,7 @@ class Connection:
         self.address = uri or os.path.join(folder, LITE)
         self._is_lite = not uri
         if self._is_lite:
-            import milvus_lite  # noqa: F401  (pymilvus would not name the package that is missing)
+            import_lite()
         options = {} if self._is_lite else {"token": os.environ.get(TOKEN, "")}
         with self.errors():
             self.client = pymilvus.MilvusClient(self.address, timeout=_CONNECT_SECONDS, **options)
@@ -59,3 +60,9 @@ class Connection:
             from milvus_lite.server_manager import server_manager_instance
 
             server_manager_instance.release_server(self.address)
+
+
+def import_lite() -> None:
+    """Refuse to go on without the packages of Milvus Lite; pymilvus would not name them."""
+    for package in ("pymilvus", "milvus_lite"):
+        importlib.import_module(package)

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmap_jax.files import check_can_write, is_remote, read_json, write_json
+from cmap_jax.retrieval.index_files.reading import StoredIndex
 
 _FORMAT = 1
 
 
-def backend_folder(stored: Any, name: str) -> str:
-    """Return the folder of a backend's files in the generation that a `StoredIndex` reads."""
+def backend_folder(stored: StoredIndex, name: str) -> str:
+    """Return the folder of a backend's files in the generation that is read."""
     return os.path.join(stored.generation_folder, name)
 
 
@@ -35,24 +36,24 @@ def check_folder(folder: str, name: str) -> None:
     check_can_write(folder)
 
 
-def write_record(folder: str, name: str, stored: Any, fields: Mapping[str, Any]) -> None:
+def write_record(folder: str, name: str, stored: StoredIndex, fields: Mapping[str, Any]) -> None:
     """Write a backend's record atomically.
 
     Args:
         folder: of the backend.
         name: of the backend.
-        stored: the `StoredIndex` that it was made from.
+        stored: the embeddings that it was made from.
         fields: further JSON values.
     """
     record = {"format": _FORMAT, "vectors": _vectors(stored), **fields}
     write_json(record_path(folder, name), record)
 
 
-def read_record(stored: Any, name: str, fields: Mapping[str, type]) -> dict[str, Any]:
+def read_record(stored: StoredIndex, name: str, fields: Mapping[str, type]) -> dict[str, Any]:
     """Read the record of a backend.
 
     Args:
-        stored: the `StoredIndex` that the backend belongs to.
+        stored: the embeddings that it must belong to.
         name: of the backend.
         fields: type of each further value.
 
@@ -81,6 +82,6 @@ def again(name: str) -> str:
     return f"make the index again with cmap index --backend {name}"
 
 
-def _vectors(stored: Any) -> list[int]:
+def _vectors(stored: StoredIndex) -> list[int]:
     """Return the checksums of the files of embeddings."""
     return [shard.vectors.crc32 for shard in stored.manifest.shards]

@@ -6,7 +6,6 @@ that the scores of two backends may be compared.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from cmap_jax.numerics import round_up
 from cmap_jax.retrieval.backends.surrogate import SAMPLE, Surrogate, sample_positions
 from cmap_jax.retrieval.batch_sizes import BatchSizes
 from cmap_jax.retrieval.exact import SearchResult
+from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.placement import BROKEN
 from cmap_jax.retrieval.positions import NO_TARGET
 
@@ -33,11 +33,11 @@ _WHOLE_VECTORS = 32
 class ShortlistBackend:
     """A stored index whose images an approximate index proposes and exact scores rank."""
 
-    def __init__(self, stored: Any, propose: Propose, *, shortlist: int, mesh: Mesh):
+    def __init__(self, stored: StoredIndex, propose: Propose, *, shortlist: int, mesh: Mesh):
         """Fit the surrogate to a sample of the images.
 
         Args:
-            stored: the embeddings, a `StoredIndex`.
+            stored: the embeddings.
             propose: the approximate index.
             shortlist: images a query that are scored, 1 or more; a search for more scores more.
             mesh: the first of its devices computes the scores.
@@ -109,7 +109,7 @@ class ShortlistBackend:
         return np.asarray(_score_rows(query, pyramid))[:count, :images]
 
 
-def fit_surrogate(stored: Any) -> Surrogate:
+def fit_surrogate(stored: StoredIndex) -> Surrogate:
     """Return the surrogate of a stored index, which depends on nothing but its embeddings."""
     return Surrogate(stored.rows(sample_positions(len(stored), SAMPLE)))
 
