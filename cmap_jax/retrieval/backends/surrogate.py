@@ -3,7 +3,7 @@
 The score of a weighted branch, ``n . t / sqrt(w^2 . t^2)``, is no inner product: its norm depends
 on the image. The surrogate is the linear form of an image's concatenated pyramid that is nearest to
 the score among a query's best images, by least squares on a sample of the gallery
-(docs/method.md, section 12). It is the score itself where no branch has a weight.
+(docs/method.md, section 11). It is the score itself where no branch has a weight.
 
     surrogate = Surrogate(sample)                          # [L, S, D], some images of the gallery
     vectors = surrogate.vectors(query)                     # [B, L * D]
@@ -68,6 +68,15 @@ class Surrogate:
         products = vectors @ self._rows.T  # [B, S]
         residuals = _scores(query, self._sample) - products
         return vectors + self._fit(residuals, products) @ self._directions.T
+
+    def by_expected_norms(self, query: scoring.ComposedQuery) -> Float[np.ndarray, "B LD"]:
+        """Return `vectors` before the fit: numerators over norms by the mean of ``t^2``."""
+        if len(query.levels) != len(self._sample):
+            raise ValueError(
+                f"the query scores the levels {query.levels}, but the index has {len(self._sample)}"
+            )
+        levels = [self._at_level(query, level) for level in range(len(self._sample))]
+        return np.concatenate(levels, axis=1)
 
     def _at_level(self, query: scoring.ComposedQuery, level: int) -> np.ndarray:
         """Return the sum over branches of their numerators over the expected norms, [B, D]."""
