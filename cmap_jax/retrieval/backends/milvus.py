@@ -58,7 +58,8 @@ class Settings(ShortlistSettings):
         uri: address of a server, such as "http://milvus.internal:19530". Empty: Milvus Lite where
             an index is built, and the address that it was built at where it is opened.
         shards: shards of a new collection, 1 or more.
-        replicas: copies of a new collection in memory, which share the searches, 1 or more.
+        replicas: copies of a collection in the servers' memory, which share the searches, 1 or
+            more.
         timeout: seconds that a search may take.
     """
 
@@ -147,7 +148,7 @@ def open_backend(stored: StoredIndex, settings: Settings, mesh: Mesh) -> Shortli
     connection = Connection(settings.uri or record["uri"], record_lib.backend_folder(stored, NAME))
     with connection.errors():
         exists = connection.client.has_collection(collection)
-        count = _count(connection.client, collection) if exists else 0
+        count = _load_and_count(connection.client, collection, settings) if exists else 0
     if count != len(stored) or not record["complete"]:
         connection.close()
         raise ValueError(
@@ -246,8 +247,7 @@ def _fill(
         params=_build_parameters(len(stored), **form),
     )
     client.create_index(collection, index)
-    client.load_collection(collection, replica_number=settings.replicas)
-    if (count := _count(client, collection)) != len(stored):
+    if (count := _load_and_count(client, collection, settings)) != len(stored):
         raise OSError(f"the collection {collection} has {count:,} of {len(stored):,} images")
 
 
@@ -264,8 +264,13 @@ def _clusters(count: int) -> int:
     return min(clusters_of(count), _MOST_CLUSTERS)
 
 
-def _count(client: Any, collection: str) -> int:
-    """Return the number of images of a collection."""
+def _load_and_count(client: Any, collection: str, settings: Settings) -> int:
+    """Have a collection loaded into the server's memory, and return the number of its images."""
+    from pymilvus.client.types import LoadState
+
+    # A collection stays loaded on a server, perhaps with other replicas, but not in Milvus Lite.
+    if client.get_load_state(collection)["state"] != LoadState.Loaded:
+        client.load_collection(collection, replica_number=settings.replicas)
     rows = client.query(collection, output_fields=["count(*)"], consistency_level="Strong")
     return int(rows[0]["count(*)"])
 

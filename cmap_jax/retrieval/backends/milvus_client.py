@@ -29,29 +29,29 @@ class Connection:
             ModuleNotFoundError: a package is not installed.
             OSError: the server cannot be reached, or another process has opened the files.
         """
+        if uri:
+            self.address, remedy = uri, f"is it running, and does {TOKEN} hold its token?"
+        else:
+            import_lite()
+            self.address = os.path.join(folder, LITE)
+            remedy = "does another process search them? Several processes need a server: set uri"
         import pymilvus
 
-        self.address = uri or os.path.join(folder, LITE)
         self._is_lite = not uri
-        if self._is_lite:
-            import_lite()
-        options = {} if self._is_lite else {"token": os.environ.get(TOKEN, "")}
-        with self.errors():
-            self.client = pymilvus.MilvusClient(self.address, timeout=_CONNECT_SECONDS, **options)
+        token = os.environ.get(TOKEN, "") if uri else ""
+        with self.errors(f"; {remedy}"):
+            self.client = pymilvus.MilvusClient(self.address, token=token, timeout=_CONNECT_SECONDS)
 
     @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn Milvus's errors in the block into an `OSError` with the address and a remedy."""
+    def errors(self, remedy: str = "") -> Iterator[None]:
+        """Turn Milvus's errors in the block into an `OSError` of one line with the address."""
         from pymilvus.exceptions import MilvusException
 
-        remedy = f"is it running, and does {TOKEN} hold its token?"
-        if self._is_lite:
-            remedy = "has another process opened these files? Several need a server: set uri"
         try:
             yield
         except MilvusException as error:
             reason = " ".join(str(error.message).split())
-            raise OSError(f"Milvus at {self.address}: {reason}; {remedy}") from error
+            raise OSError(f"Milvus at {self.address}: {reason}{remedy}") from error
 
     def close(self) -> None:
         """Disconnect; another process may then open Milvus Lite's files."""

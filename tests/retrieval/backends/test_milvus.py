@@ -127,7 +127,7 @@ def test_collections_of_generations_that_are_gone_are_dropped(tmp_path, server):
         stored = write(folder, pyramid[:, : 100 + number])  # keeps the generation before
         _build(stored, uri=server)
         names.append(_record(stored)["collection"])
-        assert collections() == set(names[-3:])
+        assert collections() == set(names[-2:])
     stored = StoredIndex(folder)
     _build(stored, uri=server)  # again
     assert _record(stored)["collection"] not in names
