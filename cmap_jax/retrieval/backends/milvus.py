@@ -31,7 +31,7 @@ NAME = "milvus"
 MOST = 16_384  # images that Milvus returns for a query
 _ROWS = 1000  # images inserted at once, 6 MB of 3 x 512 numbers; servers refuse messages of 64 MB
 _QUERIES = 64  # queries of a request
-_LINKS, _BUILD_EFFORT = 32, 100  # of a graph, as in FAISS
+_LINKS, _BUILD_EFFORT = 32, 100  # links and effort of a graph, as in FAISS
 _MOST_CLUSTERS, _MOST_KEPT = 65_536, 32_768  # as Milvus allows
 _TYPES = {
     ("flat", "float32"): "FLAT",

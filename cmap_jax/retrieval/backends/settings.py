@@ -10,7 +10,7 @@ import numpy as np
 _CHOICES = {"kind": ("auto", "flat", "ivf", "hnsw"), "dtype": ("auto", "float32", "int8")}
 _LEAST = {"shortlist": 1, "nprobe": 0, "ef_search": 0}
 _FLAT_UNTIL = 50_000  # images up to which comparing each of them takes milliseconds
-_PROBED = 16  # of so many clusters one is searched
+_PROBED = 16  # one of so many clusters is searched
 
 
 @dataclasses.dataclass(frozen=True)
