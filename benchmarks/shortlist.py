@@ -4,16 +4,15 @@ python benchmarks/shortlist.py runs/garments runs/photographs \
     --out=benchmarks/results/shortlist.json
 
 Each argument is a workdir whose data are where its run had them. The gallery is every image of the
-data set, and the queries are drawn from its last evaluation. A search finds those of the 50 best
-images by exact scores that its index proposes; the recall is their share, the mean over the
-queries. Two rows are of inner products with other vectors than the surrogate's: the sum of the
-numerators, and that of the numerators over their expected norms.
+data set, and the queries are drawn from its last evaluation. The recall is the share of the 50 best
+images by exact scores that the index proposes, the mean over the queries. It is that of whole
+searches too, since the exact scores of the proposed images rank them. Two rows are of other vectors
+than the surrogate's: the sum of the numerators, and that of the numerators over expected norms.
 """
 
 import argparse
 import pathlib
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import harness
@@ -22,14 +21,13 @@ import numpy as np
 K = 50
 LENGTHS = (100, 150, 200, 300, 500, 1000, 2000)
 FLAT = (("flat", "float32"), ("flat", "int8"))
-# Kinds that search a part of the index, with the setting that says how much.
+# Kinds that search a part of the index, and how much: clusters as a fraction of all, or nodes as a
+# multiple of the short list.
 PARTIAL = (
-    ("ivf", "float32", {"nprobe": 0.0625}),  # a fraction of the clusters
-    ("ivf", "float32", {"nprobe": 0.25}),
-    ("ivf", "int8", {"nprobe": 0.0625}),
-    ("hnsw", "float32", {"ef_search": 1}),  # a multiple of the short list
-    ("hnsw", "float32", {"ef_search": 2}),
-    ("hnsw", "int8", {"ef_search": 2}),
+    ("ivf", "float32", (1 / 16, 1 / 8, 1 / 4)),
+    ("ivf", "int8", (1 / 16,)),
+    ("hnsw", "float32", (1, 2)),
+    ("hnsw", "int8", (2,)),
 )
 PARTIAL_LENGTHS = (300, 500)
 
@@ -75,6 +73,7 @@ class Gallery:
 
     def __init__(self, folder: pathlib.Path, pyramid: np.ndarray, query: Any):
         from cmap_jax import sharding
+        from cmap_jax.retrieval.backends.shortlist import fit_surrogate
         from cmap_jax.retrieval.catalogue import Item
         from cmap_jax.retrieval.exact import ExactIndex
         from cmap_jax.retrieval.index_files.reading import StoredIndex
@@ -82,68 +81,70 @@ class Gallery:
 
         items = [Item(str(i), f"/{i}", {}) for i in range(pyramid.shape[1])]
         write_index(folder, items, pyramid, fingerprint="-", variant="cmap")
-        self.stored, self.query, self.mesh = StoredIndex(folder), query, sharding.make_mesh()
-        self.best = ExactIndex(pyramid, self.mesh).search(query, K).positions
+        self.stored, self.query = StoredIndex(folder), query
+        self.best = ExactIndex(pyramid, sharding.make_mesh()).search(query, K).positions
+        self.surrogate = fit_surrogate(self.stored)
 
-    def recalls(self, kind: str, dtype: str, searches: Sequence[dict]) -> list[float]:
-        """Build an index, and return the recall in percent of searches with some settings."""
+    def build(self, kind: str, dtype: str) -> None:
+        """Build an index; it replaces the one before."""
         from cmap_jax.retrieval.backends import BACKENDS, settings_of
         from cmap_jax.retrieval.backends.record import backend_folder
 
-        entry, form = BACKENDS["faiss"], {"kind": kind, "dtype": dtype}
-        entry.build(self.stored, settings_of("faiss", form), backend_folder(self.stored, "faiss"))
-        result = []
-        for settings in searches:
-            backend = entry.open(self.stored, settings_of("faiss", settings), self.mesh)
-            positions = backend.search(self.query, K).positions
-            hits = [np.isin(b, p).sum() for b, p in zip(self.best, positions, strict=True)]
-            result.append(100 * float(sum(hits)) / self.best.size)
-        return result
+        settings = settings_of("faiss", {"kind": kind, "dtype": dtype})
+        BACKENDS["faiss"].build(self.stored, settings, backend_folder(self.stored, "faiss"))
 
-    def by_other_vectors(self, lengths: Sequence[int]) -> dict[str, list[float]]:
-        """Return the recalls in percent of lists by simpler vectors than the surrogate's."""
-        from cmap_jax.retrieval.backends.shortlist import fit_surrogate
+    def proposals(self, width: int, **effort: int) -> np.ndarray:
+        """Return the positions that the index proposes, best first."""
+        from cmap_jax.retrieval.backends import settings_of
+        from cmap_jax.retrieval.backends.faiss import open_proposer
+
+        propose = open_proposer(self.stored, settings_of("faiss", effort))
+        return propose(self.surrogate.vectors(self.query), width, None)
+
+    def recall(self, proposals: np.ndarray) -> float:
+        """Return the recall of some proposals, in percent."""
+        pairs = zip(self.best, proposals, strict=True)
+        return 100 * float(np.mean([np.isin(b, p).mean() for b, p in pairs]))
+
+    def by_other_vectors(self) -> dict[str, np.ndarray]:
+        """Return all positions in the order of products with simpler vectors, by their name."""
         from cmap_jax.retrieval.backends.surrogate import concatenated
 
         pyramid = self.stored.rows(np.arange(len(self.stored)))
         shape = (len(pyramid), len(self.query), pyramid.shape[2])
-        total = sum(np.broadcast_to(b.numerator, shape) for b in self.query.branches)
-        norms = fit_surrogate(self.stored).by_expected_norms(self.query)
-        results = {}
-        for name, vectors in (("numerators", concatenated(total)), ("expected norms", norms)):
-            products = vectors @ concatenated(pyramid).T
-            order = np.argsort(-products, axis=1)[:, : max(lengths)]
-            pairs = list(zip(self.best, order, strict=True))
-            results[name] = [
-                100 * float(np.mean([np.isin(b, o[:m]).mean() for b, o in pairs])) for m in lengths
-            ]
-        return results
+        vectors = {
+            "numerators": concatenated(
+                sum(np.broadcast_to(b.numerator, shape) for b in self.query.branches)
+            ),
+            "expected norms": self.surrogate.by_expected_norms(self.query),
+        }
+        rows = concatenated(pyramid)
+        return {name: np.argsort(-v @ rows.T, axis=1) for name, v in vectors.items()}
 
 
 def measure(gallery: Gallery) -> list[dict]:
-    """Return the recalls of all forms, each with its settings."""
+    """Return the recalls in percent of all forms, by the length of the list."""
     from cmap_jax.retrieval.backends.settings import clusters_of
 
     total = len(gallery.stored)
     lengths = [m for m in LENGTHS if m < total]
-    rows = [
-        {"form": f"flat float32, {name}", "recall": dict(zip(lengths, recalls, strict=True))}
-        for name, recalls in gallery.by_other_vectors(lengths).items()
-    ]
+    orders = {f"flat float32, {name}": o for name, o in gallery.by_other_vectors().items()}
     for kind, dtype in FLAT:
-        recalls = gallery.recalls(kind, dtype, [{"shortlist": m} for m in lengths])
-        recall = dict(zip(lengths, recalls, strict=True))
-        rows.append({"form": f"{kind} {dtype}", "recall": recall})
-    scales = {
-        "nprobe": lambda m, x: round(x * clusters_of(total)),
-        "ef_search": lambda m, x: round(x * m),
-    }
-    for kind, dtype, effort in PARTIAL:
-        ((name, factor),) = effort.items()
-        searches = [{"shortlist": m, name: scales[name](m, factor)} for m in PARTIAL_LENGTHS]
-        recalls = gallery.recalls(kind, dtype, searches)
-        recall = dict(zip(PARTIAL_LENGTHS, recalls, strict=True))
-        rows.append({"form": f"{kind} {dtype}, {name} {factor:g}", "recall": recall})
+        gallery.build(kind, dtype)
+        orders[f"{kind} {dtype}"] = gallery.proposals(max(lengths))
+    rows = [
+        {"form": form, "recall": {m: gallery.recall(order[:, :m]) for m in lengths}}
+        for form, order in orders.items()
+    ]
+    for kind, dtype, efforts in PARTIAL:
+        gallery.build(kind, dtype)
+        for factor in efforts:
+            name = "nprobe" if kind == "ivf" else "ef_search"
+            recall = {}
+            for m in PARTIAL_LENGTHS:
+                effort = round(factor * (clusters_of(total) if kind == "ivf" else m))
+                recall[m] = gallery.recall(gallery.proposals(m, **{name: effort}))
+            rows.append({"form": f"{kind} {dtype}, {name} x {factor:g}", "recall": recall})
     return rows
 
 

@@ -63,12 +63,19 @@ def build(stored: StoredIndex, settings: ShortlistSettings, folder: str) -> None
 
 
 def open_backend(stored: StoredIndex, settings: ShortlistSettings, mesh: Mesh) -> ShortlistBackend:
-    """Read the index that was built of some embeddings.
+    """Return searches in the index that was built of some embeddings; see `open_proposer`.
 
     Args:
         stored: the embeddings.
         settings: the length of the short list and the effort of searches.
         mesh: devices; the first one computes exact scores.
+    """
+    proposer = open_proposer(stored, settings)
+    return ShortlistBackend(stored, proposer, shortlist=settings.shortlist, mesh=mesh)
+
+
+def open_proposer(stored: StoredIndex, settings: ShortlistSettings) -> "Proposer":
+    """Read the index that was built of some embeddings.
 
     Raises:
         ModuleNotFoundError: FAISS is not installed.
@@ -81,8 +88,7 @@ def open_backend(stored: StoredIndex, settings: ShortlistSettings, mesh: Mesh) -
     path = os.path.join(record_lib.backend_folder(stored, NAME), _FILE)
     if os.path.getsize(path) != record["bytes"] or _checksum(path) != record["crc32"]:
         raise ValueError(f"{path} is damaged: its checksum is another; {record_lib.again(NAME)}")
-    proposer = Proposer(faiss, faiss.read_index(path), record["kind"], settings)
-    return ShortlistBackend(stored, proposer, shortlist=settings.shortlist, mesh=mesh)
+    return Proposer(faiss, faiss.read_index(path), record["kind"], settings)
 
 
 class Proposer:
