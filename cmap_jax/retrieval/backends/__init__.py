@@ -14,11 +14,13 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.retrieval.backends import exact
+from cmap_jax.retrieval.backends import exact, faiss, milvus
 from cmap_jax.retrieval.backends.entry import Backend, BackendEntry
 
 BACKENDS: dict[str, BackendEntry] = {
     "exact": exact.ENTRY,
+    "faiss": faiss.ENTRY,
+    "milvus": milvus.ENTRY,
 }
 DEFAULT = "exact"
 

@@ -1,0 +1,117 @@
+"""Latency and throughput of exact search beside NumPy and beside a FAISS flat index.
+
+python benchmarks/backends.py --out=benchmarks/results/backends.json
+python benchmarks/backends.py --images 1000000 --turns=1
+
+CMAP's queries, random, for the best 50 of galleries x 3 x 512. NumPy multiplies as the score is
+factorised, with squares that it keeps beside the gallery, and takes the best by `argpartition`.
+FAISS compares all images by inner products with the surrogate's vectors, and ranks the short list
+by exact scores; its recall on random data means nothing. See `shortlist.py` for that.
+"""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import harness
+import numpy as np
+from ranking import LEVELS, WIDTH, l2, random_query
+
+SIDES = ("numpy", "exact", "faiss", "faiss int8")
+BATCHES = {1: 10, 64: 3}  # queries at once, and the number of searches
+IMAGES = (10_000, 100_000)
+K = 50
+
+
+def by_numpy(gallery: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """Return a search by products of NumPy."""
+    squares = np.square(gallery)
+
+    def search(query: Any) -> np.ndarray:
+        scores = np.zeros((len(query), gallery.shape[1]), np.float32)
+        for level in range(LEVELS):
+            for branch in query.branches:
+                n, w = (x[level % len(x)] for x in (branch.numerator, branch.weight))
+                scores += n @ gallery[level].T / np.sqrt(np.square(w) @ squares[level].T)
+        best = np.argpartition(-scores, K, axis=1)[:, :K]
+        order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
+        return np.take_along_axis(best, order, axis=1)
+
+    return search
+
+
+def by_backend(gallery: np.ndarray, name: str, folder: str, **settings: Any) -> Callable:
+    """Return a search by a backend, of an index that is written to a folder."""
+    from cmap_jax import sharding
+    from cmap_jax.retrieval.backends import BACKENDS, settings_of
+    from cmap_jax.retrieval.backends.record import backend_folder
+    from cmap_jax.retrieval.catalogue import Item
+    from cmap_jax.retrieval.index_files.reading import StoredIndex
+    from cmap_jax.retrieval.index_files.writing import write_index
+
+    items = [Item(str(i), f"/{i}", {}) for i in range(gallery.shape[1])]
+    write_index(folder, items, gallery, fingerprint="-", variant="cmap")
+    stored, chosen = StoredIndex(folder), settings_of(name, settings)
+    BACKENDS[name].build(stored, chosen, backend_folder(stored, name))
+    backend = BACKENDS[name].open(stored, chosen, sharding.make_mesh())
+    return lambda query: backend.search(query, K).positions
+
+
+def measure(side: str, images: int) -> dict[str, list[float]]:
+    """Return the seconds of a side's searches, by the number of queries at once."""
+    rng = np.random.default_rng(0)
+    gallery = l2(rng.standard_normal((LEVELS, images, WIDTH), np.float32))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = str(pathlib.Path(scratch) / "index")
+        if side == "numpy":
+            search = by_numpy(gallery)
+        elif side == "exact":
+            search = by_backend(gallery, "exact", folder, device_gb=100.0)
+        else:
+            dtype = "int8" if "int8" in side else "float32"
+            search = by_backend(gallery, "faiss", folder, kind="flat", dtype=dtype)
+        queries = {batch: random_query(rng, batch) for batch in BATCHES}
+        return {
+            str(batch): harness.seconds(lambda q=queries[batch]: search(q), repeats, warm_up=1)
+            for batch, repeats in BATCHES.items()
+        }
+
+
+def report(results: dict[str, list[dict]], sizes: list[int]) -> None:
+    """Print medians, and the rate of each side as a multiple of NumPy's."""
+    rows = []
+    for images in map(str, sizes):
+        for batch in map(str, BATCHES):
+            middle = {
+                side: float(np.median([t for turn in turns for t in turn[images][batch]]))
+                for side, turns in results.items()
+            }
+            rows.append(
+                [
+                    f"{int(images):,}",
+                    batch,
+                    *(f"{1000 * middle[side]:.1f}" for side in SIDES),
+                    *(f"{middle['numpy'] / middle[side]:.2f}" for side in SIDES[1:]),
+                ]
+            )
+    head = ["images", "queries at once", *(f"{side}, ms" for side in SIDES)]
+    print(harness.table([*head, *(f"numpy / {side}" for side in SIDES[1:])], rows))
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--images", type=int, nargs="+", default=list(IMAGES))
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps({str(n): measure(arguments.side, n) for n in arguments.images}))
+        return
+    sizes = map(str, arguments.images)
+    results = harness.take_turns(SIDES, arguments.turns, "--images", *sizes)
+    report(results, arguments.images)
+    harness.write(arguments.out, {"sides": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A connection to Milvus: to a server, or to Milvus Lite, which runs in this process."""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+
+TOKEN = "CMAP_MILVUS_TOKEN"  # environment variable with the token of a server
+LITE = "milvus.db"  # the folder of Milvus Lite's files, beside the record
+_CONNECT_SECONDS = 10.0
+
+
+class Connection:
+    """A client with its address.
+
+    Attributes:
+        address: URL of the server, or path of Milvus Lite's files.
+        client: a `pymilvus.MilvusClient`.
+    """
+
+    def __init__(self, uri: str, folder: str):
+        """Connect.
+
+        Args:
+            uri: URL of a server, whose token is in the environment; empty for Milvus Lite.
+            folder: the backend's folder, which has Milvus Lite's files.
+
+        Raises:
+            ModuleNotFoundError: a package is not installed.
+            OSError: the server cannot be reached, or another process has opened the files.
+        """
+        if uri:
+            self.address, remedy = uri, f"is it running, and does {TOKEN} hold its token?"
+        else:
+            import_lite()
+            self.address = os.path.join(folder, LITE)
+            remedy = "does another process search them? Several processes need a server: set uri"
+        import pymilvus
+
+        self._is_lite = not uri
+        token = os.environ.get(TOKEN, "") if uri else ""
+        with self.errors(f"; {remedy}"):
+            self.client = pymilvus.MilvusClient(self.address, token=token, timeout=_CONNECT_SECONDS)
+
+    @contextlib.contextmanager
+    def errors(self, remedy: str = "") -> Iterator[None]:
+        """Turn Milvus's errors in the block into an `OSError` of one line with the address."""
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            yield
+        except MilvusException as error:
+            reason = " ".join(str(error.message).split())
+            raise OSError(f"Milvus at {self.address}: {reason}{remedy}") from error
+
+    def close(self) -> None:
+        """Disconnect; another process may then open Milvus Lite's files."""
+        self.client.close()
+        if self._is_lite:
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(self.address)
+
+
+def import_lite() -> None:
+    """Refuse to go on without the packages of Milvus Lite; pymilvus would not name them."""
+    for package in ("pymilvus", "milvus_lite"):
+        importlib.import_module(package)
