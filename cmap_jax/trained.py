@@ -6,7 +6,6 @@ query = trained.compose(["dress.jpg"], ["is red and longer"])
 scores = cmap_jax.scoring.score(query, pyramid)                         # [1, 2]
 """
 
-import collections
 import functools
 import hashlib
 import json
@@ -27,7 +26,7 @@ from cmap_jax.models.composers import Halves
 from cmap_jax.models.encoders import text_entry, text_settings
 from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.tokenizing import Tokenizer, captions_of
+from cmap_jax.processing.unread_texts import describe_unread
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.fingerprint import digest
@@ -37,8 +36,6 @@ from cmap_jax.workdir.weights import read_variables, variables_to_save
 _logger = logging.getLogger(__name__)
 
 _NAMED_IMAGES = 20  # unreadable images in an error
-_NAMED_WORDS = 10  # unknown words in a warning
-_SHOWN = 80  # characters of a text in a warning
 
 
 class EncodedImages(NamedTuple):
@@ -230,7 +227,7 @@ class Trained:
         """
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of texts: [text]")
-        if problem := _unread(texts, self.tokenizer):
+        if problem := describe_unread(texts, self.tokenizer):
             _logger.warning("%s", problem)
         return self.tokenizer.encode_batch(texts)
 
@@ -309,33 +306,6 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
             *more,
         ]
     )
-
-
-def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
-    """Return a warning about parts of some texts that a tokenizer does not read; empty if none."""
-    captions = [caption for text in texts for caption in captions_of(text)]
-    problems = []
-    if unknown := collections.Counter(w for c in captions for w in tokenizer.unknown(c)):
-        named = [
-            f'"{word}": {near}' if (near := tokenizer.nearest(word)) else f'"{word}"'
-            for word, _ in unknown.most_common(_NAMED_WORDS)
-        ]
-        more = f", and {len(unknown) - _NAMED_WORDS} more" if len(unknown) > _NAMED_WORDS else ""
-        problems.append(
-            "words that this model does not know, all read as <unk>, each with the nearest that it "
-            f"knows, if any: {', '.join(named)}{more}"
-        )
-    if lost := [c for c in captions if tokenizer.loses_all_words(c)]:
-        problems.append(
-            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only "
-            f"{tokenizer.readable} are read"
-        )
-    if cut := [text for text in texts if tokenizer.cuts(text)]:
-        problems.append(
-            f"the ends of {len(cut)} texts are not read, such as that of "
-            f"{captions_of(cut[0])[0][:_SHOWN]!r}: they are longer than {tokenizer.limit} tokens"
-        )
-    return "; ".join(problems)
 
 
 def load(workdir: str | os.PathLike) -> Trained:

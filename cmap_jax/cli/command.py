@@ -30,6 +30,7 @@ _SUBCOMMANDS = (
     "evaluate",
     "compare",
     "submit",
+    "index",
     "search",
     "serve",
 )

@@ -12,9 +12,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from PIL import Image, ImageOps
 
-from cmap_jax.cli.arguments import path
+from cmap_jax.cli.arguments import path, settings_from
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.tables import table
@@ -112,10 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
         index,
         model=arguments.model,
         backend=arguments.backend,
-        settings=_settings(arguments.set),
+        settings=settings_from(arguments.set),
     )
     hits = retriever.search(
-        arguments.image or None,
+        [epath.Path(image) for image in arguments.image],
         tuple(arguments.text) or None,
         arguments.k,
         where,
@@ -142,15 +143,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.grid:
         check_destination(arguments.grid)
     for image in arguments.image:
-        read_image(image)
-
-
-def _settings(assignments: Sequence[str]) -> dict[str, str]:
-    """Return the settings that ``--set NAME=VALUE`` assigns."""
-    settings = dict(text.partition("=")[::2] for text in assignments)
-    if unset := [text for text in assignments if "=" not in text]:
-        raise ValueError(f"--set {unset[0]}: give a name and a value, NAME=VALUE")
-    return settings
+        read_image(epath.Path(image))
 
 
 def _fields(hit: Any) -> dict[str, Any]:
@@ -205,17 +198,18 @@ def _short(value: Any) -> str:
 
 def _draw(arguments: argparse.Namespace, index: Any, hits: Sequence[Any]) -> None:
     """Draw the query and its images."""
+    shown = hits[:_MOST_IN_GRID]
     references = {image: image for image in arguments.image}
     for item in arguments.item:
         references[item] = index.item_at(index.position_of(item)).image
     row = ResultRow(
-        reference=_reference(list(references.values())),
+        reference=_reference([epath.Path(image) for image in references.values()]),
         captions=arguments.text,
-        results=[(hit.image, False) for hit in hits[:_MOST_IN_GRID]],
+        results=[(epath.Path(hit.image), False) for hit in shown],
         rank=None,
         names=(
             " + ".join(os.path.basename(name) for name in references),
-            *(hit.id for hit in hits[:_MOST_IN_GRID]),
+            *(hit.id for hit in shown),
         ),
         note=" and ".join(arguments.where),
     )
@@ -225,7 +219,7 @@ def _draw(arguments: argparse.Namespace, index: Any, hits: Sequence[Any]) -> Non
         print(f"\nThe query with its first {len(row.results)} images: {arguments.grid}")
 
 
-def _reference(images: Sequence[str]) -> Drawable:
+def _reference(images: Sequence[os.PathLike]) -> Drawable:
     """Return the picture that stands for the references in a grid: up to four of them in one."""
     if not images:
         return ImageReadError("no reference: the text alone")

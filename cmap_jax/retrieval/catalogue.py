@@ -172,11 +172,18 @@ def _kind(value: object) -> str | None:
     """Return the kind of a value; None for None, and an empty text for what is no metadata."""
     if value is None:
         return None
-    for types_, kind in ((bool, BOOLEAN), (str, TEXT), (int, INTEGER), (float, NUMBER)):
-        if isinstance(value, types_):
+    for type_, kind in ((bool, BOOLEAN), (int, INTEGER), (float, NUMBER)):
+        if isinstance(value, type_):
             return kind
+    if isinstance(value, str):
+        return TEXT if _is_unicode(value) else ""
     is_texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    return TEXTS if is_texts else ""
+    return TEXTS if is_texts and all(map(_is_unicode, value)) else ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text can be stored; half of a surrogate pair cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _pictures_below(folder: epath.Path, base: str) -> Iterable[str]:

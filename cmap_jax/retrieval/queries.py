@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 from cmap_jax import scoring
@@ -22,6 +23,7 @@ from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.numerics import NORM_FLOOR
 from cmap_jax.processing.tokenizing import check_captions
 from cmap_jax.retrieval.batch_sizes import BatchSizes
+from cmap_jax.retrieval.index_files.quantization import FLOAT32
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.trained import Trained
 
@@ -131,13 +133,8 @@ class QueryComposer:
 
     def _take_apart(self, query: Query) -> _Parts:
         """Return a query's parts; raises as `compose`."""
-        images = [] if query.image is None else query.image
-        items = [] if query.item is None else query.item
-        parts = _Parts(
-            list(images) if isinstance(images, list | tuple) else [images],
-            [items] if isinstance(items, str) else list(items),
-            () if query.text is None else _captions(query.text),
-        )
+        captions = () if query.text is None else _captions(query.text)
+        parts = _Parts(_as_list(query.image), _as_list(query.item), captions)
         has_image, has_text = parts.halves
         variant, takes = self._trained.config.model.variant, self._trained.takes
         check_halves(variant, has_image, has_text)
@@ -165,13 +162,14 @@ class QueryComposer:
         # The gallery's embedding of an image is the reference's only if it is kept as it was
         # computed, and if the method embeds both alike. Else the picture is encoded again, so that
         # an image of the gallery is the same query as its file.
-        is_stored = self._stored.manifest.dtype == "float32"
+        is_stored = self._stored.manifest.dtype == FLOAT32
         is_stored &= not self._trained.model.references_differ
         pictures = [list(part.images) for part in parts]
         stored = [[self._position(item) for item in part.items] for part in parts]
         if not is_stored:
             for own, positions in zip(pictures, stored, strict=True):
-                own += [self._stored.item_at(position).image for position in positions]
+                # A path object reads from buckets too.
+                own += [epath.Path(self._stored.item_at(p).image) for p in positions]
             stored = [[] for _ in parts]
         encoded = iter(self._encode([image for own in pictures for image in own]))
         references = []
@@ -221,6 +219,8 @@ class QueryComposer:
 def average(pyramid: Float[np.ndarray, "L R D"]) -> Float[np.ndarray, "L D"]:
     """Return the reference that stands for several: their mean direction, at their mean norm.
 
+    See docs/method.md, section 1, several references.
+
     Args:
         pyramid: R references as the composer takes them, l2-normalised or features of any norm.
     """
@@ -230,6 +230,13 @@ def average(pyramid: Float[np.ndarray, "L R D"]) -> Float[np.ndarray, "L D"]:
     mean = (pyramid / np.maximum(norms, NORM_FLOOR)).mean(axis=1)
     length = np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), NORM_FLOOR)
     return (mean / length * norms.mean(axis=1)).astype(np.float32)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return one value or several as a list; None is none."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def _captions(text: str | tuple[str, ...]) -> tuple[str, ...]:

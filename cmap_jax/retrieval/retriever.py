@@ -20,20 +20,22 @@ from jaxtyping import Array, Float
 
 from cmap_jax import scoring, sharding
 from cmap_jax.encoding import BATCH, pad_rows
-from cmap_jax.retrieval.backends import DEFAULT, Backend, find_backend, settings_of
+from cmap_jax.retrieval.backends import Backend, find_backend, settings_of
 from cmap_jax.retrieval.batch_sizes import BatchSizes
 from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.exact import SearchResult
 from cmap_jax.retrieval.filters import Fields, Where
 from cmap_jax.retrieval.index_files.reading import StoredIndex
-from cmap_jax.retrieval.positions import round_to_power
+from cmap_jax.retrieval.indexing import build_index
+from cmap_jax.retrieval.positions import NO_TARGET, round_to_power
 from cmap_jax.retrieval.queries import Query, QueryComposer
 from cmap_jax.trained import Trained, load
 
 # Queries searched at once and queries whose hits' parts are computed at once, before `warm_up`.
 _SIZES = tuple(1 << power for power in range(11))
 _PART_SIZES = (1, 8, BATCH)
-_LEAST_HITS = 64  # columns of the programs for hits' parts, so that one serves most k
+# Columns of the programs for hits' parts: one serves most k, and none needs much memory.
+_LEAST_HITS, _MOST_HITS = 64, 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +85,9 @@ class Retriever:
         images: str | os.PathLike | Sequence[Item],
         folder: str | os.PathLike,
         *,
-        dtype: str = "float32",
-        backend: str = DEFAULT,
+        dtype: str | None = None,
+        update: bool = False,
+        backend: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> "Retriever":
         """Embed pictures, write them to an index, and open it.
@@ -94,16 +97,25 @@ class Retriever:
             images: a folder of pictures, a list of them in a file, or a sequence of items; see
                 `cmap_jax.retrieval.catalogue`.
             folder: of the index; a new one, or one whose making was interrupted.
-            dtype: in which the embeddings are stored: float32, bfloat16 or int8.
-            backend: what searches the index; a key of `cmap_jax.retrieval.backends.BACKENDS`.
+            dtype: float32, bfloat16 or int8, in which the embeddings are stored; None: that of the
+                index before, or else float32.
+            update: whether an index in the folder is brought up to date.
+            backend: key of `cmap_jax.retrieval.backends.BACKENDS`; None: that of the index before,
+                or else exact search.
             settings: values of the backend's settings, by name; the others have their defaults.
 
         Raises:
             OSError, ValueError: as `cmap_jax.retrieval.indexing.build_index`.
         """
-        from cmap_jax.retrieval.indexing import build_index
-
-        build_index(trained, images, folder, dtype=dtype, backend=backend, settings=settings)
+        build_index(
+            trained,
+            images,
+            folder,
+            dtype=dtype,
+            update=update,
+            backend=backend,
+            settings=settings,
+        )
         return cls.load(folder, model=trained)
 
     @classmethod
@@ -136,9 +148,13 @@ class Retriever:
         own = about.settings if name == about.backend else {}
         chosen = settings_of(name, {**own, **(settings or {})})
         trained = model if isinstance(model, Trained) else _load_model(index, model)
-        index.check_model(trained.fingerprint, "the given model")
+        index.check_model(trained.fingerprint, trained.workdir or "the given model")
         opened = find_backend(name).open(index, chosen, mesh or sharding.make_mesh())
         return cls(trained, index, opened)
+
+    def __repr__(self) -> str:
+        """Return the index and the model."""
+        return f"Retriever({self.index!r}, {self.trained!r})"
 
     def search(
         self,
@@ -254,18 +270,28 @@ class Retriever:
 
     def _hit_parts(self, query: scoring.ComposedQuery, positions: np.ndarray) -> np.ndarray:
         """Return the terms of the hits' scores, [B, branches x levels, k]; zeros at position -1."""
-        width = round_to_power(max(positions.shape[1], _LEAST_HITS))
-        parts = []
+        width = min(round_to_power(max(positions.shape[1], _LEAST_HITS)), _MOST_HITS)
+        batches = []
         for rows, size in self._part_sizes.parts(len(query)):
-            wanted = np.full((size, width), -1)
-            wanted[: len(positions[rows]), : positions.shape[1]] = positions[rows]
-            is_hit = wanted >= 0
-            embeddings = self.index.rows(wanted[is_hit])
-            targets = np.zeros((len(embeddings), *wanted.shape, embeddings.shape[-1]), np.float32)
-            targets[:, is_hit] = embeddings
-            terms = np.asarray(_score_parts(_padded(scoring.take(query, rows), size), targets))
-            parts.append(terms[: len(positions[rows]), :, : positions.shape[1]])
-        return np.concatenate(parts)
+            part = _padded(scoring.take(query, rows), size)
+            blocks = [
+                self._block_parts(part, positions[rows, start : start + width], width)
+                for start in range(0, positions.shape[1], width)
+            ]
+            batches.append(np.concatenate(blocks, axis=2)[:, :, : positions.shape[1]])
+        return np.concatenate(batches)
+
+    def _block_parts(
+        self, query: scoring.ComposedQuery, positions: np.ndarray, width: int
+    ) -> np.ndarray:
+        """Return `_hit_parts` of at most ``width`` hits of the first queries of a padded batch."""
+        wanted = np.full((len(query), width), NO_TARGET)
+        wanted[: len(positions), : positions.shape[1]] = positions
+        is_hit = wanted >= 0
+        embeddings = self.index.rows(wanted[is_hit])
+        targets = np.zeros((len(embeddings), *wanted.shape, embeddings.shape[-1]), np.float32)
+        targets[:, is_hit] = embeddings
+        return np.asarray(_score_parts(query, targets))[: len(positions)]
 
 
 @jax.jit

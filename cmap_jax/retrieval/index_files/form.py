@@ -194,12 +194,12 @@ def generations(folder: str | os.PathLike) -> list[str]:
     if not folder.is_dir():
         return []
     names = [path.name for path in folder.iterdir()]
-    return sorted((n for n in names if _NAME.fullmatch(n)), key=_number)
+    return sorted((n for n in names if _NAME.fullmatch(n)), key=generation_number)
 
 
 def next_generation(folder: str | os.PathLike) -> str:
     """Return the name of a generation that is newer than all in a folder."""
-    newest = max(map(_number, generations(folder)), default=0)
+    newest = max(map(generation_number, generations(folder)), default=0)
     return f"generation-{newest + 1:06}"
 
 
@@ -226,5 +226,6 @@ def read_manifest(folder: str | os.PathLike) -> Manifest:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _number(name: str) -> int:
+def generation_number(name: str) -> int:
+    """Return a generation's number; newer ones have greater numbers."""
     return int(_NAME.fullmatch(name)[1])

@@ -59,9 +59,10 @@ def quantize(embeddings: Float[np.ndarray, "L N D"]) -> Quantized:
     embeddings = np.asarray(embeddings, np.float32)
     scales = np.abs(embeddings).max(axis=2, initial=0) / np.float32(_MOST)
     divisors = np.where(scales > 0, scales, np.float32(1))
-    codes: Int8[np.ndarray, "L N D"] = np.clip(
-        np.rint(embeddings / divisors[:, :, None]), -_MOST, _MOST
-    ).astype(np.int8)
+    with np.errstate(invalid="ignore"):  # the scale of what is not finite shows it
+        codes: Int8[np.ndarray, "L N D"] = np.clip(
+            np.rint(embeddings / divisors[:, :, None]), -_MOST, _MOST
+        ).astype(np.int8)
     return Quantized(codes, scales.astype(np.float32))
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import json
 import os
+import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jaxtyping import Float
 
 from cmap_jax.files import (
     check_can_write,
+    is_remote,
     read_json,
     write_bytes,
     write_json,
@@ -47,7 +49,7 @@ from cmap_jax.retrieval.index_files.form import (
 from cmap_jax.retrieval.index_files.item_files import Record
 from cmap_jax.retrieval.index_files.quantization import Part
 
-_LEFT_OUT = "left_out"  # key of a marker
+_LEFT_OUT, _ENCODED = "left_out", "encoded"  # keys of a marker beside the shard's own
 
 
 class Unreadable(NamedTuple):
@@ -87,6 +89,7 @@ class GenerationWriter:
         records: Sequence[Record],
         part: Part,
         left_out: Iterable[Unreadable] = (),
+        encoded: int = 0,
     ) -> Shard:
         """Write a shard, whatever was there before.
 
@@ -95,35 +98,79 @@ class GenerationWriter:
             records: its N items.
             part: their embeddings as they are stored, [L, N, D].
             left_out: pictures of the shard that cannot be read.
+            encoded: number of its pictures that were encoded now, for the record.
 
         Raises:
             ValueError: embeddings of another shape or dtype than described, or not finite.
         """
-        self._check(part, len(records), records)
-        content = {
-            vectors_name(number): tensors.to_bytes(quantization.to_arrays(part)),
-            items_name(number): tensors.to_bytes(item_files.to_arrays(records)),
-        }
-        for name, data in content.items():
-            write_bytes(self._folder / name, data)
-        vectors, items = (FileFacts(bytes=len(d), crc32=zlib.crc32(d)) for d in content.values())
-        return self._mark(number, len(records), list(left_out), vectors=vectors, items=items)
+        self._check(part, records)
+        vectors = tensors.to_bytes(quantization.to_arrays(part))
+        facts = self._write(vectors_name(number), vectors)
+        return self._finish(number, records, facts, left_out, encoded)
+
+    def write_unchanged(
+        self,
+        number: int,
+        records: Sequence[Record],
+        generation: str,
+        shard: Shard,
+        left_out: Iterable[Unreadable] = (),
+    ) -> Shard:
+        """Write a shard whose embeddings are those of an earlier generation's shard, in its order.
+
+        Where the file system has hard links, both generations then have one file.
+        """
+        old = self._folder.parent / generation / vectors_name(shard.number)
+        new = self._folder / vectors_name(number)
+        if not _link(old, new):
+            write_bytes(new, old.read_bytes())
+        return self._finish(number, records, shard.vectors, left_out)
 
     def shards(self) -> list[Shard]:
         """Return all complete shards, in order."""
         return read_shards(self._folder)
 
-    def _mark(
-        self, number: int, count: int, left_out: list[Unreadable], **files: FileFacts
+    def encoded(self) -> int:
+        """Return how many pictures were encoded for the complete shards."""
+        return sum(marker.encoded for marker in _markers(self._folder))
+
+    def left_out(self) -> list[Unreadable]:
+        """Return the pictures that the complete shards lack."""
+        return [entry for marker in _markers(self._folder) for entry in marker.left_out]
+
+    def remove(self) -> None:
+        """Remove all that was written."""
+        self._folder.rmtree(missing_ok=True)
+
+    def _finish(
+        self,
+        number: int,
+        records: Sequence[Record],
+        vectors: FileFacts,
+        left_out: Iterable[Unreadable],
+        encoded: int = 0,
     ) -> Shard:
-        shard = Shard(number=number, count=count, unreadable=len(left_out), **files)
-        content = {**dataclasses.asdict(shard), _LEFT_OUT: [u._asdict() for u in left_out]}
+        """Write the items of a shard, and then the marker that makes it complete."""
+        items = self._write(items_name(number), tensors.to_bytes(item_files.to_arrays(records)))
+        left_out = [entry._asdict() for entry in left_out]
+        shard = Shard(
+            number=number,
+            count=len(records),
+            unreadable=len(left_out),
+            vectors=vectors,
+            items=items,
+        )
+        content = {**dataclasses.asdict(shard), _LEFT_OUT: left_out, _ENCODED: encoded}
         write_json(self._folder / marker_name(number), content)
         return shard
 
-    def _check(self, part: Part, count: int, records: Sequence[Record]) -> None:
+    def _write(self, name: str, content: bytes) -> FileFacts:
+        write_bytes(self._folder / name, content)
+        return FileFacts(bytes=len(content), crc32=zlib.crc32(content))
+
+    def _check(self, part: Part, records: Sequence[Record]) -> None:
         about = self.description
-        shape, expected = tuple(part.shape), (about.levels, count, about.width)
+        shape, expected = tuple(part.shape), (about.levels, len(records), about.width)
         if shape != expected or part.dtype.name != about.dtype:
             raise ValueError(
                 f"embeddings of {part.dtype.name} {shape}, not of {about.dtype} {expected}"
@@ -138,29 +185,42 @@ class GenerationWriter:
 
 def read_shards(generation: str | os.PathLike) -> list[Shard]:
     """Return the complete shards of a generation's folder, in order."""
-    return [Shard.from_dict(fields) for fields, _ in _markers(generation)]
+    return [marker.shard for marker in _markers(generation)]
 
 
-def publish(folder: str | os.PathLike, manifest: Manifest) -> str | None:
+def read_shard(generation: str | os.PathLike, number: int) -> Shard:
+    """Return a complete shard of a generation's folder."""
+    return _marker(epath.Path(generation) / marker_name(number)).shard
+
+
+def read_generation(folder: str | os.PathLike, name: str) -> Description | None:
+    """Return the description of a generation, complete or not; None for one that has none yet."""
+    path = epath.Path(folder) / name / GENERATION
+    return Description.from_dict(read_json(path)) if path.exists() else None
+
+
+def publish(folder: str | os.PathLike, manifest: Manifest) -> None:
     """Make a complete generation the index, and remove all others but the one before.
 
     That one is left for servers that still read it; they should have changed over by the next
     update.
-
-    Returns:
-        Path of the report on pictures that cannot be read; None if all can be.
     """
     folder = epath.Path(folder)
     before = _published(folder)
-    report = folder / manifest.generation / UNREADABLE
-    lines = [json.dumps(entry) for _, left in _markers(report.parent) for entry in left]
-    if lines:
-        write_text(report, "\n".join(lines) + "\n")
+    left_out = [e for marker in _markers(folder / manifest.generation) for e in marker.left_out]
+    if left_out:
+        lines = [json.dumps(entry._asdict(), ensure_ascii=False) for entry in left_out]
+        write_text(folder / manifest.generation / UNREADABLE, "\n".join(lines) + "\n")
     write_json(folder / MANIFEST, manifest.to_dict())
     for name in generations(folder):
         if name not in (manifest.generation, before):
             (folder / name).rmtree(missing_ok=True)
-    return os.fspath(report) if lines else None
+
+
+def unreadable_report(folder: str | os.PathLike, manifest: Manifest) -> str | None:
+    """Return the path of the report on pictures that cannot be read; None if all can be."""
+    path = epath.Path(folder) / manifest.generation / UNREADABLE
+    return os.fspath(path) if manifest.unreadable else None
 
 
 def make_manifest(
@@ -236,15 +296,41 @@ def write_index(
     return manifest
 
 
-def _markers(generation: str | os.PathLike) -> list[tuple[dict[str, Any], list[dict]]]:
-    """Return the fields of each complete shard, in order, and the pictures that it lacks."""
+class _Marker(NamedTuple):
+    """The content of a complete shard's marker."""
+
+    shard: Shard
+    left_out: list[Unreadable]
+    encoded: int
+
+
+def _markers(generation: str | os.PathLike) -> list[_Marker]:
+    """Return the markers of all complete shards, in order."""
     folder = epath.Path(generation)
-    names = (path.name for path in folder.iterdir())
-    markers = []
-    for name in sorted(n for n in names if n.startswith("shard-") and n.endswith(".json")):
-        fields = read_json(folder / name)
-        markers.append((fields, fields.pop(_LEFT_OUT)))
-    return sorted(markers, key=lambda marker: marker[0]["number"])
+    names = [path.name for path in folder.iterdir()]
+    names = [name for name in names if name.startswith("shard-") and name.endswith(".json")]
+    return sorted((_marker(folder / name) for name in names), key=lambda m: m.shard.number)
+
+
+def _marker(path: epath.Path) -> _Marker:
+    fields = read_json(path)
+    left_out, encoded = [Unreadable(**e) for e in fields.pop(_LEFT_OUT)], fields.pop(_ENCODED)
+    return _Marker(Shard.from_dict(fields), left_out, encoded)
+
+
+def _link(old: epath.Path, new: epath.Path) -> bool:
+    """Give a file a second name, which replaces another file; return whether that is possible."""
+    if is_remote(old):
+        return False
+    scratch = new.with_name(f".{new.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        os.link(old, scratch)
+        scratch.replace(new)
+    except OSError:  # a file system without hard links
+        return False
+    finally:
+        scratch.unlink(missing_ok=True)  # it is left where both are one file already
+    return True
 
 
 def _published(folder: epath.Path) -> str | None:
