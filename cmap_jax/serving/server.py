@@ -9,6 +9,7 @@ the process ends. SIGHUP loads the index again.
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Sequence
 
 import uvicorn
@@ -38,7 +39,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and reload at SIGHUP from then on."""
         await super().startup(sockets=sockets)
-        if hasattr(signal, "SIGHUP"):
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and hasattr(signal, "SIGHUP"):  # Python allows handlers there alone
             loop = asyncio.get_running_loop()
             reload, tasks = self.service.generations.reload, set()
 
