@@ -129,10 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _say_where(host: str, port: int, images: int) -> None:
     name = f"[{host}]" if ":" in host else host
-    print(
-        f"{images:,} images at http://{name}:{port}/ (ready when /readyz says so; stop with Ctrl-C)",
-        flush=True,
-    )
+    when = "ready when /readyz says so; stop with Ctrl-C"
+    print(f"{images:,} images at http://{name}:{port}/ ({when})", flush=True)
 
 
 def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:

@@ -70,7 +70,7 @@ class Generation:
 
     def _close_if_unused(self) -> None:
         if self._retired and not self._leases:
-            self.batcher.close()  # nothing waits in it, and it ends at once
+            self.batcher.close()
 
 
 class Generations:

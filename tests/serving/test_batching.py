@@ -1,6 +1,5 @@
 """Searches that arrive one by one are computed together, and each gets its own answer."""
 
-import threading
 import time
 
 import pytest
@@ -109,11 +108,9 @@ def test_closing_answers_what_waits(retriever, start):
     batcher = start(batch=1)
     futures = hold(retriever, batcher)
     futures += [batcher.submit(Search(Query(text="blue"), k=1)) for _ in range(3)]
-    closing = threading.Thread(target=batcher.close)
-    closing.start()
+    batcher.close()
     retriever.gate.set()
-    closing.join(5)
-    assert all(future.done() and names(future.result()) for future in futures)
+    assert [names(future.result(5)) for future in futures] == [["red"], *[["blue"]] * 3]
     with pytest.raises(RuntimeError, match="closed"):
         batcher.submit(Search(Query(text="blue"), k=1))
 

@@ -67,9 +67,9 @@ def folder(trained, tmp_path_factory):
 def client(folder, trained):
     opener = Opener(folder, trained)
     settings = Settings(batch=4, k=10, reload_seconds=0, batch_wait=0.02)
-    service = Service(opener, opener.manifest, settings)
+    service, direct = Service(opener, opener.manifest, settings), opener.first
     with TestClient(service.app) as client:
-        client.service, client.direct = service, opener.first
+        client.service, client.direct = service, direct
         while client.get("/readyz").status_code != 200:
             assert service.failure is None
             time.sleep(0.02)
