@@ -187,7 +187,7 @@ def _check(fields: list[tuple[str, str | bytes]], settings: Settings) -> Form:
         images=tuple(given["image"]),
         items=tuple(given["item"]),
         text=text or None,
-        k=_check_k(_first(given["k"], str(K_DEFAULT)), settings.k),
+        k=_check_k(_first(given["k"], str(min(K_DEFAULT, settings.k))), settings.k),
         where=check_where(_first(given["where"], None)),
     )
 
