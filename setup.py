@@ -38,7 +38,7 @@ CORE = [
     "tqdm>=4.60",
     "transformers>=5",
 ]
-# What reads training data and writes TensorBoard's files.
+# They read training data and write TensorBoard's files.
 TRAINING = [
     "array_record>=0.7",  # imported by tensorflow-datasets, which does not declare it
     "clu>=0.0.12",

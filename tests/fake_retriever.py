@@ -112,10 +112,12 @@ class FakeRetriever:
             raise ValueError("the text 'poison' cannot be composed")
         if query.text == "crash":
             raise RuntimeError("a secret of the inside")
+        pictures = query.image if isinstance(query.image, list) else [query.image]
+        pictures = [] if query.image is None else pictures
         references = [
             preprocess_image(image, PREPROCESSING).astype(np.float32)[12:20, 12:20].mean((0, 1))
             / 255
-            for image in query.image or []
+            for image in pictures
         ]
         references += [self._gallery[self.index.position_of(name)] for name in query.item or []]
         vector = np.mean(references, axis=0) if references else np.zeros(3, np.float32)

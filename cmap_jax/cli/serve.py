@@ -22,8 +22,8 @@ from cmap_jax.serving.settings import Settings
 
 _KEY = "CMAP_API_KEY"
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
-_OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # of this machine, in a header Host
-_MOST_PORT = 65535
+OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # this machine, in a header Host
+MOST_PORT = 65535
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
@@ -106,8 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     settings = _settings(arguments)
-    if not 0 <= arguments.port <= _MOST_PORT:
-        raise ValueError(f"--port must be 0 to {_MOST_PORT}, not {arguments.port}")
+    if not 0 <= arguments.port <= MOST_PORT:
+        raise ValueError(f"--port must be 0 to {MOST_PORT}, not {arguments.port}")
     check_devices()
     # FastAPI and uvicorn come with an extra, hence the imports in here.
     from cmap_jax.serving import logs, server
@@ -148,7 +148,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     Raises:
         OSError, ValueError: a value is impossible; names the flag.
     """
-    own_names = _OWN_NAMES if arguments.host in _THIS_MACHINE else ()
+    own_names = OWN_NAMES if arguments.host in _THIS_MACHINE else ()
     limits = {field: _scaled(arguments, field, scale) for _, field, _, scale in _LIMITS}
     try:
         return Settings(

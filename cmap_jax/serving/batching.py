@@ -165,7 +165,7 @@ class Batcher:
     def _compose(self, queries: Sequence[Query]) -> scoring.ComposedQuery:
         try:
             return self._retriever.compose(queries)
-        except ImageReadError as error:  # of the gallery, whose paths are not the client's business
+        except ImageReadError as error:  # names a path of the gallery, which is not the client's
             raise Unfit("the picture of an item cannot be read") from error
         except ValueError as error:
             raise Unfit(str(error)) from error

@@ -66,7 +66,7 @@ async def read_form(request: Request, settings: Settings, admission: Admission) 
             that is too large, 415 for another content type, 503 where too much is in flight.
     """
     declared = _declared_length(request)
-    most = settings.upload_bytes  # what is beyond is not kept
+    most = settings.upload_bytes  # bytes beyond are not kept
     try:
         async with asyncio.timeout(settings.body_seconds):
             with admission.hold(most if declared is None else min(declared, most)):

@@ -1,4 +1,4 @@
-"""What the service counts and times, for Prometheus (`GET /metrics`)."""
+"""Counts and times of the service, for Prometheus (`GET /metrics`)."""
 
 from collections.abc import Callable
 

@@ -279,7 +279,9 @@ def test_bodies_that_are_too_large(start):
         yield from [b"x" * 1_000] * 10_000
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    response = client.post("/search", content=pieces(), headers=headers)  # of no declared length
+    response = client.post(
+        "/search", content=pieces(), headers=headers
+    )  # the length is not declared
     assert error(response, 413)
     assert response.headers["connection"] == "close"
 
