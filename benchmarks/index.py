@@ -3,7 +3,7 @@
 python benchmarks/index.py --images=photographs --out=benchmarks/results/index.json
 
 The model is CMAP with a ResNet-50 of random weights, at 224 pixels. One side encodes pixels that
-are in memory; the other makes an index of the same pictures: it lists, reads, hashes, decodes, encodes
+are in memory; the other makes an index of the same pictures: it reads, hashes, decodes, encodes
 and writes. Both have compiled their program before. On CPUs the threads that decode take their time
 from the encoder; `decode` is what they take, measured alone, and the best ratio that is then
 possible is printed beside the ratio. Beside the seconds of the clock, those of the CPUs are given,
@@ -12,6 +12,7 @@ both measures, the exit status is 1.
 """
 
 import argparse
+import collections
 import itertools
 import json
 import pathlib
@@ -73,22 +74,18 @@ def make_trained(depth: int) -> Any:
 
 def measure(side: str, images: pathlib.Path, count: int, depth: int) -> dict[str, float]:
     """Return the seconds that a side takes for all pictures: of the clock and of the CPUs."""
-    from cmap_jax.processing.images import preprocess_image
+    from cmap_jax.processing.images import ImagePreprocessing, preprocess_image
     from cmap_jax.retrieval.catalogue import items_of_folder
     from cmap_jax.retrieval.embedding import write_shards
     from cmap_jax.retrieval.indexing import build_index
     from cmap_jax.retrieval.pictures import Entry, PictureEncoder, read_ahead
 
-    trained = make_trained(depth)
     items = items_of_folder(images)[:count]
     if side == "decode":
         entries = [Entry(item) for item in items]
-
-        def run() -> None:
-            for _ in read_ahead(entries, trained.preprocessing, remote=False):
-                pass
-
-        return timed(run)
+        pictures = read_ahead(entries, ImagePreprocessing(), remote=False)
+        return timed(lambda: collections.deque(pictures, maxlen=0))
+    trained = make_trained(depth)
     encoder = PictureEncoder(trained)
     pixels = [preprocess_image(item.image, trained.preprocessing) for item in items]
     encoder(pixels[:1]).block_until_ready()

@@ -1,18 +1,21 @@
-"""Exact search in a million images from a memory-mapped file: speed and peak memory.
+"""Exact search in a million images: speed beside the device's limits, and peak memory.
 
 python benchmarks/search.py --turns=1 --out=benchmarks/results/search.json
+python benchmarks/search.py --resident --images=1000000
 
-The gallery is streamed in blocks, since it is larger than the memory that `DEVICE_GB` allows. Speed
-is given as a fraction of XLA's best matrix product (as in `ranking.py`) and of the bandwidth of one
-pass over a large array. Both are measured just before and just after a search, which takes up to a
-minute, because other work on the machine comes and goes. The file is read from the system's cache,
-if there is room.
+The first form streams a memory-mapped file on CPU, in blocks that the memory of `DEVICE_GB` allows,
+each dtype in its own process. The second one, for any device, keeps a gallery that is generated
+there; it also checks that a search in two passes gives the result of one in float32, and that
+images tie with their copies. Speed is given as a share of the best float32 matrix product and of
+the bandwidth of one pass over a large array, both measured just before and just after a search,
+because other work on the machine comes and goes.
 """
 
 import json
 import pathlib
 import tempfile
 import threading
+import time
 from typing import Any
 
 import harness
@@ -21,10 +24,11 @@ import numpy as np
 from ranking import LEVELS, WIDTH, gemm_peak, l2, random_query
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-BATCHES = {1: 5, 64: 5, 1024: 2}  # queries at once, and the number of searches
+BATCHES = {1: 20, 64: 5, 1024: 2}  # queries at once, and the number of searches
 K = 50
 DEVICE_GB = 1.0
 _PIECE = 2**14  # images written at once
+_COPIES = 512  # images that stand in the resident gallery twice
 _STATUS = pathlib.Path("/proc/self/status")
 
 
@@ -44,12 +48,12 @@ def open_gallery(folder: pathlib.Path, name: str, images: int, mode: str) -> np.
     return np.memmap(folder / name, DTYPES[name], mode, shape=(LEVELS, images, WIDTH))
 
 
-def bandwidth() -> float:
-    """Return the best rate of reading an array of 1 GB, in GB/s."""
+def bandwidth(gigabytes: int = 1) -> float:
+    """Return the best rate of reading an array, in GB/s."""
     import jax
     import jax.numpy as jnp
 
-    values = jnp.zeros((2**28,), jnp.float32)
+    values = jnp.zeros((gigabytes * 2**28,), jnp.float32)
     largest = jax.jit(jnp.max)
     taken = harness.seconds(lambda: largest(values).block_until_ready(), 10)
     return values.nbytes / min(taken) / 1e9
@@ -57,7 +61,24 @@ def bandwidth() -> float:
 
 def machine_limits() -> dict[str, float]:
     """Return XLA's present GFLOP/s of matrix products and GB/s of reading."""
-    return {"gemm_peak": gemm_peak("jax"), "bandwidth": bandwidth()}
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return {"gemm_peak": gemm_peak("jax"), "bandwidth": bandwidth()}
+    return {"gemm_peak": _device_peak("float32"), "bandwidth": bandwidth(4)}
+
+
+def _device_peak(dtype: str, size: int = 8192) -> float:
+    """Return an accelerator's GFLOP/s of a square product, accumulated in float32."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(
+        lambda x: jnp.matmul(x, x, precision="highest", preferred_element_type=jnp.float32)
+    )
+    taken = harness.seconds(lambda: product(x).block_until_ready(), 5)
+    return 2 * size**3 / min(taken) / 1e9
 
 
 def _memory(field: str) -> int:
@@ -105,12 +126,34 @@ def search(folder: pathlib.Path, name: str, images: int) -> dict:
             "anonymous_bytes": memory.anonymous,
         }
     for batch, repeats in BATCHES.items():
-        limits = [machine_limits()]
-        taken = harness.seconds(lambda q=queries[batch]: index.search(q, K), repeats, warm_up=0)
-        limits.append(machine_limits())
-        best = {key: max(limit[key] for limit in limits) for key in limits[0]}
-        results[str(batch)] |= {"seconds": taken, **best}
+        results[str(batch)] |= _timed(lambda q=queries[batch]: index.search(q, K), repeats)
     return results
+
+
+def _timed(run: Any, repeats: int, warm_up: int = 0) -> dict[str, Any]:
+    """Return the seconds of each run, and the limits measured before and after."""
+    limits = [machine_limits()]
+    taken = harness.seconds(run, repeats, warm_up)
+    limits.append(machine_limits())
+    return {"seconds": taken, **{key: max(limit[key] for limit in limits) for key in limits[0]}}
+
+
+def _shares(batch: int, images: int, size: int, timed: dict[str, Any]) -> list[str]:
+    """Return a table's cells: seconds, queries a second, shares of the two limits."""
+    middle = float(np.median(timed["seconds"]))
+    # Three levels, two branches, numerator and norm: twelve dot products for each pair.
+    speed = 12 * 2 * batch * images * WIDTH / middle / 1e9
+    peak, reads, gb = timed["gemm_peak"], timed["bandwidth"], size / middle / 1e9
+    return [
+        harness.spread(timed["seconds"], 1e3, 2),
+        f"{batch / middle:,.1f}",
+        f"{speed:,.0f} of {peak:,.0f} ({100 * speed / peak:.0f}%)",
+        f"{gb:,.1f} of {reads:,.0f} ({100 * gb / reads:.0f}%)",
+    ]
+
+
+_HEAD = ["gallery", "queries at once", "ms", "queries/s", "GFLOP/s of the float32 peak"]
+_HEAD += ["GB/s of the memory's"]
 
 
 def report(results: dict[str, list[dict]], images: int) -> None:
@@ -120,26 +163,120 @@ def report(results: dict[str, list[dict]], images: int) -> None:
         size = results[name][0]["gallery_bytes"]
         for batch in BATCHES:
             parts = [f[str(batch)] for f in results[name]]
-            taken = [t for part in parts for t in part["seconds"]]
-            middle = float(np.median(taken))
-            # Three levels, two branches, numerator and norm: twelve dot products for each pair.
-            speed = 12 * 2 * batch * images * WIDTH / middle / 1e9
-            gb = size / middle / 1e9
-            peak, reads = (
-                float(np.median([part[key] for part in parts]))
-                for key in ("gemm_peak", "bandwidth")
-            )
-            cells = [name, f"{batch:,}", harness.spread(taken), f"{batch / middle:.1f}"]
-            cells += [f"{speed:.0f} of {peak:.0f} ({100 * speed / peak:.0f}%)"]
-            cells += [f"{gb:.1f} of {reads:.0f} ({100 * gb / reads:.0f}%)"]
+            timed = {"seconds": [t for part in parts for t in part["seconds"]]}
+            for key in ("gemm_peak", "bandwidth"):
+                timed[key] = float(np.median([part[key] for part in parts]))
+            cells = [name, f"{batch:,}", *_shares(batch, images, size, timed)]
             cells += [
                 f"{max(p[key] for p in parts) / 2**20:,.0f}"
                 for key in ("peak_bytes", "anonymous_bytes", "before_bytes")
             ]
             rows.append(cells)
-    head = ["gallery", "queries at once", "seconds", "queries/s", "GFLOP/s of the peak"]
-    head += ["GB/s of the memory's", "peak MiB", "anonymous", "before"]
-    print(harness.table(head, rows))
+    print(harness.table([*_HEAD, "peak MiB", "anonymous", "before"], rows))
+
+
+def make_gallery(images: int) -> Any:
+    """Return a gallery [L, N, D] of random unit vectors on the device.
+
+    The images at `copied` stand a second time right behind the middle of the gallery.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def level(key: jax.Array) -> jax.Array:
+        rows = jax.random.normal(key, (images, WIDTH), jnp.float32)
+        rows /= jnp.linalg.norm(rows, axis=1, keepdims=True)
+        behind = images // 2 + jnp.arange(_COPIES)
+        return rows.at[behind].set(rows[copied(images)])
+
+    keys = jax.random.split(jax.random.key(0), LEVELS)
+    return jnp.stack([level(key) for key in keys])
+
+
+def copied(images: int) -> np.ndarray:
+    """Return the positions of images that have a copy, all in the first half."""
+    step = max(images // 2 // _COPIES, 1)
+    return np.arange(_COPIES) * step % (images // 2)
+
+
+class Resident:
+    """Searches in a gallery that is generated on the device, printed one by one."""
+
+    def __init__(self, images: int, limit: float):
+        self.images, self._limit, self._started = images, limit, time.perf_counter()
+        self.rows: list[list[str]] = []
+        self.figures: dict[str, Any] = {}
+        self._limits = machine_limits()
+
+    def note(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self._started:6.1f} s] {text}", flush=True)
+
+    def has_time(self) -> bool:
+        return time.perf_counter() - self._started < self._limit
+
+    def measure(self, name: str, index: Any, size: int, batch: int) -> None:
+        """Time searches for the best images, and print and keep the figures."""
+        if not self.has_time():
+            return self.note(f"{name}, {batch}: left out, no time")
+        query = random_query(np.random.default_rng(1), batch)
+        started = time.perf_counter()
+        index.search(query, K)
+        first = time.perf_counter() - started
+        taken = harness.seconds(lambda: index.search(query, K), BATCHES[batch], 1)
+        timed = {"seconds": taken, **self._limits}
+        cells = [name, f"{batch:,}", *_shares(batch, self.images, size, timed)]
+        self.rows.append(cells)
+        self.figures[f"{name}, {batch}"] = timed
+        return self.note(f"{' | '.join(cells)} (first: {first:.1f} s)")
+
+    def compare(self, fast: Any, full: Any, batch: int) -> None:
+        """Check that two indexes of one gallery give one result, and that copies tie."""
+        if not self.has_time():
+            return self.note("comparison left out, no time")
+        query = random_query(np.random.default_rng(2), batch)
+        originals = copied(self.images)
+        targets = originals[np.arange(batch) % len(originals)]
+        one, other = (x.search(query, K, targets=targets) for x in (fast, full))
+        facts = {
+            "positions": np.array_equal(one.positions, other.positions),
+            "scores": np.array_equal(one.scores, other.scores),
+            "ranks": np.array_equal(one.ranks, other.ranks),
+            "copies tie": bool((other.placements.tied >= 1).all()),
+            "copies tie, fast": bool((one.placements.tied >= 1).all()),
+        }
+        differ = int((one.positions != other.positions).sum())
+        self.figures["equal"] = facts
+        return self.note(f"fast and full at {batch}: {facts}; positions that differ: {differ}")
+
+
+def resident(images: int, limit: float) -> dict[str, Any]:
+    """Measure searches in resident galleries of each dtype on the platform's devices."""
+    import jax
+    import jax.numpy as jnp
+
+    from cmap_jax import sharding
+    from cmap_jax.retrieval.exact import ExactIndex
+
+    mesh = sharding.make_mesh()
+    bench = Resident(images, limit)
+    is_cpu = jax.default_backend() == "cpu"
+    bench.note(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {bench._limits}")
+    if not is_cpu:
+        bench.note(f"bfloat16 products: {_device_peak('bfloat16'):,.0f} GFLOP/s")
+    gallery = make_gallery(images)
+    for name in DTYPES:
+        kept = gallery if name == "float32" else gallery.astype(jnp.bfloat16)
+        index = ExactIndex(kept, mesh, device_gb=1e3)
+        bench.note(f"the {name} index is made")
+        for batch in BATCHES:
+            bench.measure(name, index, kept.nbytes, batch)
+        if not is_cpu:
+            full = ExactIndex(kept, mesh, device_gb=1e3, fast=False)
+            bench.measure(f"{name}, one pass", full, kept.nbytes, max(BATCHES))
+            bench.compare(index, full, max(BATCHES))
+    print(harness.table(_HEAD, bench.rows))
+    return {"device": jax.devices()[0].device_kind, "jax": jax.__version__, **bench.figures}
 
 
 def main() -> None:
@@ -148,7 +285,17 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=pathlib.Path, help="folder for the files, 9 GB; default: a temporary one"
     )
+    parser.add_argument(
+        "--resident", action="store_true", help="keep a generated gallery on the device"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=1e9, help="seconds after which no measurement starts"
+    )
     arguments = parser.parse_args()
+    if arguments.resident:
+        results = resident(arguments.images, arguments.limit)
+        harness.write(arguments.out, {"images": arguments.images, "resident": results})
+        return
     if arguments.side:
         print(json.dumps(search(arguments.folder, arguments.side, arguments.images)))
         return

@@ -124,11 +124,16 @@ def _score_level(query: ComposedQuery, level: int, targets: jax.Array) -> list[j
     ]
 
 
-def _check_levels(query: ComposedQuery, targets: jax.Array) -> None:
-    if targets.ndim != 3 or targets.shape[0] != len(query.levels):
+def check_levels(query: ComposedQuery, shape: Sequence[int]) -> None:
+    """Check that a gallery of a shape has the levels that a query scores.
+
+    Raises:
+        ValueError: it is not [L, N, D] with the query's L.
+    """
+    if len(shape) != 3 or shape[0] != len(query.levels):
         raise ValueError(
             f"the query scores the levels {query.levels}, so the gallery must be "
-            f"[{len(query.levels)}, N, D]; it is {tuple(targets.shape)}"
+            f"[{len(query.levels)}, N, D]; it is {tuple(shape)}"
         )
 
 
@@ -147,18 +152,18 @@ def score_branches(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Floa
     Raises:
         ValueError: the pyramid does not have the query's levels.
     """
-    _check_levels(query, targets)
+    check_levels(query, targets.shape)
     levels = [_score_level(query, i, t) for i, t in enumerate(targets)]
     return jnp.stack([jnp.stack(branch) for branch in zip(*levels, strict=True)])
 
 
 def score_levels(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "L B N"]:
     """Score every query against every target, one matrix a level, summed over branches."""
-    _check_levels(query, targets)
+    check_levels(query, targets.shape)
     return jnp.stack([sum(_score_level(query, i, t)) for i, t in enumerate(targets)])
 
 
 def score(query: ComposedQuery, targets: Float[Array, "L N D"]) -> Float[Array, "B N"]:
     """Score every query against every target, summed over branches and levels, for retrieval."""
-    _check_levels(query, targets)
+    check_levels(query, targets.shape)
     return sum(sum(_score_level(query, i, t)) for i, t in enumerate(targets))

@@ -123,14 +123,34 @@ def test_the_data_set(tmp_path, monkeypatch):
     assert evaluation.queries[0].targets == ("val.jpg",)
 
 
-def test_the_shortlist():
+class _Stored:
+    """The part of a stored index that the example of a backend uses."""
+
+    def __init__(self, pyramid: np.ndarray):
+        self._pyramid = pyramid
+
+    def __len__(self) -> int:
+        return self._pyramid.shape[1]
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        return self._pyramid[:, positions]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_backend(masked):
     rng = np.random.default_rng(0)
     pyramid = rng.normal(size=(2, 9, 4)).astype(np.float32)
     branch = scoring.Branch(rng.normal(size=(2, 3, 4)).astype(np.float32))
     query = scoring.ComposedQuery((branch,), levels=("high", "mid"))
-    everything = np.tile(np.arange(9), (3, 1))
-    shortlist = run("cmap_jax/retrieval/shortlist.py")["Shortlist"](pyramid, lambda _: everything)
-    scores, positions = shortlist.search(query, 4)
-    expected = np.asarray(scoring.score(query, pyramid))
-    np.testing.assert_array_equal(positions, np.argsort(-expected, axis=1)[:, :4])
-    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :4], rtol=1e-6)
+    entry = run("cmap_jax/retrieval/backends/high_level.py")["ENTRY"]
+    allowed = np.arange(9) % 3 == 1 if masked else None  # 3 images
+    result = entry.open(_Stored(pyramid), entry.settings(), None).search(query, 4, allowed)
+    expected = np.array(scoring.score(query, pyramid))
+    if masked:
+        expected[:, ~allowed] = -np.inf
+        assert (result.positions[:, 3] == -1).all()
+    kept = 3 if masked else 4
+    order = np.argsort(-expected, axis=1)[:, :4]
+    np.testing.assert_array_equal(result.positions[:, :kept], order[:, :kept])
+    best = np.take_along_axis(expected, order, axis=1)
+    np.testing.assert_allclose(result.scores, best, rtol=1e-6)

@@ -1,5 +1,6 @@
 """A loaded model in use: few programs, images that cannot be read, and unknown words."""
 
+import dataclasses
 import logging
 import time
 
@@ -69,12 +70,60 @@ def test_texts_are_padded_to_few_shapes(trained):
         assert counts.tolist() == [33] * 3 + [0] * (BATCH - 3)
 
 
+def test_all_widths_of_texts_are_known_beforehand(trained):
+    for text_width, limit, widths in (
+        (32, None, [32, 64, 128]),
+        (32, 77, [32, 64, 77]),
+        (64, 64, [64]),
+        (None, None, [*range(1, 129)]),
+    ):
+        encoder = BatchEncoder(trained.model, text_width=text_width, text_limit=limit)
+        assert encoder.widths(128) == widths
+
+
+def test_references_are_encoded_in_batches_of_a_given_size(trained):
+    images = _images(5)
+    expected = _directly(trained, images)
+    for size in (None, 2, 8):
+        pyramid = trained.encode_references(images, size)
+        np.testing.assert_allclose(pyramid, expected, atol=1e-5)
+
+
 def test_a_model_says_what_it_is(trained):
     count = sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
     assert repr(trained) == (
         "Trained(variant='cmap', step=0, protocol='folder/val', levels=3, "
         f"embed_dim={EMBED}, image_size=64, parameters={count})"
     )
+
+
+def test_the_fingerprint_changes_with_whatever_changes_embeddings(trained):
+    again = cmap_jax.load(trained.workdir)
+    assert trained.fingerprint == again.fingerprint
+
+    def changed(change) -> str:
+        other = cmap_jax.load(trained.workdir)
+        change(other)
+        return other.fingerprint
+
+    def scale(other):
+        leaves, tree = jax.tree.flatten(other.variables)
+        leaves[-1] = np.nextafter(np.asarray(leaves[-1]), np.float32(np.inf))
+        other.variables = jax.tree.unflatten(tree, leaves)
+
+    def read_upright(other):
+        other.preprocessing = dataclasses.replace(other.preprocessing, read_as="upright")
+
+    def set_field(name, value):
+        return lambda other: other.config.model.update({name: value})
+
+    others = [scale, read_upright, set_field("variant", "em_only")]
+    others.append(lambda other: other.config.model.image.cells.update({"width": 7}))
+    assert len({trained.fingerprint, *map(changed, others)}) == 5
+    # Where data lie and how the model was trained change nothing.
+    assert changed(set_field("remat", "blocks")) == trained.fingerprint
+    moved = lambda other: other.config.model.image.update({"init_from": "x.pth"})  # noqa: E731
+    assert changed(moved) == trained.fingerprint
 
 
 def test_one_text_is_not_a_sequence_of_texts(trained):

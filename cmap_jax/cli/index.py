@@ -97,10 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.backend:
         settings_of(arguments.backend, settings_from(arguments.set))  # refuses impossible ones
     _check_model(model)
+    write = _beam(arguments, model)
     items = _read_items(arguments)
     check_devices()
     use_compilation_cache(None)
-    write = _beam(arguments, model)
     started = time.monotonic()
     report = build_index(
         load(model),

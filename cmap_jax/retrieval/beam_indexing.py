@@ -41,16 +41,9 @@ def beam_writer(model: str, options: Sequence[str]) -> WriteShards:
 
     Raises:
         ModuleNotFoundError: Apache Beam is not installed; names the package to install.
+        ValueError: Beam has no such runner.
     """
-    try:
-        import apache_beam  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "apache_beam":
-            raise
-        raise ModuleNotFoundError(
-            "Apache Beam is not installed: pip install 'cmap_jax[prepare]', or embed on this "
-            "machine alone"
-        ) from error
+    _check_runner(options)
 
     def write(folder: str, writer: GenerationWriter, tasks: Sequence[ShardTask]) -> None:
         for task in tasks:
@@ -85,6 +78,26 @@ class ShardWorker:
         with _LOADING:  # the devices encode one shard at a time
             write_shards(self._folder, writer, [task], encoder, shown=False)
         return number
+
+
+def _check_runner(options: Sequence[str]) -> None:
+    """Refuse a runner that does not exist, or that needs packages which are not installed."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+        from apache_beam.runners import create_runner
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise ModuleNotFoundError(
+            "Apache Beam is not installed: pip install 'cmap_jax[prepare]', or embed on this "
+            "machine alone"
+        ) from error
+    name = PipelineOptions(list(options)).view_as(StandardOptions).runner
+    try:
+        create_runner(name)
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the runner {name!r} of Apache Beam cannot be used: {reason}") from error
 
 
 def _run_pipeline(worker: ShardWorker, numbers: Sequence[int], options: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ _PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif", ".jxl", ".jp2"),
 )
+_TOO_LONG = 1 << 63  # integers that 64 bits do not hold are kept as numbers
 _NOTHING: Mapping[str, Value] = types.MappingProxyType({})
 
 
@@ -99,13 +100,15 @@ def items_of_list(path: str | os.PathLike, images: str | os.PathLike | None = No
         images: folder that relative paths start from; None: that of the list.
 
     Raises:
-        FileNotFoundError: no such list.
+        FileNotFoundError: no such list, or no such folder.
         ModuleNotFoundError: a Parquet file, and no pyarrow; names the package to install.
         ValueError: a list that is damaged or empty, a row without a picture, two rows with one id,
             or a field whose values are of several kinds; names the line.
     """
     path = os.fspath(path)
     base = _absolute(os.fspath(images)) if images is not None else os.path.dirname(_absolute(path))
+    if images is not None and not epath.Path(base).is_dir():
+        raise FileNotFoundError(f"{base}: there is no such folder of pictures")
     items = [_item(row, base) for row in read_rows(path)]
     if not items:
         raise ValueError(f"{path}: no rows, and so no pictures")
@@ -172,9 +175,10 @@ def _kind(value: object) -> str | None:
     """Return the kind of a value; None for None, and an empty text for what is no metadata."""
     if value is None:
         return None
-    for type_, kind in ((bool, BOOLEAN), (int, INTEGER), (float, NUMBER)):
-        if isinstance(value, type_):
-            return kind
+    if isinstance(value, bool):
+        return BOOLEAN
+    if isinstance(value, int | float):
+        return INTEGER if isinstance(value, int) and abs(value) < _TOO_LONG else NUMBER
     if isinstance(value, str):
         return TEXT if _is_unicode(value) else ""
     is_texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)

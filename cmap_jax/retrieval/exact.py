@@ -1,16 +1,19 @@
 """Exact search in a gallery of any size: best images and ranks in one pass over its scores.
 
 The gallery is sharded over all devices of a mesh. If it fits into their memory it stays resident;
-if not, every search streams it block by block from the host's memory or a memory-mapped file.
+if not, every search streams it block by block from the host's memory or memory-mapped files.
 
     index = ExactIndex(np.load("pyramid.npy", mmap_mode="r"), sharding.make_mesh())
     result = index.search(query, 50, targets=targets, exclude=references)
     result.positions, result.ranks                              # [B, 50], [B]
 
-The result is that of one matrix of all scores. Equal scores are listed by ascending position.
+The result is that of one matrix of all float32 scores. Equal scores are listed by ascending
+position.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,9 +22,13 @@ from jax.sharding import Mesh
 
 from cmap_jax import scoring, sharding
 from cmap_jax.numerics import round_up
-from cmap_jax.retrieval import scan
+from cmap_jax.retrieval import fast, scan
 from cmap_jax.retrieval.blocks import Blocks
+from cmap_jax.retrieval.carry import Terms
+from cmap_jax.retrieval.margin import largest_norms
+from cmap_jax.retrieval.parts import Part
 from cmap_jax.retrieval.placement import BROKEN, Placement, Thresholds
+from cmap_jax.retrieval.plan import Plan, make_plan
 from cmap_jax.retrieval.positions import (
     NO_TARGET,
     Positions,
@@ -31,6 +38,8 @@ from cmap_jax.retrieval.positions import (
 
 # Least length of the lists of best images on the devices, so that one program serves most k.
 _LEAST_LENGTH = 64
+# Most images that a device scores at once for the sake of their own scores.
+_SAMPLE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,40 +88,52 @@ class ExactIndex:
 
     def __init__(
         self,
-        pyramid: np.ndarray | jax.Array,
+        gallery: Part | Sequence[Part],
         mesh: Mesh,
         *,
         dtype: np.typing.DTypeLike | None = None,
-        chunk: int = 1024,
+        chunk: int | None = None,
         device_gb: float = 4.0,
         room: int = 0,
+        fast: bool | None = None,
     ):
         """Put the gallery on the devices, if it fits.
 
         Args:
-            pyramid: the gallery, [L, N, D], levels high to low, each embedding l2-normalised;
-                float32 or bfloat16. It must not change any more: CPU devices share its memory.
+            gallery: pyramids [L, N, D], levels high to low, each embedding l2-normalised; one
+                array, or several parts that follow one another: arrays of float32 or bfloat16, or
+                int8 codes with scales (`parts.Codes`). They must not change any more: CPU devices
+                share their memory.
             mesh: the devices that the gallery is sharded over.
             dtype: float32 or bfloat16, in which the devices keep it; None: its own. Scores are
                 always float32.
-            chunk: images that a device scores at once, rounded up to a multiple of 32.
+            chunk: images that a device scores at once, rounded up to a multiple of 32; None: by
+                the device and the number of queries.
             device_gb: most memory of a device that the gallery takes, in 10^9 bytes. A larger
                 gallery is streamed in blocks, two of which are on the devices at a time.
             room: least number of images that memory is taken for. Indexes of the same room share
                 their compiled programs, however many images they hold.
+            fast: whether a pass in bfloat16 shortens what float32 scores, which changes no result
+                (docs/method.md, section 11); None: for large batches on accelerators. A streamed
+                gallery is always scored in float32.
 
         Raises:
-            ValueError: a pyramid of another shape or dtype.
+            ValueError: a gallery of another shape or dtype.
         """
         self._mesh = mesh
+        self._chunk, self._fast = chunk, fast
         self._blocks = Blocks(
-            pyramid, mesh, dtype=dtype, chunk=chunk, device_gb=device_gb, room=room
+            gallery, mesh, dtype=dtype, chunk=chunk, device_gb=device_gb, room=room
         )
-        self._no_sample = self._blocks.gather(np.empty(0, np.int64))[0]
+        # Constant arguments of the programs, kept on the devices.
+        self._empty_carry = functools.lru_cache(functools.partial(scan.start, mesh=mesh))
+        self._empty_sample = functools.lru_cache(
+            lambda rows: self._blocks.gather(np.empty(0, np.int64), rows)[0]
+        )
 
     def __len__(self) -> int:
         """Return the number of images, N."""
-        return len(self._blocks)
+        return self._blocks.shape[1]
 
     def search(
         self,
@@ -121,6 +142,7 @@ class ExactIndex:
         *,
         targets: Positions | None = None,
         exclude: Positions | None = None,
+        allowed: np.ndarray | None = None,
         every_target: bool = False,
         padding: Padding = NO_PADDING,
     ) -> SearchResult:
@@ -132,19 +154,27 @@ class ExactIndex:
             targets: correct positions: one a query ([B]), several (a sequence of sequences, or
                 [B, M] padded with -1), or a bool mask [B, N].
             exclude: positions whose score counts as -inf, in the same forms; they come last.
+            allowed: mask of the images that take part, [N] bool; None: all of them. The result is
+                that of a gallery without the others: they are neither listed nor counted, and
+                none of them is correct.
             every_target: whether every correct image is placed, or the best one of each query.
             padding: least sizes that the queries and their positions are padded to.
 
         Raises:
             ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
         """
+        scoring.check_levels(query, self._blocks.shape)
+        allowed = _check_mask(allowed, len(self))
         shape, k = (len(query), len(self)), min(k, len(self))
+        if targets is None and exclude is None and k > 0:
+            return self._list(query, k, allowed, padding.queries)
         correct, excluded = (
-            padded_positions(p, shape, padding.positions) for p in (targets, exclude)
+            _keep_allowed(padded_positions(p, shape, padding.positions), allowed)
+            for p in (targets, exclude)
         )
         is_excluded = (correct[:, :, None] == excluded[:, None, :]).any(axis=2)
         in_search = np.where(is_excluded, NO_TARGET, correct)
-        query = self._prepare(query, padding.queries)
+        prepared = self._prepare(query, padding.queries)
         like = _Request(
             rows=np.full_like(correct, NO_TARGET),
             thresholds=np.zeros_like(correct if every_target else correct[:, :1], np.float32),
@@ -152,16 +182,25 @@ class ExactIndex:
             excluded=excluded,
             k=k,
         )
-        picked = self._pick(query, in_search, like)
+        picked = self._pick(prepared, in_search, like)
         thresholds = Thresholds.build(picked, correct, excluded, every=every_target)
         request = dataclasses.replace(like, thresholds=thresholds.scores.astype(np.float32))
-        merged = self._scan(query, request)
+        merged = self._scan(prepared, request, allowed)
         if merged.broken.any():
             raise ValueError(BROKEN)
         best = merged.scores[:, :k], merged.positions[:, :k]
         if targets is None:
             return SearchResult(*best, None)
         return SearchResult(*best, thresholds.place(merged.higher, merged.tied))
+
+    def _list(
+        self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None, least: int
+    ) -> SearchResult:
+        """Return the k best images of each query, by a program that counts nothing."""
+        merged = self._scan(self._prepare(query, least), _Lists(len(query), k), allowed)
+        if merged.broken.any():
+            raise ValueError(BROKEN)
+        return SearchResult(merged.scores[:, :k], merged.positions[:, :k], None)
 
     def scores_at(
         self,
@@ -185,6 +224,7 @@ class ExactIndex:
         positions = np.asarray(positions)
         if positions.ndim != 2 or len(positions) != len(query):
             raise ValueError(f"{len(query)} queries, but positions {positions.shape}")
+        scoring.check_levels(query, self._blocks.shape)
         if positions.max(initial=NO_TARGET) >= len(self):
             raise ValueError(f"position {positions.max()} in a gallery of {len(self)}")
         query = self._prepare(query, padding.queries)
@@ -208,85 +248,182 @@ class ExactIndex:
         """Return the scores of a few images of each query, by the program of a search like it."""
         picked = np.full(positions.shape, -np.inf, np.float32)
         wanted = np.unique(positions[positions >= 0])
-        most = self._blocks.chunk * self._mesh.size
+        plan = self._plan(len(query))
+        rows_each = min(plan.tile, _SAMPLE)
+        most = rows_each * self._mesh.size
         for start in range(0, len(wanted), most):
             part = wanted[start : start + most]
             row = np.searchsorted(part, positions)
             is_here = np.isin(positions, part)
             rows = np.full_like(like.rows, NO_TARGET)
             rows[:, : positions.shape[1]] = np.where(is_here, row, NO_TARGET)
-            sample, used = self._blocks.gather(part)
+            sample, used = self._blocks.gather(part, rows_each)
             request = dataclasses.replace(like, rows=rows)
             bounds = scan.Bounds.build(sampled=used)
             carry, terms = self._start(query, request)
-            _, merged = scan.scan(
-                sample=sample,
-                levels=self._blocks.resident,
-                query=query,
-                terms=terms,
-                carry=carry,
-                bounds=bounds,
-                mesh=self._mesh,
+            block = self._blocks.resident[0] if self._blocks.resident else ()
+            _, merged = self._run(
+                plan, sample, block, query, terms, carry, bounds, self._masks(None)[0]
             )
             here = np.asarray(merged.picked)[: len(positions), : positions.shape[1]]
             picked = np.where(is_here, here, picked)
         return picked
 
-    def _scan(self, query: scoring.ComposedQuery, request: "_Request") -> scan.Merged:
+    def _run(
+        self, plan: Plan, sample, levels, query, terms, carry, bounds, allowed, chosen=None
+    ) -> tuple[Any, scan.Merged]:
+        """Run the program of a search."""
+        if plan.is_fast and chosen is None:
+            chosen = self._nothing_chosen
+        return scan.scan(
+            sample=sample,
+            levels=levels,
+            query=query,
+            terms=terms,
+            carry=carry,
+            bounds=bounds,
+            allowed=allowed if levels else None,
+            chosen=chosen,
+            mesh=self._mesh,
+            plan=plan,
+        )
+
+    def _scan(
+        self,
+        query: scoring.ComposedQuery,
+        request: "_Request | _Lists",
+        allowed: np.ndarray | None,
+    ) -> scan.Merged:
         """Scan the whole gallery; return the merged results, on the host."""
+        plan = self._plan(len(query))
         carry, terms = self._start(query, request)
-        for levels, first, seen in self._blocks:
-            before = carry
+        masks = self._masks(allowed)
+        for (levels, first, seen), mask in zip(self._blocks, masks, strict=True):
+            before, chosen = carry, None
             bounds = scan.Bounds.build(
                 first=first,
                 seen=seen,
                 total=len(self),
                 used=self._blocks.used,
                 lists=request.k > 0,
+                k=request.k,
+                queries=len(request),
             )
-            carry, merged = scan.scan(
-                sample=self._no_sample,
-                levels=levels,
-                query=query,
-                terms=terms,
-                carry=carry,
-                bounds=bounds,
-                mesh=self._mesh,
+            if plan.is_fast:
+                carry, chosen = self._choose(plan, levels, query, terms, carry, bounds, mask)
+            sample = () if terms is None else self._empty_sample(min(plan.tile, _SAMPLE))
+            carry, merged = self._run(
+                plan, sample, levels, query, terms, carry, bounds, mask, chosen
             )
             # While this block is scanned, the next one is transferred, and no third.
             jax.block_until_ready(before)
-        return jax.tree.map(lambda x: np.asarray(x)[: len(request.rows)], merged)
+        return jax.tree.map(lambda x: x[: len(request)], jax.device_get(merged))
+
+    def _choose(
+        self, plan: Plan, levels, query, terms, carry, bounds, mask
+    ) -> tuple[scan.Carry, scan.Chosen]:
+        """Run the fast pass; return a carry with its counts, and the images that it has left."""
+        longer = self._empty_carry(
+            queries=len(query),
+            thresholds=carry.higher.shape[2],
+            k=fast.length_of(carry.scores.shape[2]),
+        )
+        higher, tied, chosen = fast.choose(
+            levels=levels,
+            query=query,
+            terms=terms,
+            carry=longer,
+            bounds=bounds,
+            allowed=mask,
+            largest=self._largest,
+            mesh=self._mesh,
+            plan=plan,
+        )
+        return carry.replace(higher=higher, tied=tied), chosen
 
     def _start(
-        self, query: scoring.ComposedQuery, request: "_Request"
-    ) -> tuple[scan.Carry, scan.Terms]:
+        self, query: scoring.ComposedQuery, request: "_Request | _Lists"
+    ) -> tuple[scan.Carry, Terms | None]:
         """Return the carry and the terms of a search that has seen no image yet."""
+        length = round_to_power(max(request.k, _LEAST_LENGTH))
+        if isinstance(request, _Lists):
+            return self._empty_carry(queries=len(query), thresholds=0, k=length), None
         rows, thresholds, uncounted, excluded = (
             _pad_rows(x, len(query))
             for x in (request.rows, request.thresholds, request.uncounted, request.excluded)
         )
-        carry = scan.start(
-            mesh=self._mesh,
-            queries=len(query),
-            thresholds=thresholds.shape[1],
-            k=round_to_power(max(request.k, _LEAST_LENGTH)),
+        carry = self._empty_carry(queries=len(query), thresholds=thresholds.shape[1], k=length)
+        return carry, self._replicate(Terms(rows, thresholds, uncounted, excluded))
+
+    def _plan(self, queries: int) -> Plan:
+        """Return the plan of a search for some queries, padding included."""
+        is_resident = len(self._blocks.resident) == 1
+        return make_plan(
+            self._mesh.devices.flat[0].platform,
+            queries,
+            self._blocks.shard_rows,
+            chunk=self._chunk,
+            fast=self._fast if is_resident else False,
         )
-        return carry, self._replicate(scan.Terms(rows, thresholds, uncounted, excluded))
 
     def _prepare(self, query: scoring.ComposedQuery, least: int) -> scoring.ComposedQuery:
         """Replicate queries, padded with zeros so that few programs serve all B."""
         count = max(len(query), least)
         step = 1 << max(count.bit_length() - 3, 0)
         missing = round_up(count, step) - len(query)
-        widths = ((0, 0), (0, missing), (0, 0))
         query = query.replace(preservation=None)
-        return self._replicate(jax.tree.map(lambda x: np.pad(np.asarray(x), widths), query))
+        if missing:
+            widths = ((0, 0), (0, missing), (0, 0))
+            query = jax.tree.map(lambda x: np.pad(np.asarray(x), widths), query)
+        return self._replicate(query)
 
     def _replicate(self, tree: Any) -> Any:
         whole = sharding.replicated(self._mesh)
+        if whole.is_fully_addressable:
+            return jax.device_put(tree, whole)  # all arrays in one transfer
         return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree
+            lambda x: jax.make_array_from_callback(x.shape, whole, lambda i: np.asarray(x)[i]), tree
         )
+
+    def _masks(self, allowed: np.ndarray | None) -> Sequence[jax.Array]:
+        """Return the mask of the images that take part, [R] bool for each block."""
+        if allowed is None:
+            return self._all_allowed
+        return list(self._blocks.spread(allowed))
+
+    @functools.cached_property
+    def _all_allowed(self) -> list[jax.Array]:
+        mask = next(iter(self._blocks.spread(np.ones(len(self), bool))))
+        return [mask] * self._blocks.count
+
+    @functools.cached_property
+    def _largest(self) -> jax.Array:
+        """The largest norm of an image at each level, which the fast pass's error depends on."""
+        return self._replicate(np.asarray(largest_norms(self._blocks.resident[0])))
+
+    @functools.cached_property
+    def _nothing_chosen(self) -> scan.Chosen:
+        return scan.Chosen.nothing(self._mesh, fast.capacity_of(self._blocks.shard_rows))
+
+
+def _check_mask(allowed: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Return a mask of images, or None for one that leaves out nothing."""
+    if allowed is None:
+        return None
+    allowed = np.asarray(allowed)
+    if allowed.dtype != bool or allowed.shape != (count,):
+        raise ValueError(
+            f"allowed must be a bool for each of {count} images, not {allowed.dtype} "
+            f"{allowed.shape}"
+        )
+    return None if allowed.all() else allowed
+
+
+def _keep_allowed(positions: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+    """Return positions with padding in place of the images that take no part."""
+    if allowed is None or not len(allowed):
+        return positions
+    return np.where((positions >= 0) & allowed[positions], positions, NO_TARGET)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +435,20 @@ class _Request:
     uncounted: np.ndarray
     excluded: np.ndarray
     k: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lists:
+    """A search for the k best images of B queries alone."""
+
+    queries: int
+    k: int
+
+    def __len__(self) -> int:
+        return self.queries
 
 
 def _pad_rows(rows: np.ndarray, count: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cmap_jax.files import check_can_write, is_remote
-from cmap_jax.retrieval.backends import DEFAULT, find_backend, settings_of
+from cmap_jax.retrieval.backends import DEFAULT, BackendEntry, find_backend, settings_of
 from cmap_jax.retrieval.catalogue import Item, field_kinds, items_of
 from cmap_jax.retrieval.embedding import ShardTask, make_tasks, write_shards
 from cmap_jax.retrieval.index_files.form import (
@@ -153,11 +153,7 @@ def build_index(
     """
     folder = _absolute(folder)
     before = check_destination(folder, update)
-    if before is not None and backend is None:
-        backend, settings = before.backend, before.settings if settings is None else settings
-    backend = backend or DEFAULT
-    chosen, prepared = settings_of(backend, settings or {}), find_backend(backend)
-    prepared.check(chosen, folder)
+    chosen = _choose_backend(folder, before, backend, settings)
     items = items_of(images)
     fields = field_kinds(items)
     description = describe(trained, dtype or (before.dtype if before else FLOAT32))
@@ -173,33 +169,52 @@ def build_index(
             writer,
             _complete_shards(writer, tasks),
             fields=fields,
-            backend=backend,
-            settings=dataclasses.asdict(chosen),
+            backend=chosen.name,
+            settings=dataclasses.asdict(chosen.settings),
         )
-        report = IndexReport(
-            manifest=manifest,
-            encoded=writer.encoded(),
-            removed=len(known.published - {item.id for item in items}),
-            unreadable=None,
-            loss=None,
-        )
+        encoded = writer.encoded()
         if not known.damaged and _same_content(before, manifest):
             writer.remove()
             manifest = before
         else:
-            stored = StoredIndex(folder, manifest)
-            if description.dtype != FLOAT32:
-                loss = measure(trained, stored)
-                manifest = dataclasses.replace(manifest, loss=loss and dataclasses.asdict(loss))
-            prepared.build(stored, chosen, stored.backend_folder)
+            manifest = _prepare(folder, manifest, trained, chosen)
             lock.check()
             publish(folder, manifest)
-        return dataclasses.replace(
-            report,
-            manifest=manifest,
-            unreadable=unreadable_report(folder, manifest),
-            loss=None if manifest.loss is None else Loss(**manifest.loss),
-        )
+    return IndexReport(
+        manifest=manifest,
+        encoded=encoded,
+        removed=len(known.published - {item.id for item in items}),
+        unreadable=unreadable_report(folder, manifest),
+        loss=None if manifest.loss is None else Loss(**manifest.loss),
+    )
+
+
+class _Chosen(NamedTuple):
+    """The search backend that an index is prepared for, with its settings."""
+
+    name: str
+    entry: BackendEntry
+    settings: Any
+
+
+def _choose_backend(
+    folder: str, before: Manifest | None, name: str | None, values: Mapping[str, Any] | None
+) -> _Chosen:
+    """Return a backend, or that of the index before; refuse one that cannot serve the index."""
+    if before is not None and name is None:
+        name, values = before.backend, before.settings if values is None else values
+    name = name or DEFAULT
+    chosen = _Chosen(name, find_backend(name), settings_of(name, values or {}))
+    chosen.entry.check(chosen.settings, folder)
+    return chosen
+
+
+def _prepare(folder: str, manifest: Manifest, trained: Trained, chosen: _Chosen) -> Manifest:
+    """Measure a generation's loss, and let the backend write its files; return its manifest."""
+    stored = StoredIndex(folder, manifest)
+    loss = None if manifest.dtype == FLOAT32 else measure(trained, stored)
+    chosen.entry.build(stored, chosen.settings, stored.backend_folder)
+    return dataclasses.replace(manifest, loss=loss and dataclasses.asdict(loss))
 
 
 class _Known(NamedTuple):

@@ -73,7 +73,7 @@ class Picture(NamedTuple):
     """The result of reading an entry's picture.
 
     Attributes:
-        entry: the entry.
+        entry: whose picture was read.
         stamp: of the picture now; None if it cannot be read.
         pixels: uint8 [S, S, 3]; None if its embedding is known, or it cannot be read.
         reason: why it cannot be read; None if it can.

@@ -1,11 +1,13 @@
 """The devices' part of a search: each scans its shard of a block, a chunk at a time.
 
-The scores of a chunk are used and dropped. The carry from chunk to chunk is small: the best images
-so far, and how many images score above the correct ones or tie with them. Each device has its own
-carry, which goes from block to block; beside it, `scan` returns the results of all devices, merged.
+The scores of a chunk are used and dropped. The carry from chunk to chunk is small. Each device has
+its own, which goes from block to block; beside it, `scan` returns the results of all devices,
+merged. After a pass in bfloat16 (`cmap_jax.retrieval.fast`), only what it has left is scanned.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -14,100 +16,136 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from cmap_jax import scoring, sharding
+from cmap_jax.retrieval import scores
+from cmap_jax.retrieval.carry import LOWEST, Carry, Images, Terms, update
+from cmap_jax.retrieval.plan import CPU, Plan
+from cmap_jax.retrieval.positions import NO_TARGET
+from cmap_jax.retrieval.scores import Levels
 
-# The score of an excluded image: below all others, and above -inf, which stands for no image.
-LOWEST = float(jnp.finfo(jnp.float32).min)
-
-_SPLIT = PartitionSpec(sharding.BATCH_AXES)
-_WHOLE = PartitionSpec()
-
-Levels = tuple[jax.Array, ...]
-
-
-@flax.struct.dataclass
-class Carry:
-    """Results of S shards so far, for B queries.
-
-    Attributes:
-        scores: the k best scores, [S, B, k] float32, best first; -inf behind the images so far.
-        positions: their positions in the gallery, [S, B, k] int32; ties go to the lower one.
-        higher: number of images that score above each threshold, [S, B, T] int32.
-        tied: number of images that score exactly a threshold, [S, B, T] int32.
-        broken: whether a score was NaN, [S, B] bool.
-    """
-
-    scores: jax.Array
-    positions: jax.Array
-    higher: jax.Array
-    tied: jax.Array
-    broken: jax.Array
-
-
-@flax.struct.dataclass
-class Terms:
-    """The terms of a search, for each query.
-
-    Attributes:
-        rows: rows of the sample whose scores are returned, [B, M] int32, padded with -1.
-        thresholds: scores to count against, [B, T] float32: that of the best correct image, or of
-            every correct one.
-        uncounted: positions of the correct and the excluded images, which are not counted,
-            [B, U] int32, each once and padded with -1.
-        excluded: positions that come last, [B, E] int32, padded with -1.
-    """
-
-    rows: jax.Array
-    thresholds: jax.Array
-    uncounted: jax.Array
-    excluded: jax.Array
+SPLIT = PartitionSpec(sharding.BATCH_AXES)
+WHOLE = PartitionSpec()
+_NO_POSITION = np.iinfo(np.int32).max  # behind all images
 
 
 @flax.struct.dataclass
 class Bounds:
-    """Which rows of a block and of a sample count; int32 scalars and a bool.
+    """Which rows of a block and of a sample count.
 
     Attributes:
-        first: position of the block's first row.
-        seen: lowest position that counts; lower ones belong to earlier blocks, though the block
-            may hold their rows too.
-        total: images in the gallery; rows at this position and above are padding.
-        used: rows of each device's shard of the block that hold images.
-        sampled: rows of each device's shard of the sample that hold images.
-        lists: whether the best images are listed, which takes time.
+        numbers: the numbers that `build` takes, [8] int32 in one array: each array of a call costs
+            time.
     """
 
-    first: jax.Array
-    seen: jax.Array
-    total: jax.Array
-    used: jax.Array
-    sampled: jax.Array
-    lists: jax.Array
+    numbers: jax.Array
 
     @classmethod
-    def build(cls, *, lists: bool = False, **numbers: int) -> "Bounds":
-        """Return bounds; a number that is not given is 0."""
-        names = ("first", "seen", "total", "used", "sampled")
-        return cls(*(np.int32(numbers.get(name, 0)) for name in names), np.bool_(lists))
+    def build(
+        cls,
+        *,
+        first: int = 0,
+        seen: int = 0,
+        total: int = 0,
+        used: int = 0,
+        sampled: int = 0,
+        lists: bool = False,
+        k: int = 0,
+        queries: int = 0,
+    ) -> "Bounds":
+        """Return bounds.
+
+        Args:
+            first: position of the block's first row.
+            seen: lowest position that counts; lower ones belong to earlier blocks, though the block
+                may hold their rows too.
+            total: images in the gallery; rows at this position and above are padding.
+            used: rows of each device's shard of the block that hold images.
+            sampled: rows of each device's shard of the sample that hold images.
+            lists: whether the best images are listed, which takes time.
+            k: number of best images that are asked for, which a fast pass must know.
+            queries: number of queries; those behind them are padding, which it must know too.
+        """
+        return cls(np.array([first, seen, total, used, sampled, lists, k, queries], np.int32))
+
+    @property
+    def first(self) -> jax.Array:
+        """Return the position of the block's first row."""
+        return self.numbers[0]
+
+    @property
+    def used(self) -> jax.Array:
+        """Return how many rows of a shard hold images."""
+        return self.numbers[3]
+
+    @property
+    def sampled(self) -> jax.Array:
+        """Return how many rows of a device's sample hold images."""
+        return self.numbers[4]
+
+    @property
+    def lists(self) -> jax.Array:
+        """Return whether the best images are listed."""
+        return self.numbers[5] > 0
+
+    @property
+    def k(self) -> jax.Array:
+        """Return the number of best images that are asked for."""
+        return self.numbers[6]
+
+    @property
+    def queries(self) -> jax.Array:
+        """Return the number of queries without padding."""
+        return self.numbers[7]
+
+    def limits(self, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the rows from which and up to which a shard with this first position counts."""
+        _, seen, total, used = self.numbers[:4]
+        low = jnp.clip(seen - first, 0, used)
+        return low, jnp.clip(total - first, low, used)
+
+
+@flax.struct.dataclass
+class Chosen:
+    """The images that a fast pass has left for float32, for each of S shards.
+
+    Attributes:
+        rows: rows of the shard, [S, M] int32, ascending; the first ``count`` of them.
+        is_counted: mask of those that the fast pass has not counted, [S, M] bool.
+        count: number of rows, [S] int32.
+        is_all: whether all rows of the shard are scanned instead, [S] bool.
+    """
+
+    rows: jax.Array
+    is_counted: jax.Array
+    count: jax.Array
+    is_all: jax.Array
+
+    @classmethod
+    def nothing(cls, mesh: Mesh, capacity: int) -> "Chosen":
+        """Return a choice of no image, with room for ``capacity`` a shard."""
+        rows = np.zeros((mesh.size, capacity), np.int32)
+        count = np.zeros(mesh.size, np.int32)
+        choice = cls(rows, rows.astype(bool), count, count.astype(bool))
+        return jax.tree.map(lambda x: sharding.place_same(x, mesh), choice)
 
 
 @flax.struct.dataclass
 class Merged:
-    """Results of all shards together, replicated.
+    """Results of all shards together, replicated; counts and picked scores only with terms.
 
     Attributes:
         picked: scores of the sample's requested rows, [B, M] float32; 0 for padding.
         scores: the k best scores, [B, k] float32, best first; -inf for an excluded or no image.
-        positions: their positions, [B, k] int32; ties go to the lower one.
+        positions: their positions, [B, k] int32; ties go to the lower one; -1 for no image.
         higher: number of images above each threshold, [B, T] int32.
         tied: number of images at each threshold, [B, T] int32.
         broken: whether a score was NaN, [B] bool.
     """
 
-    picked: jax.Array
+    picked: jax.Array | None
     scores: jax.Array
     positions: jax.Array
-    higher: jax.Array
-    tied: jax.Array
+    higher: jax.Array | None
+    tied: jax.Array | None
     broken: jax.Array
 
 
@@ -124,16 +162,19 @@ def start(*, mesh: Mesh, queries: int, thresholds: int, k: int) -> Carry:
     return jax.tree.map(lambda x: sharding.place_same(x, mesh), carry)
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
+@functools.partial(jax.jit, static_argnames=("mesh", "plan"))
 def scan(
     sample: Levels,
     levels: Levels,
     query: scoring.ComposedQuery,
-    terms: Terms,
+    terms: Terms | None,
     carry: Carry,
     bounds: Bounds,
+    allowed: jax.Array | None = None,
+    chosen: Chosen | None = None,
     *,
     mesh: Mesh,
+    plan: Plan | None = None,
 ) -> tuple[Carry, Merged]:
     """Score some images of a sample and a block of the gallery, and update the carry.
 
@@ -141,51 +182,119 @@ def scan(
     what ``bounds`` leaves empty is skipped in no time.
 
     Args:
-        sample: levels of some images, [C, D] each on every device, scored all at once.
-        levels: levels of the block, [R, D] each, sharded, at least C rows on a device; C rows are
-            scored at once. Empty for no block.
+        sample: levels of some images, [C, D] each on every device, at most a tile. Empty without
+            terms.
+        levels: levels of the block, [R, D] each, sharded, at least a chunk on a device. Empty for
+            no block.
         query: B queries, replicated.
-        terms: thresholds and positions, for each query.
+        terms: thresholds and positions, for each query; None for lists alone.
         carry: results of the earlier blocks.
         bounds: which rows count.
+        allowed: mask of the block's images that take part, [R] bool, sharded; None: all of them.
+        chosen: the only images to be scanned, where there was a fast pass.
         mesh: the devices that sample and levels are sharded over.
+        plan: rows at once; None: as many as the sample has.
 
     Returns:
         The updated carry, and the merged results so far.
     """
+    if plan is None:
+        rows = jax.tree.leaves(sample)[0].shape[0] // mesh.size
+        plan = Plan(mesh.devices.flat[0].platform, rows, rows)
 
-    def local(sample, levels, query, terms, carry, bounds) -> tuple[Carry, jax.Array]:
+    def local(
+        sample, levels, query, terms, carry, bounds, allowed, chosen
+    ) -> tuple[Carry, jax.Array]:
         device = jax.lax.axis_index(sharding.BATCH_AXES)
-        picked = _pick(
-            sample, query, terms.rows, first=device * bounds.sampled, used=bounds.sampled
-        )
-        carry = jax.tree.map(lambda x: x[0], carry)
-        if levels:
-            carry = _scan_shard(
-                levels,
+        picked = None
+        if terms is not None:
+            picked = _pick(
+                sample,
                 query,
-                terms,
-                carry=carry,
-                bounds=bounds,
-                first=bounds.first + device * bounds.used,
-                size=sample[0].shape[0],
+                terms.rows,
+                first=device * bounds.sampled,
+                used=bounds.sampled,
+                plan=plan,
             )
+        carry, chosen = jax.tree.map(lambda x: x[0], (carry, chosen))
+        if levels:
+            first = bounds.first + device * bounds.used
+            shard = Shard(levels, allowed, first, *bounds.limits(first), plan)
+            carry = _scan_shard(shard, query, terms, carry, bounds.lists, chosen)
         return jax.tree.map(lambda x: x[None], (carry, picked))
 
     split = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(_SPLIT, _SPLIT, _WHOLE, _WHOLE, _SPLIT, _WHOLE),
-        out_specs=_SPLIT,
+        in_specs=(SPLIT, SPLIT, WHOLE, WHOLE, SPLIT, WHOLE, SPLIT, SPLIT),
+        out_specs=SPLIT,
     )
-    carry, picked = split(sample, levels, query, terms, carry, bounds)
-    # One device has the score and the others zero. A maximum over devices might lose a NaN.
-    merged = _merge(carry, picked.sum(axis=0))
+    carry, picked = split(sample, levels, query, terms, carry, bounds, allowed, chosen)
+    merged = _merge(carry, picked)
     return carry, jax.lax.with_sharding_constraint(merged, sharding.replicated(mesh))
 
 
+@flax.struct.dataclass
+class Shard:
+    """A device's shard of a block.
+
+    Attributes:
+        levels: its levels, [R, D] each.
+        allowed: mask of the images that take part, [R] bool, or None.
+        first: position of its first row.
+        low: its first row that counts.
+        high: the row behind the last one that counts.
+        plan: rows at once; static.
+    """
+
+    levels: Levels
+    allowed: jax.Array | None
+    first: jax.Array
+    low: jax.Array
+    high: jax.Array
+    plan: Plan = flax.struct.field(pytree_node=False)
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows, R."""
+        return jax.tree.leaves(self.levels)[0].shape[0]
+
+    def scan(self, step: Callable[[jax.Array, Any], Any], state: Any) -> Any:
+        """Return the state after a step for each chunk that holds rows that count."""
+        if self.plan.chunk == self.rows:
+            return step(jnp.int32(0), state)
+        chunks = -(-(self.high - self.low) // self.plan.chunk)
+        return jax.lax.fori_loop(0, chunks, step, state)
+
+    def chunk(self, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the first row of a chunk, and which of its rows take part, [C] bool.
+
+        The last chunk overlaps the one before: all have one size, and nothing is padded.
+        """
+        size = self.plan.chunk
+        wanted = self.low + number * size
+        begin = jnp.minimum(wanted, self.rows - size)
+        row = begin + jnp.arange(size)
+        is_new = (row >= wanted) & (row < self.high)
+        if self.allowed is not None:
+            is_new &= jax.lax.dynamic_slice_in_dim(self.allowed, begin, size)
+        return begin, is_new
+
+    def score(self, is_new: jax.Array, score: Callable[[], jax.Array], queries: int) -> jax.Array:
+        """Return a chunk's scores, [B, C]; zeros where they are not needed."""
+        if self.plan.chunk == self.rows and self.plan.platform != CPU:
+            # A branch, whose condition the host reads, would take longer than it saves.
+            return jax.lax.optimization_barrier(score())
+        return _when_needed(is_new.any(), score, (queries, self.plan.chunk))
+
+
 def _pick(
-    sample: Levels, query: scoring.ComposedQuery, rows: jax.Array, first: jax.Array, used: jax.Array
+    sample: Levels,
+    query: scoring.ComposedQuery,
+    rows: jax.Array,
+    first: jax.Array,
+    used: jax.Array,
+    plan: Plan,
 ) -> jax.Array:
     """Return the scores of some rows of a sample, [B, M]; 0 where this device does not have them.
 
@@ -195,183 +304,142 @@ def _pick(
         rows: rows of the whole sample, [B, M] int32, padded with -1.
         first: number of the shard's first row in the whole sample.
         used: rows of the shard that hold images.
+        plan: rows at once.
     """
-    size = sample[0].shape[0]
-    column, is_here = _columns(rows, first, size)
-    is_here &= column < used
-    scores = _score_chunk(sample, query, begin=jnp.int32(0), size=size, is_needed=is_here.any())
-    return jnp.where(is_here, jnp.take_along_axis(scores, column, axis=1), 0.0)
+    size = jax.tree.leaves(sample)[0].shape[0]
+    column = rows - first
+    is_here = (rows >= 0) & (column >= 0) & (column < used)
+    column = jnp.clip(column, 0, size - 1)
+
+    def widen(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, plan.tile - size), *((0, 0),) * (x.ndim - 1)))
+
+    # As many rows as in a tile, so that the same instructions compute the same score.
+    tile = jax.tree.map(widen, sample) if size < plan.tile else sample
+    tile_scores = _when_needed(
+        is_here.any(), lambda: _score_tile(query, tile, plan), (len(query), plan.tile)
+    )
+    return jnp.where(is_here, jnp.take_along_axis(tile_scores, column, axis=1), 0.0)
 
 
 def _scan_shard(
-    levels: Levels,
+    shard: Shard,
     query: scoring.ComposedQuery,
-    terms: Terms,
+    terms: Terms | None,
     carry: Carry,
-    bounds: Bounds,
-    first: jax.Array,
-    size: int,
+    lists: jax.Array,
+    chosen: Chosen | None,
 ) -> Carry:
-    """Return the carry after this device's shard of a block.
+    """Return the carry after this device's shard of a block, or after its chosen rows.
 
     Args:
-        levels: levels of the shard, [R, D] each.
+        shard: the shard.
         query: B queries.
         terms: thresholds and positions, for each query.
         carry: this shard's results so far, without the axis of shards.
-        bounds: which rows count.
-        first: position of the shard's first row.
-        size: rows scored at once, at most R.
+        lists: whether the best images are listed.
+        chosen: rows, without the axis of shards; None: all that count.
     """
-    rows = levels[0].shape[0]
-    low = jnp.clip(bounds.seen - first, 0, bounds.used)
-    high = jnp.clip(bounds.total - first, low, bounds.used)
+    plan = shard.plan
 
-    def step(number: jax.Array, carry: Carry) -> Carry:
-        # The last chunk overlaps the one before: all have one size, and nothing is padded.
-        wanted = low + number * size
-        begin = jnp.minimum(wanted, rows - size)
-        row = begin + jnp.arange(size)
-        is_new = (row >= wanted) & (row < high)
-        scores = _score_chunk(levels, query, begin=begin, size=size, is_needed=is_new.any())
-        return _update(carry, scores, is_new, terms=terms, begin=first + begin, lists=bounds.lists)
-
-    return jax.lax.fori_loop(0, -(-(high - low) // size), step, carry)
-
-
-def _merge(carry: Carry, picked: jax.Array) -> Merged:
-    """Merge the shards' results."""
-    shards, queries, k = carry.scores.shape
-    scores, positions = carry.scores[0], carry.positions[0]
-    if shards > 1:
-        scores, positions = (
-            x.swapaxes(0, 1).reshape(queries, -1) for x in (carry.scores, carry.positions)
+    def all_rows(number: jax.Array, carry: Carry) -> Carry:
+        begin, is_new = shard.chunk(number)
+        images = Images(shard.first + begin + jnp.arange(plan.chunk), is_new, is_new)
+        chunk_scores = shard.score(
+            is_new, lambda: _score_rows(shard.levels, query, begin, plan), len(query)
         )
-        scores, positions = jax.lax.sort((-scores, positions), num_keys=2)
-        scores, positions = -scores[:, :k], positions[:, :k]
-    return Merged(
-        picked=picked,
-        scores=jnp.where(scores > LOWEST, scores, -jnp.inf),
-        positions=positions,
-        higher=carry.higher.sum(axis=0),
-        tied=carry.tied.sum(axis=0),
-        broken=carry.broken.any(axis=0),
-    )
+        return update(carry, chunk_scores, images, terms, lists)
+
+    def chosen_rows(number: jax.Array, carry: Carry) -> Carry:
+        # The same instructions score all rows where too many are left.
+        index = number * plan.tile + jnp.arange(plan.tile)
+        listed = jnp.minimum(index, chosen.rows.shape[0] - 1)
+        row = jnp.where(chosen.is_all, shard.low + index, chosen.rows[listed])
+        is_new = jnp.where(chosen.is_all, row < shard.high, index < chosen.count)
+        if shard.allowed is not None:
+            is_new &= shard.allowed[jnp.minimum(row, shard.rows - 1)]
+        is_counted = is_new & (chosen.is_all | chosen.is_counted[listed])
+        position = jnp.where(index < limit, shard.first + row, _NO_POSITION)
+        images = Images(position, is_new, is_counted)
+        tile_scores = _when_needed(
+            is_new.any(),
+            lambda: _score_tile(query, scores.rows_of(shard.levels, row), plan),
+            (len(query), plan.tile),
+        )
+        return update(carry, tile_scores, images, terms, lists)
+
+    if chosen is None:
+        return shard.scan(all_rows, carry)
+    limit = jnp.where(chosen.is_all, shard.high - shard.low, chosen.count)
+    return jax.lax.fori_loop(0, -(-limit // plan.tile), chosen_rows, carry)
 
 
-def _score_chunk(
-    levels: Levels, query: scoring.ComposedQuery, begin: jax.Array, size: int, is_needed: jax.Array
+def _score_rows(
+    levels: Levels, query: scoring.ComposedQuery, begin: jax.Array, plan: Plan
 ) -> jax.Array:
-    """Score ``size`` rows of a block, [B, size]; zeros where they are not needed."""
+    """Score the rows of a chunk, a tile at a time, [B, C]."""
+    if plan.tile == plan.chunk:
+        return _score_tile(query, scores.rows_at(levels, begin, plan.tile), plan)
 
-    def score() -> jax.Array:
-        chunk = [jax.lax.dynamic_slice_in_dim(level, begin, size) for level in levels]
-        return scoring.score(query, jnp.stack(chunk))
+    def tile(number: jax.Array, chunk_scores: jax.Array) -> jax.Array:
+        # The last tile overlaps the one before.
+        offset = jnp.minimum(number * plan.tile, plan.chunk - plan.tile)
+        rows = scores.rows_at(levels, begin + offset, plan.tile)
+        values = _score_tile(query, rows, plan)
+        return jax.lax.dynamic_update_slice_in_dim(chunk_scores, values, offset, axis=1)
 
-    def nothing() -> jax.Array:
-        zeros = jnp.zeros((len(query), size))
-        return jax.lax.pcast(zeros, sharding.BATCH_AXES, to="varying")
+    empty = _nothing((len(query), plan.chunk))
+    return jax.lax.fori_loop(0, -(-plan.chunk // plan.tile), tile, empty)
 
+
+def _score_tile(query: scoring.ComposedQuery, tile: Levels, plan: Plan) -> jax.Array:
+    """Score rows of the gallery in float32, [B, C]."""
+    if plan.is_fused:
+        return scores.fused_score(query, tile, plan.platform)
+    if plan.platform != CPU:
+        # Without this the products of a sample and of a block might be compiled to different
+        # instructions, which round differently.
+        tile = jax.lax.optimization_barrier(tile)
+        if jax.tree.leaves(tile)[0].dtype == jnp.bfloat16:
+            return scores.split_score(scores.split_query(query, len(tile), 3), tile)
+    return scoring.score(query, jnp.stack([scores.values(level) for level in tile]))
+
+
+def _when_needed(
+    is_needed: jax.Array, score: Callable[[], jax.Array], shape: tuple[int, int]
+) -> jax.Array:
+    """Return scores, [B, C]; zeros where they are not needed."""
     # The branch is also an optimisation barrier. Without it the compiler would fuse the score with
     # each of its uses and compute it once for each; a sample's and a block's scores might then be
     # rounded differently, and a correct image would not tie with itself and its duplicates.
-    return jax.lax.cond(is_needed, score, nothing)
+    return jax.lax.cond(is_needed, score, lambda: _nothing(shape))
 
 
-def _columns(positions: jax.Array, begin: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Return positions as columns of a chunk that starts at ``begin``, and whether it has them."""
-    column = positions - begin
-    is_here = (positions >= 0) & (column >= 0) & (column < size)
-    return jnp.where(is_here, column, 0), is_here
+def _nothing(shape: tuple[int, ...]) -> jax.Array:
+    """Return zeros, on each device its own."""
+    return jax.lax.pcast(jnp.zeros(shape), sharding.BATCH_AXES, to="varying")
 
 
-def _update(
-    carry: Carry,
-    scores: jax.Array,
-    is_new: jax.Array,
-    terms: Terms,
-    begin: jax.Array,
-    lists: jax.Array,
-) -> Carry:
-    """Return the carry after another chunk.
-
-    Args:
-        carry: one shard's results so far, without the axis of shards.
-        scores: scores of the chunk's C images, [B, C].
-        is_new: mask of the images that count, [C] bool.
-        terms: thresholds and positions, for each query.
-        begin: position of the chunk's first image.
-        lists: whether the best images are listed.
-    """
-    higher, tied, broken = _count(scores, is_new, terms.thresholds)
-    column, is_here = _columns(terms.uncounted, begin, scores.shape[1])
-    is_here &= is_new[column]
-    uncounted = jnp.take_along_axis(scores, column, axis=1)[:, :, None]  # [B, U, 1]
-    above, level = (
-        jnp.sum(is_here[:, :, None] & which, axis=1, dtype=jnp.int32)
-        for which in (
-            uncounted > terms.thresholds[:, None, :],
-            uncounted == terms.thresholds[:, None, :],
+def _merge(carry: Carry, picked: jax.Array | None) -> Merged:
+    """Merge the shards' results."""
+    counts = (None, None, None)
+    if picked is not None:
+        # One device has the picked score and the others zero. A maximum might lose a NaN.
+        counts = (x.sum(axis=0) for x in (picked, carry.higher, carry.tied))
+    picked, higher, tied = counts
+    shards, queries, k = carry.scores.shape
+    best, positions = carry.scores[0], carry.positions[0]
+    if shards > 1:
+        best, positions = (
+            x.swapaxes(0, 1).reshape(queries, -1) for x in (carry.scores, carry.positions)
         )
+        best, positions = jax.lax.sort((-best, positions), num_keys=2)
+        best, positions = -best[:, :k], positions[:, :k]
+    return Merged(
+        picked=picked,
+        scores=jnp.where(best > LOWEST, best, -jnp.inf),
+        positions=jnp.where(best == -jnp.inf, NO_TARGET, positions),
+        higher=higher,
+        tied=tied,
+        broken=carry.broken.any(axis=0),
     )
-    carry = carry.replace(
-        higher=carry.higher + higher - above,
-        tied=carry.tied + tied - level,
-        broken=carry.broken | broken,
-    )
-
-    def best_images() -> tuple[jax.Array, jax.Array]:
-        return _best(carry, scores, is_new, terms=terms, begin=begin)
-
-    best, positions = jax.lax.cond(lists, best_images, lambda: (carry.scores, carry.positions))
-    return carry.replace(scores=best, positions=positions)
-
-
-def _best(
-    carry: Carry, scores: jax.Array, is_new: jax.Array, terms: Terms, begin: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return the scores and positions of the best images of the carry and a chunk, [B, k] each."""
-    k = carry.scores.shape[1]
-    # The scores 0 and -0 are equal, but `top_k` would rank them.
-    ranked = jnp.where(scores == 0, 0.0, jnp.maximum(scores, LOWEST))
-    ranked = jnp.where(is_new, ranked, -jnp.inf)
-    # The carried images have lower positions and come first, so that they win ties.
-    ranked = jnp.concatenate([carry.scores, ranked], axis=1)
-    column, is_here = _columns(terms.excluded, begin, scores.shape[1])
-    column = jnp.where(is_here & is_new[column], k + column, ranked.shape[1])
-    row = jnp.arange(len(scores))[:, None]
-    best, index = jax.lax.top_k(ranked.at[row, column].set(LOWEST, mode="drop"), k)
-    carried = jnp.take_along_axis(carry.positions, jnp.minimum(index, k - 1), axis=1)
-    return best, jnp.where(index < k, carried, begin + index - k)
-
-
-def _count(
-    scores: jax.Array, is_new: jax.Array, thresholds: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return how many new images score above and at each threshold, and whether a score is NaN.
-
-    Args:
-        scores: scores of the chunk's C images, [B, C].
-        is_new: mask of the images that count, [C] bool.
-        thresholds: scores to count against, [B, T].
-
-    Returns:
-        Two counts, [B, T] int32, and a mask of the queries, [B] bool.
-    """
-
-    def against(threshold: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        # One pass for all three: after the product, reading the scores takes most of the time.
-        threshold = threshold[:, None]
-        return jax.lax.reduce(
-            (
-                (is_new & (scores > threshold)).astype(jnp.int32),
-                (is_new & (scores == threshold)).astype(jnp.int32),
-                is_new & jnp.isnan(scores),
-            ),
-            (np.int32(0), np.int32(0), np.False_),
-            lambda x, y: (x[0] + y[0], x[1] + y[1], x[2] | y[2]),
-            (1,),
-        )
-
-    higher, tied, broken = jax.lax.map(against, thresholds.T)
-    return higher.T, tied.T, broken[0]

@@ -111,6 +111,8 @@ def test_a_folder_of_other_files(workdir, shop, tmp_path, capsys):
 
 
 def test_without_beam(workdir, shop, tmp_path, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "apache_beam"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     arguments = ("--model", workdir, "--images", shop, "--out", tmp_path / "index")
     assert _index(*arguments, "--runner", "DirectRunner") == 1

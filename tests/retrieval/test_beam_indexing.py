@@ -23,9 +23,20 @@ def _content(index: pathlib.Path) -> dict[str, bytes]:
     return {name: pathlib.Path(stored.generation_folder, name).read_bytes() for name in names}
 
 
+def _without_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the DirectRunner run in this process: it first tries a program that it downloads."""
+    runner = require("apache_beam.runners.portability.prism_runner").PrismRunner
+
+    def refuse(self, pipeline, options):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(runner, "run_pipeline", refuse)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_result_is_that_of_one_process(tmp_path, monkeypatch):
     require("apache_beam")
+    _without_downloads(monkeypatch)
     from cmap_jax.retrieval.beam_indexing import beam_writer
 
     monkeypatch.setattr(form, "_MOST_ROWS", 10)
@@ -43,8 +54,16 @@ def test_the_result_is_that_of_one_process(tmp_path, monkeypatch):
         # For the update.
         write_picture(shop / "05.png", 100)
         write_picture(shop / "99.png", 101)
-        (shop / "30.png").unlink()
+        (shop / "30.png").unlink(missing_ok=True)
     assert not list(tmp_path.glob("beam/*/task-*"))
+
+
+def test_a_runner_that_does_not_exist():
+    require("apache_beam")
+    from cmap_jax.retrieval.beam_indexing import beam_writer
+
+    with pytest.raises(ValueError, match="the runner 'Nothing' of Apache Beam cannot be used: Un"):
+        beam_writer("model", ["--runner=Nothing"])
 
 
 def test_a_worker_with_another_model_fails(tmp_path):

@@ -122,6 +122,9 @@ def test_other_delimiters_and_a_byte_order_mark(tmp_path, text):
 
 def test_the_folder_of_the_pictures(tmp_path):
     path = _write(tmp_path / "lists" / "list.csv", "image\nsub/../a.jpg\ngs://b/c.jpg\n")
+    with pytest.raises(FileNotFoundError, match="pictures: there is no such folder of pictures"):
+        items_of_list(path, tmp_path / "pictures")
+    (tmp_path / "pictures").mkdir()
     items = items_of_list(path, tmp_path / "pictures")
     assert [i.image for i in items] == [str(tmp_path / "pictures" / "a.jpg"), "gs://b/c.jpg"]
     assert [i.id for i in items] == ["sub/../a.jpg", "gs://b/c.jpg"]
@@ -130,13 +133,16 @@ def test_the_folder_of_the_pictures(tmp_path):
 def test_json_lines(tmp_path):
     text = (
         '{"image": "a.jpg", "id": 3, "colors": ["red", "blue"], "price": 5}\n\n'
-        '{"image": "b.jpg", "colors": [], "price": 5.5, "sale": null, "other": NaN}\n'
+        '{"image": "b.jpg", "colors": [], "price": 5.5, "sale": null, "other": NaN, '
+        f'"long": {10**30}}}\n'
     )
     first, second = _list(tmp_path, text, "list.JSONL")
     assert (first.id, second.id) == ("3", "b.jpg")
     assert first.metadata == {"colors": ["red", "blue"], "price": 5}
-    assert second.metadata == {"colors": [], "price": 5.5, "sale": None, "other": None}
+    values = {"colors": [], "price": 5.5, "sale": None, "other": None, "long": 10**30}
+    assert second.metadata == values
     kinds = {"colors": "texts", "price": "number", "sale": "text", "other": "text"}
+    kinds["long"] = "number"
     assert field_kinds([first, second]) == kinds
 
 

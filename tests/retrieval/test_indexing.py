@@ -1,11 +1,13 @@
 """Making an index and bringing one up to date: the model's embeddings, reports, kills, refusals."""
 
 import contextlib
+import copy
 import json
 import os
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from buckets import use_folder_as_bucket
@@ -189,6 +191,20 @@ def test_a_file_that_is_replaced_within_its_size(trained, shop, tmp_path):
     assert build_index(trained, shop, tmp_path / "index", update=True).encoded == 1
 
 
+def test_a_catalogue_that_has_moved(trained, shop, tmp_path):
+    """Times say nothing about files under other paths; their content decides."""
+    build_index(trained, shop, tmp_path / "index")
+    shutil.copytree(shop, tmp_path / "moved")  # with the files' times
+    changed = tmp_path / "moved" / "03.png"
+    times = os.stat(changed).st_atime_ns, os.stat(changed).st_mtime_ns
+    changed.write_bytes((shop / "04.png").read_bytes())
+    os.utime(changed, ns=times)
+    report = build_index(trained, tmp_path / "moved", tmp_path / "index", update=True)
+    assert report.encoded == 1
+    rows = StoredIndex(tmp_path / "index").rows([3, 4])
+    np.testing.assert_allclose(rows[:, 0], rows[:, 1], atol=2e-6)
+
+
 class _Killed(BaseException):
     """The end of a process, at a write."""
 
@@ -276,10 +292,11 @@ def test_the_loss_of_rounding(trained, shop, tmp_path, dtype):
     stored = StoredIndex(tmp_path / "index")
     errors = np.linalg.norm(stored.rows(range(_COUNT)) - exact, axis=2)
     loss = report.loss
-    assert loss.images == _COUNT  # a small catalogue is measured whole
-    assert loss.error == pytest.approx(errors.mean(), rel=1e-2)
-    assert loss.worst == pytest.approx(errors.max(), rel=1e-2)
-    assert 0 < loss.error < loss.worst < 0.02
+    # In a catalogue this small, nearly all are among the best 20 of some query.
+    assert _COUNT - 3 <= loss.images <= _COUNT
+    assert loss.queries == _COUNT
+    assert loss.error == pytest.approx(errors.mean(), rel=0.05)
+    assert loss.error < loss.worst <= errors.max() * 1.001 < 0.02
     assert 0.9 <= loss.kept <= 1
     assert 0 < loss.score_error < 0.1
     assert stored.manifest.loss == vars(loss)
@@ -308,7 +325,9 @@ def test_folders_that_are_refused(trained, shop, tmp_path):
         build_index(trained, shop, index, dtype="int8", update=True)
     with pytest.raises(ValueError, match="there is no backend 'fast', but exact"):
         build_index(trained, shop, tmp_path / "new", backend="fast")
-    other = small_trained(image_name="cells", embed_dim=4)
+    other = copy.copy(trained)
+    other.variables = jax.tree.map(lambda x: 2 * x, trained.variables)
+    other.__dict__.pop("fingerprint", None)
     with pytest.raises(ValueError, match=r"holds an index of another model \(None, fingerprint"):
         build_index(other, shop, index, update=True)
     os.remove(index / "manifest.json")

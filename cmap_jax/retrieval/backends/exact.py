@@ -1,7 +1,6 @@
 """Exact search: every image is scored."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -10,7 +9,6 @@ from cmap_jax import scoring
 from cmap_jax.retrieval.backends.entry import BackendEntry
 from cmap_jax.retrieval.exact import ExactIndex, SearchResult
 from cmap_jax.retrieval.index_files.reading import StoredIndex
-from cmap_jax.retrieval.positions import NO_TARGET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +38,11 @@ class ExactBackend:
         self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None = None
     ) -> SearchResult:
         """Return the best images of each query; see `entry.Backend`."""
-        count = len(self._index) if allowed is None else int(allowed.sum())
-        exclude = None
-        if allowed is not None:
-            exclude = np.broadcast_to(~allowed, (len(query), len(allowed)))
-        result = self._index.search(query, k, exclude=exclude)
-        beyond = np.arange(result.scores.shape[1]) >= count
-        return SearchResult(
-            np.where(beyond, np.float32(-np.inf), result.scores),
-            np.where(beyond, np.int32(NO_TARGET), result.positions),
-            None,
-        )
+        return self._index.search(query, k, allowed=allowed)
 
 
 def _open(stored: StoredIndex, settings: Settings, mesh: Mesh) -> ExactBackend:
-    pyramid = np.concatenate([_values(part) for part in stored.parts], axis=1)
-    return ExactBackend(ExactIndex(pyramid, mesh, device_gb=settings.device_gb))
-
-
-def _values(part: Any) -> np.ndarray:
-    """Return a part's embeddings as floating point, [L, n, D]."""
-    return part if isinstance(part, np.ndarray) else part.rows(slice(None))
+    return ExactBackend(ExactIndex(stored.parts, mesh, device_gb=settings.device_gb))
 
 
 ENTRY = BackendEntry(settings=Settings, open=_open)

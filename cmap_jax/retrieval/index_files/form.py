@@ -223,7 +223,9 @@ def read_manifest(folder: str | os.PathLike) -> Manifest:
     try:
         return Manifest.from_dict(content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(
+            f"{path} is damaged: {error}; restore it, or make the index again in a new folder"
+        ) from error
 
 
 def generation_number(name: str) -> int:

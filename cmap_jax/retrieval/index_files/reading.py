@@ -43,7 +43,7 @@ class ShardFiles:
 
     Attributes:
         part: its embeddings as they are stored, [L, n, D].
-        items: its items.
+        items: of its images, decoded one by one.
     """
 
     def __init__(self, generation: str, shard: Shard, description: Description):

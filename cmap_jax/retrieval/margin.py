@@ -1,0 +1,85 @@
+"""How far a score of bfloat16 pieces may be from the float32 score (docs/method.md, section 11)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32
+
+from cmap_jax import scoring
+from cmap_jax.numerics import at_least_float32
+from cmap_jax.retrieval.scores import Levels, values
+
+# The squared norm of a weighted image below which underflow might matter.
+LEAST_SQUARE = 2.0**-66
+
+_UNIT = 2.0**-23  # relative error of an addition, whether it rounds or truncates
+_SPLIT = 3.02 * 2.0**-16  # what products of two pieces each leave out, relative
+_FUNCTION = 16 * _UNIT  # relative error of an inverse square root and of the product with it
+_SLACK = 1.05  # terms of second order, and the rounding of the margin itself
+_LARGEST_WEIGHT, _LARGEST_NORM = 2.0**10, 2.0**10
+_RANGE = (2.0**-40, 2.0**40)  # of the norms of queries for which nothing under- or overflows
+
+
+def _sum_error(terms: int) -> float:
+    """Return the relative error of a sum of products in any order, to the sum of magnitudes.
+
+    Matrix units add sixteen products and their accumulator at once; a sixteenth more and a few
+    additions for the rest cover that.
+    """
+    return (1.125 * terms + 64) * _UNIT
+
+
+def margins(
+    query: scoring.ComposedQuery, levels: Levels, largest: Float32[Array, "L"]
+) -> Float32[Array, "B"]:
+    """Return the most by which a score of queries in two pieces and the float32 score differ.
+
+    Args:
+        query: B queries.
+        levels: the gallery, [N, D] each.
+        largest: largest norm of an image at each level.
+
+    Returns:
+        Infinite where nothing is known: a query or an image has elements that are so large or so
+        small that products may under- or overflow.
+    """
+    width = jax.tree.leaves(levels)[0].shape[1]
+    # A bfloat16 gallery's score in float32 is a sum of bfloat16 products too.
+    products = 5 if values(levels[0]).dtype == jnp.bfloat16 else 1
+    relative = _SPLIT + _sum_error(3 * width) + _sum_error(products * width)
+    # A weighted term also has the error of its norm, which is half that of the squared norm.
+    relative = _SLACK * (1.5 * relative + 2 * _FUNCTION)
+    total, is_known = jnp.zeros(len(query)), jnp.isfinite(largest).all()
+    is_known &= (largest <= _LARGEST_NORM).all()
+    terms = len(query.branches) * len(query.levels)
+    for branch in query.branches:
+        norm = _norms(branch, largest)  # [L, B]
+        is_usual = (norm == 0) | ((norm >= _RANGE[0]) & (norm <= _RANGE[1]))
+        if branch.weight is not None:
+            is_usual &= (jnp.abs(branch.weight) <= _LARGEST_WEIGHT).all(axis=-1)
+        is_known = is_known & is_usual.all(axis=0)
+        total += norm.sum(axis=0)
+    # The terms are added up, in either pass.
+    margin = total * (relative + 2 * terms * _UNIT)
+    return jnp.where(is_known, margin, jnp.inf)
+
+
+def _norms(branch: scoring.Branch, largest: jax.Array) -> jax.Array:
+    """Return a bound of a branch's sum of magnitudes relative to its norm, [L, B].
+
+    That is |n / w| with a weight: the sum of |n t| is at most |n / w| times |w t|. Without one it
+    is |n| times the largest |t|.
+    """
+    numerator = at_least_float32(branch.numerator)
+    if branch.weight is None:
+        return jnp.linalg.norm(numerator, axis=-1) * largest[:, None]
+    weight = at_least_float32(branch.weight)
+    ratio = jnp.where(numerator == 0, 0.0, numerator / weight)
+    norm = jnp.linalg.norm(ratio, axis=-1)
+    return jnp.broadcast_to(norm, (len(largest), norm.shape[1]))
+
+
+@jax.jit
+def largest_norms(levels: Levels) -> Float32[Array, "L"]:
+    """Return the largest norm of an image at each level; NaN or infinite where an element is."""
+    squares = [jnp.square(at_least_float32(values(level))).sum(axis=1).max() for level in levels]
+    return jnp.sqrt(jnp.stack(squares))
