@@ -232,7 +232,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return _json(self._about())
         if path == "/items":
             return _json(self._items(fields))
-        if item := re.fullmatch("/items/(.+)/image", path):
+        item = re.fullmatch("/items/(.+)/image", path)
+        if item and any(piece.id == item[1] for piece in pieces()):
             return drawn(item[1], min(self.server.size, int(fields.get("size", 384)))), "image/jpeg"
         for piece in pieces():
             if path == f"/items/{piece.id}":

@@ -144,7 +144,7 @@ function showCount({ more: isMore, total, took }) {
     byId("status").textContent = "";
     showEmpty(isGallery);
   } else if (isGallery) {
-    byId("status").textContent = `${counted(total, "picture")}. Click one to search from it.`;
+    byId("status").textContent = `${counted(total, "picture")}. Pick one to search from it.`;
   } else {
     byId("status").textContent = `${counted(items.length, "picture")}, best first · ${results.tookWords(took)}`;
   }
