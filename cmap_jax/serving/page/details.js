@@ -62,7 +62,7 @@ function why(hit, items) {
   return h("section", { class: "why-it-came" },
     h("h3", {}, icon("why"), "Why it came"),
     rows,
-    h("p", { class: "legend" }, `The score, ${decimals(hit.score)}, is the sum of these parts. A full bar is the best of the pictures shown, the line their average.`));
+    h("p", { class: "legend" }, `The score, ${decimals(hit.score)}, is the sum of these parts. A full bar is the largest part of its kind among the pictures shown, the line is their average.`));
 }
 
 function row(words, value, most, average, kind) {

@@ -5,9 +5,12 @@ import { byId, button, h, icon, toast } from "./dom.js";
 import { isOther, keep, uploadOf } from "./uploads.js";
 import { isKnown, nameOfId, remember } from "./words.js";
 
+/** Return what to call a reference. */
+export const nameOfReference = ({ item, name }) => (item === undefined ? name : nameOfId(item));
+
 /** Return a small picture of a reference; a placeholder where it cannot be shown. */
 export function thumbnail(reference, size) {
-  const name = reference.item === undefined ? reference.name : nameOfId(reference.item);
+  const name = nameOfReference(reference);
   const image = h("img", { alt: name, draggable: "false" });
   const frame = h("span", { class: "thumbnail" }, image);
   image.addEventListener("error", () => frame.replaceChildren(icon("broken"), h("span", { class: "unseen" }, name)));
