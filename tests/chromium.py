@@ -230,6 +230,13 @@ class Page:
         )
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
 
+    def connect(
+        self, *, offline: bool = False, latency: float = 0, bytes_per_second: float = -1
+    ) -> None:
+        """Set the network: whether there is one, its latency in milliseconds, and its rate."""
+        rates = {"downloadThroughput": bytes_per_second, "uploadThroughput": bytes_per_second}
+        self.call("Network.emulateNetworkConditions", offline=offline, latency=latency, **rates)
+
     def prefer(self, scheme: str, reduced_motion: bool = False) -> None:
         """Set the user's preferences: "light" or "dark", and whether things may move."""
         motion = "reduce" if reduced_motion else "no-preference"

@@ -139,7 +139,7 @@ class PageServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int = 0, size: int = 192):
+    def __init__(self, port: int = 0, size: int = 96):
         super().__init__(("127.0.0.1", port), _Handler)
         self.size = size
         self.takes = {"image": True, "text": True, "both": True}
@@ -167,15 +167,16 @@ class PageServer(http.server.ThreadingHTTPServer):
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
-    @functools.cache  # noqa: B019
-    def picture(self, item: str, size: int) -> bytes:
-        """Return a garment's JPEG."""
-        from input_pipeline.garments import drawing
 
-        (piece,) = (piece for piece in pieces() if piece.id == item)
-        stream = io.BytesIO()
-        drawing.render(piece.garment, size=min(size, self.size)).save(stream, "JPEG", quality=90)
-        return stream.getvalue()
+@functools.cache
+def drawn(item: str, size: int) -> bytes:
+    """Return a garment's JPEG."""
+    from input_pipeline.garments import drawing
+
+    (piece,) = (piece for piece in pieces() if piece.id == item)
+    stream = io.BytesIO()
+    drawing.render(piece.garment, size=size).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -231,9 +232,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return _json(self._about())
         if path == "/items":
             return _json(self._items(fields))
-        if item := re.fullmatch("/items/(.+)/image", path):
-            return self.server.picture(item[1], int(fields.get("size", 384))), "image/jpeg"
-        raise Refused(404, "there is no such address")
+        item = re.fullmatch("/items/(.+)/image", path)
+        if item and any(piece.id == item[1] for piece in pieces()):
+            return drawn(item[1], min(self.server.size, int(fields.get("size", 384)))), "image/jpeg"
+        for piece in pieces():
+            if path == f"/items/{piece.id}":
+                return _json(piece.form())
+        raise Refused(404, "there is nothing at this address")
 
     def _about(self) -> dict[str, Any]:
         return {

@@ -6,9 +6,9 @@ from page_server import PageServer
 from search_page import CARDS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium for the tests of a file; they are skipped where there is none."""
+    """A headless Chromium for all tests; they are skipped where there is none."""
     find_browser()
     with Chromium() as chromium:
         yield chromium

@@ -31,7 +31,7 @@ def test_a_search(clean, server):
     assert reference not in ids(clean)
     assert garment_of(best)["color"] == "green"
     assert clean.text(".card .bars").split() == ["change", "kept"]
-    assert "24 best pictures" in clean.text("#status")
+    assert "24 pictures, best first" in clean.text("#status")
 
     clean.click(".card:nth-child(1) .why")
     clean.wait("document.getElementById('details').open")
@@ -162,7 +162,7 @@ def test_ones_own_picture(browser, server, clean, tmp_path):
     address = clean.run("location.href")
     with browser.page() as other:
         other.go(address)
-        other.wait("document.getElementById('toast').innerText.includes('cannot carry')")
+        other.wait("document.getElementById('toast').innerText.includes('neither a link')")
     # Its step stays while the page does, and going back does not need the file again.
     clean.click(".card .pick")
     is_settled(clean)

@@ -68,12 +68,11 @@ async function countDown(seconds, signal, onWait) {
   onWait(0);
 }
 
-/** Return the address of a gallery picture, shrunk to `size` pixels a side on the screen. */
-export function addressOfPicture(id, size) {
-  // A slash stays a slash, since many proxies refuse an encoded one.
-  const path = encodeURIComponent(id.toWellFormed()).replaceAll("%2F", "/");
-  return `items/${path}/image?size=${devicePixelRatio > 1 ? 2 * size : size}`;
-}
+/** Return the address of an item. A slash stays a slash, since many proxies refuse an encoded one. */
+const addressOf = (id) => `items/${encodeURIComponent(id.toWellFormed()).replaceAll("%2F", "/")}`;
+
+/** Return the address of a gallery picture that takes `size` pixels a side on the screen. */
+export const addressOfPicture = (id, size) => `${addressOf(id)}/image?size=${devicePixelRatio > 1 ? 2 * size : size}`;
 
 /** Show a gallery picture in an <img>; with an API key it is fetched, since <img> sends none. */
 export async function showPicture(image, id, size) {
@@ -92,6 +91,8 @@ export async function showPicture(image, id, size) {
 }
 
 export const about = (options) => ask("about", options);
+
+export const item = (id) => ask(addressOf(id));
 
 /** Return pictures of the gallery: {items, total}. */
 export function gallery({ where, find }, offset, limit, options) {

@@ -144,9 +144,9 @@ function showCount({ more: isMore, total, took }) {
     byId("status").textContent = "";
     showEmpty(isGallery);
   } else if (isGallery) {
-    byId("status").textContent = `${counted(total, "picture")}. Click one to search from it.`;
+    byId("status").textContent = `${counted(total, "picture")}. Pick one to search from it.`;
   } else {
-    byId("status").textContent = `The ${counted(items.length, "best picture")}, best first, in ${results.tookWords(took)}`;
+    byId("status").textContent = `${counted(items.length, "picture")}, best first · ${results.tookWords(took)}`;
   }
 }
 

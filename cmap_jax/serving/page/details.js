@@ -3,7 +3,7 @@
 import { addressOfPicture, hasKey, showPicture } from "./api.js";
 import { byId, button, h, icon } from "./dom.js";
 import { meter } from "./results.js";
-import { attributes, fieldName, nameOf, number, partsOf } from "./words.js";
+import { attributes, decimals, fieldName, nameOf, partsOf } from "./words.js";
 
 /**
  * Open the details of one of the shown pictures.
@@ -23,7 +23,7 @@ export function showDetails(item, items, { onPick, onAdd }) {
   const close = button(null, () => dialog.close(), { name: "close", kind: "bare close", label: "Close" });
   const ways = h("div", { class: "ways" },
     button("Search from this", leave(onPick), { name: "search", kind: "primary" }),
-    onAdd && button("Add as another reference", leave(onAdd), { name: "add" }));
+    onAdd && button("Add as a reference", leave(onAdd), { name: "add" }));
   const facts = attributes(item).flatMap(([field, words]) => [h("dt", {}, fieldName(field)), h("dd", {}, words)]);
   dialog.replaceChildren(
     close,
@@ -62,10 +62,10 @@ function why(hit, items) {
   return h("section", { class: "why-it-came" },
     h("h3", {}, icon("why"), "Why it came"),
     rows,
-    h("p", { class: "legend" }, `The score, ${number(hit.score)}, is the sum of these parts. A full bar is the best of the pictures shown, the line their average.`));
+    h("p", { class: "legend" }, `The score, ${decimals(hit.score)}, is the sum of these parts. A full bar is the largest part of its kind among the pictures shown, the line is their average.`));
 }
 
 function row(words, value, most, average, kind) {
-  const label = `${number(value)}; the average is ${number(average)}`;
-  return h("div", { class: `part ${kind}` }, h("span", {}, words), h("span", { class: "value", "aria-label": label }, number(value)), meter(value / most, average / most));
+  const label = `${decimals(value)}; the average is ${decimals(average)}`;
+  return h("div", { class: `part ${kind}` }, h("span", {}, words), h("span", { class: "value", "aria-label": label }, decimals(value)), meter(value / most, average / most));
 }

@@ -6,7 +6,7 @@ export const byId = (id) => document.getElementById(id);
  * Return a new element.
  *
  * Attributes that begin with "on" are listeners; false and null leave an attribute out, true sets
- * it without a value. Children that are false or null are left out.
+ * it without a value. Children that are false, null or undefined are left out.
  */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -14,7 +14,7 @@ export function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value !== false && value !== null) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== false));
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 

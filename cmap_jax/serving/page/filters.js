@@ -15,8 +15,8 @@ const PAUSE = 400; // milliseconds after the last movement of a slider
  * Returns a function that shows the conditions of a query.
  */
 export function buildFilters(fields, onChange) {
-  const builders = { choice: choice, range: range };
-  const known = Object.entries(fields ?? {}).filter(([, { kind }]) => kind in builders);
+  const builders = { choice, range };
+  const known = Object.entries(fields).filter(([, form]) => form.kind in builders && isUseful(form));
   const controls = known.map(([field, form]) => [field, builders[form.kind](field, form, (condition) => onChange(field, condition))]);
   byId("fields").replaceChildren(...controls.map(([, { element }]) => element));
   byId("filters").hidden = controls.length === 0;
@@ -26,6 +26,9 @@ export function buildFilters(fields, onChange) {
     showActive(where, onChange);
   };
 }
+
+/** Tell whether a field can tell pictures apart; a range of numbers may be empty. */
+const isUseful = ({ kind, values, min, max }) => (kind === "range" ? min < max : Object.keys(values).length > 0);
 
 function openWhereWide() {
   const wide = matchMedia("(min-width: 60rem)");

@@ -55,7 +55,7 @@ function fit() {
   field.style.height = `${field.scrollHeight + 2}px`;
 }
 
-/** Put the cursor behind the words, where that opens no keyboard on the screen. */
+/** Put the cursor behind the words, except on phones, where a keyboard would cover the page. */
 export function focusText() {
-  if (matchMedia("(any-pointer: fine)").matches) byId("text").focus({ preventScroll: true });
+  if (!matchMedia("(pointer: coarse)").matches) byId("text").focus({ preventScroll: true });
 }

@@ -1,13 +1,16 @@
 /** The reference pictures: their cards, and the ways to add one of one's own. */
 
-import { showPicture } from "./api.js";
+import { item as itemOf, showPicture } from "./api.js";
 import { byId, button, h, icon, toast } from "./dom.js";
 import { isOther, keep, uploadOf } from "./uploads.js";
-import { fileName } from "./words.js";
+import { isKnown, nameOfId, remember } from "./words.js";
+
+/** Return what to call a reference. */
+export const nameOfReference = ({ item, name }) => (item === undefined ? name : nameOfId(item));
 
 /** Return a small picture of a reference; a placeholder where it cannot be shown. */
 export function thumbnail(reference, size) {
-  const name = reference.item === undefined ? reference.name : fileName(reference.item);
+  const name = nameOfReference(reference);
   const image = h("img", { alt: name, draggable: "false" });
   const frame = h("span", { class: "thumbnail" }, image);
   image.addEventListener("error", () => frame.replaceChildren(icon("broken"), h("span", { class: "unseen" }, name)));
@@ -21,15 +24,25 @@ export function thumbnail(reference, size) {
 export function showReferences(references, onRemove) {
   const cards = references.map((reference, position) => {
     const name = reference.item ?? reference.name;
-    const remove = button(null, () => onRemove(position), {
-      name: "close", kind: "bare", label: `Remove the reference ${name}`,
-    });
-    const caption = reference.item === undefined ? `Your picture: ${reference.name}` : fileName(reference.item);
-    return h("li", {}, thumbnail(reference, 384), h("span", { class: "caption", title: name }, caption), remove);
+    const remove = button(null, () => onRemove(position), { name: "close", kind: "bare", label: `Remove the reference ${name}` });
+    const caption = h("span", { class: "caption", title: name });
+    if (reference.item === undefined) caption.textContent = `Your picture: ${reference.name}`;
+    else showName(caption, reference.item);
+    return h("li", {}, thumbnail(reference, 384), caption, remove);
   });
   byId("references").replaceChildren(...cards);
   byId("panel").classList.toggle("has-reference", references.length > 0);
   byId("references").classList.toggle("several", references.length > 1);
+}
+
+/** Show the name of a gallery picture; after a link it has to be asked for. */
+async function showName(caption, id) {
+  caption.textContent = nameOfId(id);
+  if (isKnown(id)) return;
+  const item = await itemOf(id).catch(() => null); // the search itself tells of an unknown id
+  if (item === null) return;
+  remember([item]);
+  caption.textContent = nameOfId(id);
 }
 
 /**

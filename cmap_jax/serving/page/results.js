@@ -5,6 +5,8 @@ import { byId, button, h, icon } from "./dom.js";
 import { attributes, nameOf, number, partsOf } from "./words.js";
 
 const SKELETONS = 12;
+const SHAPES = 6; // pictures after which the usual shape is known
+const CUT = 0.22; // logarithm of the shapes' ratio up to which a picture is cut to its frame
 
 /**
  * Return a picture's card.
@@ -16,16 +18,34 @@ function card(item, most, { onPick, onDetails }) {
   const name = nameOf(item);
   const image = h("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false" });
   const frame = h("span", { class: "frame" }, image);
-  image.addEventListener("load", () => frame.classList.add("loaded"));
+  image.addEventListener("load", () => fit(image, frame));
   image.addEventListener("error", () => frame.replaceChildren(icon("broken"), h("span", { class: "unseen" }, "No picture")));
   showPicture(image, item.id, 384);
   const facts = attributes(item).slice(0, 3).map(([, words]) => words).join(" · ");
   const caption = h("span", { class: "name" }, name);
   const pick = h("button", { type: "button", class: "pick", onclick: () => onPick(item) },
     frame, h("span", { class: "hidden" }, "Search from "), caption, facts && h("span", { class: "facts" }, facts));
-  const why = button(null, () => onDetails(item), { name: item.parts ? "why" : "add", kind: "why", label: item.parts ? `Why ${name} came` : `More about ${name}` });
+  const why = button(null, () => onDetails(item), { name: item.parts ? "why" : "about", kind: "why", label: item.parts ? `Why ${name} came` : `More about ${name}` });
   return h("li", { class: "card" }, pick, why, item.parts && bars(item, most));
 }
+
+const seen = []; // the first pictures' widths per height
+
+/**
+ * Show a picture that has come: it fills its frame where that cuts little off, and is whole in it
+ * otherwise. The frames get the usual shape of the gallery's pictures.
+ */
+function fit(image, frame) {
+  const shape = image.naturalWidth / image.naturalHeight || 1;
+  if (seen.length < SHAPES && seen.push(shape) === SHAPES) {
+    byId("grid").style.setProperty("--shape", median(seen).toFixed(3));
+  }
+  const change = shape / Number(byId("grid").style.getPropertyValue("--shape") || 1);
+  frame.classList.toggle("filled", Math.abs(Math.log(change)) < CUT);
+  frame.classList.add("loaded");
+}
+
+const median = (values) => Math.min(Math.max(values.toSorted((a, b) => a - b)[SHAPES / 2], 0.66), 1.5);
 
 /** Return a hit's parts as bars, one a branch, drawn against the largest part of all hits. */
 function bars(hit, most) {

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { isBlank } from "./steps.js";
+import { remember } from "./words.js";
 
 export const PAGE = 24; // pictures that are loaded at once
 const KEPT = 40; // answers that are kept, for the way back
@@ -52,6 +53,7 @@ export async function load(plan, offset, most, options) {
   const kept = answers.get(key);
   if (kept && Date.now() - kept.time < FRESH) return kept.answer;
   const answer = plan.kind === "hits" ? await hits(plan, offset, most, options) : await items(plan, offset, options);
+  remember(answer.items);
   answers.delete(key);
   answers.set(key, { answer, time: Date.now() });
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);

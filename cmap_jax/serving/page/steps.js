@@ -31,7 +31,7 @@ export function queryOf(address) {
   const fields = new URLSearchParams(address);
   const remarks = [];
   if (Number(fields.get("uploads")) > 0) {
-    remarks.push("This search began with someone's own picture, which a link cannot carry. Add the picture again.");
+    remarks.push("This search began with a picture from outside the gallery, which neither a link nor a reload keeps. Add it again.");
   }
   const where = whereOf(fields.get("where") ?? "{}");
   if (where === null) remarks.push("The filters in this link cannot be read; they are left out.");

@@ -1,10 +1,8 @@
 /** The trail: one link for each reference that the search has come by. */
 
 import { byId, h, icon } from "./dom.js";
-import { thumbnail } from "./references.js";
+import { nameOfReference, thumbnail } from "./references.js";
 import { isBlank } from "./steps.js";
-
-const COUNTS = ["words alone", "picture", "two pictures", "three pictures", "four pictures"];
 
 /** Show the steps; `onReturn` is called with the position of the one that is clicked. */
 export function showTrail(trail, onReturn, onGallery) {
@@ -19,7 +17,7 @@ export function showTrail(trail, onReturn, onGallery) {
 
 function step(query, isLast, onclick) {
   const pictures = query.references.map((reference) => thumbnail(reference, 128));
-  const words = query.text ? `“${query.text}”` : COUNTS[query.references.length];
+  const words = query.text ? `“${query.text}”` : query.references.map(nameOfReference).join(", ");
   const content = [...pictures, h("span", { class: query.text ? null : "dim" }, words)];
   const inside = h("button", { type: "button", class: "step", "aria-current": isLast ? "step" : null, onclick }, content);
   return h("li", {}, icon("next"), inside);

@@ -15,7 +15,17 @@ export function nameOf(item) {
   return fileName(item.id).replace(/\.[a-z0-9]{2,5}$/i, "") || item.id;
 }
 
-export const fileName = (id) => id.slice(id.lastIndexOf("/") + 1);
+const known = new Map(); // names of the pictures that were seen, by id
+
+/** Keep the names of pictures, for when there is but an id. */
+export const remember = (items) => items.forEach((item) => known.set(item.id, nameOf(item)));
+
+export const isKnown = (id) => known.has(id);
+
+/** Return what to call a picture of the gallery by its id: its name where it was seen. */
+export const nameOfId = (id) => known.get(id) ?? fileName(id);
+
+const fileName = (id) => id.slice(id.lastIndexOf("/") + 1);
 
 /** Return a metadata field's name for people: "sleeve_length" is "Sleeve length". */
 export function fieldName(field) {
@@ -40,6 +50,8 @@ export function attributes(item) {
 }
 
 export const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 2 });
+
+export const decimals = (value) => value.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 
 export const counted = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
