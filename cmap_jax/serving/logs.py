@@ -12,6 +12,8 @@ import logging
 import sys
 from typing import Any, TextIO
 
+# They log what clients send: words that a model does not know, and bytes that are no form.
+_QUIET = ("cmap_jax.trained", "python_multipart")
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -46,4 +48,6 @@ def log_as_json(stream: TextIO | None = None) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("cmap_jax").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.INFO)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(True)

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from cmap_jax.retrieval.retriever import Query  # noqa: E402
 from cmap_jax.serving.app import Service  # noqa: E402
-from cmap_jax.serving.logs import JsonFormatter  # noqa: E402
+from cmap_jax.serving.logs import JsonFormatter, log_as_json  # noqa: E402
 from cmap_jax.serving.settings import Settings  # noqa: E402
 
 RED = encoded(COLORS["red"])
@@ -576,6 +576,34 @@ def test_metrics(start):
     assert "cmap_items 6.0" in lines
     assert 'cmap_index_info{generation="generation-000001"} 1.0' in lines
     assert "cmap_searches_in_flight 0.0" in lines
+
+
+@pytest.fixture
+def untouched_logging():
+    """Restore all that `log_as_json` sets."""
+    names = (None, "cmap_jax", "cmap_jax.trained", "python_multipart", "uvicorn")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    logging.captureWarnings(False)
+
+
+def test_lines_on_standard_error(untouched_logging):
+    stream = io.StringIO()
+    log_as_json(stream)
+    logging.getLogger("cmap_jax.trained").warning("words that are not known: %s", "yellow")
+    logging.getLogger("python_multipart.multipart").warning("Expected %d", 45)
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("cmap_jax.serving").exception("failed", extra={"request": "abc-1"})
+    (line,) = stream.getvalue().splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["request"], entry["message"]) == ("error", "abc-1", "failed")
+    assert "two\nlines" in entry["traceback"]
 
 
 def test_logs_are_json_without_what_people_look_for(client, caplog):
