@@ -5,6 +5,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from cmap_jax.serving import (
         admission,
+        answers,
         app,
         batching,
         browsing,
@@ -25,6 +26,7 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "admission",
+    "answers",
     "app",
     "batching",
     "browsing",

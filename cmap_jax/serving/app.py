@@ -10,12 +10,9 @@ application's lifespan.
 import asyncio
 import concurrent.futures
 import contextlib
-import json
 import logging
-import math
 import time
-import urllib.parse
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -29,9 +26,24 @@ from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.serving import metrics as metrics_lib
 from cmap_jax.serving import schemas, static_files, thumbnails
 from cmap_jax.serving.admission import Admission
+from cmap_jax.serving.answers import (
+    LONGEST_SENTENCE,
+    NO_ITEM,
+    answer_failure,
+    answer_http_error,
+    answer_refusal,
+    answer_validation,
+    decoded_id,
+    finite,
+    has_tag,
+    hit_to_json,
+    item_to_json,
+    json_answer,
+    raw_id,
+)
 from cmap_jax.serving.batching import Search, Unfit
-from cmap_jax.serving.edge import FAILED, Edge
-from cmap_jax.serving.forms import Form, check_where, read_form
+from cmap_jax.serving.edge import Edge
+from cmap_jax.serving.forms import Form, check_halves, check_where, read_form
 from cmap_jax.serving.generations import Generation, Generations, OpenRetriever
 from cmap_jax.serving.pictures import decode
 from cmap_jax.serving.refusals import Refused, busy
@@ -39,10 +51,8 @@ from cmap_jax.serving.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_LONGEST_SENTENCE = 400  # characters of an error
 _MOST_OFFSET = 1_000_000_000
 _LONGEST_TEXT = 20_000  # characters of a query string's value
-_NO_ITEM = "there is no item of this id"
 _KEEP_THUMBNAIL = "private, max-age=60"
 _REVALIDATE = "no-cache"
 
@@ -121,10 +131,10 @@ class Service:
             redoc_url=None,
             redirect_slashes=False,
         )
-        app.add_exception_handler(Refused, _answer_refusal)
-        app.add_exception_handler(RequestValidationError, _answer_validation)
-        app.add_exception_handler(HTTPException, _answer_http_error)
-        app.add_exception_handler(Exception, _answer_failure)
+        app.add_exception_handler(Refused, answer_refusal)
+        app.add_exception_handler(RequestValidationError, answer_validation)
+        app.add_exception_handler(HTTPException, answer_http_error)
+        app.add_exception_handler(Exception, answer_failure)
         get = {"methods": ["GET"]}
         app.add_api_route(
             "/search",
@@ -183,12 +193,12 @@ class Service:
             try:
                 hits = await asyncio.wrap_future(generation.batcher.submit(search))
             except Unfit as error:
-                raise Refused(400, str(error)[:_LONGEST_SENTENCE]) from error
+                raise Refused(400, str(error)[:LONGEST_SENTENCE]) from error
         answer = {
-            "hits": [_hit_to_json(hit) for hit in hits],
+            "hits": [hit_to_json(hit) for hit in hits],
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
         }
-        return _json(answer)
+        return json_answer(answer)
 
     async def items(
         self,
@@ -207,14 +217,14 @@ class Service:
                     generation.browser.page, offset, limit, q.strip(), condition
                 )
             except ValueError as error:
-                raise Refused(400, str(error)[:_LONGEST_SENTENCE]) from error
-        return _json({"items": [_item_to_json(item) for item in chosen], "total": total})
+                raise Refused(400, str(error)[:LONGEST_SENTENCE]) from error
+        return json_answer({"items": [item_to_json(item) for item in chosen], "total": total})
 
     async def item(self, request: Request, id: str) -> Response:
         """Return an item; slashes in its id may be percent-encoded."""
         with self.generations.lease() as generation:
-            item = await self._find(generation, _decoded(_raw_id(request)))
-        return _json(_item_to_json(item))
+            item = await self._find(generation, decoded_id(raw_id(request)))
+        return json_answer(item_to_json(item))
 
     async def image(
         self,
@@ -223,17 +233,17 @@ class Service:
         size: Annotated[int, Query(ge=1, le=10_000)] = thumbnails.DEFAULT_SIZE,
     ) -> Response:
         """Return a thumbnail of an item's picture; its longest side is ``size`` or a bit more."""
-        raw, size = _raw_id(request), thumbnails.round_up(size)
+        raw, size = raw_id(request), thumbnails.round_up(size)
         if not raw.endswith("/image"):
             return await self.item(request, id)  # an id that ends so, with the slash encoded
-        name = _decoded(raw.removesuffix("/image"))
+        name = decoded_id(raw.removesuffix("/image"))
         with self.generations.lease() as generation:
             item = await self._find(generation, name)
             number = generation.retriever.index.manifest.generation
             try:
                 tag = await self._read(thumbnails.tag_of, item.image, size, number)
                 headers = {"ETag": f'"{tag}"', "Cache-Control": _KEEP_THUMBNAIL}
-                if _has_tag(request, tag):
+                if has_tag(request, tag):
                     return Response(status_code=304, headers=headers)
                 content = await self._read(self._thumbnails.get, item.image, tag, size)
             except ImageReadError as error:
@@ -254,7 +264,7 @@ class Service:
                 "takes": {"image": takes.image, "text": takes.text, "both": takes.both},
                 "texts": takes.text or takes.both,
                 "notes": list(settings.notes),
-                "fields": _finite(generation.browser.fields),
+                "fields": finite(generation.browser.fields),
                 "limits": {
                     "upload_bytes": settings.upload_bytes,
                     "references": settings.references,
@@ -262,7 +272,7 @@ class Service:
                     "k": settings.k,
                 },
             }
-        return _json(answer)
+        return json_answer(answer)
 
     async def healthz(self) -> dict[str, str]:
         """Say that the process answers."""
@@ -285,20 +295,20 @@ class Service:
         if file is None:
             raise Refused(404, "there is nothing at this address")
         headers = {"ETag": f'"{file.tag}"', "Cache-Control": _REVALIDATE}
-        if _has_tag(request, file.tag):
+        if has_tag(request, file.tag):
             return Response(status_code=304, headers=headers)
         return Response(file.content, headers={**headers, "Content-Type": file.media_type})
 
     async def _to_search(self, form: Form, generation: Generation) -> Search:
         """Return a form's search, its pictures decoded and all else checked against the index."""
         retriever = generation.retriever
-        _check_halves(retriever.trained.takes, bool(form.images or form.items), bool(form.text))
+        check_halves(form, retriever.trained.takes)
         for name in form.items:
             await self._find(generation, name)
         try:
             await self._read(retriever.fields.mask, form.where)
         except ValueError as error:
-            raise Refused(400, str(error)[:_LONGEST_SENTENCE]) from error
+            raise Refused(400, str(error)[:LONGEST_SENTENCE]) from error
         loop, preprocessing = asyncio.get_running_loop(), retriever.trained.preprocessing
         pictures = [
             await loop.run_in_executor(
@@ -315,92 +325,10 @@ class Service:
         """Return the item with an id, or refuse the request with 404."""
         item = await self._read(generation.browser.item, name)
         if item is None:
-            raise Refused(404, _NO_ITEM)
+            raise Refused(404, NO_ITEM)
         return item
 
     async def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function that reads the gallery in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, function, *arguments)
-
-
-def _check_halves(takes: Any, has_image: bool, has_text: bool) -> None:
-    """Refuse a query whose halves the method makes nothing of."""
-    if not has_image and not has_text:
-        raise Refused(400, "a search needs a picture, an item or a text")
-    if has_image and has_text and not takes.both:
-        half = "a text" if takes.image else "a picture"
-        raise Refused(400, f"this model makes nothing of {half}: leave it out")
-    if has_image and not has_text and not takes.image:
-        raise Refused(400, "this model needs a text too")
-    if has_text and not has_image and not takes.text:
-        raise Refused(400, "this model needs a picture or an item too")
-
-
-def _raw_id(request: Request) -> str:
-    """Return what follows /items/ in a request's address, as the client encoded it."""
-    raw = request.scope["raw_path"].partition(b"?")[0].decode("latin-1")
-    return raw.partition("/items/")[2]
-
-
-def _decoded(raw: str) -> str:
-    """Return an id from an address; refuse one that no item has since it is no text."""
-    try:
-        return urllib.parse.unquote(raw, errors="strict")
-    except UnicodeDecodeError as error:
-        raise Refused(404, _NO_ITEM) from error
-
-
-def _address(name: str) -> str:
-    """Return the address of the picture of the item with an id."""
-    return f"/items/{urllib.parse.quote(name, safe='')}/image"
-
-
-def _item_to_json(item: Item | retriever_lib.Hit) -> dict[str, Any]:
-    return {"id": item.id, "metadata": _finite(dict(item.metadata)), "image": _address(item.id)}
-
-
-def _hit_to_json(hit: retriever_lib.Hit) -> dict[str, Any]:
-    return {**_item_to_json(hit), "score": float(hit.score), "parts": _finite(dict(hit.parts))}
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with None for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
-
-
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an answer in JSON, in ASCII, which can hold any text of a client."""
-    encoded = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return Response(encoded, status, headers, "application/json")
-
-
-def _has_tag(request: Request, tag: str) -> bool:
-    """Tell whether the client has the content already, by its header If-None-Match."""
-    sent = request.headers.get("if-none-match", "")
-    tags = {entry.strip().removeprefix("W/") for entry in sent.split(",")}
-    return "*" in tags or f'"{tag}"' in tags
-
-
-async def _answer_refusal(_: Request, refusal: Refused) -> Response:
-    return _json({"error": refusal.sentence}, refusal.status, refusal.headers)
-
-
-async def _answer_validation(_: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
-    field = first["loc"][-1]
-    return _json({"error": f"{field}: {first['msg']}"[:_LONGEST_SENTENCE]}, 422)
-
-
-async def _answer_http_error(_: Request, error: HTTPException) -> Response:
-    sentences = {404: "there is nothing at this address", 405: "this address has other methods"}
-    sentence = sentences.get(error.status_code, str(error.detail))
-    return _json({"error": sentence}, error.status_code, error.headers)
-
-
-async def _answer_failure(_: Request, __: Exception) -> Response:
-    return _json({"error": FAILED}, 500)

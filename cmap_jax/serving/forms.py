@@ -97,6 +97,28 @@ def check_where(text: str | None) -> Mapping[str, Any] | None:
     return where or None
 
 
+def check_halves(form: Form, takes: Any) -> None:
+    """Refuse a search whose halves the method makes nothing of.
+
+    Args:
+        form: the search.
+        takes: `Trained.takes` of the model.
+
+    Raises:
+        Refused: 400; says which half is missing or too much.
+    """
+    has_image, has_text = bool(form.images or form.items), form.text is not None
+    if not has_image and not has_text:
+        raise Refused(400, "a search needs a picture, an item or a text")
+    if has_image and has_text and not takes.both:
+        half = "a text" if takes.image else "a picture"
+        raise Refused(400, f"this model makes nothing of {half}: leave it out")
+    if has_image and not has_text and not takes.image:
+        raise Refused(400, "this model needs a text too")
+    if has_text and not has_image and not takes.text:
+        raise Refused(400, "this model needs a picture or an item too")
+
+
 def _declared_length(request: Request) -> int | None:
     """Return the Content-Length; None where it is not declared."""
     declared = request.headers.get("content-length", "")
