@@ -20,6 +20,11 @@ _EXTRAS = {
     "faiss": "faiss",
     "pymilvus": "milvus",
     "milvus_lite": "milvus",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
 }
 _BUCKET = re.compile(r"\b[a-z][a-z0-9]*://[^\s'\",)]+")
 _PIPE_CLOSED = 141  # exit status of a program that SIGPIPE ends, as shells report it
