@@ -3,7 +3,7 @@
 import { uploadOf } from "./uploads.js";
 import { sentence } from "./words.js";
 
-const PATIENCE = 8; // times that a request is repeated while the service is busy
+const PATIENCE = 8; // times that a search is repeated while the service is busy
 const KEY = "cmap-key"; // of the session's storage
 
 /** An answer that is no result: a sentence for people, and the status, 0 without an answer. */
@@ -28,12 +28,12 @@ function headers() {
  * While it is busy (429 and 503) the request is repeated after the time that it names. `onWait` is
  * then called with the seconds that remain, and with 0 when the request goes out again.
  */
-export async function ask(path, { body = null, signal = null, onWait = () => {} } = {}) {
+export async function ask(path, { body = null, signal = null, onWait = () => {}, patience = PATIENCE } = {}) {
   for (let attempt = 1; ; attempt++) {
     const response = await reach(path, { method: body ? "POST" : "GET", body, signal, headers: headers() });
     if (response.ok) return response.json();
     const busy = response.status === 429 || response.status === 503;
-    if (!busy || attempt > PATIENCE) throw await failure(response);
+    if (!busy || attempt > patience) throw await failure(response);
     await countDown(secondsOf(response.headers.get("Retry-After")), signal, onWait);
   }
 }
@@ -90,7 +90,8 @@ export async function showPicture(image, id, size) {
   image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
 }
 
-export const about = (options) => ask("about", options);
+/** Return what the service says of itself; while it starts, which may take minutes, wait for it. */
+export const about = (options) => ask("about", { ...options, patience: Infinity });
 
 export const item = (id) => ask(addressOf(id));
 
