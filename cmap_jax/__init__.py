@@ -37,10 +37,12 @@ with epy.lazy_api_imports(globals()):
         workdir,
     )
     from cmap_jax.models.cmap import CMAP
+    from cmap_jax.retrieval.retriever import Retriever
     from cmap_jax.trained import load
 
 __all__ = [
     "CMAP",
+    "Retriever",
     "__version__",
     "config_fields",
     "convert",

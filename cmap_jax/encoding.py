@@ -186,12 +186,12 @@ class BatchEncoder:
         Returns:
             [L, B, D] float32.
         """
-        pyramid = self._programs.encode_images(variables, _pad_rows(pixels, size))
+        pyramid = self._programs.encode_images(variables, pad_rows(pixels, size))
         return np.asarray(pyramid)[:, : len(pixels)]
 
     def encode_references(self, variables: Any, pixels: np.ndarray, size: int) -> np.ndarray:
         """Encode images as `encode_images` does, for the composer."""
-        pyramid = self._programs.encode_references(variables, _pad_rows(pixels, size))
+        pyramid = self._programs.encode_references(variables, pad_rows(pixels, size))
         return np.asarray(pyramid)[:, : len(pixels)]
 
     def encode_text(self, variables: Any, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -212,43 +212,54 @@ class BatchEncoder:
         references: np.ndarray | None,
         tokens: np.ndarray | None,
         lengths: np.ndarray | None,
+        size: int = BATCH,
     ) -> scoring.ComposedQuery:
-        """Compose B queries; B is at least 1. Arguments are as `EncodePrograms.compose` has them.
+        """Compose B queries, B at least 1, a batch of ``size`` at a time; fewer are padded.
+
+        The other arguments are as `EncodePrograms.compose` has them.
 
         Raises:
             ValueError: a half is missing that the method needs.
         """
         count = references.shape[1] if tokens is None else len(tokens)
         parts = []
-        for rows in _batches(count):
+        for rows in _batches(count, size):
             query = self._programs.compose(
                 variables,
-                None if references is None else _pad_rows(references[:, rows], BATCH, axis=1),
-                *((None, None) if tokens is None else self._pad_texts(tokens, lengths, rows)),
+                None if references is None else pad_rows(references[:, rows], size, axis=1),
+                *((None, None) if tokens is None else self._pad_texts(tokens, lengths, rows, size)),
             )
             kept = slice(len(range(count)[rows]))
             parts.append(scoring.take(jax.tree.map(np.asarray, query), kept))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
 
+    def widths(self, most: int) -> list[int]:
+        """Return the widths that texts of 1 to ``most`` tokens are padded to, ascending."""
+        return sorted({self._width(tokens) for tokens in range(1, most + 1)})
+
+    def _width(self, tokens: int) -> int:
+        """Return the width that texts are padded to, the longest of which has some tokens."""
+        width = self._text_width or tokens
+        while width < tokens:
+            width *= 2
+        return min(width, self._text_limit or width)
+
     def _pad_texts(
-        self, tokens: np.ndarray, lengths: np.ndarray, rows: slice
+        self, tokens: np.ndarray, lengths: np.ndarray, rows: slice, size: int = BATCH
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return some rows of the texts, padded to a batch and to one of the widths."""
-        width = self._text_width or tokens.shape[1]
-        while width < tokens.shape[1]:
-            width *= 2
-        width = min(width, self._text_limit or width)
+        width = self._width(tokens.shape[1])
         tokens = np.pad(tokens[rows], ((0, 0), (0, width - tokens.shape[1])))
-        return _pad_rows(tokens, BATCH), _pad_rows(lengths[rows], BATCH)
+        return pad_rows(tokens, size), pad_rows(lengths[rows], size)
 
 
-def _batches(count: int) -> Iterator[slice]:
+def _batches(count: int, size: int = BATCH) -> Iterator[slice]:
     """Yield the rows of each batch."""
-    for start in range(0, count, BATCH):
-        yield slice(start, start + BATCH)
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
 
-def _pad_rows(array: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
+def pad_rows(array: np.ndarray, count: int, axis: int = 0) -> np.ndarray:
     """Return an array with ``count`` rows along an axis; the added ones are zero."""
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, count - array.shape[axis])

@@ -6,8 +6,9 @@ query = trained.compose(["dress.jpg"], ["is red and longer"])
 scores = cmap_jax.scoring.score(query, pyramid)                         # [1, 2]
 """
 
-import collections
 import functools
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +22,20 @@ from cmap_jax import scoring
 from cmap_jax.encoding import BATCH, ONE_BY_ONE, TEXT_WIDTH, BatchEncoder
 from cmap_jax.files import complete_folder, expand
 from cmap_jax.models.cmap import CMAP
+from cmap_jax.models.composers import Halves
 from cmap_jax.models.encoders import text_entry, text_settings
 from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.tokenizing import Tokenizer, captions_of
+from cmap_jax.processing.unread_texts import describe_unread
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
-from cmap_jax.workdir.same_run import mark_of_run
+from cmap_jax.workdir.fingerprint import digest
+from cmap_jax.workdir.same_run import function_of_model, mark_of_run
 from cmap_jax.workdir.weights import read_variables, variables_to_save
 
 _logger = logging.getLogger(__name__)
 
 _NAMED_IMAGES = 20  # unreadable images in an error
-_NAMED_WORDS = 10  # unknown words in a warning
-_SHOWN = 80  # characters of a text in a warning
 
 
 class EncodedImages(NamedTuple):
@@ -66,9 +67,18 @@ class Trained:
         protocol: the evaluation protocol by which these variables were the best; None for a model
             that was converted from published towers.
         step: training steps that these variables have seen.
+        workdir: absolute path or URL of the folder that it was loaded from; None for a model that
+            was made in memory.
     """
 
-    def __init__(self, description: Description, model: CMAP, variables: Any, step: int):
+    def __init__(
+        self,
+        description: Description,
+        model: CMAP,
+        variables: Any,
+        step: int,
+        workdir: str | None = None,
+    ):
         """See `load`."""
         self.config = description.config
         self.model = model
@@ -77,6 +87,22 @@ class Trained:
         self.preprocessing = description.preprocessing
         self.protocol = next(iter(description.protocols), None)
         self.step = step
+        self.workdir = workdir
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that two models have in common only if they embed alike.
+
+        They depend on all variables, the fields of the config that say which function the variables
+        compute, and the preprocessing.
+        """
+        about = {
+            "function": function_of_model(self.config),
+            "preprocessing": self.preprocessing.to_dict(),
+            "variables": digest(self.variables),
+        }
+        content = json.dumps(about, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         """Return variant, step, protocol and sizes."""
@@ -90,6 +116,11 @@ class Trained:
             "parameters": sum(x.size for x in jax.tree.leaves(self.variables["params"])),
         }
         return f"Trained({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+    @property
+    def takes(self) -> Halves:
+        """The halves that make a query of this method: an image alone, a text alone, both."""
+        return self.model.takes
 
     def encode_text(self, texts: Sequence[str | Sequence[str]]) -> np.ndarray:
         """Encode texts to [B, D] float32.
@@ -105,7 +136,7 @@ class Trained:
         Raises:
             TypeError: one text in place of a sequence of texts.
         """
-        tokens, lengths = self._tokens(texts)
+        tokens, lengths = self.tokenize(texts)
         if not len(tokens):
             return np.zeros((0, self.config.model.embed_dim), np.float32)
         return self._encoder.encode_text(self.variables, tokens, lengths)
@@ -137,6 +168,22 @@ class Trained:
         kept = np.array([i for i in range(len(images)) if i not in skipped], np.int64)
         return EncodedImages(pyramid, kept, skipped)
 
+    def encode_references(self, images: Sequence[Any], size: int | None = None) -> np.ndarray:
+        """Encode images as the composer takes them, [L, B, D] float32.
+
+        For most methods that is `encode_images`; for those that compose the encoders' own features
+        it is these features, of any norm.
+
+        Args:
+            images: B images, as `encode_images` takes them.
+            size: number of images encoded at once; fewer are padded to it. None: as many as
+                `encode_images` encodes at once.
+
+        Raises:
+            ImageReadError, TypeError, ValueError: as `encode_images`.
+        """
+        return self._encode(images, self._encoder.encode_references, size=size)[0]
+
     def compose(
         self,
         images: Sequence[Any] | None,
@@ -162,16 +209,34 @@ class Trained:
         check_halves(self.config.model.variant, images is not None, texts is not None)
         if images is not None and texts is not None and len(images) != len(texts):
             raise ValueError(f"{len(images)} images, but {len(texts)} texts; give one of each")
-        tokens, lengths = (None, None) if texts is None else self._tokens(texts)
+        tokens, lengths = (None, None) if texts is None else self.tokenize(texts)
         pyramid = None
         if images is not None:
-            pyramid, _ = self._encode(images, self._encoder.encode_references)
+            pyramid = self.encode_references(images)
         elif not len(texts):
             raise ValueError("no texts to compose")
         return self._encoder.compose(self.variables, pyramid, tokens, lengths)
 
+    def tokenize(self, texts: Sequence[str | Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the token ids of B texts, [B, T] int32, and their lengths, [B] int32.
+
+        Warns as `encode_text` does.
+
+        Raises:
+            TypeError: one text in place of a sequence of texts.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of texts: [text]")
+        if problem := describe_unread(texts, self.tokenizer):
+            _logger.warning("%s", problem)
+        return self.tokenizer.encode_batch(texts)
+
     def _encode(
-        self, images: Sequence[Any], encode: Callable[..., np.ndarray], may_skip: bool = False
+        self,
+        images: Sequence[Any],
+        encode: Callable[..., np.ndarray],
+        may_skip: bool = False,
+        size: int | None = None,
     ) -> tuple[np.ndarray, dict[int, str]]:
         """Encode images, a batch at a time.
 
@@ -179,6 +244,7 @@ class Trained:
             images: B images, as `encode_images` takes them.
             encode: a method of the encoder, from (variables, pixels, size) to a pyramid.
             may_skip: whether images that cannot be read are left out.
+            size: number of images encoded at once; None: chosen by their number.
 
         Returns:
             The pyramid of the readable images, and the reason by position of each other one.
@@ -190,7 +256,7 @@ class Trained:
             raise TypeError("encode_images takes a sequence of images: [image]")
         if not len(images):
             raise ValueError("no images to encode")
-        size = 1 if len(images) <= ONE_BY_ONE else BATCH
+        size = size or (1 if len(images) <= ONE_BY_ONE else BATCH)
         pyramids, skipped = [], {}
         for start in range(0, len(images), size):
             pixels = self._read(images, range(start, min(start + size, len(images))), skipped)
@@ -200,14 +266,6 @@ class Trained:
         if skipped and (not may_skip or not pyramids):
             raise images_lib.ImageReadError(_unreadable(skipped, len(images)))
         return np.concatenate(pyramids, axis=1), skipped
-
-    def _tokens(self, texts: Sequence[str | Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """Return token ids, [B, T], and their lengths, [B]; warn of texts that cannot be read."""
-        if isinstance(texts, str):
-            raise TypeError("texts must be a sequence of texts: [text]")
-        if problem := _unread(texts, self.tokenizer):
-            _logger.warning("%s", problem)
-        return self.tokenizer.encode_batch(texts)
 
     def _read(
         self, images: Sequence[Any], positions: range, skipped: dict[int, str]
@@ -250,33 +308,6 @@ def _unreadable(reasons: Mapping[int, str], total: int) -> str:
     )
 
 
-def _unread(texts: Sequence[str | Sequence[str]], tokenizer: Tokenizer) -> str:
-    """Return a warning about parts of some texts that a tokenizer does not read; empty if none."""
-    captions = [caption for text in texts for caption in captions_of(text)]
-    problems = []
-    if unknown := collections.Counter(w for c in captions for w in tokenizer.unknown(c)):
-        named = [
-            f'"{word}": {near}' if (near := tokenizer.nearest(word)) else f'"{word}"'
-            for word, _ in unknown.most_common(_NAMED_WORDS)
-        ]
-        more = f", and {len(unknown) - _NAMED_WORDS} more" if len(unknown) > _NAMED_WORDS else ""
-        problems.append(
-            "words that this model does not know, all read as <unk>, each with the nearest that it "
-            f"knows, if any: {', '.join(named)}{more}"
-        )
-    if lost := [c for c in captions if tokenizer.loses_all_words(c)]:
-        problems.append(
-            f"no word is left of {len(lost)} texts, such as {lost[0][:_SHOWN]!r}: only "
-            f"{tokenizer.readable} are read"
-        )
-    if cut := [text for text in texts if tokenizer.cuts(text)]:
-        problems.append(
-            f"the ends of {len(cut)} texts are not read, such as that of "
-            f"{captions_of(cut[0])[0][:_SHOWN]!r}: they are longer than {tokenizer.limit} tokens"
-        )
-    return "; ".join(problems)
-
-
 def load(workdir: str | os.PathLike) -> Trained:
     """Load the best variables of a workdir. Needs neither the data nor TensorFlow.
 
@@ -291,7 +322,8 @@ def load(workdir: str | os.PathLike) -> Trained:
     description = workdir_lib.read_description(workdir)
     model = CMAP.from_config(description.config)
     step, variables = read_variables(workdir, model, description.preprocessing.crop)
-    return Trained(description, model, variables, step)
+    where = os.fspath(workdir_lib.absolute(workdir))
+    return Trained(description, model, variables, step, workdir=where)
 
 
 def write_model(

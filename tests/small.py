@@ -17,7 +17,7 @@ from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.sharding import make_mesh
-from cmap_jax.trained import write_model
+from cmap_jax.trained import Trained, write_model
 from cmap_jax.workdir import description as workdir
 from configs import default
 
@@ -184,6 +184,18 @@ def init(config: ConfigDict, seed: int = 0) -> tuple[CMAP, dict]:
     model = CMAP.from_config(config)
     inputs = CMAP.example_inputs(config.data.crop)
     return model, jax.jit(lambda: model.init(jax.random.key(seed), **inputs))()
+
+
+def small_trained(variant: str = "cmap", **model) -> Trained:
+    """A model with random weights in memory; arguments as `small_config` takes them.
+
+    Its vocabulary is "is red longer has a no".
+    """
+    vocabulary = Vocabulary.build(["is red longer has a no"])
+    config = small_config(variant, **model, text_vocabulary_size=len(vocabulary))
+    preprocessing = ImagePreprocessing(resize=config.data.resize, crop=config.data.crop)
+    description = workdir.Description(config, vocabulary, preprocessing, (), {})
+    return Trained(description, *init(config), step=0)
 
 
 def write_workdir(

@@ -133,9 +133,9 @@ class Hide:
 sys.meta_path.insert(0, Hide())
 import cmap_jax, cmap_jax.models, cmap_jax.losses, cmap_jax.scoring, cmap_jax.workdir
 import cmap_jax.training.train_step, cmap_jax.evaluation.evaluator, cmap_jax.processing.images
-cmap_jax.CMAP, cmap_jax.load
+cmap_jax.CMAP, cmap_jax.load, cmap_jax.Retriever
 import input_pipeline
-assert set(dir(cmap_jax)) >= {{"CMAP", "load"}}
+assert set(dir(cmap_jax)) >= {{"CMAP", "Retriever", "load"}}
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     code = "import sys, cmap_jax; sys.exit('jax' in sys.modules)"
@@ -147,7 +147,7 @@ def test_public_names_as_people_write_them():
     code = """
 import numpy as np
 import cmap_jax
-from cmap_jax import CMAP, load
+from cmap_jax import CMAP, Retriever, load
 assert cmap_jax.evaluation.metrics.ranks(np.array([[0.1, 0.9]]), [0], [1]) == 0
 cmap_jax.losses.matching_loss, cmap_jax.losses.preservation_loss
 cmap_jax.scoring.score, cmap_jax.scoring.score_levels, cmap_jax.scoring.score_branches

@@ -21,7 +21,17 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from cmap_jax.cli import errors
 
 _TRAIN = "train"  # it takes the flags of main.py, which absl parses
-_SUBCOMMANDS = (_TRAIN, "extract", "convert", "doctor", "show", "evaluate", "compare", "submit")
+_SUBCOMMANDS = (
+    _TRAIN,
+    "extract",
+    "convert",
+    "doctor",
+    "show",
+    "evaluate",
+    "compare",
+    "submit",
+    "search",
+)
 _TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value
 
 # Matches an error of argparse and captures the words that it did not recognise.

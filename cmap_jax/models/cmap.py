@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.config_fields import check_values
-from cmap_jax.models.composers import check_query, find_variant, variant_settings
+from cmap_jax.models.composers import Halves, check_query, find_variant, variant_settings
 from cmap_jax.models.encoders import (
     TEXT_ENCODERS,
     image_entry,
@@ -178,6 +178,19 @@ class CMAP(nn.Module):
     def references_differ(self) -> bool:
         """Whether `encode_references` and `encode_images` give different embeddings."""
         return find_variant(self.variant).on_features
+
+    @property
+    def takes(self) -> Halves:
+        """The halves that make a query: an image alone, a text alone, both."""
+        return find_variant(self.variant).takes
+
+    def with_texts_alone(self) -> "CMAP":
+        """Return this model with texts that are embedded as if each were a batch of its own.
+
+        It has the same variables. Only a text encoder that reads the padding is changed.
+        """
+        alone = TEXT_ENCODERS[self.text["family"]].alone(self.text["settings"])
+        return self.clone(text={**self.text, "settings": alone})
 
     def setup(self):  # noqa: D102
         variant = find_variant(self.variant)

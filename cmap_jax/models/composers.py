@@ -35,9 +35,10 @@ be installed, or its folder must be on PYTHONPATH. A composer keeps to this cont
 
 - It is a `flax.linen.Module` that can be built with ``dtype=`` alone, the dtype of its layers'
   products; all its other fields have defaults. ``levels`` (default: high, mid and low) names the
-  levels that it is given and scores. ``reads_text = False`` says that it ignores the text, and
-  ``optional = ("text",)`` that texts may be missing. ``on_features = True`` asks for the features
-  that the encoders themselves project, not normalised; see `Variant`.
+  levels that it is given and scores. ``reads_text = False`` says that it ignores the text,
+  ``reads_image = False`` that it ignores the reference, and ``optional = ("text",)`` that texts may
+  be missing. ``on_features = True`` asks for the features that the encoders themselves project, not
+  normalised; see `Variant`.
 - It is called with the references' pyramid [L, B, D], the texts [B, D] and ``train=``. Row b of the
   result belongs to row b of both.
 - It returns a `ComposedQuery` with one `Branch` or more, each [L, B, D] or, the same at every
@@ -51,7 +52,7 @@ be installed, or its folder must be on PYTHONPATH. A composer keeps to this cont
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -215,6 +216,20 @@ def _image_only(pyramid: jax.Array, text: jax.Array) -> jax.Array:
     return pyramid
 
 
+class Halves(NamedTuple):
+    """The halves of a query that a method makes something of.
+
+    Attributes:
+        image: whether a reference image alone is a query.
+        text: whether a text alone is a query.
+        both: whether image and text together are a query in which both play a part.
+    """
+
+    image: bool
+    text: bool
+    both: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """A named method: how to build its composer, and what the composer reads.
@@ -224,6 +239,7 @@ class Variant:
             ``settings=``.
         levels: levels of the pyramid that it scores, high to low.
         reads_text: False where the text plays no part: no text encoder is made.
+        reads_image: False where the reference plays no part.
         on_features: whether the composer is given the features that the encoders project, without
             heads of the model and not normalised. An image's embedding in a gallery is then the
             numerator of its query without a text, which is one branch without a weight.
@@ -239,12 +255,22 @@ class Variant:
     build: Callable[..., nn.Module]
     levels: tuple[str, ...] = LEVELS
     reads_text: bool = True
+    reads_image: bool = True
     on_features: bool = False
     without_text: Literal["zero", "empty"] = "zero"
     optional: tuple[str, ...] = ()
     captions: Literal["one", "concept"] = "one"
     settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
     check: Callable[[Any], None] = lambda model_config: None
+
+    @property
+    def takes(self) -> "Halves":
+        """The halves that make a query."""
+        return Halves(
+            image="text" in self.optional or not self.reads_text,
+            text="image" in self.optional or not self.reads_image,
+            both=self.reads_image and self.reads_text,
+        )
 
 
 def _attention(**settings) -> Callable[..., nn.Module]:
@@ -279,7 +305,7 @@ COMPOSERS = {
     "is_only": Variant(_attention(parts=("preserved",))),
     "artemis": Variant(_attention(levels=_HIGH, self_contrastive=False), levels=_HIGH),
     "late_fusion": Variant(_plain(_late_fusion, "fused")),
-    "text_only": Variant(_plain(_text_only, "text"), optional=("image",)),
+    "text_only": Variant(_plain(_text_only, "text"), reads_image=False, optional=("image",)),
     "image_only": Variant(_plain(_image_only, "image"), reads_text=False, optional=("text",)),
     "tirg": Variant(lambda dtype: TIRG(dtype=dtype), levels=_HIGH),
     "sum": Variant(
@@ -325,7 +351,7 @@ def find_variant(name: str) -> Variant:
         )
     composer = import_composer(**plug_in.groupdict())
     check_composer(composer)
-    traits = ("levels", "reads_text", "on_features", "without_text", "optional")
+    traits = ("levels", "reads_text", "reads_image", "on_features", "without_text", "optional")
     own = {name: getattr(composer, name) for name in traits if hasattr(composer, name)}
     return Variant(composer, **own)
 

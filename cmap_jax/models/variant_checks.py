@@ -23,14 +23,16 @@ def check_halves(variant: str, has_image: bool, has_text: bool) -> None:
     Raises:
         ValueError: says which half is missing.
     """
-    optional = find_variant(variant).optional
-    missing = [half for half, given in (("image", has_image), ("text", has_text)) if not given]
-    if len(missing) == 2:
+    if not has_image and not has_text:
         raise ValueError("a query needs an image or a text")
-    if missing and missing[0] not in optional:
+    takes = find_variant(variant).takes
+    if not (has_text or takes.image) or not (has_image or takes.text):
+        forms = ("an image alone", "a text alone", "an image with a text")
+        taken = [form for form, is_taken in zip(forms, takes, strict=True) if is_taken]
+        missing = "texts" if has_image else "images"
         raise ValueError(
-            f"the method {variant} composes an image and a text: a query without {missing[0]}s "
-            "cannot be composed"
+            f"the method {variant} composes {' or '.join(taken)}: a query without {missing} cannot "
+            "be composed"
         )
 
 

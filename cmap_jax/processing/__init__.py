@@ -16,6 +16,7 @@ with epy.lazy_api_imports(globals()):
         tokenizer,
         tokenizers,
         tokenizing,
+        unread_texts,
     )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "tokenizer",
     "tokenizers",
     "tokenizing",
+    "unread_texts",
 ]

@@ -76,13 +76,15 @@ class WorkdirLock:
     learns from `check` that it has lost the lock.
     """
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: str | os.PathLike, flag: str = "--workdir=..."):
         """Prepare; nothing is written before `__enter__`.
 
         Args:
             workdir: folder to lock, local or in a bucket; made if it does not exist.
+            flag: chooses another folder, for the message of a refusal; empty: there is none.
         """
         self._path = workdir_lib.absolute(workdir) / LOCK
+        self._other_folder = f"another folder with {flag}" if flag else "another folder"
         self._token = uuid.uuid4().hex
         self._started = time.time()
         self._made_folder = False
@@ -210,7 +212,7 @@ class WorkdirLock:
         return (
             f"{self._path.parent} is in use by process {owner.get('process', '?')} on "
             f"{owner.get('host', '?')}, since {since}, last heartbeat {age:.0f} s ago. Stop it, or "
-            f"choose another folder with --workdir=...; if it is dead, its lock is stale "
+            f"choose {self._other_folder}; if it is dead, its lock is stale "
             f"{_STALE:.0f} s after the last heartbeat"
         )
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -27,6 +28,20 @@ def mark_of_run(config: ConfigDict) -> str:
         if path not in environment and not renamed_fields.is_as_before(path, value)
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def function_of_model(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields of ``config.model`` that say which function a model's weights compute.
+
+    Fields that this library does not know, such as a plug-in's, are among them. Fields that earlier
+    versions lack are not, where they have the value that describes those versions.
+    """
+    return {
+        path: value
+        for path, value in flatten(config.model.to_dict(), "model").items()
+        if (path not in FIELDS or FIELDS[path].kind == Kind.MODEL)
+        and not renamed_fields.is_as_before(path, value)
+    }
 
 
 def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:

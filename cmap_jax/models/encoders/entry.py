@@ -249,6 +249,8 @@ class TextEntry:
         pretrained: its pretrained weights, ``config.model.text.init_from``; None: there are none.
         reads_padding: from the settings to whether an embedding depends on the padding of its
             batch, so that a text may not be padded further.
+        alone: from the settings to those under which a text's embedding is the same whatever the
+            padding: the one that it has without any.
         empty_text: from the settings and the vocabulary's size to the token ids of the empty text;
             None: a method that embeds the empty text cannot use this encoder.
         check: called with ``config.model``; raises ValueError for what no single field shows.
@@ -261,5 +263,6 @@ class TextEntry:
     layers: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
     reads_padding: Callable[[Mapping[str, Any]], bool] = lambda settings: False
+    alone: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: settings
     empty_text: Callable[[Mapping[str, Any], int], tuple[int, ...]] | None = None
     check: Callable[[Any], None] = _nothing_to_check

@@ -109,4 +109,5 @@ ENTRY = TextEntry(
     frozen=recurrent.FROZEN,
     pretrained=recurrent.WORD_VECTORS,
     reads_padding=lambda settings: settings["pool_padding"],
+    alone=lambda settings: {**settings, "pool_padding": False},
 )

@@ -1,0 +1,316 @@
+"""Making an index of a catalogue's pictures, and bringing one up to date.
+
+report = build_index(trained, "photographs", "INDEX", dtype="int8")
+report = build_index(trained, "photographs", "INDEX", update=True)
+
+Embeddings of earlier times are used again where a picture's file has not changed: those of the
+index that is brought up to date, and those of a run that was stopped.
+"""
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from cmap_jax.files import check_can_write, is_remote
+from cmap_jax.retrieval.backends import DEFAULT, find_backend, settings_of
+from cmap_jax.retrieval.catalogue import Item, field_kinds, items_of
+from cmap_jax.retrieval.embedding import ShardTask, make_tasks, write_shards
+from cmap_jax.retrieval.index_files.form import (
+    MANIFEST,
+    Description,
+    Manifest,
+    Shard,
+    generation_number,
+    generations,
+    read_manifest,
+)
+from cmap_jax.retrieval.index_files.item_files import Stamp
+from cmap_jax.retrieval.index_files.quantization import FLOAT32
+from cmap_jax.retrieval.index_files.reading import ShardFiles, StoredIndex, damaged_files
+from cmap_jax.retrieval.index_files.writing import (
+    GenerationWriter,
+    make_manifest,
+    publish,
+    read_generation,
+    read_shards,
+    unreadable_report,
+)
+from cmap_jax.retrieval.pictures import Entry, PictureEncoder, Source, embedding_shape
+from cmap_jax.retrieval.rounding_loss import Loss, measure
+from cmap_jax.trained import Trained
+from cmap_jax.workdir.lock import LOCK, WorkdirLock
+
+_logger = logging.getLogger(__name__)
+
+_SHOWN = 3  # examples in a message
+
+# Writes the shards of a generation, given the index's folder, their writer and the shards.
+WriteShards = Callable[[str, GenerationWriter, Sequence[ShardTask]], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexReport:
+    """The outcome of making an index or of bringing one up to date.
+
+    Attributes:
+        manifest: of the index.
+        encoded: pictures that were encoded; the others' embeddings were known.
+        removed: images of the index before that are no longer in it.
+        unreadable: path of the report on pictures that cannot be read; None if all can be.
+        loss: the effect of rounding; None for float32.
+    """
+
+    manifest: Manifest
+    encoded: int
+    removed: int
+    unreadable: str | None
+    loss: Loss | None
+
+
+def describe(trained: Trained, dtype: str = FLOAT32) -> Description:
+    """Return the description of an index of a model.
+
+    Raises:
+        ValueError: there is no such dtype.
+    """
+    levels, width = embedding_shape(trained)
+    return Description(
+        model=trained.workdir,
+        fingerprint=trained.fingerprint,
+        variant=trained.config.model.variant,
+        levels=levels,
+        width=width,
+        dtype=dtype,
+        preprocessing=trained.preprocessing,
+    )
+
+
+def check_destination(folder: str | os.PathLike, update: bool) -> Manifest | None:
+    """Refuse a folder that an index cannot be written to, before a model is loaded.
+
+    Returns:
+        The manifest of the index that is to be brought up to date; None if there is none.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it holds an index, without ``update``; or something else, or a damaged index.
+    """
+    check_can_write(folder)
+    path = epath.Path(folder)
+    if (path / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        if not update:
+            raise ValueError(
+                f"{os.fspath(folder)} holds an index of {manifest.count:,} images already: bring "
+                "it up to date (update, or --update), or name a new folder"
+            )
+        return manifest
+    names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    if names - {LOCK} and not generations(folder):
+        raise ValueError(f"{os.fspath(folder)} holds other files; name a new folder")
+    return None
+
+
+def build_index(
+    trained: Trained,
+    images: str | os.PathLike | Sequence[Item],
+    folder: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    update: bool = False,
+    backend: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    write: WriteShards | None = None,
+) -> IndexReport:
+    """Embed a catalogue's pictures into an index, with progress.
+
+    A run that was stopped goes on where it stopped. The index appears, or replaces the one before,
+    when it is complete. Pictures that cannot be read are left out and listed in a report.
+
+    Args:
+        trained: the model.
+        images: a folder of pictures, a list file, or items; see `catalogue.items_of`.
+        folder: a new folder, or one of an index that is to be brought up to date.
+        dtype: float32, bfloat16 or int8; None: that of the index before, or else float32.
+        update: whether an index in the folder is brought up to date: new and changed pictures are
+            embedded, deleted ones dropped.
+        backend: a key of `BACKENDS`, for which the index is prepared; None: that of the index
+            before, or else the default.
+        settings: the backend's settings that differ from the defaults; None with ``backend`` None:
+            those of the index before.
+        write: embeds and writes the shards; None: this process does.
+
+    Raises:
+        FileNotFoundError: no pictures.
+        OSError: the folder cannot be written, is in use, or its disk is too small.
+        ValueError: `check_destination` refuses the folder, the index before has another model or
+            dtype, or no picture can be read; says what, and the remedy.
+    """
+    folder = _absolute(folder)
+    before = check_destination(folder, update)
+    if before is not None and backend is None:
+        backend, settings = before.backend, before.settings if settings is None else settings
+    backend = backend or DEFAULT
+    chosen = settings_of(backend, settings or {})
+    items = items_of(images)
+    fields = field_kinds(items)
+    description = describe(trained, dtype or (before.dtype if before else FLOAT32))
+    _check_fits(folder, description, before)
+    with WorkdirLock(folder, flag="") as lock:
+        known = _known_embeddings(folder, description, before)
+        entries = [_entry(item, known.embeddings) for item in items]
+        _check_room(folder, description, sum(entry.source is None for entry in entries))
+        writer = GenerationWriter(folder, description)
+        tasks = make_tasks(entries, description)
+        (write or _write_here(trained))(folder, writer, tasks)
+        manifest = make_manifest(
+            writer,
+            _complete_shards(writer, tasks),
+            fields=fields,
+            backend=backend,
+            settings=dataclasses.asdict(chosen),
+        )
+        report = IndexReport(
+            manifest=manifest,
+            encoded=writer.encoded(),
+            removed=len(known.published - {item.id for item in items}),
+            unreadable=None,
+            loss=None,
+        )
+        if not known.damaged and _same_content(before, manifest):
+            writer.remove()
+            manifest = before
+        else:
+            stored = StoredIndex(folder, manifest)
+            if description.dtype != FLOAT32:
+                loss = measure(trained, stored)
+                manifest = dataclasses.replace(manifest, loss=loss and dataclasses.asdict(loss))
+            find_backend(backend).build(stored, chosen, stored.backend_folder)
+            lock.check()
+            publish(folder, manifest)
+        return dataclasses.replace(
+            report,
+            manifest=manifest,
+            unreadable=unreadable_report(folder, manifest),
+            loss=None if manifest.loss is None else Loss(**manifest.loss),
+        )
+
+
+class _Known(NamedTuple):
+    """The embeddings of earlier times.
+
+    Attributes:
+        embeddings: where one is, and the stamp of its picture, by the item's id.
+        published: ids of the index before.
+        damaged: whether some of its files cannot be used.
+    """
+
+    embeddings: dict[str, tuple[Source, Stamp]]
+    published: set[str]
+    damaged: bool
+
+
+def _known_embeddings(folder: str, description: Description, before: Manifest | None) -> _Known:
+    """Return the embeddings of the index before and of newer generations that are unfinished."""
+    known = _Known({}, set(), False)
+    for name in generations(folder):
+        if before is not None and generation_number(name) < generation_number(before.generation):
+            continue  # it is there for servers alone
+        is_published = before is not None and name == before.generation
+        path = f"{folder.rstrip('/')}/{name}"
+        shards = before.shards if is_published else read_shards(path)
+        bad = set(damaged_files(path, shards))
+        whole = [s for s in shards if not any(f"{path}/{file}" in bad for file in s.files)]
+        if bad:
+            _logger.warning("%s is damaged; its pictures are embedded again", ", ".join(bad))
+            known = known._replace(damaged=known.damaged or is_published)
+        for shard in whole:
+            for row, record in enumerate(ShardFiles(path, shard, description).items.records()):
+                if record.stamp is not None:
+                    source = Source(name, shard.number, row)
+                    known.embeddings[record.item.id] = (source, record.stamp)
+                if is_published:
+                    known.published.add(record.item.id)
+    return known
+
+
+def _entry(item: Item, known: Mapping[str, tuple[Source, Stamp]]) -> Entry:
+    return Entry(item, *known.get(item.id, (None, None)))
+
+
+def _write_here(trained: Trained) -> WriteShards:
+    """Return the function that embeds in this process, on all of its devices."""
+
+    def write(folder: str, writer: GenerationWriter, tasks: Sequence[ShardTask]) -> None:
+        write_shards(folder, writer, tasks, PictureEncoder(trained))
+
+    return write
+
+
+def _complete_shards(writer: GenerationWriter, tasks: Sequence[ShardTask]) -> list[Shard]:
+    """Return the shards of a generation, all of which must have been written.
+
+    Raises:
+        OSError: some were not.
+        ValueError: none has a picture.
+    """
+    shards = writer.shards()
+    if missing := {task.number for task in tasks} - {shard.number for shard in shards}:
+        raise OSError(f"{len(missing)} of {len(tasks)} shards were not written; run it again")
+    if not any(shard.count for shard in shards):
+        reason = "; ".join(f"{entry.image}: {entry.reason}" for entry in writer.left_out()[:_SHOWN])
+        writer.remove()
+        raise ValueError(f"none of the pictures can be read, such as {reason}")
+    return shards
+
+
+def _same_content(before: Manifest | None, manifest: Manifest) -> bool:
+    """Tell whether an index that was brought up to date is the one before."""
+    if before is None:
+        return False
+    own = ("generation", "created", "loss")
+    return dataclasses.replace(manifest, **{n: getattr(before, n) for n in own}) == before
+
+
+def _check_fits(folder: str, description: Description, before: Manifest | None) -> None:
+    """Refuse to mix embeddings of two models, or of two dtypes, in one folder."""
+    others = [] if before else [read_generation(folder, name) for name in generations(folder)]
+    for other in [before, *others]:
+        if other is None or other.same_numbers(description):
+            continue
+        state = "holds an index" if before else "holds an unfinished index"
+        if other.fingerprint != description.fingerprint:
+            raise ValueError(
+                f"{folder} {state} of another model ({other.model}, fingerprint "
+                f"{other.fingerprint}, not {description.fingerprint}); name that model, or a new "
+                "folder"
+            )
+        raise ValueError(
+            f"{folder} {state} of dtype {other.dtype}, not {description.dtype}; keep that dtype, "
+            "or name a new folder"
+        )
+
+
+def _check_room(folder: str, description: Description, count: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    if is_remote(folder):
+        return
+    nearest = epath.Path(folder)
+    while not nearest.exists():
+        nearest = nearest.parent
+    free, needed = shutil.disk_usage(nearest).free, count * description.image_bytes
+    if needed > free:
+        raise OSError(
+            f"{folder}: {needed / 1e9:,.1f} GB are still to be written, and {free / 1e9:,.1f} GB "
+            "are free; name a folder on another disk, or a smaller dtype"
+        )
+
+
+def _absolute(folder: str | os.PathLike) -> str:
+    path = os.fspath(folder)
+    return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
