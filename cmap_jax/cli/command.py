@@ -30,6 +30,7 @@ _SUBCOMMANDS = (
     "evaluate",
     "compare",
     "submit",
+    "index",
     "search",
 )
 _TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value

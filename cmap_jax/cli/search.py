@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 from PIL import Image, ImageOps
 
-from cmap_jax.cli.arguments import path
+from cmap_jax.cli.arguments import path, settings_from
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.tables import table
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         index,
         model=arguments.model,
         backend=arguments.backend,
-        settings=_settings(arguments.set),
+        settings=settings_from(arguments.set),
     )
     hits = retriever.search(
         [epath.Path(image) for image in arguments.image],
@@ -144,14 +144,6 @@ def _check(arguments: argparse.Namespace) -> None:
         check_destination(arguments.grid)
     for image in arguments.image:
         read_image(epath.Path(image))
-
-
-def _settings(assignments: Sequence[str]) -> dict[str, str]:
-    """Return the settings that ``--set NAME=VALUE`` assigns."""
-    settings = dict(text.partition("=")[::2] for text in assignments)
-    if unset := [text for text in assignments if "=" not in text]:
-        raise ValueError(f"--set {unset[0]}: give a name and a value, NAME=VALUE")
-    return settings
 
 
 def _fields(hit: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The effect of storing embeddings in fewer bits, measured on an index (docs/method.md, section 11).
+"""The effect of rounding embeddings, measured on an index (docs/method.md, section 11).
 
 Queries are made of pictures of the index and short texts. The best images of each by the stored
 numbers are embedded once more, and ranked by the numbers before rounding.

@@ -1,0 +1,182 @@
+"""Embed a catalogue's pictures into an index that can be searched, or bring one up to date.
+
+cmap index --model runs/shop --images photographs --out INDEX
+cmap index --model runs/shop --list catalogue.csv --images photographs --out INDEX --dtype int8
+cmap index --images photographs --out INDEX --update
+cmap index --model gs://B/shop --images gs://B/photographs --out gs://B/INDEX \
+    --runner DataflowRunner -- --project=P --region=R --temp_location=gs://B/tmp
+
+A command that was stopped goes on where it stopped. Flags behind -- are Apache Beam's.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from typing import Any
+
+from etils import epath
+
+from cmap_jax.cli.arguments import path, settings_from
+from cmap_jax.cli.compilation_cache import use_compilation_cache
+from cmap_jax.cli.devices import check_devices
+from cmap_jax.progress import format_seconds
+
+_SHOWN = 3  # pictures that cannot be read, in the last lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommand's arguments."""
+    parser.add_argument(
+        "--model",
+        metavar="WORKDIR",
+        type=path,
+        help="the trained or converted model; with --update the index's own needs no naming",
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", type=path, help="the folder of pictures, with all below it"
+    )
+    parser.add_argument(
+        "--list",
+        metavar="FILE",
+        type=path,
+        help="a .csv, .jsonl or .parquet list with a column image, perhaps id, and metadata; its "
+        "paths start from --images, or else from its own folder",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="INDEX",
+        type=path,
+        required=True,
+        help="a new folder for the index, one in which this command was stopped, or, with "
+        "--update, one that holds an index",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="of the stored numbers, whose loss is measured; default: float32, or that of the "
+        "index that is brought up to date",
+    )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="bring an index up to date: embed new and changed pictures, drop deleted ones",
+    )
+    parser.add_argument(
+        "--backend", metavar="NAME", help="prepare the index for this search backend"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a setting of the backend; may be given several times",
+    )
+    parser.add_argument(
+        "--runner",
+        metavar="NAME",
+        help="embed on many machines with this runner of Apache Beam, such as DataflowRunner",
+    )
+    parser.add_argument(
+        "beam", nargs="*", metavar="-- BEAM_FLAG", help="Apache Beam's own flags, with --runner"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be checked at once, embed, and say what came of it."""
+    _check(arguments)
+    # JAX takes seconds to load, hence the imports in here.
+    from cmap_jax.retrieval.backends import settings_of
+    from cmap_jax.retrieval.indexing import build_index, check_destination
+    from cmap_jax.trained import load
+
+    before = check_destination(arguments.out, arguments.update)
+    model = arguments.model or (before and before.model)
+    if model is None:
+        raise ValueError("--model WORKDIR is needed: it names the model that embeds the pictures")
+    if arguments.backend:
+        settings_of(arguments.backend, settings_from(arguments.set))  # refuses impossible ones
+    _check_model(model)
+    items = _read_items(arguments)
+    check_devices()
+    use_compilation_cache(None)
+    write = _beam(arguments, model)
+    started = time.monotonic()
+    report = build_index(
+        load(model),
+        items,
+        arguments.out,
+        dtype=arguments.dtype,
+        update=arguments.update,
+        backend=arguments.backend,
+        settings=settings_from(arguments.set) if arguments.set else None,
+        write=write,
+    )
+    print(_summary(report, arguments.out, time.monotonic() - started))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse impossible arguments before anything is read."""
+    if not (arguments.images or arguments.list):
+        raise ValueError("no pictures: give --images DIR, or --list FILE, or both")
+    if arguments.beam and not arguments.runner:
+        raise ValueError(
+            f"unexpected {arguments.beam[0]!r}: pictures are named by --images or --list, and "
+            "flags behind -- are Apache Beam's, which --runner NAME turns on"
+        )
+    if arguments.set and not arguments.backend:
+        raise ValueError("--set is for the backend that --backend names: give it too")
+
+
+def _check_model(model: str) -> None:
+    """Refuse a folder that holds no model, before the pictures are listed."""
+    from cmap_jax.workdir.description import check_has_weights, read_description
+
+    read_description(model)
+    check_has_weights(model)
+
+
+def _read_items(arguments: argparse.Namespace) -> list[Any]:
+    from cmap_jax.retrieval.catalogue import items_of_folder, items_of_list
+
+    if arguments.list:
+        items, source = items_of_list(arguments.list, arguments.images), arguments.list
+    else:
+        items, source = items_of_folder(arguments.images), arguments.images
+    print(f"{len(items):,} pictures of {source}", flush=True)
+    return items
+
+
+def _beam(arguments: argparse.Namespace, model: str) -> Any:
+    """Return the function that writes shards with Apache Beam; None: this process does it."""
+    if not arguments.runner:
+        return None
+    from cmap_jax.retrieval.beam_indexing import beam_writer
+
+    return beam_writer(model, [f"--runner={arguments.runner}", *arguments.beam])
+
+
+def _summary(report: Any, out: str, seconds: float) -> str:
+    """Return the last lines: what the index holds, its loss, and what could not be read."""
+    about = report.manifest
+    known = about.count - report.encoded
+    lines = [
+        f"{out} holds {about.count:,} images, {about.levels} x {about.width} numbers each as "
+        f"{about.dtype}, {about.count * about.image_bytes / 1e6:,.1f} MB in all",
+        f"{report.encoded:,} were embedded in {format_seconds(seconds)}"
+        + (f", {known:,} were known" if known else "")
+        + (f", {report.removed:,} were dropped" if report.removed else ""),
+    ]
+    if report.loss is not None:
+        lines.append(f"as {about.dtype}, {report.loss}")
+    if report.unreadable:
+        with epath.Path(report.unreadable).open("r") as file:
+            left_out = [json.loads(line) for line in itertools.islice(file, _SHOWN)]
+        examples = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in left_out)
+        lines.append(
+            f"{about.unreadable:,} pictures cannot be read and are not in the index; "
+            f"{report.unreadable} lists them with the reasons, such as {examples}"
+        )
+    lines.append(f"Next: cmap search {out} --image FILE --text CAPTION")
+    return "\n".join(lines)

@@ -1,0 +1,381 @@
+"""Making an index and bringing one up to date: the model's embeddings, reports, kills, refusals."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from buckets import use_folder_as_bucket
+from fake_data import image as write_picture
+from optional import require
+from PIL import Image
+from small import small_trained
+
+from cmap_jax.retrieval import embedding, indexing, pictures
+from cmap_jax.retrieval.catalogue import items_of_folder
+from cmap_jax.retrieval.index_files import form, writing
+from cmap_jax.retrieval.index_files.reading import StoredIndex
+from cmap_jax.retrieval.indexing import build_index
+from cmap_jax.retrieval.pictures import PictureEncoder
+from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
+
+_COUNT, _SHARD = 25, 10
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return small_trained(image_name="cells")
+
+
+@pytest.fixture(scope="module")
+def encoder(trained):
+    """One compiled program for all indexes of this file."""
+    return PictureEncoder(trained)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch, encoder):
+    monkeypatch.setattr(form, "_MOST_ROWS", _SHARD)
+    monkeypatch.setattr(indexing, "PictureEncoder", lambda trained: encoder)
+    monkeypatch.setattr(indexing, "embedding_shape", lambda trained: encoder.shape)
+    embedding._open.cache_clear()
+
+
+@pytest.fixture
+def shop(tmp_path) -> pathlib.Path:
+    for number in range(_COUNT):
+        write_picture(tmp_path / "shop" / f"{number:02}.png", number)
+    return tmp_path / "shop"
+
+
+def _content(index: pathlib.Path) -> dict[str, bytes]:
+    """The bytes of an index's embeddings, items and report."""
+    stored = StoredIndex(index)
+    stored.verify()
+    names = [n for shard in stored.manifest.shards for n in shard.files]
+    names += ["unreadable.jsonl"] * (stored.manifest.unreadable > 0)
+    return {name: pathlib.Path(stored.generation_folder, name).read_bytes() for name in names}
+
+
+def _paths(shop: pathlib.Path) -> list[str]:
+    return [item.image for item in items_of_folder(shop)]
+
+
+def test_embeddings_are_the_models(trained, shop, tmp_path):
+    report = build_index(trained, shop, tmp_path / "index")
+    stored = StoredIndex(tmp_path / "index")
+    assert list(stored.items) == items_of_folder(shop)
+    np.testing.assert_allclose(
+        stored.rows(range(_COUNT)), trained.encode_images(_paths(shop)), atol=2e-6
+    )
+    assert (report.encoded, report.removed, report.unreadable, report.loss) == (25, 0, None, None)
+    about = stored.manifest
+    assert about == report.manifest
+    assert (about.levels, about.width, about.count, len(about.shards)) == (3, 8, 25, 3)
+    assert (about.variant, about.dtype, about.backend) == ("cmap", "float32", "exact")
+    assert about.preprocessing == trained.preprocessing
+    stored.check_model(trained.fingerprint, "the same model")
+    assert not (tmp_path / "index" / "run.lock").exists()
+
+
+def test_metadata_of_items(trained, shop, tmp_path):
+    (tmp_path / "list.csv").write_text("image,color,price\n03.png,red,1\n01.png,blue,2.5\n")
+    list_ = tmp_path / "shop" / "list.csv"
+    shutil.move(tmp_path / "list.csv", list_)
+    build_index(trained, list_, tmp_path / "index")
+    stored = StoredIndex(tmp_path / "index")
+    assert [item.id for item in stored.items] == ["03.png", "01.png"]
+    assert list(stored.column("color")) == ["red", "blue"]
+    np.testing.assert_array_equal(stored.column("price"), [1, 2.5])
+    # Metadata alone change: nothing is embedded again.
+    list_.write_text("image,color,price\n03.png,green,1\n01.png,blue,2.5\n")
+    assert build_index(trained, list_, tmp_path / "index", update=True).encoded == 0
+    assert list(StoredIndex(tmp_path / "index").column("color")) == ["green", "blue"]
+
+
+def test_pictures_that_cannot_be_read_are_reported(trained, shop, tmp_path):
+    whole = (shop / "00.png").read_bytes()
+    (shop / "03.png").write_bytes(whole[:100])
+    (shop / "11.png").write_bytes(b"")
+    (shop / "12.png").write_text("no picture")
+    (shop / "link.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(shop / "pipe.png")
+    pathlib.Path(os.fsdecode(os.fsencode(shop) + b"/\xff.png")).write_bytes(whole)
+    for number in range(20, 25):
+        (shop / f"{number}.png").write_text("no picture")
+    report = build_index(trained, shop, tmp_path / "index")
+    lines = pathlib.Path(report.unreadable).read_text().splitlines()
+    reasons = {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert reasons.keys() == {
+        *("03.png", "11.png", "12.png", "link.png", "pipe.png", "\\udcff.png"),
+        *(f"{n}.png" for n in range(20, 25)),
+    }
+    assert reasons["03.png"].startswith("truncated")
+    assert reasons["11.png"] == "zero bytes"
+    assert reasons["12.png"].startswith("not an image")
+    assert reasons["link.png"] == "missing"
+    assert reasons["pipe.png"] == "not a file"
+    assert reasons["\\udcff.png"] == "its name is not UTF-8: rename it"
+    stored = StoredIndex(tmp_path / "index")
+    kept = [item.id for item in stored.items]
+    assert kept == [f"{n:02}.png" for n in range(20) if n not in (3, 11, 12)]
+    np.testing.assert_allclose(
+        stored.rows(range(17)),
+        trained.encode_images([str(shop / name) for name in kept]),
+        atol=2e-6,
+    )
+    assert stored.manifest.unreadable == 11
+    # One of them is mended.
+    (shop / "12.png").write_bytes(whole)
+    assert build_index(trained, shop, tmp_path / "index", update=True).encoded == 1
+
+
+def test_an_index_without_any_picture_is_refused(trained, tmp_path):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "a.jpg").write_text("no picture")
+    message = r"none of the pictures can be read, such as .*a\.jpg: not an image"
+    with pytest.raises(ValueError, match=message):
+        build_index(trained, tmp_path / "shop", tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_an_update_is_a_new_index_to_the_byte(trained, shop, tmp_path, dtype):
+    index = tmp_path / "index"
+    build_index(trained, shop, index, dtype=dtype)
+    old, old_content = StoredIndex(index), _content(index)
+    write_picture(shop / "00a.png", 100)
+    write_picture(shop / "05.png", 101)
+    write_picture(shop / "13.png", 102)
+    (shop / "08.png").unlink()
+    os.utime(shop / "17.png")  # its content is as before
+    report = build_index(trained, shop, index, update=True)
+    assert (report.encoded, report.removed) == (3, 1)
+    build_index(trained, shop, tmp_path / "new", dtype=dtype)
+    assert _content(index) == _content(tmp_path / "new")
+    # A server that has opened the old index still reads it.
+    assert [item.id for item in old.items] == [f"{n:02}.png" for n in range(_COUNT)]
+    old.verify()
+    assert old_content != _content(index)
+
+
+def test_an_update_without_changes(trained, shop, tmp_path):
+    build_index(trained, shop, tmp_path / "index")
+    manifest = (tmp_path / "index" / "manifest.json").read_text()
+    report = build_index(trained, shop, tmp_path / "index", update=True)
+    assert (report.encoded, report.removed) == (0, 0)
+    assert (tmp_path / "index" / "manifest.json").read_text() == manifest
+    assert form.generations(tmp_path / "index") == ["generation-000001"]
+
+
+def test_unchanged_shards_are_not_stored_twice(trained, shop, tmp_path):
+    build_index(trained, shop, tmp_path / "index")
+    write_picture(shop / "99.png", 100)
+    build_index(trained, shop, tmp_path / "index", update=True)
+    old, new = (tmp_path / "index" / f"generation-00000{n}" for n in (1, 2))
+    names = [f"vectors-0000{n}.safetensors" for n in range(3)]
+    assert [os.path.samefile(old / n, new / n) for n in names] == [True, True, False]
+
+
+def test_a_file_that_is_replaced_within_its_size(trained, shop, tmp_path):
+    """Same size and name, another time and content: it is embedded again."""
+    Image.new("RGB", (20, 20), "red").save(shop / "00.bmp")
+    build_index(trained, shop, tmp_path / "index")
+    size = os.path.getsize(shop / "00.bmp")
+    Image.new("RGB", (20, 20), "blue").save(shop / "00.bmp")
+    assert os.path.getsize(shop / "00.bmp") == size
+    assert build_index(trained, shop, tmp_path / "index", update=True).encoded == 1
+
+
+class _Killed(BaseException):
+    """The end of a process, at a write."""
+
+
+def _kill_at(monkeypatch, write: int) -> list[int]:
+    """Let a file's write number ``write`` end the process, before or after it is done."""
+    count = [0]
+
+    def counted(function):
+        def call(*arguments, **options):
+            count[0] += 1
+            if count[0] == write:
+                raise _Killed
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("write_bytes", "write_json", "write_text", "_link"):
+        monkeypatch.setattr(writing, name, counted(getattr(writing, name)))
+    return count
+
+
+def test_killed_at_any_write(trained, shop, tmp_path):
+    """There is always a whole index, old or new, and the next run embeds only what is missing."""
+    (shop / "15.png").write_text("no picture")
+    build_index(trained, shop, tmp_path / "before")
+    old = _content(tmp_path / "before")
+    write_picture(shop / "05.png", 101)
+    write_picture(shop / "25.png", 102)
+    build_index(trained, shop, tmp_path / "new")
+    new = _content(tmp_path / "new")
+    index, write, outcomes = tmp_path / "index", 0, set()
+    while True:
+        write += 1
+        shutil.rmtree(index, ignore_errors=True)
+        shutil.copytree(tmp_path / "before", index)
+        with pytest.MonkeyPatch.context() as patch:
+            count = _kill_at(patch, write)
+            with contextlib.suppress(_Killed):
+                build_index(trained, shop, index, update=True)
+        content = _content(index)
+        assert content in (old, new)
+        if count[0] < write:
+            break
+        report = build_index(trained, shop, index, update=True)
+        assert _content(index) == new
+        outcomes.add((content == new, report.encoded))
+    assert write > 10
+    # Each of the two pictures is in a shard of its own.
+    assert {encoded for _, encoded in outcomes} == {0, 1, 2}
+
+
+def test_a_run_that_was_stopped_goes_on(trained, shop, tmp_path, monkeypatch):
+    index = tmp_path / "index"
+    build_index(trained, shop, tmp_path / "new")
+    with monkeypatch.context() as patch:
+        _kill_at(patch, 6)  # the description and a shard of three files are written
+        with pytest.raises(_Killed):
+            build_index(trained, shop, index)
+    with pytest.raises(FileNotFoundError, match="was begun there and is unfinished"):
+        StoredIndex(index)
+    (shop / "02.png").unlink()  # the catalogue changes meanwhile
+    report = build_index(trained, shop, index)
+    assert report.encoded == _COUNT - _SHARD
+    assert len(StoredIndex(index)) == _COUNT - 1
+    assert len(form.generations(index)) == 1
+
+
+def test_a_damaged_index_is_mended(trained, shop, tmp_path, caplog):
+    index = tmp_path / "index"
+    build_index(trained, shop, index)
+    content = _content(index)
+    path = index / "generation-000001" / "vectors-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    report = build_index(trained, shop, index, update=True)
+    assert report.encoded == _SHARD
+    assert "vectors-00001.safetensors is damaged; its pictures are embedded again" in caplog.text
+    assert _content(index) == content
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_the_loss_of_rounding(trained, shop, tmp_path, dtype):
+    report = build_index(trained, shop, tmp_path / "index", dtype=dtype)
+    exact = trained.encode_images(_paths(shop)).astype(np.float64)
+    stored = StoredIndex(tmp_path / "index")
+    errors = np.linalg.norm(stored.rows(range(_COUNT)) - exact, axis=2)
+    loss = report.loss
+    assert loss.images == _COUNT  # a small catalogue is measured whole
+    assert loss.error == pytest.approx(errors.mean(), rel=1e-2)
+    assert loss.worst == pytest.approx(errors.max(), rel=1e-2)
+    assert 0 < loss.error < loss.worst < 0.02
+    assert 0.9 <= loss.kept <= 1
+    assert 0 < loss.score_error < 0.1
+    assert stored.manifest.loss == vars(loss)
+    assert "stay among the best 10" in str(loss)
+
+
+def test_kept_images_are_counted_by_their_exact_scores():
+    exact = np.array([[0.9, 0.8, 0.8, 0.1], [0.4, 0.3, 0.2, 0.1]])
+    rounded = np.array([[0.9, 0.1, 0.8, 0.0], [0.1, 0.3, 0.2, 0.4]])
+    from cmap_jax.retrieval.rounding_loss import _kept
+
+    # The first query has a tie at the second place; the second keeps one image of two.
+    assert _kept(exact, rounded, 2) == 0.75
+
+
+def test_folders_that_are_refused(trained, shop, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="other holds other files; name a new folder"):
+        build_index(trained, shop, tmp_path / "other")
+    index = tmp_path / "index"
+    build_index(trained, shop, index)
+    with pytest.raises(ValueError, match="index holds an index of 25 images already: bring"):
+        build_index(trained, shop, index)
+    with pytest.raises(ValueError, match="of dtype float32, not int8; keep that dtype"):
+        build_index(trained, shop, index, dtype="int8", update=True)
+    with pytest.raises(ValueError, match="there is no backend 'fast', but exact"):
+        build_index(trained, shop, tmp_path / "new", backend="fast")
+    other = small_trained(image_name="cells", embed_dim=4)
+    with pytest.raises(ValueError, match=r"holds an index of another model \(None, fingerprint"):
+        build_index(other, shop, index, update=True)
+    os.remove(index / "manifest.json")
+    with pytest.raises(ValueError, match=r"holds an unfinished index of another model"):
+        build_index(other, shop, index)
+    assert len(form.generations(index)) == 1
+
+
+def test_two_runs_in_one_folder(trained, shop, tmp_path):
+    with WorkdirLock(tmp_path / "index"), pytest.raises(WorkdirInUse, match="another folder; if"):
+        build_index(trained, shop, tmp_path / "index")
+
+
+def test_a_disk_that_is_too_small(trained, shop, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(indexing.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"are still to be written, and 0\.0 GB are free"):
+        build_index(trained, shop, tmp_path / "index")
+
+
+def test_heic(trained, shop, tmp_path):
+    pillow_heif = require("pillow_heif")
+    Image.open(shop / "00.png").save(tmp_path / "00.png")
+    pillow_heif.from_pillow(Image.open(shop / "00.png")).save(shop / "phone.HEIC")
+    build_index(trained, shop, tmp_path / "index")
+    assert StoredIndex(tmp_path / "index").items[-1].id == "phone.HEIC"
+
+
+def test_buckets(trained, shop, tmp_path, monkeypatch):
+    """Pictures and index in a bucket: the same bytes, but for paths and whole seconds."""
+    use_folder_as_bucket(monkeypatch, tmp_path)
+    report = build_index(trained, "gs://shop", "gs://out/index")
+    build_index(trained, shop, tmp_path / "local")
+    assert report.encoded == _COUNT
+    stored, local = StoredIndex("gs://out/index"), StoredIndex(tmp_path / "local")
+    stored.verify()
+    assert stored.items[3].image == "gs://shop/03.png"
+    assert [i.id for i in stored.items] == [i.id for i in local.items]
+    np.testing.assert_array_equal(stored.rows(range(_COUNT)), local.rows(range(_COUNT)))
+    assert build_index(trained, "gs://shop", "gs://out/index", update=True).encoded == 0
+    (shop / "list.jsonl").write_text('{"image": "04.png", "n": 1}\n')
+    report = build_index(trained, "gs://shop/list.jsonl", "gs://out/index", update=True)
+    assert (report.encoded, report.removed) == (0, 24)
+    np.testing.assert_array_equal(StoredIndex("gs://out/index").rows([0]), local.rows([4]))
+
+
+def test_a_bucket_that_fails_is_no_unreadable_picture(trained, shop, tmp_path, monkeypatch):
+    use_folder_as_bucket(monkeypatch, tmp_path)
+
+    def fail(path):
+        raise OSError(5, "no network", str(path))
+
+    monkeypatch.setattr(pictures, "_stat", fail)
+    with pytest.raises(OSError, match="no network"):
+        build_index(trained, "gs://shop", tmp_path / "index")
+
+
+def test_reading_keeps_the_order_and_a_bounded_distance():
+    taken = []
+
+    def values():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = pictures._map_ahead(lambda x: x * x, values(), workers=3, ahead=5)
+    assert [next(results) for _ in range(10)] == [n * n for n in range(10)]
+    assert len(taken) <= 16
+    assert list(results) == [n * n for n in range(10, 100)]
