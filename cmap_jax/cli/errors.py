@@ -13,7 +13,16 @@ from typing import NoReturn
 from cmap_jax.remedies import spelled
 
 # Packages that an extra of setup.py installs, and the extra's name.
-_EXTRAS = {"torch": "torch", "apache_beam": "prepare", "mlcroissant": "prepare"}
+_EXTRAS = {
+    "torch": "torch",
+    "apache_beam": "prepare",
+    "mlcroissant": "prepare",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
 _BUCKET = re.compile(r"\b[a-z][a-z0-9]*://[^\s'\",)]+")
 _PIPE_CLOSED = 141  # exit status of a program that SIGPIPE ends, as shells report it
 _LONGEST = 300  # characters of a storage server's answer that a message shows

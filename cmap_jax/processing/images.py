@@ -56,6 +56,19 @@ ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
+class Preprocessed:
+    """A picture that `preprocess_image` has already made ready, and that it returns as it is.
+
+    With it the reading of pictures can be done elsewhere than their encoding.
+
+    Attributes:
+        pixels: uint8 [S, S, 3], made with the preprocessing of the model that encodes them.
+    """
+
+    pixels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class ImagePreprocessing:
     """How a picture is read, and the sizes of the image operations; stored with a model.
 
@@ -242,9 +255,13 @@ def random_crop_flip(
 
 
 def preprocess_image(
-    source: ImageSource, preprocessing: ImagePreprocessing
+    source: ImageSource | Preprocessed, preprocessing: ImagePreprocessing
 ) -> UInt8[np.ndarray, "S S 3"]:
     """Read, resize and crop the centre, as in evaluation (docs/method.md, section 4).
+
+    Args:
+        source: as `read_image` takes it; or the result of this function.
+        preprocessing: sizes, and how the picture is read.
 
     Returns:
         Pixels 0..255, S = `preprocessing.crop`.
@@ -252,6 +269,8 @@ def preprocess_image(
     Raises:
         ImageReadError: as `read_image`.
     """
+    if isinstance(source, Preprocessed):
+        return source.pixels
     return np.array(center_crop(load_square(source, preprocessing), preprocessing.crop))
 
 

@@ -1,0 +1,44 @@
+"""An HTTP service over an index: `cmap serve INDEX`. Its packages come with the extra `serve`."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from cmap_jax.serving import (
+        admission,
+        app,
+        batching,
+        browsing,
+        edge,
+        forms,
+        generations,
+        logs,
+        metrics,
+        opening,
+        pictures,
+        refusals,
+        schemas,
+        server,
+        settings,
+        static_files,
+        thumbnails,
+    )
+
+__all__ = [
+    "admission",
+    "app",
+    "batching",
+    "browsing",
+    "edge",
+    "forms",
+    "generations",
+    "logs",
+    "metrics",
+    "opening",
+    "pictures",
+    "refusals",
+    "schemas",
+    "server",
+    "settings",
+    "static_files",
+    "thumbnails",
+]

@@ -1,0 +1,405 @@
+"""The service's HTTP interface.
+
+service = Service(open_retriever, "INDEX/manifest.json", Settings())
+service.app                            # an ASGI application; `cmap_jax.serving.server` runs it
+
+Searches are answered once `Service.generations` has loaded the index, which begins with the
+application's lifespan.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import logging
+import math
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+import cmap_jax
+from cmap_jax.processing.image_files import ImageReadError
+from cmap_jax.retrieval import retriever as retriever_lib
+from cmap_jax.retrieval.catalogue import Item
+from cmap_jax.serving import metrics as metrics_lib
+from cmap_jax.serving import schemas, static_files, thumbnails
+from cmap_jax.serving.admission import Admission
+from cmap_jax.serving.batching import Search, Unfit
+from cmap_jax.serving.edge import FAILED, Edge
+from cmap_jax.serving.forms import Form, check_where, read_form
+from cmap_jax.serving.generations import Generation, Generations, OpenRetriever
+from cmap_jax.serving.pictures import decode
+from cmap_jax.serving.refusals import Refused, busy
+from cmap_jax.serving.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST_SENTENCE = 400  # characters of an error
+_MOST_OFFSET = 1_000_000_000
+_LONGEST_TEXT = 20_000  # characters of a query string's value
+_NO_ITEM = "there is no item of this id"
+_KEEP_THUMBNAIL = "private, max-age=60"
+_REVALIDATE = "no-cache"
+
+
+class Service:
+    """An index over HTTP.
+
+    Attributes:
+        app: the ASGI application.
+        generations: the index that is served, and its reloading.
+        metrics: what /metrics shows.
+        failure: the error with which the first loading ended; None as long as there is none.
+    """
+
+    def __init__(
+        self,
+        open_retriever: OpenRetriever,
+        manifest: str,
+        settings: Settings,
+        on_failure: Callable[[], None] = lambda: None,
+    ):
+        """Load nothing yet.
+
+        Args:
+            open_retriever: opens the index, given the retriever that is served or None.
+            manifest: file whose replacement means a new generation of the index.
+            settings: limits, times and texts.
+            on_failure: called when the index cannot be loaded at the start.
+        """
+        self._settings = settings
+        self.metrics = metrics_lib.Metrics()
+        self.generations = Generations(open_retriever, manifest, settings, self.metrics)
+        self.failure: Exception | None = None
+        self._on_failure = on_failure
+        self._admission = Admission(settings, lambda: self.generations.retry_after)
+        self.metrics.watch_searches(lambda: self._admission.searches)
+        self._thumbnails = thumbnails.Thumbnails(settings.thumbnail_bytes)
+        self._page = static_files.read_page()
+        # Pictures of a page of results do not wait behind uploads, nor uploads behind them.
+        workers = {"max_workers": settings.decoders}
+        self._decoders = concurrent.futures.ThreadPoolExecutor(
+            **workers, thread_name_prefix="uploads"
+        )
+        self._readers = concurrent.futures.ThreadPoolExecutor(
+            **workers, thread_name_prefix="gallery"
+        )
+        self.app = Edge(self._routes(), settings, self.metrics)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Load the index while the first requests are told to wait, and watch it."""
+        tasks = [asyncio.create_task(self._load()), asyncio.create_task(self.generations.watch())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.generations.close()
+        for pool in (self._decoders, self._readers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _load(self) -> None:
+        try:
+            await self.generations.load()
+        except Exception as error:
+            self.failure = error
+            self._on_failure()
+
+    def _routes(self) -> FastAPI:
+        """Return the application with its addresses."""
+        app = FastAPI(
+            title="cmap_jax",
+            description="Search a gallery by a picture and a wanted change.",
+            version=cmap_jax.__version__,
+            lifespan=self._lifespan,
+            docs_url=None,  # FastAPI's pages load scripts from elsewhere
+            redoc_url=None,
+        )
+        app.add_exception_handler(Refused, _answer_refusal)
+        app.add_exception_handler(RequestValidationError, _answer_validation)
+        app.add_exception_handler(HTTPException, _answer_http_error)
+        app.add_exception_handler(Exception, _answer_failure)
+        get = {"methods": ["GET"]}
+        app.add_api_route(
+            "/search",
+            self.search,
+            methods=["POST"],
+            openapi_extra=schemas.SEARCH_BODY,
+            responses={
+                200: {"model": schemas.SearchAnswer},
+                **schemas.failures(400, 401, 404, 408, 413, 415, 422, 429, 503),
+            },
+        )
+        app.add_api_route(
+            "/items",
+            self.items,
+            **get,
+            responses={200: {"model": schemas.Items}, **schemas.failures(400, 401, 422, 503)},
+        )
+        app.add_api_route(
+            "/items/{id:path}/image",
+            self.image,
+            **get,
+            responses={
+                **schemas.THUMBNAIL,
+                **schemas.NOT_MODIFIED,
+                **schemas.failures(400, 401, 404, 422, 503),
+            },
+        )
+        app.add_api_route(
+            "/items/{id:path}",
+            self.item,
+            **get,
+            responses={200: {"model": schemas.Item}, **schemas.failures(400, 401, 404, 503)},
+        )
+        app.add_api_route(
+            "/about",
+            self.about,
+            **get,
+            responses={200: {"model": schemas.About}, **schemas.failures(400, 401, 503)},
+        )
+        app.add_api_route("/healthz", self.healthz, **get)
+        app.add_api_route("/readyz", self.readyz, **get, responses=schemas.failures(503))
+        app.add_api_route(
+            "/metrics", self.show_metrics, **get, responses=schemas.PLAIN | schemas.failures(401)
+        )
+        app.add_api_route("/", self.page, **get, include_in_schema=False)
+        app.add_api_route("/page/{name}", self.page, **get, include_in_schema=False)
+        return app
+
+    async def search(self, request: Request) -> Response:
+        """Return the best images for reference pictures, a text, or both."""
+        started = time.perf_counter()
+        client = request.client.host if request.client else ""
+        with self.generations.lease() as generation, self._admission.enter(client):
+            form = await read_form(request, self._settings, self._admission)
+            search = await self._to_search(form, generation)
+            try:
+                hits = await asyncio.wrap_future(generation.batcher.submit(search))
+            except Unfit as error:
+                raise Refused(400, str(error)[:_LONGEST_SENTENCE]) from error
+        answer = {
+            "hits": [_hit_to_json(hit) for hit in hits],
+            "took_ms": round(1000 * (time.perf_counter() - started), 1),
+        }
+        return _json(answer)
+
+    async def items(
+        self,
+        offset: Annotated[int, Query(ge=0, le=_MOST_OFFSET)] = 0,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 48,
+        q: Annotated[str, Query(max_length=_LONGEST_TEXT)] = "",
+        where: Annotated[str | None, Query(max_length=_LONGEST_TEXT)] = None,
+    ) -> Response:
+        """Return a page of the gallery; ``q`` looks for a text in ids and metadata."""
+        condition, limit = check_where(where), min(limit, self._settings.page_items)
+        if len(q) > self._settings.text_characters:
+            raise Refused(400, f"q has more than {self._settings.text_characters:,} characters")
+        with self.generations.lease() as generation:
+            try:
+                chosen, total = await self._read(
+                    generation.browser.page, offset, limit, q.strip(), condition
+                )
+            except ValueError as error:
+                raise Refused(400, str(error)[:_LONGEST_SENTENCE]) from error
+        return _json({"items": [_item_to_json(item) for item in chosen], "total": total})
+
+    async def item(self, request: Request, id: str) -> Response:
+        """Return an item; slashes in its id may be percent-encoded."""
+        with self.generations.lease() as generation:
+            item = await self._find(generation, _decoded(_raw_id(request)))
+        return _json(_item_to_json(item))
+
+    async def image(
+        self,
+        request: Request,
+        id: str,
+        size: Annotated[int, Query(ge=1, le=10_000)] = thumbnails.DEFAULT_SIZE,
+    ) -> Response:
+        """Return a thumbnail of an item's picture; its longest side is ``size`` or a bit more."""
+        raw, size = _raw_id(request), thumbnails.round_up(size)
+        if not raw.endswith("/image"):
+            return await self.item(request, id)  # an id that ends so, with the slash encoded
+        name = _decoded(raw.removesuffix("/image"))
+        with self.generations.lease() as generation:
+            item = await self._find(generation, name)
+            number = generation.retriever.index.manifest.generation
+            try:
+                tag = await self._read(thumbnails.tag_of, item.image, size, number)
+                headers = {"ETag": f'"{tag}"', "Cache-Control": _KEEP_THUMBNAIL}
+                if _has_tag(request, tag):
+                    return Response(status_code=304, headers=headers)
+                content = await self._read(self._thumbnails.get, item.image, tag, size)
+            except ImageReadError as error:
+                _logger.warning("a picture of the gallery cannot be read: %s", error)
+                raise Refused(404, "the picture of this item cannot be read") from error
+        return Response(content, media_type="image/jpeg", headers=headers)
+
+    async def about(self) -> Response:
+        """Return facts of the index and its model, and the fields to filter by."""
+        settings = self._settings
+        with self.generations.lease() as generation:
+            retriever, trained = generation.retriever, generation.retriever.trained
+            takes = trained.takes
+            answer = {
+                "title": settings.title,
+                "count": len(retriever.index),
+                "variant": trained.config.model.variant,
+                "takes": {"image": takes.image, "text": takes.text, "both": takes.both},
+                "texts": takes.text or takes.both,
+                "notes": list(settings.notes),
+                "fields": _finite(generation.browser.fields),
+                "limits": {
+                    "upload_bytes": settings.upload_bytes,
+                    "references": settings.references,
+                    "text_characters": settings.text_characters,
+                    "k": settings.k,
+                },
+            }
+        return _json(answer)
+
+    async def healthz(self) -> dict[str, str]:
+        """Say that the process answers."""
+        return {"status": "alive"}
+
+    async def readyz(self) -> dict[str, str]:
+        """Say that searches are answered; 503 before."""
+        if not self.generations.is_ready:
+            raise busy("the service is starting; try again soon")
+        return {"status": "ready"}
+
+    async def show_metrics(self) -> Response:
+        """Return the metrics."""
+        content = self.metrics.exposition()
+        return Response(content, headers={"Content-Type": metrics_lib.CONTENT_TYPE})
+
+    async def page(self, request: Request, name: str = static_files.INDEX) -> Response:
+        """Return a file of the page."""
+        file = self._page.get(name)
+        if file is None:
+            raise Refused(404, "there is nothing at this address")
+        headers = {"ETag": f'"{file.tag}"', "Cache-Control": _REVALIDATE}
+        if _has_tag(request, file.tag):
+            return Response(status_code=304, headers=headers)
+        return Response(file.content, headers={**headers, "Content-Type": file.media_type})
+
+    async def _to_search(self, form: Form, generation: Generation) -> Search:
+        """Return a form's search, its pictures decoded and all else checked against the index."""
+        retriever = generation.retriever
+        _check_halves(retriever.trained.takes, bool(form.images or form.items), bool(form.text))
+        for name in form.items:
+            await self._find(generation, name)
+        try:
+            await self._read(retriever.fields.mask, form.where)
+        except ValueError as error:
+            raise Refused(400, str(error)[:_LONGEST_SENTENCE]) from error
+        loop, preprocessing = asyncio.get_running_loop(), retriever.trained.preprocessing
+        pictures = [
+            await loop.run_in_executor(
+                self._decoders, decode, image, preprocessing, self._settings.pixels
+            )
+            for image in form.images
+        ]
+        query = retriever_lib.Query(
+            image=pictures or None, item=list(form.items) or None, text=form.text
+        )
+        return Search(query, form.k, form.where)
+
+    async def _find(self, generation: Generation, name: str) -> Item:
+        """Return the item with an id, or refuse the request with 404."""
+        item = await self._read(generation.browser.item, name)
+        if item is None:
+            raise Refused(404, _NO_ITEM)
+        return item
+
+    async def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that reads the gallery in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, function, *arguments)
+
+
+def _check_halves(takes: Any, has_image: bool, has_text: bool) -> None:
+    """Refuse a query whose halves the method makes nothing of."""
+    if not has_image and not has_text:
+        raise Refused(400, "a search needs a picture, an item or a text")
+    if has_image and has_text and not takes.both:
+        half = "a text" if takes.image else "a picture"
+        raise Refused(400, f"this model makes nothing of {half}: leave it out")
+    if has_image and not has_text and not takes.image:
+        raise Refused(400, "this model needs a text too")
+    if has_text and not has_image and not takes.text:
+        raise Refused(400, "this model needs a picture or an item too")
+
+
+def _raw_id(request: Request) -> str:
+    """Return what follows /items/ in a request's address, as the client encoded it."""
+    raw = request.scope["raw_path"].partition(b"?")[0].decode("latin-1")
+    return raw.partition("/items/")[2]
+
+
+def _decoded(raw: str) -> str:
+    """Return an id from an address; refuse one that no item has since it is no text."""
+    try:
+        return urllib.parse.unquote(raw, errors="strict")
+    except UnicodeDecodeError as error:
+        raise Refused(404, _NO_ITEM) from error
+
+
+def _address(name: str) -> str:
+    """Return the address of the picture of the item with an id."""
+    return f"/items/{urllib.parse.quote(name, safe='')}/image"
+
+
+def _item_to_json(item: Item | retriever_lib.Hit) -> dict[str, Any]:
+    return {"id": item.id, "metadata": _finite(dict(item.metadata)), "image": _address(item.id)}
+
+
+def _hit_to_json(hit: retriever_lib.Hit) -> dict[str, Any]:
+    return {**_item_to_json(hit), "score": float(hit.score), "parts": _finite(dict(hit.parts))}
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer in JSON, in ASCII, which can hold any text of a client."""
+    encoded = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Response(encoded, status, headers, "application/json")
+
+
+def _has_tag(request: Request, tag: str) -> bool:
+    """Tell whether the client has the content already, by its header If-None-Match."""
+    sent = request.headers.get("if-none-match", "")
+    tags = {entry.strip().removeprefix("W/") for entry in sent.split(",")}
+    return "*" in tags or f'"{tag}"' in tags
+
+
+async def _answer_refusal(_: Request, refusal: Refused) -> Response:
+    return _json({"error": refusal.sentence}, refusal.status, refusal.headers)
+
+
+async def _answer_validation(_: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    field = first["loc"][-1]
+    return _json({"error": f"{field}: {first['msg']}"[:_LONGEST_SENTENCE]}, 422)
+
+
+async def _answer_http_error(_: Request, error: HTTPException) -> Response:
+    sentences = {404: "there is nothing at this address", 405: "this address has other methods"}
+    sentence = sentences.get(error.status_code, str(error.detail))
+    return _json({"error": sentence}, error.status_code, error.headers)
+
+
+async def _answer_failure(_: Request, __: Exception) -> Response:
+    return _json({"error": FAILED}, 500)

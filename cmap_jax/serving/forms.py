@@ -1,0 +1,213 @@
+"""The body of `POST /search`: read within limits of bytes and time, and checked field by field.
+
+form = await read_form(request, settings, admission)
+k = form.k
+
+Nothing of it is written to disk, and no name of a file in it is looked at.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, NoReturn
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from cmap_jax.serving.admission import Admission
+from cmap_jax.serving.refusals import Refused, unread
+from cmap_jax.serving.settings import K_DEFAULT, Settings
+
+FIELDS = ("image", "item", "text", "k", "where")
+
+_MOST_WHERE = 20_000  # characters of a filter
+_MOST_ID = 4_096  # characters of an item's id
+_MOST_FIELDS = 64
+_MOST_FIELD_BYTES = 256 * 1024
+# A body that is too large is read on for a while, without being kept: a client that is still
+# sending would not see the answer.
+_DRAINED = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A search as the client sent it; pictures are not decoded yet.
+
+    Attributes:
+        images: uploaded files.
+        items: ids of the gallery.
+        text: without spaces at its ends; None where there is none.
+        k: number of results.
+        where: filter on metadata; None where there is none.
+    """
+
+    images: tuple[bytes, ...]
+    items: tuple[str, ...]
+    text: str | None
+    k: int
+    where: Mapping[str, Any] | None
+
+
+class _InMemory(MultiPartParser):
+    """A parser that writes no temporary files; the body's size is limited elsewhere."""
+
+    spool_max_size = 1 << 62
+
+
+async def read_form(request: Request, settings: Settings, admission: Admission) -> Form:
+    """Read and check the body of a search.
+
+    Raises:
+        Refused: 400 for a malformed body or field, 408 for one that comes too slowly, 413 for one
+            that is too large, 415 for another content type, 503 where too much is in flight.
+    """
+    length = _declared_length(request)
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            with admission.hold(settings.upload_bytes if length is None else length):
+                return _check(await _parse(request, settings), settings)
+    except TimeoutError as error:
+        sentence = f"the request's body took longer than {settings.body_seconds:g} seconds"
+        raise unread(Refused(408, sentence)) from error
+    except ClientDisconnect as error:
+        raise Refused(400, "the connection was closed before the body was complete") from error
+
+
+def check_where(text: str | None) -> Mapping[str, Any] | None:
+    """Return a filter from its JSON text; None for none.
+
+    Raises:
+        Refused: 400 where it is no JSON object, or too long.
+    """
+    if text is None or not text.strip():
+        return None
+    if len(text) > _MOST_WHERE:
+        raise Refused(400, f"where has more than {_MOST_WHERE:,} characters")
+    try:
+        where = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, 'where is not JSON, such as {"color": "red"}') from error
+    if not isinstance(where, dict):
+        raise Refused(400, 'where is not a JSON object, such as {"color": "red"}')
+    return where or None
+
+
+def _declared_length(request: Request) -> int | None:
+    """Return the Content-Length, at most the body's limit; None where it is not declared."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() else None
+
+
+async def _parse(request: Request, settings: Settings) -> list[tuple[str, str | bytes]]:
+    """Return the body's fields, files as bytes, in their order."""
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    # Python knows charsets whose decoding takes minutes, and others that give no valid text.
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise unread(Refused(415, "the body's text must be UTF-8"))
+    stream = _limited(request, settings.upload_bytes)
+    try:
+        async with contextlib.aclosing(stream):
+            if content_type == b"multipart/form-data":
+                form = await _InMemory(
+                    request.headers,
+                    stream,
+                    max_files=settings.references,
+                    max_fields=_MOST_FIELDS,
+                    max_part_size=_MOST_FIELD_BYTES,
+                ).parse()
+            elif content_type == b"application/x-www-form-urlencoded":
+                form = await FormParser(
+                    request.headers,
+                    stream,
+                    max_fields=_MOST_FIELDS,
+                    max_part_size=_MOST_FIELD_BYTES,
+                ).parse()
+            else:
+                sentence = "the body must be multipart/form-data"
+                raise unread(Refused(415, sentence))
+    except MultiPartException as error:
+        raise unread(Refused(400, f"the form is malformed: {error.message}")) from error
+    # The parsers raise other errors for bodies that are not even nearly of their form.
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise unread(Refused(400, "the form is malformed")) from error
+    fields = []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            value = await value.read()
+        fields.append((name, value))
+    return fields
+
+
+async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    """Yield the body's pieces, or refuse it once it is too large."""
+    sentence = f"the request's body has more than {most:,} bytes"
+    if (_declared_length(request) or 0) > _DRAINED * most:
+        raise unread(Refused(413, sentence))
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > _DRAINED * most:
+            break
+        if size <= most:
+            yield piece
+    if size > most:
+        raise unread(Refused(413, sentence))
+
+
+def _check(fields: list[tuple[str, str | bytes]], settings: Settings) -> Form:
+    """Return the fields by name, each of its type and within its limits."""
+    given: dict[str, list[str | bytes]] = {name: [] for name in FIELDS}
+    for name, value in fields:
+        if name not in given:
+            raise Refused(400, f"unknown field {name[:40]!r}; there are {', '.join(FIELDS)}")
+        if isinstance(value, bytes) != (name == "image"):
+            kind = "a file" if name == "image" else "text, not a file"
+            raise Refused(400, f"the field {name} must be {kind}")
+        given[name].append(value)
+    for name in ("text", "k", "where"):
+        if len(given[name]) > 1:
+            raise Refused(400, f"the field {name} is given more than once")
+    for name in ("item", "text"):
+        if not _is_unicode(given[name]):
+            raise Refused(400, f"the field {name} is not valid Unicode")
+    if len(given["image"]) + len(given["item"]) > settings.references:
+        raise Refused(400, f"a search takes at most {settings.references} pictures and items")
+    if any(len(name) > _MOST_ID for name in given["item"]):
+        raise Refused(404, "there is no item of this id")
+    text = _first(given["text"], "").strip()
+    if len(text) > settings.text_characters:
+        raise Refused(400, f"the text has more than {settings.text_characters:,} characters")
+    return Form(
+        images=tuple(given["image"]),
+        items=tuple(given["item"]),
+        text=text or None,
+        k=_check_k(_first(given["k"], str(K_DEFAULT)), settings.k),
+        where=check_where(_first(given["where"], None)),
+    )
+
+
+def _check_k(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise Refused(400, f"k must be a number from 1 to {most}")
+    return int(text)
+
+
+def _is_unicode(texts: list[str]) -> bool:
+    """Tell whether texts can be encoded: none has half of a surrogate pair."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _first(values: list, otherwise: Any) -> Any:
+    return values[0] if values else otherwise
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

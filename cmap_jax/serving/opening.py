@@ -1,0 +1,41 @@
+"""Opening an index for the service, and again whenever it has a new generation."""
+
+import os
+
+from cmap_jax.retrieval.index_files.form import MANIFEST, read_manifest
+from cmap_jax.retrieval.retriever import Retriever
+
+
+class Opener:
+    """Opens an index; its model is loaded again only where it is another one.
+
+    Attributes:
+        manifest: path of the file that a new generation replaces.
+        first: the index as it was when this was made.
+    """
+
+    def __init__(self, folder: str | os.PathLike, model: str | os.PathLike | None = None):
+        """Open the index.
+
+        Args:
+            folder: of the index.
+            model: workdir of its model; None: the one that the index names.
+
+        Raises:
+            FileNotFoundError, ValueError: as `Retriever.load`.
+        """
+        self._folder = os.fspath(folder)
+        self._model = model
+        self.manifest = os.path.join(self._folder, MANIFEST)
+        self.first = Retriever.load(folder, model=model)
+
+    def __call__(self, previous: Retriever | None) -> Retriever:
+        """Return the index as it is now; raises as `Retriever.load`.
+
+        Args:
+            previous: what was opened last; None for the first call.
+        """
+        if previous is None:
+            return self.first
+        same = read_manifest(self._folder).fingerprint == previous.index.manifest.fingerprint
+        return Retriever.load(self._folder, model=previous.trained if same else self._model)

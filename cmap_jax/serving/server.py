@@ -1,0 +1,161 @@
+"""The process that serves: sockets, signals, and connections that do not get anywhere.
+
+serve(Opener("INDEX"), bind("127.0.0.1", 8000), Settings())
+
+SIGTERM and Ctrl-C stop it: no connection is accepted any more, what is in flight is answered, then
+the process ends. SIGHUP loads the index again.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cmap_jax.serving.app import Service
+from cmap_jax.serving.opening import Opener
+from cmap_jax.serving.settings import Settings
+
+_BACKLOG = 256  # connections that the system holds until they are accepted
+_KEEP_ALIVE = 15  # seconds that an idle connection stays open between two requests
+_BODY = b'{"error": "too many connections are open; try again soon"}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
+
+
+class Server(uvicorn.Server):
+    """A server of one `Service`."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        """Take the configuration and the service that it runs."""
+        super().__init__(config)
+        self.service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and reload at SIGHUP from then on."""
+        await super().startup(sockets=sockets)
+        if hasattr(signal, "SIGHUP"):
+            loop = asyncio.get_running_loop()
+            reload, tasks = self.service.generations.reload, set()
+
+            def start() -> None:
+                task = loop.create_task(reload())
+                tasks.add(task)  # the loop alone would not keep it alive
+                task.add_done_callback(tasks.discard)
+
+            loop.add_signal_handler(signal.SIGHUP, start)
+
+
+def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
+    """Return uvicorn's HTTP/1.1 with a limit on connections, and on the time of a request's head.
+
+    uvicorn itself would wait forever for a head that is begun and never ends.
+    """
+
+    class Limited(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > settings.connections:
+                transport.write(_FULL)
+                transport.close()
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._disarm()
+
+        def _watch(self) -> None:
+            """Close the connection if no request comes in time; a request in flight has its own."""
+            in_flight = self.cycle is not None and not self.cycle.response_complete
+            if in_flight or self.transport.is_closing():
+                self._disarm()
+            elif self._deadline is None:
+                seconds = max(settings.body_seconds, _KEEP_ALIVE)
+                self._deadline = self.loop.call_later(seconds, self.transport.close)
+
+        def _disarm(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+    return Limited
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens to an address.
+
+    Args:
+        host: name or address of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        OSError: the address is taken, is not this machine's, or needs other rights; names it.
+    """
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, where = address[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise OSError(
+            f"--host {host} --port {port} cannot be listened to: {error.strerror}; name another "
+            "port, or the host of this machine"
+        ) from error
+    return listener
+
+
+def serve(
+    opener: Opener,
+    listener: socket.socket,
+    settings: Settings,
+    trusted_proxies: Sequence[str] = (),
+) -> None:
+    """Serve an index until a signal.
+
+    Args:
+        opener: opens the index.
+        listener: result of `bind`.
+        settings: of the service.
+        trusted_proxies: addresses whose X-Forwarded-For is believed.
+
+    Raises:
+        Exception: the index could not be made ready at the start.
+    """
+
+    def stop() -> None:
+        server.should_exit = True
+
+    service = Service(opener, opener.manifest, settings, on_failure=stop)
+    config = uvicorn.Config(
+        service.app,
+        http=protocol_of(settings),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,  # the service's own lines say more
+        server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    server = Server(config, service)
+    server.run(sockets=[listener])
+    if service.failure is not None:
+        raise service.failure
