@@ -20,7 +20,7 @@ from cmap_jax.serving.settings import Settings
 
 _KEY = "CMAP_API_KEY"
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
-_OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # of this machine, in a header Host
+OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # of this machine, in a header Host
 _MOST_PORT = 65535
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
@@ -144,7 +144,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             shutdown_seconds=arguments.stop_timeout,
             reload_seconds=arguments.reload_seconds,
             api_key=_api_key(arguments.api_key_file),
-            hosts=(*(_OWN_NAMES if is_local else ()), *map(str.lower, arguments.allow_host)),
+            hosts=(*(OWN_NAMES if is_local else ()), *map(str.lower, arguments.allow_host)),
             title=arguments.title,
             notes=tuple(arguments.note),
         )
