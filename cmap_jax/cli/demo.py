@@ -183,13 +183,17 @@ def _read_items(arguments: argparse.Namespace) -> list[Any]:
     if arguments.list:
         return items_of_list(arguments.list, arguments.images)
     items = items_of_folder(arguments.images)
-    folders = [item.id.rpartition("/")[0] for item in items]
-    if len(set(folders)) == 1:
-        return items
-    return [
-        dataclasses.replace(item, metadata={"folder": folder or None})
-        for item, folder in zip(items, folders, strict=True)
-    ]
+    folders = [item.id.split("/")[:-1] for item in items]
+    for depth in range(max(map(len, folders))):
+        names = [parts[depth] if depth < len(parts) else None for parts in folders]
+        if len(set(names)) > 1:  # the first folders that tell pictures apart
+            if 2 * len(set(names)) > len(items):
+                break  # almost every picture has one of its own
+            return [
+                dataclasses.replace(item, metadata={"folder": name})
+                for item, name in zip(items, names, strict=True)
+            ]
+    return items
 
 
 def _index(demo: _Demo) -> str:

@@ -13,6 +13,7 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from cmap_jax.processing.images import UPRIGHT
 from cmap_jax.workdir import description as workdir_lib
@@ -55,13 +56,13 @@ def own_model(source: str | None, tokenizer: str | None, folder: str) -> DemoMod
         ValueError: the folder holds no such model; or there is no ``source`` and no encoder is
             installed, with the remedies.
     """
-    if source is not None and os.path.isfile(os.path.join(source, workdir_lib.MODEL)):
+    if source is not None and (epath.Path(source) / workdir_lib.MODEL).exists():
         workdir_lib.read_description(source)
         workdir_lib.check_has_weights(source)
         return DemoModel(source, ())
     if source is None:
         workdir = os.path.join(folder, "efficientnet_lite0")
-        return DemoModel(_once(workdir, lambda: _image_encoder()), (_IMAGES_ALONE,))
+        return DemoModel(_once(workdir, _image_encoder), (_IMAGES_ALONE,))
     name = os.path.basename(os.path.normpath(source))
     workdir = os.path.join(folder, f"{name}-{_fingerprint(source, tokenizer)}")
     return DemoModel(_once(workdir, lambda: _towers(source, tokenizer, workdir)), (_SUM,))

@@ -2,8 +2,9 @@
 
 summary = make_triplets(rows, "photographs", "triplets", Settings(choice=Choice(keep=("type",))))
 
-The folder holds train.jsonl, val.jsonl, gallery.txt with all pictures of validation, and
-guesses.json; the pictures stay where they are. The same rows and settings give the same files.
+The folder holds train.jsonl, val.jsonl and guesses.json, and a gallery.txt of all pictures of
+validation if val.jsonl does not name them all. The pictures stay where they are. The same rows and
+settings give the same files.
 """
 
 import collections
@@ -28,6 +29,7 @@ from input_pipeline.triplets.stamp import write_guesses
 
 _EXAMPLES = 3  # pictures that a message names
 _MOST_PER_REFERENCE = 1000
+_PROTOCOL, _GALLERY_PROTOCOL = "folder/val", "folder/val-gallery"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,8 @@ def make_triplets(
         for name, drawn in triplets.items():
             lines = [json.dumps(_line(t, table), ensure_ascii=False) for t in drawn]
             write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
-        write_text(folder / GALLERY, "".join(f"{p.image}\n" for p in parts["val"]))
+        if _GALLERY_PROTOCOL in ceilings:
+            write_text(folder / GALLERY, "".join(f"{p.image}\n" for p in parts["val"]))
         write_guesses(os.fspath(folder), ceilings, _settings(settings, table))
     return Summary(
         table=table,
@@ -245,10 +248,9 @@ def _guesses(
         queries[t.reference.values, t.changed, t.target] += len({t.captions, t.captions[::-1]})
     asked = [Query(*key, count) for key, count in queries.items()]
     named = {i for t in triplets for i in (t.reference.image, *t.images)}
-    galleries = {
-        "folder/val": [p for p in products if p.image in named],
-        "folder/val-gallery": products,
-    }
+    galleries = {_PROTOCOL: [p for p in products if p.image in named]}
+    if len(named) < len(products):
+        galleries[_GALLERY_PROTOCOL] = products
     return {
         name: guesses(
             asked,

@@ -14,13 +14,10 @@ from input_pipeline.records import DataError
 
 Change = tuple[str, str, str]  # attribute, old value, new value
 
-# Attributes whose values are said of the thing itself, as "is red".
-_ADJECTIVES = frozenset(
-    (
-        *("color", "colour", "shade", "tone", "pattern", "print", "style"),
-        *("length", "size", "shape", "gender", "season", "occasion"),
-    )
-)
+# Attributes whose values are said of the thing itself, as "is red", and those among them that one
+# can be "in".
+_COLORS = frozenset(("color", "colour", "shade", "tone"))
+_ADJECTIVES = _COLORS | {"pattern", "style", "length", "size", "shape", "gender", "season"}
 _MATERIALS = frozenset(("material", "fabric", "cloth", "composition"))
 _KINDS = frozenset(("type", "kind", "class", "category", "garment", "item", "article"))
 _PLURALS = {"sleeve": "sleeves", "strap": "straps", "pocket": "pockets", "button": "buttons"}
@@ -61,7 +58,7 @@ def _words(attribute: str, value: str) -> _Words:
     name = attribute.casefold().replace("_", " ").replace("-", " ").strip()
     last = name.rpartition(" ")[2]
     if last in _ADJECTIVES:
-        return _adjective(value, f"in {value}" if last not in ("length", "size", "gender") else "")
+        return _adjective(value, f"in {value}" if last in _COLORS else "")
     if last in _MATERIALS:
         return _Words(
             *(f"{begin} {value}" for begin in ("is made of", "should be made of", "in")),
