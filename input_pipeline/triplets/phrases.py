@@ -21,6 +21,13 @@ _ADJECTIVES = _COLORS | {"pattern", "style", "length", "size", "shape", "gender"
 _MATERIALS = frozenset(("material", "fabric", "cloth", "composition"))
 _KINDS = frozenset(("type", "kind", "class", "category", "garment", "item", "article"))
 _PLURALS = {"sleeve": "sleeves", "strap": "straps", "pocket": "pockets", "button": "buttons"}
+# Parts of a garment, of which "sleeve length" and "heel height" speak.
+_PARTS = frozenset(
+    (
+        *("back", "button", "collar", "cuff", "heel", "hem", "leg", "neck", "neckline", "pocket"),
+        *("shoulder", "sleeve", "strap", "toe", "waist"),
+    )
+)
 _LEAST_STEM = 3  # letters that the end of a value shares with its attribute's name
 _FIELDS = frozenset(("old", "new"))  # that a template may name
 
@@ -56,6 +63,9 @@ def _noun(thing: str) -> _Words:
 def _words(attribute: str, value: str) -> _Words:
     """Return the forms of a text value, by the attribute's name."""
     name = attribute.casefold().replace("_", " ").replace("-", " ").strip()
+    first, _, rest = name.partition(" ")
+    if rest and first.removesuffix("s") in _PARTS:
+        name = first
     last = name.rpartition(" ")[2]
     if last in _ADJECTIVES:
         return _adjective(value, f"in {value}" if last in _COLORS else "")
@@ -173,7 +183,9 @@ def _check_templates(attribute: str, templates: object, known: Collection[str]) 
 
 
 def _with_article(thing: str) -> str:
-    """Return a noun with "a" or "an", unless it is a plural."""
+    """Return a noun with "a" or "an", unless it is a plural or none."""
+    if thing.startswith("no "):
+        return thing
     if thing.endswith("s") and not thing.endswith(("ss", "us")):
         return thing
     return f"{'an' if thing[:1] in 'aeiou' else 'a'} {thing}"

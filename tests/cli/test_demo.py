@@ -1,11 +1,22 @@
 """`cmap demo`: the model and the index that it serves, and refusals before any work."""
 
 import dataclasses
+import http
+import json
+import os
 import pathlib
+import re
+import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
+from command_line import ROOT
 from fake_data import image as write_picture
 from optional import require
 from small import small_trained, write_workdir
@@ -206,3 +217,36 @@ def test_stored_index_is_of_the_model(workdir, served):
     assert _demo("--images", "shop", "--model", workdir, "--port", "0") == 0
     folder = served[0][0].index.folder
     assert folder.endswith(f"-{StoredIndex(folder).manifest.fingerprint[:8]}")
+
+
+@pytest.mark.slow
+def test_it_serves_until_it_is_interrupted(workdir, tmp_path):
+    require("fastapi")
+    for number in range(3):
+        write_picture(tmp_path / "shop" / f"{number}.jpg", number)
+    command_line = [sys.executable, "-m", "cmap_jax.cli.command", "demo", "--no-browser"]
+    process = subprocess.Popen(
+        [*command_line, "--images", "shop", "--model", workdir, "--port", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = next(re.search(r"http://\S+/", line) for line in process.stdout if "http" in line)
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                with urllib.request.urlopen(f"{address[0]}about") as answer:
+                    about = json.load(answer)
+                break
+            except urllib.error.HTTPError as error:  # 503 until the index is ready
+                assert error.code == http.HTTPStatus.SERVICE_UNAVAILABLE
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        assert (about["title"], about["count"]) == ("shop", 3)
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+    finally:
+        process.kill()
+        process.wait()
