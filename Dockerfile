@@ -22,6 +22,8 @@ COPY input_pipeline input_pipeline
 RUN python -m venv /opt/cmap
 ENV PATH=/opt/cmap/bin:$PATH \
     CMAP_JAX_WITHOUT_TENSORFLOW=1
+# What is installed is this folder, whose version is its own.
+# hadolint ignore=DL3013
 RUN case "${ACCELERATOR}" in \
       cpu) extras="serve,heif" ;; \
       cuda) extras="serve,heif,cuda" ;; \

@@ -23,7 +23,7 @@ from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.demo_models import check_installed, own_model
 from cmap_jax.cli.devices import check_devices
-from cmap_jax.cli.serve import OWN_NAMES
+from cmap_jax.cli.serve import MOST_PORT, OWN_NAMES
 
 _GARMENTS = "configs/garments.py:debug"
 _OWN = os.path.join("runs", "demo")  # models and indexes for one's own pictures
@@ -93,21 +93,24 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_devices()
     use_compilation_cache(None)
-    listener = _listen(arguments.port)
-    demo = _own_pictures(arguments) if is_own else _garments(arguments.model)
-    opener = Opener(_index(demo), demo.workdir)
-    port = listener.getsockname()[1]
-    for note in demo.notes:
-        print(note)
-    print(
-        f"{len(opener.first.index):,} images at http://{_HOST}:{port}/ (stop with Ctrl-C)",
-        flush=True,
-    )
-    if not arguments.no_browser and _has_screen():
-        threading.Thread(target=_open_page, args=(port,), daemon=True).start()
-    # One person searches: batches of one alone are compiled, and the page is ready sooner.
-    settings = Settings(batch=1, batch_wait=0, hosts=OWN_NAMES, title=demo.title, notes=demo.notes)
-    server.serve(opener, listener, settings)
+    # A port that cannot be used is refused before the model is trained.
+    with _listen(arguments.port) as listener:
+        demo = _own_pictures(arguments) if is_own else _garments(arguments.model)
+        opener = Opener(_index(demo), demo.workdir)
+        port = listener.getsockname()[1]
+        for note in demo.notes:
+            print(note)
+        print(
+            f"{len(opener.first.index):,} images at http://{_HOST}:{port}/ (stop with Ctrl-C)",
+            flush=True,
+        )
+        if not arguments.no_browser and _has_screen():
+            threading.Thread(target=_open_page, args=(port,), daemon=True).start()
+        # One person searches: with batches of one alone compiled, the page is ready sooner.
+        settings = Settings(
+            batch=1, batch_wait=0, hosts=OWN_NAMES, title=demo.title, notes=demo.notes
+        )
+        server.serve(opener, listener, settings)
     return 0
 
 
@@ -117,6 +120,8 @@ def _check(arguments: argparse.Namespace, is_own: bool) -> None:
         raise ValueError(
             "--tokenizer belongs to the CLIP that --model names: give it, and --images"
         )
+    if arguments.port is not None and not 0 <= arguments.port <= MOST_PORT:
+        raise ValueError(f"--port must be 0 to {MOST_PORT}, not {arguments.port}")
     if is_own and not arguments.model:
         check_installed()
 
@@ -224,10 +229,10 @@ def _listen(port: int | None) -> Any:
 
     try:
         return server.bind(_HOST, _PORT if port is None else port)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         if port is None:
             return server.bind(_HOST, 0)
-        reason = getattr(error.__cause__, "strerror", None) or "a port is 0 to 65535"
+        reason = getattr(error.__cause__, "strerror", error)
         raise OSError(f"--port {port} cannot be used: {reason}; name another one") from error
 
 

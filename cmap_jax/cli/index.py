@@ -144,7 +144,7 @@ def _read_items(arguments: argparse.Namespace) -> list[Any]:
         items, source = items_of_list(arguments.list, arguments.images), arguments.list
     else:
         items, source = items_of_folder(arguments.images), arguments.images
-    print(f"{len(items):,} pictures of {source}", flush=True)
+    print(f"{'pictures':11}{len(items):,} of {source}", flush=True)
     return items
 
 
@@ -160,23 +160,27 @@ def _beam(arguments: argparse.Namespace, model: str) -> Any:
 def _summary(report: Any, out: str, seconds: float) -> str:
     """Return the last lines: what the index holds, its loss, and what could not be read."""
     about = report.manifest
-    known = about.count - report.encoded
-    lines = [
-        f"{out} holds {about.count:,} images, {about.levels} x {about.width} numbers each as "
-        f"{about.dtype}, {about.count * about.image_bytes / 1e6:,.1f} MB in all",
-        f"{report.encoded:,} were embedded in {format_seconds(seconds)}"
-        + (f", {known:,} were known" if known else "")
-        + (f", {report.removed:,} were dropped" if report.removed else ""),
-    ]
+    counts = {"known": about.count - report.encoded, "dropped": report.removed}
+    others = "".join(f", {count:,} {name}" for name, count in counts.items() if count)
+    size = f"{about.count * about.image_bytes / 1e6:,.1f} MB"
+    lines = {
+        "index": f"{out}: {about.count:,} images of {about.levels} x {about.width} numbers as "
+        f"{about.dtype}, {size} in all",
+        "embedded": f"{report.encoded:,} in {format_seconds(seconds)}{others}",
+    }
     if report.loss is not None:
-        lines.append(f"as {about.dtype}, {report.loss}")
+        lines["loss"] = str(report.loss)
     if report.unreadable:
-        with epath.Path(report.unreadable).open("r") as file:
-            left_out = [json.loads(line) for line in itertools.islice(file, _SHOWN)]
-        examples = "; ".join(f"{entry['image']}: {entry['reason']}" for entry in left_out)
-        lines.append(
-            f"{about.unreadable:,} pictures cannot be read and are not in the index; "
-            f"{report.unreadable} lists them with the reasons, such as {examples}"
+        lines["unreadable"] = (
+            f"{about.unreadable:,} of the pictures, which are not in the index; "
+            f"{report.unreadable} has the reasons, such as {_examples(report.unreadable)}"
         )
-    lines.append(f"Next: cmap search {out} --image FILE --text CAPTION")
-    return "\n".join(lines)
+    lines["next"] = f"cmap search {out} --image FILE --text CAPTION"
+    return "\n".join(f"{name:11}{text}" for name, text in lines.items())
+
+
+def _examples(report: str) -> str:
+    """Return the first lines of a report on pictures that cannot be read."""
+    with epath.Path(report).open("r") as file:
+        left_out = [json.loads(line) for line in itertools.islice(file, _SHOWN)]
+    return "; ".join(f"{entry['image']}: {entry['reason']}" for entry in left_out)

@@ -8,9 +8,11 @@ docs/serving.md says how to run it behind a proxy, and how to give it a new inde
 """
 
 import argparse
+import math
 import os
 import string
 import sys
+from typing import NamedTuple
 
 from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
@@ -21,8 +23,38 @@ from cmap_jax.serving.settings import Settings
 _KEY = "CMAP_API_KEY"
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # of this machine, in a header Host
-_MOST_PORT = 65535
+MOST_PORT = 65535
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
+
+
+class _Limit(NamedTuple):
+    """A flag that sets a field of the settings: its value times ``scale``."""
+
+    flag: str
+    field: str
+    meaning: str
+    scale: int = 1
+
+
+_LIMITS = (
+    _Limit("--max-upload-mb", "upload_bytes", "MiB of a request", 2**20),
+    _Limit("--max-megapixels", "pixels", "millions of pixels of an uploaded picture", 10**6),
+    _Limit("--max-references", "references", "pictures and ids of a query"),
+    _Limit("--max-text", "text_characters", "characters of a query's text"),
+    _Limit("--max-k", "k", "results of a search"),
+    _Limit("--batch", "batch", "searches computed at once"),
+    _Limit("--queue", "queue", "searches in flight at once; then the answer is 503"),
+    _Limit("--per-client", "per_client", "searches of one client at once; then it is 429"),
+    _Limit("--connections", "connections", "open connections; then the answer is 503"),
+    _Limit("--timeout", "request_seconds", "seconds for a request; then the answer is 503"),
+    _Limit("--body-timeout", "body_seconds", "seconds for a request's body to arrive"),
+    _Limit("--stop-timeout", "shutdown_seconds", "seconds for what is in flight at the end"),
+    _Limit(
+        "--reload-seconds",
+        "reload_seconds",
+        "interval at which the index is looked at for an update; 0: only after a SIGHUP",
+    ),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,82 +106,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     settings = _settings(arguments)
-    if not 0 <= arguments.port <= _MOST_PORT:
-        raise ValueError(f"--port must be 0 to {_MOST_PORT}, not {arguments.port}")
+    if not 0 <= arguments.port <= MOST_PORT:
+        raise ValueError(f"--port must be 0 to {MOST_PORT}, not {arguments.port}")
     check_devices()
     # FastAPI and uvicorn come with an extra, hence the imports in here.
     from cmap_jax.serving import logs, server
     from cmap_jax.serving.opening import Opener
 
-    listener = server.bind(arguments.host, arguments.port)
     use_compilation_cache(None)
-    opener = Opener(arguments.index, arguments.model)
-    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    print(
-        f"{len(opener.first.index):,} images at http://{host}:{listener.getsockname()[1]}/ "
-        "(ready when /readyz says so; stop with Ctrl-C)",
-        flush=True,
-    )
-    if settings.api_key is None and arguments.host not in _THIS_MACHINE:
-        sys.stderr.write(
-            f"cmap serve: everybody who reaches {arguments.host} can search and see the pictures; "
-            f"set {_KEY} or give --api-key-file to ask for a key\n"
-        )
-    logs.log_as_json()
-    server.serve(opener, listener, settings, arguments.trust_proxy)
+    with server.bind(arguments.host, arguments.port) as listener:
+        opener = Opener(arguments.index, arguments.model)
+        _say_where(arguments.host, listener.getsockname()[1], len(opener.first.index))
+        if settings.api_key is None and arguments.host not in _THIS_MACHINE:
+            sys.stderr.write(
+                f"cmap serve: everybody who reaches {arguments.host} can search and see the "
+                f"pictures; set {_KEY} or give --api-key-file to ask for a key\n"
+            )
+        logs.log_as_json()
+        server.serve(opener, listener, settings, arguments.trust_proxy)
     return 0
+
+
+def _say_where(host: str, port: int, images: int) -> None:
+    name = f"[{host}]" if ":" in host else host
+    when = "ready when /readyz says so; stop with Ctrl-C"
+    print(f"{images:,} images at http://{name}:{port}/ ({when})", flush=True)
 
 
 def _add_limits(parser: argparse.ArgumentParser, default: Settings) -> None:
     limits = parser.add_argument_group("limits")
-
-    def add(flag: str, value: float, text: str) -> None:
-        limits.add_argument(flag, type=type(value), default=value, help=f"{text}; default {value}")
-
-    add("--max-upload-mb", default.upload_bytes / 2**20, "MiB of a request")
-    add("--max-megapixels", default.pixels / 1e6, "millions of pixels of an uploaded picture")
-    add("--max-references", default.references, "pictures and ids of a query")
-    add("--max-text", default.text_characters, "characters of a query's text")
-    add("--max-k", default.k, "results of a search")
-    add("--batch", default.batch, "searches computed at once")
-    add("--queue", default.queue, "searches in flight at once; then the answer is 503")
-    add("--per-client", default.per_client, "searches of one client at once; then it is 429")
-    add("--connections", default.connections, "open connections; then the answer is 503")
-    add("--timeout", default.request_seconds, "seconds for a request; then the answer is 503")
-    add("--body-timeout", default.body_seconds, "seconds for a request's body to arrive")
-    add("--stop-timeout", default.shutdown_seconds, "seconds for requests in flight when stopping")
-    add(
-        "--reload-seconds",
-        default.reload_seconds,
-        "interval at which the index is looked at for an update; 0: only after a SIGHUP",
-    )
+    for flag, field, meaning, scale in _LIMITS:
+        value = getattr(default, field)
+        value = value if scale == 1 else value / scale
+        text = f"{meaning}; default {value:g}"
+        limits.add_argument(flag, dest=field, type=type(value), default=value, help=text)
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    """Return the settings that the arguments ask for."""
-    is_local = arguments.host in _THIS_MACHINE
+    """Return the settings that the arguments ask for.
+
+    Raises:
+        OSError, ValueError: a value is impossible; names the flag.
+    """
+    own_names = OWN_NAMES if arguments.host in _THIS_MACHINE else ()
+    limits = {field: _scaled(arguments, field, scale) for _, field, _, scale in _LIMITS}
     try:
         return Settings(
-            upload_bytes=int(arguments.max_upload_mb * 2**20),
-            pixels=int(arguments.max_megapixels * 1e6),
-            references=arguments.max_references,
-            text_characters=arguments.max_text,
-            k=arguments.max_k,
-            batch=arguments.batch,
-            queue=arguments.queue,
-            per_client=arguments.per_client,
-            connections=arguments.connections,
-            request_seconds=arguments.timeout,
-            body_seconds=arguments.body_timeout,
-            shutdown_seconds=arguments.stop_timeout,
-            reload_seconds=arguments.reload_seconds,
+            **limits,
             api_key=_api_key(arguments.api_key_file),
-            hosts=(*(OWN_NAMES if is_local else ()), *map(str.lower, arguments.allow_host)),
+            hosts=(*own_names, *map(str.lower, arguments.allow_host)),
             title=arguments.title,
             notes=tuple(arguments.note),
         )
-    except OverflowError as error:  # infinity
-        raise ValueError(f"a limit is too large: {error}") from error
+    except ValueError as error:
+        flags = {limit.field: limit.flag for limit in _LIMITS}
+        field, _, rest = str(error).partition(" ")
+        raise ValueError(f"{flags.get(field, field)} {rest}") from error
+
+
+def _scaled(arguments: argparse.Namespace, field: str, scale: int) -> float:
+    """Return a limit in the settings' unit; what is no finite number is left for their check."""
+    value = getattr(arguments, field)
+    return value if scale == 1 or not math.isfinite(value) else int(value * scale)
 
 
 def _api_key(file: str | None) -> str | None:

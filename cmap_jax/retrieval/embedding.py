@@ -4,6 +4,7 @@ A shard depends on its own entries alone: whoever writes it, and whenever, it ha
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import os
@@ -80,14 +81,19 @@ def write_shards(
         OSError: the disk is full, or a bucket cannot be reached.
         ValueError: an embedding that is not finite.
     """
-    write = functools.partial(_write, os.fspath(folder), writer)
-    preprocessing = writer.description.preprocessing
-    with concurrent.futures.ThreadPoolExecutor(1, "shards") as thread:
+    open_known = functools.lru_cache(_OPEN_SHARDS)(
+        functools.partial(_open, os.fspath(folder), writer.description)
+    )
+    embedded = _embed(tasks, writer.description.preprocessing, encoder, shown)
+    with (
+        contextlib.closing(embedded) as shards,
+        concurrent.futures.ThreadPoolExecutor(1, "shards") as thread,
+    ):
         pending: concurrent.futures.Future[Shard] | None = None
-        for shard in _embed(tasks, preprocessing, encoder, shown):
+        for shard in shards:
             if pending is not None:
                 pending.result()
-            pending = thread.submit(write, shard)
+            pending = thread.submit(_write, writer, shard, open_known)
         if pending is not None:
             pending.result()
 
@@ -100,12 +106,13 @@ def _embed(
 ) -> Iterator[EmbeddedShard]:
     """Yield shards; pictures of the next ones are decoded meanwhile."""
     entries = [entry for task in tasks for entry in task.entries]
-    remote = any(is_remote(entry.item.image) for entry in entries[:1])
+    remote = any(is_remote(entry.item.image) for entry in entries)
     pictures = read_ahead(entries, preprocessing, remote)
     if shown:
         pictures = track(pictures, len(entries), "embedding", "pictures")
     for task in tasks:
         yield _encode(task.number, itertools.islice(pictures, len(task.entries)), encoder)
+    next(pictures, None)  # ends the threads and the line of progress
 
 
 def _encode(number: int, pictures: Iterator[Picture], encoder: PictureEncoder) -> EmbeddedShard:
@@ -129,22 +136,36 @@ def _encode(number: int, pictures: Iterator[Picture], encoder: PictureEncoder) -
     return shard
 
 
-def _write(folder: str, writer: GenerationWriter, shard: EmbeddedShard) -> Shard:
+class _Known(NamedTuple):
+    """A shard of an earlier generation."""
+
+    facts: Shard
+    part: Part
+
+
+_OpenKnown = Callable[[str, int], _Known]  # by the names of generations and the numbers of shards
+
+
+def _open(folder: str, description: Description, generation: str, number: int) -> _Known:
+    """Map a shard of an earlier generation."""
+    path = f"{folder.rstrip('/')}/{generation}"
+    facts = read_shard(path, number)
+    return _Known(facts, ShardFiles(path, facts, description).part)
+
+
+def _write(writer: GenerationWriter, shard: EmbeddedShard, open_known: _OpenKnown) -> Shard:
     """Write a shard when its pictures are encoded."""
-    open_ = _opener(folder, writer.description)
-    if (whole := _whole_shard(shard, open_)) is not None:
+    if (whole := _whole_shard(shard, open_known)) is not None:
         generation = shard.sources[0].generation
         return writer.write_unchanged(
             shard.number, shard.records, generation, whole, shard.left_out
         )
-    part = _assemble(shard, writer.description, open_)
+    part = _assemble(shard, writer.description, open_known)
     encoded = sum(count for _, count in shard.batches)
     return writer.write(shard.number, shard.records, part, shard.left_out, encoded)
 
 
-def _assemble(
-    shard: EmbeddedShard, description: Description, open_: Callable[[str, int], "_Known"]
-) -> Part:
+def _assemble(shard: EmbeddedShard, description: Description, open_known: _OpenKnown) -> Part:
     """Return a shard's embeddings, as they are stored, in the order of its items."""
     levels, width = description.levels, description.width
     encoded = [np.asarray(rows)[:, :count] for rows, count in shard.batches]
@@ -157,36 +178,17 @@ def _assemble(
             owners.setdefault(source[:2], []).append(position)
     for owner, positions in owners.items():
         rows = np.array([shard.sources[p].row for p in positions])
-        parts.append(quantization.take(open_(*owner).part, rows))
+        parts.append(quantization.take(open_known(*owner).part, rows))
         order.append(positions)
     back = np.argsort(np.concatenate(order).astype(np.int64), kind="stable")
     return quantization.take(quantization.join(parts), back)
 
 
-class _Known(NamedTuple):
-    """A shard of an earlier generation."""
-
-    facts: Shard
-    part: Part
-
-
-def _opener(folder: str, description: Description) -> Callable[[str, int], _Known]:
-    return functools.partial(_open, folder, description)
-
-
-@functools.lru_cache(_OPEN_SHARDS)
-def _open(folder: str, description: Description, generation: str, number: int) -> _Known:
-    """Map a shard of an earlier generation."""
-    path = f"{folder.rstrip('/')}/{generation}"
-    facts = read_shard(path, number)
-    return _Known(facts, ShardFiles(path, facts, description).part)
-
-
-def _whole_shard(shard: EmbeddedShard, open_: Callable[[str, int], _Known]) -> Shard | None:
+def _whole_shard(shard: EmbeddedShard, open_known: _OpenKnown) -> Shard | None:
     """Return the one earlier shard that has exactly a shard's embeddings in its order, or None."""
     if None in shard.sources or len({source[:2] for source in shard.sources}) != 1:
         return None
-    facts = open_(*shard.sources[0][:2]).facts
+    facts = open_known(*shard.sources[0][:2]).facts
     in_order = [source.row for source in shard.sources] == list(range(facts.count))
     return facts if in_order else None
 

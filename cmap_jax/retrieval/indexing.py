@@ -29,7 +29,7 @@ from cmap_jax.retrieval.index_files.form import (
     generations,
     read_manifest,
 )
-from cmap_jax.retrieval.index_files.item_files import Stamp
+from cmap_jax.retrieval.index_files.item_files import Record
 from cmap_jax.retrieval.index_files.quantization import FLOAT32
 from cmap_jax.retrieval.index_files.reading import ShardFiles, StoredIndex, damaged_files
 from cmap_jax.retrieval.index_files.writing import (
@@ -156,7 +156,8 @@ def build_index(
     if before is not None and backend is None:
         backend, settings = before.backend, before.settings if settings is None else settings
     backend = backend or DEFAULT
-    chosen = settings_of(backend, settings or {})
+    chosen, prepared = settings_of(backend, settings or {}), find_backend(backend)
+    prepared.check(chosen, folder)
     items = items_of(images)
     fields = field_kinds(items)
     description = describe(trained, dtype or (before.dtype if before else FLOAT32))
@@ -190,7 +191,7 @@ def build_index(
             if description.dtype != FLOAT32:
                 loss = measure(trained, stored)
                 manifest = dataclasses.replace(manifest, loss=loss and dataclasses.asdict(loss))
-            find_backend(backend).build(stored, chosen, stored.backend_folder)
+            prepared.build(stored, chosen, stored.backend_folder)
             lock.check()
             publish(folder, manifest)
         return dataclasses.replace(
@@ -205,12 +206,12 @@ class _Known(NamedTuple):
     """The embeddings of earlier times.
 
     Attributes:
-        embeddings: where one is, and the stamp of its picture, by the item's id.
+        embeddings: where one is, and the record of its picture, by the item's id.
         published: ids of the index before.
         damaged: whether some of its files cannot be used.
     """
 
-    embeddings: dict[str, tuple[Source, Stamp]]
+    embeddings: dict[str, tuple[Source, Record]]
     published: set[str]
     damaged: bool
 
@@ -233,14 +234,21 @@ def _known_embeddings(folder: str, description: Description, before: Manifest | 
             for row, record in enumerate(ShardFiles(path, shard, description).items.records()):
                 if record.stamp is not None:
                     source = Source(name, shard.number, row)
-                    known.embeddings[record.item.id] = (source, record.stamp)
+                    known.embeddings[record.item.id] = (source, record)
                 if is_published:
                     known.published.add(record.item.id)
     return known
 
 
-def _entry(item: Item, known: Mapping[str, tuple[Source, Stamp]]) -> Entry:
-    return Entry(item, *known.get(item.id, (None, None)))
+def _entry(item: Item, known: Mapping[str, tuple[Source, Record]]) -> Entry:
+    """Return the entry of an item; a picture under another path is compared by its content."""
+    if item.id not in known:
+        return Entry(item)
+    source, record = known[item.id]
+    stamp = record.stamp
+    if record.item.image != item.image:
+        stamp = stamp._replace(modified=None)
+    return Entry(item, source, stamp)
 
 
 def _write_here(trained: Trained) -> WriteShards:

@@ -133,13 +133,8 @@ class QueryComposer:
 
     def _take_apart(self, query: Query) -> _Parts:
         """Return a query's parts; raises as `compose`."""
-        images = [] if query.image is None else query.image
-        items = [] if query.item is None else query.item
-        parts = _Parts(
-            list(images) if isinstance(images, list | tuple) else [images],
-            [items] if isinstance(items, str) else list(items),
-            () if query.text is None else _captions(query.text),
-        )
+        captions = () if query.text is None else _captions(query.text)
+        parts = _Parts(_as_list(query.image), _as_list(query.item), captions)
         has_image, has_text = parts.halves
         variant, takes = self._trained.config.model.variant, self._trained.takes
         check_halves(variant, has_image, has_text)
@@ -235,6 +230,13 @@ def average(pyramid: Float[np.ndarray, "L R D"]) -> Float[np.ndarray, "L D"]:
     mean = (pyramid / np.maximum(norms, NORM_FLOOR)).mean(axis=1)
     length = np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), NORM_FLOOR)
     return (mean / length * norms.mean(axis=1)).astype(np.float32)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return one value or several as a list; None is none."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def _captions(text: str | tuple[str, ...]) -> tuple[str, ...]:

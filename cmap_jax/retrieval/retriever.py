@@ -20,13 +20,13 @@ from jaxtyping import Array, Float
 
 from cmap_jax import scoring, sharding
 from cmap_jax.encoding import BATCH, pad_rows
-from cmap_jax.retrieval.backends import DEFAULT, Backend, find_backend, settings_of
+from cmap_jax.retrieval.backends import Backend, find_backend, settings_of
 from cmap_jax.retrieval.batch_sizes import BatchSizes
 from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.exact import SearchResult
 from cmap_jax.retrieval.filters import Fields, Where
-from cmap_jax.retrieval.index_files.quantization import FLOAT32
 from cmap_jax.retrieval.index_files.reading import StoredIndex
+from cmap_jax.retrieval.indexing import build_index
 from cmap_jax.retrieval.positions import NO_TARGET, round_to_power
 from cmap_jax.retrieval.queries import Query, QueryComposer
 from cmap_jax.trained import Trained, load
@@ -85,8 +85,9 @@ class Retriever:
         images: str | os.PathLike | Sequence[Item],
         folder: str | os.PathLike,
         *,
-        dtype: str = FLOAT32,
-        backend: str = DEFAULT,
+        dtype: str | None = None,
+        update: bool = False,
+        backend: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> "Retriever":
         """Embed pictures, write them to an index, and open it.
@@ -96,16 +97,25 @@ class Retriever:
             images: a folder of pictures, a list of them in a file, or a sequence of items; see
                 `cmap_jax.retrieval.catalogue`.
             folder: of the index; a new one, or one whose making was interrupted.
-            dtype: in which the embeddings are stored: float32, bfloat16 or int8.
-            backend: what searches the index; a key of `cmap_jax.retrieval.backends.BACKENDS`.
+            dtype: float32, bfloat16 or int8, in which the embeddings are stored; None: that of the
+                index before, or else float32.
+            update: whether an index in the folder is brought up to date.
+            backend: key of `cmap_jax.retrieval.backends.BACKENDS`; None: that of the index before,
+                or else exact search.
             settings: values of the backend's settings, by name; the others have their defaults.
 
         Raises:
             OSError, ValueError: as `cmap_jax.retrieval.indexing.build_index`.
         """
-        from cmap_jax.retrieval.indexing import build_index
-
-        build_index(trained, images, folder, dtype=dtype, backend=backend, settings=settings)
+        build_index(
+            trained,
+            images,
+            folder,
+            dtype=dtype,
+            update=update,
+            backend=backend,
+            settings=settings,
+        )
         return cls.load(folder, model=trained)
 
     @classmethod

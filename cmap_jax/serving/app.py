@@ -119,6 +119,7 @@ class Service:
             lifespan=self._lifespan,
             docs_url=None,  # FastAPI's pages load scripts from elsewhere
             redoc_url=None,
+            redirect_slashes=False,
         )
         app.add_exception_handler(Refused, _answer_refusal)
         app.add_exception_handler(RequestValidationError, _answer_validation)

@@ -80,8 +80,7 @@ class Batcher:
         self._closed = False
         self._changed = threading.Condition()
         self._batch_seconds = 0.0
-        self._thread = threading.Thread(target=self._run, name="searches", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="searches", daemon=True).start()
 
     def warm_up(self) -> None:
         """Compile all that searches need; call it before the first `submit`."""
@@ -109,11 +108,10 @@ class Batcher:
         return min(_LONGEST_RETRY, max(1, math.ceil(batches * self._batch_seconds)))
 
     def close(self) -> None:
-        """Answer the searches that wait, then end the thread."""
+        """Take no more searches; the thread answers those that wait, then ends."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
 
     def _run(self) -> None:
         while batch := self._take():

@@ -3,7 +3,7 @@
 import bisect
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,7 @@ class Browser:
         self._retriever = retriever
         self._items = retriever.index.items
         self.fields: dict[str, Any] = retriever.fields.describe()
-        self._lock = threading.Lock()
-        # One entry for each look-up, without a reference to it from outside.
-        self._matches = functools.lru_cache(_KEPT)(self._match)
+        self._matches = functools.lru_cache(_KEPT)(_Lines(self._items).rows_with)
 
     def item(self, name: str) -> Item | None:
         """Return the item with an id, or None."""
@@ -51,14 +49,23 @@ class Browser:
         elif not words:
             rows = np.flatnonzero(allowed)
         else:
-            rows = self._matches(words.casefold())
+            rows = self._matches(words.replace("\n", " ").casefold())
             rows = rows if allowed is None else rows[allowed[rows]]
         chosen = rows[offset : offset + limit]
         return [self._items[int(row)] for row in chosen], len(rows)
 
-    def _match(self, words: str) -> np.ndarray:
-        """Return the positions of the items whose line contains a text."""
-        lines, starts = self._lines
+
+class _Lines:
+    """A line of text for each item, to look them up by words; made at the first look-up."""
+
+    def __init__(self, items: Sequence[Item]):
+        self._items = items
+        self._lock = threading.Lock()
+
+    def rows_with(self, words: str) -> np.ndarray:
+        """Return the positions of the items whose line contains a text, [M] int64."""
+        with self._lock:  # two look-ups at once make the lines once
+            lines, starts = self._lines
         rows, at = [], lines.find(words)
         while at >= 0:
             row = bisect.bisect_right(starts, at) - 1
@@ -66,17 +73,11 @@ class Browser:
             at = lines.find(words, starts[row + 1])
         return np.array(rows, np.int64)
 
-    @property
-    def _lines(self) -> tuple[str, np.ndarray]:
-        """One text with a line for each item, and where each begins; made at the first look-up."""
-        with self._lock:  # two look-ups make it once
-            return self._all_lines
-
     @functools.cached_property
-    def _all_lines(self) -> tuple[str, np.ndarray]:
+    def _lines(self) -> tuple[str, np.ndarray]:
+        """All lines in one text, and where each begins."""
         lines = [_line(item) for item in self._items]
-        starts = np.cumsum([0, *(len(line) for line in lines)])
-        return "".join(lines), starts
+        return "".join(lines), np.cumsum([0, *map(len, lines)])
 
 
 def _line(item: Item) -> str:

@@ -65,10 +65,11 @@ async def read_form(request: Request, settings: Settings, admission: Admission) 
         Refused: 400 for a malformed body or field, 408 for one that comes too slowly, 413 for one
             that is too large, 415 for another content type, 503 where too much is in flight.
     """
-    length = _declared_length(request)
+    declared = _declared_length(request)
+    most = settings.upload_bytes  # what is beyond is not kept
     try:
         async with asyncio.timeout(settings.body_seconds):
-            with admission.hold(settings.upload_bytes if length is None else length):
+            with admission.hold(most if declared is None else min(declared, most)):
                 return _check(await _parse(request, settings), settings)
     except TimeoutError as error:
         sentence = f"the request's body took longer than {settings.body_seconds:g} seconds"
@@ -97,7 +98,7 @@ def check_where(text: str | None) -> Mapping[str, Any] | None:
 
 
 def _declared_length(request: Request) -> int | None:
-    """Return the Content-Length, at most the body's limit; None where it is not declared."""
+    """Return the Content-Length; None where it is not declared."""
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isascii() and declared.isdigit() else None
 
@@ -134,12 +135,13 @@ async def _parse(request: Request, settings: Settings) -> list[tuple[str, str | 
     # The parsers raise other errors for bodies that are not even nearly of their form.
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise unread(Refused(400, "the form is malformed")) from error
-    fields = []
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            value = await value.read()
-        fields.append((name, value))
-    return fields
+    try:
+        return [
+            (name, await value.read() if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+        ]
+    finally:
+        await form.close()
 
 
 async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:

@@ -9,9 +9,11 @@ requests that hold it, then ends.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 
 from cmap_jax.retrieval.retriever import Retriever
@@ -68,7 +70,7 @@ class Generation:
 
     def _close_if_unused(self) -> None:
         if self._retired and not self._leases:
-            self.batcher.close()  # nothing waits in it, and it ends at once
+            self.batcher.close()
 
 
 class Generations:
@@ -125,7 +127,7 @@ class Generations:
             self._seen = _stamp(self._manifest)
             old = self._current
             retriever = old.retriever if old else None
-            new = await asyncio.to_thread(
+            new = await _in_thread(
                 lambda: Generation(self._open(retriever), self._settings, self._metrics)
             )
             self._current = new
@@ -160,6 +162,23 @@ class Generations:
         if self._current is not None:
             self._current.retire()
             self._current = None
+
+
+async def _in_thread(make: Callable[[], Generation]) -> Generation:
+    """Call a function in a thread that a process which ends does not wait for.
+
+    Compiling takes minutes, and cannot be interrupted.
+    """
+    future: concurrent.futures.Future[Generation] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await asyncio.shield(asyncio.wrap_future(future))
 
 
 def _stamp(path: str) -> _Stamp:

@@ -11,7 +11,8 @@ class Opener:
 
     Attributes:
         manifest: path of the file that a new generation replaces.
-        first: the index as it was when this was made.
+        first: the index as it was when this was made; None after the first call, which returns
+            it, lest it stay in memory.
     """
 
     def __init__(self, folder: str | os.PathLike, model: str | os.PathLike | None = None):
@@ -27,7 +28,7 @@ class Opener:
         self._folder = os.fspath(folder)
         self._model = model
         self.manifest = os.path.join(self._folder, MANIFEST)
-        self.first = Retriever.load(folder, model=model)
+        self.first: Retriever | None = Retriever.load(folder, model=model)
 
     def __call__(self, previous: Retriever | None) -> Retriever:
         """Return the index as it is now; raises as `Retriever.load`.
@@ -35,7 +36,11 @@ class Opener:
         Args:
             previous: what was opened last; None for the first call.
         """
-        if previous is None:
-            return self.first
-        same = read_manifest(self._folder).fingerprint == previous.index.manifest.fingerprint
-        return Retriever.load(self._folder, model=previous.trained if same else self._model)
+        if self.first is not None:
+            first, self.first = self.first, None
+            return first
+        model = self._model
+        if previous is not None:
+            now = read_manifest(self._folder).fingerprint
+            model = previous.trained if now == previous.index.manifest.fingerprint else model
+        return Retriever.load(self._folder, model=model)

@@ -7,8 +7,10 @@ the process ends. SIGHUP loads the index again.
 """
 
 import asyncio
+import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Sequence
 
 import uvicorn
@@ -38,7 +40,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and reload at SIGHUP from then on."""
         await super().startup(sockets=sockets)
-        if hasattr(signal, "SIGHUP"):
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and hasattr(signal, "SIGHUP"):  # Python allows handlers there alone
             loop = asyncio.get_running_loop()
             reload, tasks = self.service.generations.reload, set()
 
@@ -105,18 +108,22 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is taken, is not this machine's, or needs other rights; names it.
     """
-    try:
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, where = address[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise OSError(
-            f"--host {host} --port {port} cannot be listened to: {error.strerror}; name another "
-            "port, or the host of this machine"
-        ) from error
+    with contextlib.ExitStack() as opened:
+        try:
+            addresses = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            family, kind, protocol, _, address = addresses[0]
+            listener = opened.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise OSError(
+                f"--host {host} --port {port} cannot be listened to: {error.strerror}; name "
+                "another port, or a host of this machine"
+            ) from error
+        opened.pop_all()  # it stays open
     return listener
 
 

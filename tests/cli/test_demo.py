@@ -173,7 +173,7 @@ def test_ports_that_are_taken(served, workdir, capsys, monkeypatch):
         assert listener.getsockname()[1] not in (0, port)
         listener.close()
     assert _demo("--images", ".", "--model", workdir, "--port", "70000") == 1
-    assert "--port 70000 cannot be used: a port is 0 to 65535" in capsys.readouterr().err
+    assert "--port must be 0 to 65535, not 70000" in capsys.readouterr().err
     assert _demo("--tokenizer", "x") == 1
     assert "--tokenizer belongs to the CLIP" in capsys.readouterr().err
 

@@ -41,16 +41,16 @@ def test_from_a_folder_to_an_index_and_an_update(workdir, shop, tmp_path, capsys
     (shop / "broken.png").write_text("no picture")
     assert _index("--model", workdir, "--images", shop, "--out", index, "--dtype", "int8") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"13 pictures of {shop}"
-    assert lines[1] == f"{index} holds 12 images, 3 x 8 numbers each as int8, 0.0 MB in all"
-    assert lines[2].startswith("12 were embedded in ")
-    assert lines[3].startswith("as int8, rounded embeddings are off by 0.")
+    assert lines[0] == f"pictures   13 of {shop}"
+    assert lines[1] == f"index      {index}: 12 images of 3 x 8 numbers as int8, 0.0 MB in all"
+    assert lines[2].startswith("embedded   12 in ")
+    assert lines[3].startswith("loss       rounded embeddings are off by 0.")
     report = f"{index}/generation-000001/unreadable.jsonl"
     assert lines[4] == (
-        f"1 pictures cannot be read and are not in the index; {report} lists them with the "
-        f"reasons, such as {shop}/broken.png: not an image: no known format"
+        f"unreadable 1 of the pictures, which are not in the index; {report} has the reasons, such "
+        f"as {shop}/broken.png: not an image: no known format"
     )
-    assert lines[5] == f"Next: cmap search {index} --image FILE --text CAPTION"
+    assert lines[5] == f"next       cmap search {index} --image FILE --text CAPTION"
     assert len(lines) == 6
     stored = StoredIndex(index)
     assert stored.manifest.model == str(workdir)
@@ -61,9 +61,9 @@ def test_from_a_folder_to_an_index_and_an_update(workdir, shop, tmp_path, capsys
     write_picture(shop / "new.webp", 100)
     assert _index("--images", shop, "--out", index, "--update") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("1 were embedded in ")
-    assert lines[2].endswith(", 11 were known, 1 were dropped")
-    assert "cannot be read" not in "".join(lines)
+    assert lines[2].startswith("embedded   1 in ")
+    assert lines[2].endswith(", 11 known, 1 dropped")
+    assert "unreadable" not in "".join(lines)
     ids = [item.id for item in StoredIndex(index).items]
     assert ids == ["new.webp", *(f"sub/{n:02}.jpg" for n in range(_COUNT) if n != 3)]
 

@@ -8,7 +8,6 @@ from optional import require
 from small import write_workdir
 
 import cmap_jax
-from cmap_jax.retrieval import embedding
 from cmap_jax.retrieval.index_files import form
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.indexing import build_index
@@ -38,7 +37,6 @@ def test_the_result_is_that_of_one_process(tmp_path, monkeypatch):
     write = beam_writer(str(workdir), ["--runner=DirectRunner"])
     for number, options in enumerate(({"dtype": "int8"}, {"update": True})):
         for name, more in (("beam", {"write": write}), ("local", {})):
-            embedding._open.cache_clear()
             report = build_index(trained, shop, tmp_path / name, **options, **more)
             assert report.encoded == (44, 2)[number]
         assert _content(tmp_path / "beam") == _content(tmp_path / "local")

@@ -14,7 +14,7 @@ from optional import require
 from PIL import Image
 from small import small_trained
 
-from cmap_jax.retrieval import embedding, indexing, pictures
+from cmap_jax.retrieval import indexing, pictures
 from cmap_jax.retrieval.catalogue import items_of_folder
 from cmap_jax.retrieval.index_files import form, writing
 from cmap_jax.retrieval.index_files.reading import StoredIndex
@@ -41,7 +41,6 @@ def small_shards(monkeypatch, encoder):
     monkeypatch.setattr(form, "_MOST_ROWS", _SHARD)
     monkeypatch.setattr(indexing, "PictureEncoder", lambda trained: encoder)
     monkeypatch.setattr(indexing, "embedding_shape", lambda trained: encoder.shape)
-    embedding._open.cache_clear()
 
 
 @pytest.fixture

@@ -53,6 +53,10 @@ def _nothing_to_build(stored: StoredIndex, settings: Any, folder: str) -> None:
     """Write nothing: the embeddings alone are searched."""
 
 
+def _nothing_to_check(settings: Any, folder: str) -> None:
+    """Refuse nothing: there is nothing to build."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackendEntry:
     """Everything that others must know of a backend.
@@ -65,6 +69,8 @@ class BackendEntry:
             devices that exact scores are computed on.
         build: writes what the backend keeps beside the embeddings, given the stored index, the
             settings and the index's folder.
+        check: refuses, before anything is embedded, an index that ``build`` could not serve, given
+            the settings and the index's folder: a package that is missing, or a bucket.
         extra: the extra of the package that installs what the backend needs; None: it needs
             nothing more.
     """
@@ -72,4 +78,5 @@ class BackendEntry:
     settings: type
     open: Callable[[StoredIndex, Any, Mesh], Backend]
     build: Callable[[StoredIndex, Any, str], None] = _nothing_to_build
+    check: Callable[[Any, str], None] = _nothing_to_check
     extra: str | None = None

@@ -21,12 +21,13 @@ class Stamp(NamedTuple):
 
     Attributes:
         size: bytes.
-        modified: time of the last change, nanoseconds since 1970; whole seconds in a bucket.
+        modified: time of the last change, nanoseconds since 1970, whole seconds in a bucket; None:
+            it says nothing.
         digest: 32 hexadecimal digits, the first half of the content's SHA-256.
     """
 
     size: int
-    modified: int
+    modified: int | None
     digest: str
 
 

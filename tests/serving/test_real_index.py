@@ -1,0 +1,128 @@
+"""A real index behind the service: the direct call's results, no compilation, a new generation."""
+
+import concurrent.futures
+import io
+import time
+
+import compilations
+import numpy as np
+import pytest
+from optional import require
+from PIL import Image
+from small import small_trained
+
+require("fastapi")
+require("prometheus_client")
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from cmap_jax.retrieval.catalogue import Item  # noqa: E402
+from cmap_jax.retrieval.index_files.writing import write_index  # noqa: E402
+from cmap_jax.retrieval.retriever import Query  # noqa: E402
+from cmap_jax.serving.app import Service  # noqa: E402
+from cmap_jax.serving.opening import Opener  # noqa: E402
+from cmap_jax.serving.settings import Settings  # noqa: E402
+
+COUNT = 12
+TEXTS = ["is red", "longer", "has no a", "is red longer", None]
+
+
+def picture(number: int) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(noise).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(folder, trained, count: int) -> None:
+    """Publish a generation of so many pictures."""
+    items = []
+    for number in range(count):
+        path = folder.parent / f"{number}.png"
+        path.write_bytes(picture(number))
+        items.append(Item(f"shop/{number}", str(path), {"price": float(number)}))
+    write_index(
+        folder,
+        items,
+        trained.encode_images([item.image for item in items]),
+        fingerprint=trained.fingerprint,
+        variant=trained.config.model.variant,
+        preprocessing=trained.preprocessing,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return small_trained("sum", image_name="vectors")  # it takes either half alone
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop") / "INDEX"
+    write(folder, trained, COUNT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder, trained):
+    opener = Opener(folder, trained)
+    settings = Settings(batch=4, k=10, reload_seconds=0, batch_wait=0.02)
+    service, direct = Service(opener, opener.manifest, settings), opener.first
+    with TestClient(service.app) as client:
+        client.service, client.direct = service, direct
+        while client.get("/readyz").status_code != 200:
+            assert service.failure is None
+            time.sleep(0.02)
+        yield client
+
+
+def test_results_are_those_of_the_direct_call_without_compilation(client):
+    def ask(number: int):
+        text, fields = TEXTS[number % len(TEXTS)], {"k": str(1 + number)}
+        if text is not None:
+            fields["text"] = text
+        if number % 3:
+            fields["where"] = '{"price": {"min": 3}}'
+        files = {"image": ("a", picture(100 + number))} if text is None or number % 2 else None
+        return client.post("/search", data=fields, files=files).json()["hits"]
+
+    with compilations.counted() as seconds, concurrent.futures.ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(ask, range(10)))
+    assert not seconds
+    for number, hits in enumerate(answers):
+        text = TEXTS[number % len(TEXTS)]
+        image = picture(100 + number) if text is None or number % 2 else None
+        where = {"price": {"min": 3}} if number % 3 else None
+        (expected,) = client.direct.search_batch([Query(image, None, text)], 1 + number, where)
+        assert [hit["id"] for hit in hits] == [hit.id for hit in expected]
+        for hit, direct in zip(hits, expected, strict=True):
+            assert hit["score"] == pytest.approx(direct.score, abs=2e-6)
+            assert hit["parts"] == pytest.approx(dict(direct.parts), abs=2e-6)
+
+
+def test_a_text_that_is_too_long_for_the_model(client):
+    answer = client.post("/search", data={"text": "red " * 200})
+    assert answer.status_code == 400
+    assert "shorten it" in answer.json()["error"]
+
+
+def test_a_new_generation_is_served_with_the_same_model(client, folder, trained):
+    old = client.service.generations._current
+    write(folder, trained, COUNT + 2)
+    client.portal.call(client.service.generations.reload)
+    new = client.service.generations._current
+    assert client.get("/about").json()["count"] == COUNT + 2
+    assert new.retriever.trained is old.retriever.trained
+    hits = client.post("/search", files={"image": ("a", picture(COUNT + 1))}, data={"k": "1"})
+    assert hits.json()["hits"][0]["id"] == f"shop/{COUNT + 1}"
+    assert client.get(hits.json()["hits"][0]["image"]).status_code == 200
+
+
+def test_a_damaged_update_is_not_served(client, folder):
+    manifest = folder / "manifest.json"
+    content = manifest.read_text()
+    manifest.write_text(content[:-40])
+    client.portal.call(client.service.generations.reload)
+    assert client.post("/search", data={"text": "is red"}).status_code == 200
+    assert 'cmap_reloads_total{outcome="failed"} 1.0' in client.get("/metrics").text
+    manifest.write_text(content)
