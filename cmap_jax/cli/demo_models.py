@@ -27,7 +27,7 @@ _SUM = (
     "This model was trained on pictures with descriptions, not on changes: a query is the "
     "picture's feature plus the text's. Short texts that describe the wanted picture work best."
 )
-_WIDTH = 1280  # channels of the encoder's deepest map, the widest of its levels
+_WIDTH = 1280  # channels of the encoder's deepest map
 
 
 class DemoModel(NamedTuple):
@@ -112,8 +112,9 @@ def _towers(source: str, tokenizer: str | None, workdir: str) -> tuple[Any, Any]
 def _image_encoder() -> tuple[Any, Any]:
     """Return EfficientNet-Lite0 as a model of pictures alone.
 
-    An embedding is the mean of a level's feature map, as published and with zeros behind it: the
-    heads are identities, since nothing has trained any.
+    An embedding is the pooled map of the published head, at the high level alone: the mid and the
+    low level, added to it, find fewer garments of the same type. The head of this model is an
+    identity, since nothing has trained one.
     """
     import jax
 
@@ -126,10 +127,9 @@ def _image_encoder() -> tuple[Any, Any]:
     vocabulary = Vocabulary.build(())
     config = make_config(
         {
-            "model.variant": "image_only",
+            "model.variant": "cmap_jax.models.picture:Picture",
             "model.embed_dim": _WIDTH,
             "model.image.name": PACKAGED,
-            "model.image.cross_level": "none",
             "model.text.vocabulary_size": len(vocabulary),
         }
     )
@@ -142,9 +142,8 @@ def _image_encoder() -> tuple[Any, Any]:
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     for collection, parts in weights.items():
         variables[collection]["image_encoder"].update(parts)
-    for name, head in variables["params"]["image_encoder"].items():
-        if name.startswith("head_"):
-            head["kernel"] = np.eye(*head["kernel"].shape, dtype=np.float32)
+    head = variables["params"]["image_encoder"]["head_high"]
+    head["kernel"] = np.eye(_WIDTH, dtype=np.float32)
     variables["params"]["logit_scale"] = np.asarray(config.model.logit_scale, np.float32)
     return describe_zero_shot(config, vocabulary, PACKAGED), variables
 

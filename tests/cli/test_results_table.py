@@ -5,9 +5,9 @@ import pytest
 
 from cmap_jax.cli.results_table import results_table
 from cmap_jax.evaluation.outcomes import Outcomes
-from cmap_jax.evaluation.results import ProtocolResult, Result
+from cmap_jax.evaluation.results import EvaluationFacts, ProtocolResult, Result
 from cmap_jax.evaluation.results_file import StoredResults
-from cmap_jax.facts import DataFacts, EvaluationFacts
+from cmap_jax.facts import DataFacts
 from cmap_jax.protocols import PROTOCOLS
 
 _NAME = "folder/val"
