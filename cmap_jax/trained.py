@@ -284,7 +284,10 @@ class Trained:
         model = self.config.model
         reads_padding = text_entry(model).reads_padding(text_settings(model))
         width = None if reads_padding else self.tokenizer.width or TEXT_WIDTH
-        return BatchEncoder(self.model, text_width=width, text_limit=self.tokenizer.limit)
+        # Padding to a power of two could go beyond the positions of a tower.
+        limits = (self.tokenizer.limit, text_settings(model).get("positions"))
+        limit = min((number for number in limits if number is not None), default=None)
+        return BatchEncoder(self.model, text_width=width, text_limit=limit)
 
 
 def _unreadable(reasons: Mapping[int, str], total: int) -> str:

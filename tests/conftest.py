@@ -23,10 +23,13 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests of the training loop compile the same programs again and again. All parallel workers and the
-# processes that tests start share one compilation cache, apart from the user's own.
+# processes that tests start share one compilation cache, apart from the user's own. It is removed
+# at the end, unless CMAP_TEST_CACHE names a folder, which then serves several runs of pytest.
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+_KEPT_CACHE = os.environ.get("CMAP_TEST_CACHE")
 if not _IS_WORKER:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cmap_jax_tests_")
+    cache = _KEPT_CACHE or tempfile.mkdtemp(prefix="cmap_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis  # noqa: E402
@@ -60,7 +63,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_sessionfinish():
     """Remove the compilation cache."""
-    if not _IS_WORKER:
+    if not (_IS_WORKER or _KEPT_CACHE):
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 

@@ -281,9 +281,9 @@ def test_forward(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", MODELS, ids=_name)
-def test_forward_in_float64(settings, x64):
-    _compare_forward(settings, "float64", 1e-6)
+def test_forward_in_float64(x64):
+    """Other models are compared so in training mode."""
+    _compare_forward({"variant": "cmap"}, "float64", 1e-6)
 
 
 def _compare_forward(settings, dtype, tolerance):

@@ -8,13 +8,16 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small import EMBED, write_workdir
+from small import EMBED, init, small_config, write_workdir
 
 import cmap_jax
 from cmap_jax import scoring
 from cmap_jax.encoding import BATCH, ONE_BY_ONE, BatchEncoder
-from cmap_jax.processing.images import ImageReadError, preprocess_image
+from cmap_jax.models.encoders.clip import WORDS_END
+from cmap_jax.processing.images import ImagePreprocessing, ImageReadError, preprocess_image
 from cmap_jax.processing.tokenizer import Vocabulary
+from cmap_jax.trained import Trained
+from cmap_jax.workdir.description import Description
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +179,17 @@ def test_the_nearest_of_many_words_is_found_quickly():
     assert vocabulary.nearest("sleevless") == "sleeveless"
     assert vocabulary.nearest("qqqqqqqqqqqqqqq") is None
     assert time.process_time() - started < 1
+
+
+@pytest.mark.slow
+def test_texts_are_not_padded_beyond_the_positions_of_a_tower():
+    """Texts of 65 to 77 tokens fit a CLIP; padded to a power of two they would not."""
+    vocabulary = Vocabulary.build(["is red longer"])
+    fields = {"text_tokenizer": "words", "text_end_token": WORDS_END}
+    config = small_config(image_name="clip", text_vocabulary_size=len(vocabulary), **fields)
+    description = Description(config, vocabulary, ImagePreprocessing(resize=72, crop=64), (), {})
+    trained = Trained(description, *init(config), 0)
+    ends = [("red " * 66 + end).strip() for end in ("", "longer")]
+    one, both = trained.encode_text(ends[:1]), trained.encode_text(ends)
+    np.testing.assert_allclose(both[0], one[0], atol=1e-6)
+    assert np.abs(both[1] - both[0]).max() > 1e-4

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from cmap_jax.processing.images import ImagePreprocessing
+from cmap_jax.processing.images import UPRIGHT, ImagePreprocessing
 from cmap_jax.processing.tokenizers import tokenizer_class
 from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.workdir import description as workdir_lib
@@ -60,8 +60,18 @@ def read_tokenizer(config: ConfigDict, files: str | os.PathLike, source: str) ->
     return tokenizer
 
 
-def describe_zero_shot(config: ConfigDict, tokenizer: Tokenizer, source: str) -> Description:
-    """Return the description of a model that was trained on no data set's triplets."""
+def describe_zero_shot(
+    config: ConfigDict, tokenizer: Tokenizer, source: str, read_as: str | None
+) -> Description:
+    """Return the description of a model that was trained on no data set's triplets.
+
+    Args:
+        config: a whole config.
+        tokenizer: the model's.
+        source: the model's weights.
+        read_as: how pictures are read; None: upright, since it is people's photographs that such a
+            model is meant for.
+    """
     data = config.data
     return Description(
         config=config,
@@ -72,6 +82,7 @@ def describe_zero_shot(config: ConfigDict, tokenizer: Tokenizer, source: str) ->
             fit=data.fit,
             resampling=data.resampling,
             scaling=data.scaling,
+            read_as=read_as or UPRIGHT,
         ),
         protocols=(),
         facts={

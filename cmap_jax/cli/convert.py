@@ -16,6 +16,7 @@ from cmap_jax.cli.arguments import path
 from cmap_jax.cli.conversion import Conversion
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.hub import is_hub_id
+from cmap_jax.processing.images import READINGS
 from cmap_jax.trained import write_model
 
 
@@ -35,10 +36,14 @@ class _Kind(NamedTuple):
 
 _RELEASE = _Kind("a checkpoint of the authors", convert_release.read, ("vocab", "data_name"))
 _TOWERS = _Kind(
-    "a CLIP or SigLIP folder", convert_towers.read, ("tokenizer", "text_weight", "normalize")
+    "a CLIP or SigLIP folder",
+    convert_towers.read,
+    ("tokenizer", "text_weight", "normalize", "read_as"),
 )
-_MAGICLENS = _Kind("a file of MagicLens", convert_magiclens.read, ("tokenizer", "scaling"))
-_FLAGS = ("vocab", "data_name", "tokenizer", "text_weight", "normalize", "scaling")
+_MAGICLENS = _Kind(
+    "a file of MagicLens", convert_magiclens.read, ("tokenizer", "scaling", "read_as")
+)
+_FLAGS = tuple(dict.fromkeys(_RELEASE.flags + _TOWERS.flags + _MAGICLENS.flags))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("own_maximum", "fixed"),
         help="whether pixels are divided by the picture's own maximum, as MagicLens was released, "
         "or by 255 (default: own_maximum)",
+    )
+    published.add_argument(
+        "--read-as",
+        choices=READINGS,
+        help="how pictures are read: upright, as a person sees them, or released, without EXIF's "
+        "orientation and transparency, as their authors did (default: upright)",
     )
 
 

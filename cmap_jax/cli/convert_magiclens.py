@@ -39,7 +39,7 @@ def read(arguments: argparse.Namespace) -> Conversion:
             f"expects {list(empty)}: give the tokenizer of OpenAI's CLIP"
         )
     return Conversion(
-        description=describe_zero_shot(config, tokenizer, source),
+        description=describe_zero_shot(config, tokenizer, source, arguments.read_as),
         variables=variables,
         about="",
         notes=next_steps(arguments.out),

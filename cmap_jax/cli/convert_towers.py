@@ -41,7 +41,7 @@ def read(arguments: argparse.Namespace) -> Conversion:
     if is_bge_vl and arguments.normalize is None:
         notes += ("It is a BGE-VL, whose features are added without normalisation.",)
     return Conversion(
-        description=describe_zero_shot(config, tokenizer, source),
+        description=describe_zero_shot(config, tokenizer, source, arguments.read_as),
         variables=with_temperature(variables, config),
         about="",
         notes=(*notes, *next_steps(arguments.out)),

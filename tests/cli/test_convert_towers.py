@@ -197,9 +197,12 @@ def test_magiclens_from_the_file_to_scores(clip, tmp_path, capsys):
     with pytest.raises(ValueError, match="magiclens composes an image and a text"):
         trained.compose(None, TEXTS)
 
-    assert _convert(*arguments, "--out", tmp_path / "fixed", "--scaling", "fixed") == 0
+    assert trained.preprocessing.read_as == "upright"  # people's photographs are turned by EXIF
+    flags = ("--scaling", "fixed", "--read-as", "released")
+    assert _convert(*arguments, "--out", tmp_path / "fixed", *flags) == 0
     fixed = cmap_jax.load(tmp_path / "fixed")
     assert fixed.preprocessing.scaling == "fixed"
+    assert fixed.preprocessing.read_as == "released"
 
 
 @pytest.mark.slow
