@@ -7,7 +7,6 @@ A model is converted once and kept; later calls use it again.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import os
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from cmap_jax.processing.images import UPRIGHT
 from cmap_jax.workdir import description as workdir_lib
 
 _EXTRA = "pip install 'cmap_jax[pretrained]'"
@@ -91,9 +89,6 @@ def _once(workdir: str, read: Any) -> str:
 
     if workdir_lib.read_config(workdir) is None:
         description, variables = read()
-        # People's own pictures come from phones, or are cut out.
-        upright = dataclasses.replace(description.preprocessing, read_as=UPRIGHT)
-        description = dataclasses.replace(description, preprocessing=upright)
         write_model(workdir, description, CMAP.from_config(description.config), variables)
     return workdir
 
@@ -103,7 +98,12 @@ def _towers(source: str, tokenizer: str | None, workdir: str) -> tuple[Any, Any]
     from cmap_jax.cli import convert_towers
 
     arguments = argparse.Namespace(
-        source=source, out=workdir, tokenizer=tokenizer, text_weight=None, normalize=None
+        source=source,
+        out=workdir,
+        tokenizer=tokenizer,
+        text_weight=None,
+        normalize=None,
+        read_as=None,
     )
     converted = convert_towers.read(arguments)
     return converted.description, converted.variables
@@ -145,7 +145,7 @@ def _image_encoder() -> tuple[Any, Any]:
     head = variables["params"]["image_encoder"]["head_high"]
     head["kernel"] = np.eye(_WIDTH, dtype=np.float32)
     variables["params"]["logit_scale"] = np.asarray(config.model.logit_scale, np.float32)
-    return describe_zero_shot(config, vocabulary, PACKAGED), variables
+    return describe_zero_shot(config, vocabulary, PACKAGED, read_as=None), variables
 
 
 def _fingerprint(source: str, tokenizer: str | None) -> str:

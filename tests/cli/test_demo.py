@@ -191,7 +191,8 @@ def test_a_clip_is_converted_once(tmp_path, monkeypatch):
 
     def read(arguments):
         calls.append((arguments.source, arguments.tokenizer))
-        description = describe_zero_shot(trained.config, trained.tokenizer, arguments.source)
+        about = trained.config, trained.tokenizer, arguments.source, arguments.read_as
+        description = describe_zero_shot(*about)
         return Conversion(description, trained.variables, "", ())
 
     monkeypatch.setattr("cmap_jax.cli.convert_towers.read", read)
