@@ -22,7 +22,7 @@ class DataFacts:
             remaining ones cannot be compared with published means.
         features: checksum of the precomputed features that were read in place of images; None:
             the images themselves.
-        oracles: by protocol and oracle, the recalls in percent that the best guess from half of a
+        oracles: by protocol and oracle, the recalls in percent that a guess from a part of each
             query reaches; None where the data set does not know them.
         other: further facts by name, JSON values, that no code depends on.
         prepared: version, encoding and size of a prepared data set; None for original images.

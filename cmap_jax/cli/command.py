@@ -33,6 +33,8 @@ _SUBCOMMANDS = (
     "index",
     "search",
     "serve",
+    "demo",
+    "triplets",
 )
 _TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value
 

@@ -39,6 +39,8 @@ def results_table(stored: StoredResults) -> str:
         for name, result in stored.result.protocols.items()
         if "tied_queries" in result.numbers
     ]
+    for name, result in stored.result.protocols.items():
+        notes += _unbeaten(result, (facts.oracles or {}).get(name, {}))
     if stored.facts.zero_shot:
         notes.append("zero-shot: the model was trained on no data set's triplets.")
     notes += _unread_texts(stored.facts.unread_texts)
@@ -50,6 +52,27 @@ def results_table(stored: StoredResults) -> str:
             "be compared with published ones."
         )
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+
+
+def _unbeaten(result: ProtocolResult, ceilings: Mapping[str, Numbers]) -> list[str]:
+    """Return a line if a half of each query, or a guess that knows a part of it, does as well."""
+    protocol, alone = result.protocol, result.shortcuts
+    parts = {f"the {half} alone": numbers for half, numbers in alone.items() if numbers}
+    parts |= {f"({oracle.replace('_', ' ')})": numbers for oracle, numbers in ceilings.items()}
+    parts = {n: numbers for n, numbers in parts.items() if set(protocol.headline) <= set(numbers)}
+    if not parts:
+        return []
+    low, _ = result.intervals[protocol.headline_name]
+    means = {n: sum(map(numbers.get, protocol.headline)) for n, numbers in parts.items()}
+    means = {n: total / len(protocol.headline) for n, total in means.items()}
+    unbeaten = [f"{name} {mean:.2f}" for name, mean in means.items() if mean >= low]
+    if not unbeaten:
+        return []
+    headline = f"{protocol.headline_name} {result.numbers[protocol.headline_name]:.2f}"
+    return [
+        f"{protocol.name}: {headline} is not clearly above what a part of the query reaches: "
+        f"{', '.join(unbeaten)}."
+    ]
 
 
 def _unread_texts(unread: Mapping[str, UnreadTexts]) -> list[str]:

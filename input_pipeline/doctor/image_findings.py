@@ -191,7 +191,7 @@ def duplicate_findings(
         usable: the images whose files can be read.
         annotations: every annotation once, from `findings.list_annotations`.
     """
-    groups = _same_bytes(usable)
+    groups = same_bytes(usable)
     if groups:
         yield Finding(
             kind="duplicate",
@@ -243,8 +243,8 @@ def duplicate_findings(
         )
 
 
-def _same_bytes(images: Sequence[Image]) -> list[list[Image]]:
-    """Return the groups of images whose files hold the same bytes.
+def same_bytes(images: Sequence[Image]) -> list[list[Image]]:
+    """Return the groups of images whose files hold the same bytes, in the order given.
 
     Only files of equal size are compared. In a bucket a file's size costs as much as its content,
     so all files are read there.

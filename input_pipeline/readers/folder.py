@@ -11,7 +11,8 @@ the folder::
 Images are named by their path in the image folder, by that path without the suffix, or by the bare
 file name where only one image has it. A text is one caption or a list of two (in CSV a second
 column, ``text2``); a line of JSONL may list several targets. The gallery consists of the images
-that the table itself names; a ``gallery.txt`` (an image a line) makes a second gallery.
+that the table itself names; a ``gallery.txt`` (an image a line) makes a second gallery. Triplets
+that `cmap triplets` made come with ``guesses.json``, see `input_pipeline.triplets.stamp`.
 """
 
 import collections
@@ -45,12 +46,13 @@ from input_pipeline.records import (
     Records,
     Triplet,
 )
+from input_pipeline.triplets.stamp import read_guesses
 
 _logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
 _COLUMNS = ("reference", "text", "target")
-_GALLERY = "gallery.txt"
+GALLERY = "gallery.txt"
 
 _Rows = list[tuple[str, tuple[str, ...], tuple[str, ...]]]  # reference, captions, targets
 
@@ -79,8 +81,8 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     for split, rows in tables.items():
         if not rows:
             raise DataError(f"{files[split]}: no rows")
-    gallery_file = storage.join(root, _GALLERY)
-    listed = _read_gallery(gallery_file, named) if _GALLERY in here else ()
+    gallery_file = storage.join(root, GALLERY)
+    listed = _read_gallery(gallery_file, named) if GALLERY in here else ()
     evaluations = {}
     for split in ("val", "test"):
         if split in tables:
@@ -112,7 +114,10 @@ def read(directory: str, image_directory: str | None = None) -> Records:
             c for _, captions, _ in tables.get("train", ()) for c in captions
         ),
         images=images,
-        facts={"repeated_rows": repeated} if repeated else {},
+        facts={
+            **({"repeated_rows": repeated} if repeated else {}),
+            **({"oracles": guesses} if (guesses := read_guesses(root)) else {}),
+        },
         searched=folders,
         read_as=UPRIGHT,  # people's own pictures: from phones, or cut out
     )
