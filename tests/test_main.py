@@ -57,15 +57,16 @@ def test_debug_run_and_evaluation(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_garments_run(tmp_path):
-    """The main job reaches what an oracle blind to type and neckline cannot."""
-    done = run(_config("garments.py"), cwd=tmp_path, timeout=1800, xla_flags="")
+def test_garments_run(tmp_path):
+    """Half of the main job reaches three times what an oracle of one half of a query can."""
+    flags = (_config("garments.py"), "--config.train.epochs=1")
+    done = run(*flags, cwd=tmp_path, timeout=1800, xla_flags="")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "runs" / "garments" / "evaluation.json").read_text())
     test, everything = (found["protocols"][f"garments/{g}"] for g in ("test", "all"))
-    assert test["R@10"] >= 85
-    assert test["R@1"] >= 25
-    assert everything["R@10"] >= 50
+    assert test["R@10"] >= 60
+    assert test["R@1"] >= 10
+    assert everything["R@10"] >= 25
 
 
 @pytest.mark.slow

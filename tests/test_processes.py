@@ -129,8 +129,10 @@ def test_stopped_and_resumed_as_two_processes(start, alone, tmp_path):
     assert not (tmp_path / "run.lock").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize(
+    "killed",
+    [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.endurance)],
+)
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(start, alone, tmp_path, killed):
     """On other devices: one process with four, parameters split over two of them."""
     processes = start(tmp_path, 2, 1, "--config.mesh.fsdp=2")

@@ -83,8 +83,7 @@ def test_the_end_of_a_text_of_words():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip_vit_b32", "siglip_b16"])
-def test_tiny_towers_train_in_both_stages(name, tmp_path):
+def test_tiny_towers_train_in_both_stages(tmp_path):
     """On the layout of FashionIQ: no published file is needed, and stage 2 starts from stage 1."""
     data = write_fashion_iq(tmp_path / "data")
     common = (
@@ -96,11 +95,11 @@ def test_tiny_towers_train_in_both_stages(name, tmp_path):
     )
     config = f"--config={ROOT / 'configs' / 'fashioniq.py'}"
     first, second = tmp_path / "first", tmp_path / "second"
-    done = call(f"{config}:debug,{name}", *common, f"--workdir={first}")
+    done = call(f"{config}:debug,siglip_b16", *common, f"--workdir={first}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "fashioniq/original" in done.stdout
     done = call(
-        f"{config}:debug,finetune,{name}",
+        f"{config}:debug,finetune,siglip_b16",
         *common,
         f"--config.init_from={first}",
         "--config.optimizer.groups.image.layer_decay=0.7",
@@ -109,15 +108,3 @@ def test_tiny_towers_train_in_both_stages(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "fashioniq/original" in done.stdout
-
-
-@pytest.mark.slow
-def test_tiny_towers_train_on_garments(tmp_path):
-    done = call(
-        f"--config={ROOT / 'configs' / 'garments.py'}:debug,clip_vit_b32",
-        f"--config.data.directory={tmp_path / 'garments'}",
-        f"--workdir={tmp_path / 'run'}",
-        "--config.train.epochs=1",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "garments/test" in done.stdout

@@ -168,7 +168,7 @@ def _damaged_bytes(draw, content: bytes) -> bytes:
 
 
 @every_set
-@few_or_many(50, 2_000)
+@few_or_many(50, 1_200)
 def test_damaged_annotations(data_set, name, examples):
     reader, root, files = data_set(name)
 

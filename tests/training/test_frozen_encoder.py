@@ -36,10 +36,6 @@ def _features(model, variables, images):
     ("variant", "cross_level", "shapes"),
     [
         ("cmap", "down", {"high": (2, 2, 6), "mid": (4, 4, 6), "low": (8, 8, 6)}),
-        pytest.param(
-            *("cmap", "up", {"high": (2, 2, 6), "mid": (4, 4, 6), "low": (8, 8, 6)}),
-            marks=pytest.mark.slow,
-        ),
         ("cmap", "none", {"high": (6,), "mid": (6,), "low": (6,)}),
         pytest.param("tirg", "down", {"high": (6,)}, marks=pytest.mark.slow),
     ],

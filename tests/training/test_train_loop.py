@@ -160,8 +160,14 @@ def over_a_clip(config, request, tmp_path, monkeypatch):
     return config
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("over_a_clip", _OVER_A_CLIP, indirect=True)
+@pytest.mark.parametrize(
+    "over_a_clip",
+    [
+        pytest.param("cmap", marks=pytest.mark.slow),
+        pytest.param("magiclens", marks=pytest.mark.endurance),
+    ],
+    indirect=True,
+)
 def test_a_killed_run_over_a_clip_ends_with_the_same_bits(over_a_clip, tmp_path):
     """From the data to a workdir that composes queries."""
     config = over_a_clip
@@ -316,7 +322,7 @@ def test_two_runs_with_one_seed_agree(config, undisturbed, tmp_path, monkeypatch
     # In training and at the end, the state's variables and those read back.
     (evaluator,) = evaluators
     programs = evaluator._programs
-    assert programs._encode_images._cache_size() == programs._compose._cache_size() == 1
+    assert programs._encode_both._cache_size() == programs._compose._cache_size() == 1
 
 
 def test_a_person_sees_a_few_lines(config, undisturbed):

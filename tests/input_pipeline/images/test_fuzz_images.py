@@ -66,7 +66,7 @@ def _damaged_image(draw, path: pathlib.Path, content: bytes, healthy: pathlib.Pa
 
 
 @pytest.mark.parametrize("name", fake_data.DATA_SETS)
-@few_or_many(20, 500)
+@few_or_many(20, 300)
 def test_damaged_images(tmp_path, name, examples):
     reader, root = DATA_SETS[name.split()[0]], fake_data.DATA_SETS[name](tmp_path)
     records = reader.read(str(root))
