@@ -70,6 +70,25 @@ def test_texts_are_padded_to_few_shapes(trained):
         assert counts.tolist() == [33] * 3 + [0] * (BATCH - 3)
 
 
+def test_all_widths_of_texts_are_known_beforehand(trained):
+    for text_width, limit, widths in (
+        (32, None, [32, 64, 128]),
+        (32, 77, [32, 64, 77]),
+        (64, 64, [64]),
+        (None, None, [*range(1, 129)]),
+    ):
+        encoder = BatchEncoder(trained.model, text_width=text_width, text_limit=limit)
+        assert encoder.widths(128) == widths
+
+
+def test_references_are_encoded_in_batches_of_a_given_size(trained):
+    images = _images(5)
+    expected = _directly(trained, images)
+    for size in (None, 2, 8):
+        pyramid = trained.encode_references(images, size)
+        np.testing.assert_allclose(pyramid, expected, atol=1e-5)
+
+
 def test_a_model_says_what_it_is(trained):
     count = sum(x.size for x in jax.tree.leaves(trained.variables["params"]))
     assert repr(trained) == (

@@ -34,7 +34,7 @@ from cmap_jax.visualization.grids import (
 _K = 10
 _MOST_IN_GRID = 24  # images of a row, which is as wide as they need
 _FIELDS = 4  # metadata shown in the table
-_WORDS = 20  # of a field, named where no image has the one that was asked for
+_WORDS = 20  # words of a field, named where no image has the one that was asked for
 _SHOWN = 24  # characters of a metadata value in the table
 
 

@@ -69,7 +69,7 @@ class Images:
 
 
 def update(
-    carry: Carry, scores: jax.Array, images: Images, terms: Terms, lists: jax.Array
+    carry: Carry, scores: jax.Array, images: Images, terms: Terms | None, lists: jax.Array
 ) -> Carry:
     """Return the carry after some more images.
 
@@ -77,9 +77,13 @@ def update(
         carry: one shard's results so far, without the axis of shards.
         scores: scores of C images, [B, C].
         images: these images; all of them behind those of the carry, or not listed.
-        terms: thresholds and positions, for each query.
+        terms: thresholds and positions, for each query; None for lists alone, which need neither.
         lists: whether the best images are listed, bool.
     """
+    if terms is None:
+        broken = (jnp.isnan(scores) & images.is_counted).any(axis=1)
+        best, positions = _best(carry, scores, images, excluded=None)
+        return carry.replace(scores=best, positions=positions, broken=carry.broken | broken)
     higher, tied, broken = _count(scores, images.is_counted, terms.thresholds)
     column, is_here = _columns(terms.uncounted, images)
     is_here &= images.is_counted[column]
@@ -113,7 +117,7 @@ def _columns(positions: jax.Array, images: Images) -> tuple[jax.Array, jax.Array
 
 
 def _best(
-    carry: Carry, scores: jax.Array, images: Images, excluded: jax.Array
+    carry: Carry, scores: jax.Array, images: Images, excluded: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the scores and positions of the best images of the carry and others, [B, k] each."""
     k = carry.scores.shape[1]
@@ -121,10 +125,11 @@ def _best(
     known = jnp.where(jnp.isnan(scores), LOWEST, jnp.maximum(scores, LOWEST))
     ranked = jnp.where(scores == 0, 0.0, known)
     ranked = jnp.where(images.is_listed, ranked, -jnp.inf)
-    column, is_here = _columns(excluded, images)
-    column = jnp.where(is_here & images.is_listed[column], column, ranked.shape[1])
-    row = jnp.arange(len(scores))[:, None]
-    ranked = ranked.at[row, column].set(LOWEST, mode="drop")
+    if excluded is not None:
+        column, is_here = _columns(excluded, images)
+        column = jnp.where(is_here & images.is_listed[column], column, ranked.shape[1])
+        row = jnp.arange(len(scores))[:, None]
+        ranked = ranked.at[row, column].set(LOWEST, mode="drop")
     ranked, column = _most_promising(ranked, k)
     # The carried images have lower positions and come first, so that they win ties.
     ranked = jnp.concatenate([carry.scores, ranked], axis=1)

@@ -25,6 +25,7 @@ _PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif", ".jxl", ".jp2"),
 )
+_TOO_LONG = 1 << 63  # integers that 64 bits do not hold are kept as numbers
 _NOTHING: Mapping[str, Value] = types.MappingProxyType({})
 
 
@@ -174,9 +175,10 @@ def _kind(value: object) -> str | None:
     """Return the kind of a value; None for None, and an empty text for what is no metadata."""
     if value is None:
         return None
-    for type_, kind in ((bool, BOOLEAN), (int, INTEGER), (float, NUMBER)):
-        if isinstance(value, type_):
-            return kind
+    if isinstance(value, bool):
+        return BOOLEAN
+    if isinstance(value, int | float):
+        return INTEGER if isinstance(value, int) and abs(value) < _TOO_LONG else NUMBER
     if isinstance(value, str):
         return TEXT if _is_unicode(value) else ""
     is_texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)

@@ -166,6 +166,8 @@ class ExactIndex:
         scoring.check_levels(query, self._blocks.shape)
         allowed = _check_mask(allowed, len(self))
         shape, k = (len(query), len(self)), min(k, len(self))
+        if targets is None and exclude is None and k > 0:
+            return self._list(query, k, allowed, padding.queries)
         correct, excluded = (
             _keep_allowed(padded_positions(p, shape, padding.positions), allowed)
             for p in (targets, exclude)
@@ -190,6 +192,15 @@ class ExactIndex:
         if targets is None:
             return SearchResult(*best, None)
         return SearchResult(*best, thresholds.place(merged.higher, merged.tied))
+
+    def _list(
+        self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None, least: int
+    ) -> SearchResult:
+        """Return the k best images of each query, by a program that counts nothing."""
+        merged = self._scan(self._prepare(query, least), _Lists(len(query), k), allowed)
+        if merged.broken.any():
+            raise ValueError(BROKEN)
+        return SearchResult(merged.scores[:, :k], merged.positions[:, :k], None)
 
     def scores_at(
         self,
@@ -280,7 +291,7 @@ class ExactIndex:
     def _scan(
         self,
         query: scoring.ComposedQuery,
-        request: "_Request",
+        request: "_Request | _Lists",
         allowed: np.ndarray | None,
     ) -> scan.Merged:
         """Scan the whole gallery; return the merged results, on the host."""
@@ -295,49 +306,52 @@ class ExactIndex:
                 total=len(self),
                 used=self._blocks.used,
                 lists=request.k > 0,
+                k=request.k,
+                queries=len(request),
             )
             if plan.is_fast:
-                carry, chosen = self._choose(
-                    plan, levels, query, terms, carry, bounds, mask, request
-                )
-            sample = self._empty_sample(min(plan.tile, _SAMPLE))
+                carry, chosen = self._choose(plan, levels, query, terms, carry, bounds, mask)
+            sample = () if terms is None else self._empty_sample(min(plan.tile, _SAMPLE))
             carry, merged = self._run(
                 plan, sample, levels, query, terms, carry, bounds, mask, chosen
             )
             # While this block is scanned, the next one is transferred, and no third.
             jax.block_until_ready(before)
-        return jax.tree.map(lambda x: np.asarray(x)[: len(request.rows)], jax.device_get(merged))
+        return jax.tree.map(lambda x: x[: len(request)], jax.device_get(merged))
 
     def _choose(
-        self, plan: Plan, levels, query, terms, carry, bounds, mask, request: "_Request"
-    ) -> tuple[Any, scan.Chosen]:
+        self, plan: Plan, levels, query, terms, carry, bounds, mask
+    ) -> tuple[scan.Carry, scan.Chosen]:
         """Run the fast pass; return a carry with its counts, and the images that it has left."""
-        length = fast.length_of(carry.scores.shape[2])
-        empty = self._empty_carry(
-            queries=len(query), thresholds=terms.thresholds.shape[1], k=length
+        longer = self._empty_carry(
+            queries=len(query),
+            thresholds=carry.higher.shape[2],
+            k=fast.length_of(carry.scores.shape[2]),
         )
         higher, tied, chosen = fast.choose(
             levels=levels,
             query=query,
             terms=terms,
-            carry=empty,
+            carry=longer,
             bounds=bounds,
             allowed=mask,
             largest=self._largest,
-            k=np.int32(request.k),
-            count=np.int32(len(request.rows)),
             mesh=self._mesh,
             plan=plan,
         )
         return carry.replace(higher=higher, tied=tied), chosen
 
-    def _start(self, query: scoring.ComposedQuery, request: "_Request") -> tuple[scan.Carry, Terms]:
+    def _start(
+        self, query: scoring.ComposedQuery, request: "_Request | _Lists"
+    ) -> tuple[scan.Carry, Terms | None]:
         """Return the carry and the terms of a search that has seen no image yet."""
+        length = round_to_power(max(request.k, _LEAST_LENGTH))
+        if isinstance(request, _Lists):
+            return self._empty_carry(queries=len(query), thresholds=0, k=length), None
         rows, thresholds, uncounted, excluded = (
             _pad_rows(x, len(query))
             for x in (request.rows, request.thresholds, request.uncounted, request.excluded)
         )
-        length = round_to_power(max(request.k, _LEAST_LENGTH))
         carry = self._empty_carry(queries=len(query), thresholds=thresholds.shape[1], k=length)
         return carry, self._replicate(Terms(rows, thresholds, uncounted, excluded))
 
@@ -357,16 +371,18 @@ class ExactIndex:
         count = max(len(query), least)
         step = 1 << max(count.bit_length() - 3, 0)
         missing = round_up(count, step) - len(query)
-        widths = ((0, 0), (0, missing), (0, 0))
         query = query.replace(preservation=None)
-        return self._replicate(jax.tree.map(lambda x: np.pad(np.asarray(x), widths), query))
+        if missing:
+            widths = ((0, 0), (0, missing), (0, 0))
+            query = jax.tree.map(lambda x: np.pad(np.asarray(x), widths), query)
+        return self._replicate(query)
 
     def _replicate(self, tree: Any) -> Any:
         whole = sharding.replicated(self._mesh)
         if whole.is_fully_addressable:
             return jax.device_put(tree, whole)  # all arrays in one transfer
         return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree
+            lambda x: jax.make_array_from_callback(x.shape, whole, lambda i: np.asarray(x)[i]), tree
         )
 
     def _masks(self, allowed: np.ndarray | None) -> Sequence[jax.Array]:
@@ -419,6 +435,20 @@ class _Request:
     uncounted: np.ndarray
     excluded: np.ndarray
     k: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lists:
+    """A search for the k best images of B queries alone."""
+
+    queries: int
+    k: int
+
+    def __len__(self) -> int:
+        return self.queries
 
 
 def _pad_rows(rows: np.ndarray, count: int) -> np.ndarray:

@@ -18,17 +18,16 @@ from cmap_jax.retrieval import scores
 from cmap_jax.retrieval.carry import Carry, Images, Terms, update
 from cmap_jax.retrieval.margin import LEAST_SQUARE, margins
 from cmap_jax.retrieval.plan import Plan
-from cmap_jax.retrieval.scan import SPLIT, WHOLE, Bounds, Chosen, Shard, limits, when_needed
+from cmap_jax.retrieval.scan import SPLIT, WHOLE, Bounds, Chosen, Shard
 from cmap_jax.retrieval.scores import Levels
 
-# Lists are longer than asked for by this part, for images that the pass cannot tell apart.
-_SPARE = 4
-_LEAST_SPARE = 16
+# Lists are so much longer than the search's, for images that the pass cannot tell apart.
+_LONGER = 2
 
 
-def length_of(k: int) -> int:
-    """Return the length of the lists of a fast pass for the k best images."""
-    return k + max(k // _SPARE, _LEAST_SPARE)
+def length_of(length: int) -> int:
+    """Return the length of a fast pass's lists where the search's have a length."""
+    return _LONGER * length
 
 
 def capacity_of(rows: int) -> int:
@@ -40,13 +39,11 @@ def capacity_of(rows: int) -> int:
 def choose(
     levels: Levels,
     query: scoring.ComposedQuery,
-    terms: Terms,
+    terms: Terms | None,
     carry: Carry,
     bounds: Bounds,
     allowed: jax.Array,
     largest: jax.Array,
-    k: jax.Array,
-    count: jax.Array,
     *,
     mesh: Mesh,
     plan: Plan,
@@ -56,13 +53,11 @@ def choose(
     Args:
         levels: levels of the gallery, [R, D] each, sharded.
         query: B queries, replicated.
-        terms: thresholds, as float32 scores, and positions, for each query.
-        carry: an empty carry with lists of `length_of(k)` or more.
-        bounds: which rows count.
+        terms: thresholds, as float32 scores, and positions, for each query; None for lists alone.
+        carry: an empty carry with longer lists than the search's, as `length_of` says.
+        bounds: which rows and queries count.
         allowed: mask of the images that take part, [R] bool, sharded.
         largest: largest norm of an image at each level.
-        k: number of images a query that are listed, int32.
-        count: number of real queries, int32; the others are padding.
         mesh: the devices that the levels are sharded over.
         plan: rows at once.
 
@@ -71,15 +66,15 @@ def choose(
         choice.
     """
 
-    def local(levels, query, terms, carry, bounds, allowed, largest, k, count):
+    def local(levels, query, terms, carry, bounds, allowed, largest):
         carry = jax.tree.map(lambda x: x[0], carry)
         device = jax.lax.axis_index(sharding.BATCH_AXES)
         first = bounds.first + device * bounds.used
-        shard = Shard(levels, allowed, first, *limits(bounds, first), plan)
+        shard = Shard(levels, allowed, first, *bounds.limits(first), plan)
         margin = margins(query, levels, largest)
-        is_real = jnp.arange(len(query)) < count
+        is_real = jnp.arange(len(query)) < bounds.queries
         carry, is_open = _scan(shard, query, terms, carry, bounds.lists, margin, is_real)
-        near, is_full = _near(carry, k, margin)
+        near, is_full = _near(carry, bounds.k, margin)
         near &= is_real[:, None] & bounds.lists
         row = jnp.where(near, carry.positions - shard.first, shard.rows)
         is_chosen = is_open.at[row].set(True, mode="drop")
@@ -95,16 +90,16 @@ def choose(
     split = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(SPLIT, WHOLE, WHOLE, SPLIT, WHOLE, SPLIT, WHOLE, WHOLE, WHOLE),
+        in_specs=(SPLIT, WHOLE, WHOLE, SPLIT, WHOLE, SPLIT, WHOLE),
         out_specs=SPLIT,
     )
-    return split(levels, query, terms, carry, bounds, allowed, largest, k, count)
+    return split(levels, query, terms, carry, bounds, allowed, largest)
 
 
 def _scan(
     shard: Shard,
     query: scoring.ComposedQuery,
-    terms: Terms,
+    terms: Terms | None,
     carry: Carry,
     lists: jax.Array,
     margin: jax.Array,
@@ -124,11 +119,11 @@ def _scan(
         begin, is_new = shard.chunk(number)
 
         def score() -> jax.Array:
-            rows = jax.lax.optimization_barrier(scores.rows_at(shard.levels, begin, size))
+            rows = scores.rows_at(shard.levels, begin, size)
             return scores.split_score(pieces, rows, LEAST_SQUARE)
 
-        chunk_scores = when_needed(is_new.any(), score, (len(query), size))
-        is_unsure = is_new & _is_unsure(chunk_scores, terms.thresholds, margin, is_real)
+        chunk_scores = shard.score(is_new, score, len(query))
+        is_unsure = is_new & _is_unsure(chunk_scores, terms, margin, is_real)
         images = Images(shard.first + begin + jnp.arange(size), is_new, is_new & ~is_unsure)
         carry = update(carry, chunk_scores, images, terms, lists)
         before = jax.lax.dynamic_slice_in_dim(is_open, begin, size)
@@ -136,20 +131,25 @@ def _scan(
         return carry, is_open
 
     is_open = jax.lax.pcast(jnp.zeros(shard.rows, bool), sharding.BATCH_AXES, to="varying")
-    return jax.lax.fori_loop(0, shard.chunks(), step, (carry, is_open))
+    return shard.scan(step, (carry, is_open))
 
 
 def _is_unsure(
-    chunk_scores: jax.Array, thresholds: jax.Array, margin: jax.Array, is_real: jax.Array
+    chunk_scores: jax.Array, terms: Terms | None, margin: jax.Array, is_real: jax.Array
 ) -> jax.Array:
-    """Return which images may be on either side of a threshold of any query, [C] bool."""
+    """Return which images may be on either side of a threshold of any query, [C] bool.
+
+    An image that has no margin is among them, even if there is no threshold.
+    """
+    if terms is None:
+        return (jnp.isnan(chunk_scores) & is_real[:, None]).any(axis=0)
 
     def against(threshold: jax.Array) -> jax.Array:
-        # A score of NaN is unsure too.
+        # Without a margin the score is NaN.
         is_sure = jnp.abs(chunk_scores - threshold[:, None]) > margin[:, None]
         return (~is_sure & is_real[:, None]).any(axis=0)
 
-    return jax.lax.map(against, thresholds.T).any(axis=0)
+    return jax.lax.map(against, terms.thresholds.T).any(axis=0)
 
 
 def _near(carry: Carry, k: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:

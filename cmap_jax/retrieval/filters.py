@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from cmap_jax.retrieval.catalogue import BOOLEAN, INTEGER, NUMBER
+
 Where = Mapping[str, Any]
 
-_NUMERIC = ("integer", "number")
 _NAMED = 12  # fields in a message
 _SHOWN = 80  # characters of a value in a message
 
@@ -30,8 +31,9 @@ class Words:
         counts: number of images by word, in alphabetical order.
     """
 
-    def __init__(self, values: Iterable[Any], count: int):
+    def __init__(self, values: Iterable[Any], count: int, *, boolean: bool = False):
         """Number the words of ``count`` images; None is an image without a word."""
+        self._choices = ("true", "false") if boolean else ()
         numbers: dict[str, int] = {}
         codes, rows = [], []
         for row, value in enumerate(values):
@@ -51,8 +53,8 @@ class Words:
             ValueError: the condition is of another kind.
         """
         wanted = condition if isinstance(condition, list | tuple) else [condition]
-        if not wanted or not all(isinstance(word, str | bool) for word in wanted):
-            raise ValueError(f"holds words{self._examples()}: give a word or a list of words")
+        if not wanted or not all(map(self._is_word, wanted)):
+            raise ValueError(self._explain())
         is_wanted = np.zeros(len(self._numbers), bool)
         is_wanted[[self._numbers[w] for w in map(_spell, wanted) if w in self._numbers]] = True
         mask = np.zeros(self._count, bool)
@@ -63,9 +65,16 @@ class Words:
         """Return the words and their counts, ready for JSON."""
         return {"kind": "choice", "values": self.counts}
 
-    def _examples(self) -> str:
+    def _is_word(self, value: Any) -> bool:
+        """Return whether a value is of the field's type, though perhaps no image has it."""
+        return _spell(value) in self._choices if self._choices else isinstance(value, str)
+
+    def _explain(self) -> str:
+        if self._choices:
+            return "holds true and false: give one of them"
         first = [repr(word) for word in list(self.counts)[:2]]
-        return f", such as {' or '.join(first)}" if first else ""
+        examples = f", such as {' or '.join(first)}" if first else ""
+        return f"holds words{examples}: give a word or a list of words"
 
 
 class Numbers:
@@ -167,8 +176,11 @@ class Fields:
             raise ValueError(f"filter: there is no field {_shorten(name)}; {self._names()}{hint}")
         if name not in self._prepared:
             values = self._column(name)
-            is_number = self.kinds[name] in _NUMERIC
-            self._prepared[name] = Numbers(values) if is_number else Words(values, self._count)
+            if self.kinds[name] in (INTEGER, NUMBER):
+                field = Numbers(values)
+            else:
+                field = Words(values, self._count, boolean=self.kinds[name] == BOOLEAN)
+            self._prepared[name] = field
         return self._prepared[name]
 
     def describe(self, most_words: int = 100) -> dict[str, dict[str, Any]]:

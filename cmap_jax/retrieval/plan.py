@@ -10,7 +10,7 @@ CPU = "cpu"
 # Most queries that read the gallery in fused passes. A fused pass costs a read of the gallery for
 # each query on CPU, where rows stay in the cache between queries, and less on accelerators.
 _MOST_FUSED = {CPU: 4}
-_MOST_FUSED_ELSEWHERE = 4
+_MOST_FUSED_ELSEWHERE = 8
 # Least queries for which two passes, in bfloat16 and over what it leaves, are faster than one.
 _LEAST_FAST = 128
 # Rows that are scored at once in a fused pass: on CPU they fit the cache of a core.
@@ -18,7 +18,7 @@ _FUSED_TILE = {CPU: 512}
 _FUSED_TILE_ELSEWHERE = 2**15
 # Scores that are kept at once, and rows that are multiplied at once.
 _SCORES = {CPU: 2**20}
-_SCORES_ELSEWHERE = 2**24
+_SCORES_ELSEWHERE = 2**26
 _TILE = {CPU: 1024}
 _TILE_ELSEWHERE = 2**16
 _ALIGNED = 128
@@ -31,7 +31,8 @@ class Plan:
     Attributes:
         platform: the devices' platform, such as "cpu" or "gpu".
         tile: rows that a device scores at once, a multiple of 32.
-        chunk: rows whose scores it keeps and lists at once, ``tile`` or more.
+        chunk: rows whose scores it keeps and lists at once, ``tile`` or more. A fast pass scores
+            so many at once, and float32 a tile of what that leaves.
         is_fused: whether rows are read once for all products, or multiplied as matrices.
         is_fast: whether a pass in bfloat16 shortens the list of images that float32 scores.
     """
@@ -74,8 +75,9 @@ def make_plan(
         return Plan(platform, tile, max(listed, tile), is_fused)
     most = max(min(kept, _TILE.get(platform, _TILE_ELSEWHERE)), _ALIGNED)
     step = WHOLE_VECTORS if platform == CPU or shard_rows < 8 * _ALIGNED else _ALIGNED
-    tile = _aligned(shard_rows, most, step)
-    return Plan(platform, tile, tile, is_fused, fast)
+    listed = _aligned(shard_rows, most, step)
+    tile = min(_aligned(shard_rows, max(most // 4, _ALIGNED), step), listed) if fast else listed
+    return Plan(platform, tile, listed, is_fused, fast)
 
 
 def _aligned(rows: int, most: int, step: int) -> int:

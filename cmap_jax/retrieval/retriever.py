@@ -149,8 +149,8 @@ class Retriever:
         chosen = settings_of(name, {**own, **(settings or {})})
         trained = model if isinstance(model, Trained) else _load_model(index, model)
         index.check_model(trained.fingerprint, trained.workdir or "the given model")
-        opened = find_backend(name).open(index, chosen, mesh or sharding.make_mesh())
-        return cls(trained, index, opened)
+        mesh = sharding.make_mesh() if mesh is None else mesh
+        return cls(trained, index, find_backend(name).open(index, chosen, mesh))
 
     def __repr__(self) -> str:
         """Return the index and the model."""
@@ -266,7 +266,14 @@ class Retriever:
 
     def _hit(self, position: int, score: float, parts: Mapping[str, float]) -> Hit:
         item = self.index.item_at(position)
-        return Hit(item.id, score, parts, item.metadata, item.image, position)
+        return Hit(
+            id=item.id,
+            score=score,
+            parts=parts,
+            metadata=item.metadata,
+            image=item.image,
+            position=position,
+        )
 
     def _hit_parts(self, query: scoring.ComposedQuery, positions: np.ndarray) -> np.ndarray:
         """Return the terms of the hits' scores, [B, branches x levels, k]; zeros at position -1."""

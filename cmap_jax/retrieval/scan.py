@@ -6,6 +6,8 @@ merged. After a pass in bfloat16 (`cmap_jax.retrieval.fast`), only what it has l
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -27,30 +29,78 @@ _NO_POSITION = np.iinfo(np.int32).max  # behind all images
 
 @flax.struct.dataclass
 class Bounds:
-    """Which rows of a block and of a sample count; int32 scalars and a bool.
+    """Which rows of a block and of a sample count.
 
     Attributes:
-        first: position of the block's first row.
-        seen: lowest position that counts; lower ones belong to earlier blocks, though the block
-            may hold their rows too.
-        total: images in the gallery; rows at this position and above are padding.
-        used: rows of each device's shard of the block that hold images.
-        sampled: rows of each device's shard of the sample that hold images.
-        lists: whether the best images are listed, which takes time.
+        numbers: the numbers that `build` takes, [8] int32 in one array: each array of a call costs
+            time.
     """
 
-    first: jax.Array
-    seen: jax.Array
-    total: jax.Array
-    used: jax.Array
-    sampled: jax.Array
-    lists: jax.Array
+    numbers: jax.Array
 
     @classmethod
-    def build(cls, *, lists: bool = False, **numbers: int) -> "Bounds":
-        """Return bounds; a number that is not given is 0."""
-        names = ("first", "seen", "total", "used", "sampled")
-        return cls(*(np.int32(numbers.get(name, 0)) for name in names), np.bool_(lists))
+    def build(
+        cls,
+        *,
+        first: int = 0,
+        seen: int = 0,
+        total: int = 0,
+        used: int = 0,
+        sampled: int = 0,
+        lists: bool = False,
+        k: int = 0,
+        queries: int = 0,
+    ) -> "Bounds":
+        """Return bounds.
+
+        Args:
+            first: position of the block's first row.
+            seen: lowest position that counts; lower ones belong to earlier blocks, though the block
+                may hold their rows too.
+            total: images in the gallery; rows at this position and above are padding.
+            used: rows of each device's shard of the block that hold images.
+            sampled: rows of each device's shard of the sample that hold images.
+            lists: whether the best images are listed, which takes time.
+            k: number of best images that are asked for, which a fast pass must know.
+            queries: number of queries; those behind them are padding, which it must know too.
+        """
+        return cls(np.array([first, seen, total, used, sampled, lists, k, queries], np.int32))
+
+    @property
+    def first(self) -> jax.Array:
+        """Return the position of the block's first row."""
+        return self.numbers[0]
+
+    @property
+    def used(self) -> jax.Array:
+        """Return how many rows of a shard hold images."""
+        return self.numbers[3]
+
+    @property
+    def sampled(self) -> jax.Array:
+        """Return how many rows of a device's sample hold images."""
+        return self.numbers[4]
+
+    @property
+    def lists(self) -> jax.Array:
+        """Return whether the best images are listed."""
+        return self.numbers[5] > 0
+
+    @property
+    def k(self) -> jax.Array:
+        """Return the number of best images that are asked for."""
+        return self.numbers[6]
+
+    @property
+    def queries(self) -> jax.Array:
+        """Return the number of queries without padding."""
+        return self.numbers[7]
+
+    def limits(self, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the rows from which and up to which a shard with this first position counts."""
+        _, seen, total, used = self.numbers[:4]
+        low = jnp.clip(seen - first, 0, used)
+        return low, jnp.clip(total - first, low, used)
 
 
 @flax.struct.dataclass
@@ -80,7 +130,7 @@ class Chosen:
 
 @flax.struct.dataclass
 class Merged:
-    """Results of all shards together, replicated.
+    """Results of all shards together, replicated; counts and picked scores only with terms.
 
     Attributes:
         picked: scores of the sample's requested rows, [B, M] float32; 0 for padding.
@@ -91,11 +141,11 @@ class Merged:
         broken: whether a score was NaN, [B] bool.
     """
 
-    picked: jax.Array
+    picked: jax.Array | None
     scores: jax.Array
     positions: jax.Array
-    higher: jax.Array
-    tied: jax.Array
+    higher: jax.Array | None
+    tied: jax.Array | None
     broken: jax.Array
 
 
@@ -117,7 +167,7 @@ def scan(
     sample: Levels,
     levels: Levels,
     query: scoring.ComposedQuery,
-    terms: Terms,
+    terms: Terms | None,
     carry: Carry,
     bounds: Bounds,
     allowed: jax.Array | None = None,
@@ -132,11 +182,12 @@ def scan(
     what ``bounds`` leaves empty is skipped in no time.
 
     Args:
-        sample: levels of some images, [C, D] each on every device, at most a tile.
+        sample: levels of some images, [C, D] each on every device, at most a tile. Empty without
+            terms.
         levels: levels of the block, [R, D] each, sharded, at least a chunk on a device. Empty for
             no block.
         query: B queries, replicated.
-        terms: thresholds and positions, for each query.
+        terms: thresholds and positions, for each query; None for lists alone.
         carry: results of the earlier blocks.
         bounds: which rows count.
         allowed: mask of the block's images that take part, [R] bool, sharded; None: all of them.
@@ -155,18 +206,20 @@ def scan(
         sample, levels, query, terms, carry, bounds, allowed, chosen
     ) -> tuple[Carry, jax.Array]:
         device = jax.lax.axis_index(sharding.BATCH_AXES)
-        picked = _pick(
-            sample,
-            query,
-            terms.rows,
-            first=device * bounds.sampled,
-            used=bounds.sampled,
-            plan=plan,
-        )
+        picked = None
+        if terms is not None:
+            picked = _pick(
+                sample,
+                query,
+                terms.rows,
+                first=device * bounds.sampled,
+                used=bounds.sampled,
+                plan=plan,
+            )
         carry, chosen = jax.tree.map(lambda x: x[0], (carry, chosen))
         if levels:
             first = bounds.first + device * bounds.used
-            shard = Shard(levels, allowed, first, *limits(bounds, first), plan)
+            shard = Shard(levels, allowed, first, *bounds.limits(first), plan)
             carry = _scan_shard(shard, query, terms, carry, bounds.lists, chosen)
         return jax.tree.map(lambda x: x[None], (carry, picked))
 
@@ -177,8 +230,7 @@ def scan(
         out_specs=SPLIT,
     )
     carry, picked = split(sample, levels, query, terms, carry, bounds, allowed, chosen)
-    # One device has the score and the others zero. A maximum over devices might lose a NaN.
-    merged = _merge(carry, picked.sum(axis=0))
+    merged = _merge(carry, picked)
     return carry, jax.lax.with_sharding_constraint(merged, sharding.replicated(mesh))
 
 
@@ -207,9 +259,12 @@ class Shard:
         """Return the number of rows, R."""
         return jax.tree.leaves(self.levels)[0].shape[0]
 
-    def chunks(self) -> jax.Array:
-        """Return the number of chunks that hold rows that count."""
-        return -(-(self.high - self.low) // self.plan.chunk)
+    def scan(self, step: Callable[[jax.Array, Any], Any], state: Any) -> Any:
+        """Return the state after a step for each chunk that holds rows that count."""
+        if self.plan.chunk == self.rows:
+            return step(jnp.int32(0), state)
+        chunks = -(-(self.high - self.low) // self.plan.chunk)
+        return jax.lax.fori_loop(0, chunks, step, state)
 
     def chunk(self, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the first row of a chunk, and which of its rows take part, [C] bool.
@@ -225,11 +280,12 @@ class Shard:
             is_new &= jax.lax.dynamic_slice_in_dim(self.allowed, begin, size)
         return begin, is_new
 
-
-def limits(bounds: Bounds, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the rows from which and up to which a shard with this first position counts."""
-    low = jnp.clip(bounds.seen - first, 0, bounds.used)
-    return low, jnp.clip(bounds.total - first, low, bounds.used)
+    def score(self, is_new: jax.Array, score: Callable[[], jax.Array], queries: int) -> jax.Array:
+        """Return a chunk's scores, [B, C]; zeros where they are not needed."""
+        if self.plan.chunk == self.rows and self.plan.platform != CPU:
+            # A branch, whose condition the host reads, would take longer than it saves.
+            return jax.lax.optimization_barrier(score())
+        return _when_needed(is_new.any(), score, (queries, self.plan.chunk))
 
 
 def _pick(
@@ -260,7 +316,7 @@ def _pick(
 
     # As many rows as in a tile, so that the same instructions compute the same score.
     tile = jax.tree.map(widen, sample) if size < plan.tile else sample
-    tile_scores = when_needed(
+    tile_scores = _when_needed(
         is_here.any(), lambda: _score_tile(query, tile, plan), (len(query), plan.tile)
     )
     return jnp.where(is_here, jnp.take_along_axis(tile_scores, column, axis=1), 0.0)
@@ -269,7 +325,7 @@ def _pick(
 def _scan_shard(
     shard: Shard,
     query: scoring.ComposedQuery,
-    terms: Terms,
+    terms: Terms | None,
     carry: Carry,
     lists: jax.Array,
     chosen: Chosen | None,
@@ -284,20 +340,19 @@ def _scan_shard(
         lists: whether the best images are listed.
         chosen: rows, without the axis of shards; None: all that count.
     """
-    plan, size = shard.plan, shard.plan.chunk
-    shape = (len(query), size)
+    plan = shard.plan
 
     def all_rows(number: jax.Array, carry: Carry) -> Carry:
         begin, is_new = shard.chunk(number)
-        images = Images(shard.first + begin + jnp.arange(size), is_new, is_new)
-        chunk_scores = when_needed(
-            is_new.any(), lambda: _score_rows(shard.levels, query, begin, plan), shape
+        images = Images(shard.first + begin + jnp.arange(plan.chunk), is_new, is_new)
+        chunk_scores = shard.score(
+            is_new, lambda: _score_rows(shard.levels, query, begin, plan), len(query)
         )
         return update(carry, chunk_scores, images, terms, lists)
 
     def chosen_rows(number: jax.Array, carry: Carry) -> Carry:
         # The same instructions score all rows where too many are left.
-        index = number * size + jnp.arange(size)
+        index = number * plan.tile + jnp.arange(plan.tile)
         listed = jnp.minimum(index, chosen.rows.shape[0] - 1)
         row = jnp.where(chosen.is_all, shard.low + index, chosen.rows[listed])
         is_new = jnp.where(chosen.is_all, row < shard.high, index < chosen.count)
@@ -306,17 +361,17 @@ def _scan_shard(
         is_counted = is_new & (chosen.is_all | chosen.is_counted[listed])
         position = jnp.where(index < limit, shard.first + row, _NO_POSITION)
         images = Images(position, is_new, is_counted)
-        chunk_scores = when_needed(
+        tile_scores = _when_needed(
             is_new.any(),
             lambda: _score_tile(query, scores.rows_of(shard.levels, row), plan),
-            shape,
+            (len(query), plan.tile),
         )
-        return update(carry, chunk_scores, images, terms, lists)
+        return update(carry, tile_scores, images, terms, lists)
 
     if chosen is None:
-        return jax.lax.fori_loop(0, shard.chunks(), all_rows, carry)
+        return shard.scan(all_rows, carry)
     limit = jnp.where(chosen.is_all, shard.high - shard.low, chosen.count)
-    return jax.lax.fori_loop(0, -(-limit // size), chosen_rows, carry)
+    return jax.lax.fori_loop(0, -(-limit // plan.tile), chosen_rows, carry)
 
 
 def _score_rows(
@@ -333,7 +388,7 @@ def _score_rows(
         values = _score_tile(query, rows, plan)
         return jax.lax.dynamic_update_slice_in_dim(chunk_scores, values, offset, axis=1)
 
-    empty = nothing((len(query), plan.chunk))
+    empty = _nothing((len(query), plan.chunk))
     return jax.lax.fori_loop(0, -(-plan.chunk // plan.tile), tile, empty)
 
 
@@ -350,21 +405,28 @@ def _score_tile(query: scoring.ComposedQuery, tile: Levels, plan: Plan) -> jax.A
     return scoring.score(query, jnp.stack([scores.values(level) for level in tile]))
 
 
-def when_needed(is_needed: jax.Array, score, shape: tuple[int, int]) -> jax.Array:
+def _when_needed(
+    is_needed: jax.Array, score: Callable[[], jax.Array], shape: tuple[int, int]
+) -> jax.Array:
     """Return scores, [B, C]; zeros where they are not needed."""
     # The branch is also an optimisation barrier. Without it the compiler would fuse the score with
     # each of its uses and compute it once for each; a sample's and a block's scores might then be
     # rounded differently, and a correct image would not tie with itself and its duplicates.
-    return jax.lax.cond(is_needed, score, lambda: nothing(shape))
+    return jax.lax.cond(is_needed, score, lambda: _nothing(shape))
 
 
-def nothing(shape: tuple[int, ...]) -> jax.Array:
+def _nothing(shape: tuple[int, ...]) -> jax.Array:
     """Return zeros, on each device its own."""
     return jax.lax.pcast(jnp.zeros(shape), sharding.BATCH_AXES, to="varying")
 
 
-def _merge(carry: Carry, picked: jax.Array) -> Merged:
+def _merge(carry: Carry, picked: jax.Array | None) -> Merged:
     """Merge the shards' results."""
+    counts = (None, None, None)
+    if picked is not None:
+        # One device has the picked score and the others zero. A maximum might lose a NaN.
+        counts = (x.sum(axis=0) for x in (picked, carry.higher, carry.tied))
+    picked, higher, tied = counts
     shards, queries, k = carry.scores.shape
     best, positions = carry.scores[0], carry.positions[0]
     if shards > 1:
@@ -377,7 +439,7 @@ def _merge(carry: Carry, picked: jax.Array) -> Merged:
         picked=picked,
         scores=jnp.where(best > LOWEST, best, -jnp.inf),
         positions=jnp.where(best == -jnp.inf, NO_TARGET, positions),
-        higher=carry.higher.sum(axis=0),
-        tied=carry.tied.sum(axis=0),
+        higher=higher,
+        tied=tied,
         broken=carry.broken.any(axis=0),
     )

@@ -13,7 +13,7 @@ from configs import default
 
 # String arguments of subcommands and main.py that are not paths.
 NO_PATHS = {"dataset", "data", "split", "protocol", "coordinator"}
-NO_PATHS |= {"item", "text", "where", "backend", "set"}
+NO_PATHS |= {"item", "text", "where", "backend", "set", "runner", "beam"}
 
 
 def _actions():

@@ -54,7 +54,7 @@ def test_the_result_is_that_of_one_process(tmp_path, monkeypatch):
         # For the update.
         write_picture(shop / "05.png", 100)
         write_picture(shop / "99.png", 101)
-        (shop / "30.png").unlink()
+        (shop / "30.png").unlink(missing_ok=True)
     assert not list(tmp_path.glob("beam/*/task-*"))
 
 

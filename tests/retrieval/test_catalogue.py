@@ -133,13 +133,16 @@ def test_the_folder_of_the_pictures(tmp_path):
 def test_json_lines(tmp_path):
     text = (
         '{"image": "a.jpg", "id": 3, "colors": ["red", "blue"], "price": 5}\n\n'
-        '{"image": "b.jpg", "colors": [], "price": 5.5, "sale": null, "other": NaN}\n'
+        '{"image": "b.jpg", "colors": [], "price": 5.5, "sale": null, "other": NaN, '
+        f'"long": {10**30}}}\n'
     )
     first, second = _list(tmp_path, text, "list.JSONL")
     assert (first.id, second.id) == ("3", "b.jpg")
     assert first.metadata == {"colors": ["red", "blue"], "price": 5}
-    assert second.metadata == {"colors": [], "price": 5.5, "sale": None, "other": None}
+    values = {"colors": [], "price": 5.5, "sale": None, "other": None, "long": 10**30}
+    assert second.metadata == values
     kinds = {"colors": "texts", "price": "number", "sale": "text", "other": "text"}
+    kinds["long"] = "number"
     assert field_kinds([first, second]) == kinds
 
 

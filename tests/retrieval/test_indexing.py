@@ -292,7 +292,7 @@ def test_the_loss_of_rounding(trained, shop, tmp_path, dtype):
     stored = StoredIndex(tmp_path / "index")
     errors = np.linalg.norm(stored.rows(range(_COUNT)) - exact, axis=2)
     loss = report.loss
-    # Of a catalogue this small, nearly all are among the best 20 of some query.
+    # In a catalogue this small, nearly all are among the best 20 of some query.
     assert _COUNT - 3 <= loss.images <= _COUNT
     assert loss.queries == _COUNT
     assert loss.error == pytest.approx(errors.mean(), rel=0.05)

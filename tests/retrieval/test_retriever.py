@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import compilations
 import numpy as np
@@ -307,3 +308,17 @@ def test_hits_are_plain_values(retriever, pictures):
     kinds = {field.name: type(getattr(hit, field.name)) for field in dataclasses.fields(hit)}
     assert (kinds["id"], kinds["score"], kinds["position"]) == (str, float, int)
     assert {type(part) for part in hit.parts.values()} == {float}
+
+
+def test_an_index_is_built_and_opened(sums, tmp_path, pictures):
+    folder = tmp_path / "photographs"
+    (folder / "new").mkdir(parents=True)
+    for number in range(3):
+        shutil.copy(pictures[number], folder / "new" / f"{number}.png")
+    built = Retriever.build(sums.trained, folder, tmp_path / "index")
+    hits = built.search(pictures[1], "red")
+    expected = sums.search(pictures[1], "red", where={"price": {"max": 2}})
+    assert [hit.id for hit in hits] == [f"new/{hit.position}.png" for hit in expected]
+    shutil.copy(pictures[3], folder / "3.png")
+    updated = Retriever.build(sums.trained, folder, tmp_path / "index", update=True)
+    assert updated.search(pictures[3])[0].id == "3.png"
