@@ -35,7 +35,8 @@ def run(workdir: pathlib.Path, flags: Sequence[str]) -> dict:
             "folder with --runs, or remove it"
         )
     results = json.loads((workdir / "evaluation.json").read_text())
-    return {**results, "seconds": done["seconds"]}
+    kept = {key: results[key] for key in ("step", "protocols", "facts")}  # and not every rank
+    return {**kept, "seconds": done["seconds"]}
 
 
 def _train(workdir: pathlib.Path, flags: Sequence[str]) -> float | None:
