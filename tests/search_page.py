@@ -1,4 +1,4 @@
-"""What a person does on the search page and sees there, for tests in a browser."""
+"""The acts of a person on the search page, and the views of it, for tests in a browser."""
 
 from __future__ import annotations
 

@@ -155,7 +155,13 @@ def _garments(model: str | None) -> _Demo:
             "Its model is small and was trained for a minute: expect rough results. It knows the "
             "words of captions such as “is red and has long sleeves”.",
         )
-    return _Demo(workdir, items, f"{workdir.rstrip('/')}-index", "Garments", notes)
+    return _Demo(
+        workdir=workdir,
+        items=items,
+        index=f"{workdir.rstrip('/')}-index",
+        title="Garments",
+        notes=notes,
+    )
 
 
 def _train_unless_there(config: Any, workdir: str) -> None:
@@ -179,7 +185,7 @@ def _own_pictures(arguments: argparse.Namespace) -> _Demo:
     source = os.path.abspath(arguments.list or arguments.images)
     name = os.path.basename(os.path.abspath(arguments.images or arguments.list))
     index = os.path.join(_OWN, f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}")
-    return _Demo(model.workdir, items, index, name, model.notes)
+    return _Demo(workdir=model.workdir, items=items, index=index, title=name, notes=model.notes)
 
 
 def _read_items(arguments: argparse.Namespace) -> list[Any]:

@@ -20,7 +20,7 @@ from cmap_jax.files import check_can_write, is_remote, read_json
 from input_pipeline.triplets.making import Settings, Summary, make_triplets
 from input_pipeline.triplets.products import Choice, Row
 
-_RECALL = "R@10"  # of the guesses that are printed
+_RECALL = "R@10"  # the recall that is printed for each guess
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

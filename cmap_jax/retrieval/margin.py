@@ -12,11 +12,11 @@ from cmap_jax.retrieval.scores import Levels, values
 LEAST_SQUARE = 2.0**-66
 
 _UNIT = 2.0**-23  # relative error of an addition, whether it rounds or truncates
-_SPLIT = 3.02 * 2.0**-16  # what products of two pieces each leave out, relative
+_SPLIT = 3.02 * 2.0**-16  # relative error of products of two pieces each
 _FUNCTION = 16 * _UNIT  # relative error of an inverse square root and of the product with it
 _SLACK = 1.05  # terms of second order, and the rounding of the margin itself
 _LARGEST_WEIGHT, _LARGEST_NORM = 2.0**10, 2.0**10
-_RANGE = (2.0**-40, 2.0**40)  # of the norms of queries for which nothing under- or overflows
+_RANGE = (2.0**-40, 2.0**40)  # norms of queries without underflow or overflow
 
 
 def _sum_error(terms: int) -> float:

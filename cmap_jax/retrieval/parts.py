@@ -29,7 +29,7 @@ class Codes(Protocol):
 
 
 Part = np.ndarray | jax.Array | Codes
-Leaves = tuple[Any, ...]  # what a part consists of: (values,) or (codes, scales)
+Leaves = tuple[Any, ...]  # the arrays of a part: (values,) or (codes, scales)
 
 
 class Parts:

@@ -71,7 +71,7 @@ def make_plan(
         fast = platform != CPU and queries >= _LEAST_FAST
     if chunk is not None:
         tile = _aligned(shard_rows, chunk, WHOLE_VECTORS)
-        return Plan(platform, tile, tile, is_fused, fast, is_sampled=sampled)
+        return Plan(platform, tile, tile, is_fused=is_fused, is_fast=fast, is_sampled=sampled)
     kept = _SCORES.get(platform, _SCORES_ELSEWHERE) // max(queries, 1)
     if is_fused:
         listed = even_part(shard_rows, max(kept, WHOLE_VECTORS))
@@ -83,7 +83,7 @@ def make_plan(
     step = WHOLE_VECTORS if platform == CPU or shard_rows < 8 * _ALIGNED else _ALIGNED
     listed = _aligned(shard_rows, most, step)
     tile = min(_aligned(shard_rows, max(most // 4, _ALIGNED), step), listed) if fast else listed
-    return Plan(platform, tile, listed, is_fused, fast, is_sampled=sampled)
+    return Plan(platform, tile, listed, is_fused=is_fused, is_fast=fast, is_sampled=sampled)
 
 
 def _aligned(rows: int, most: int, step: int) -> int:

@@ -1,4 +1,4 @@
-"""What a search asks of the devices' programs, on the host, and which images take part in it."""
+"""A search's request to the devices' programs, on the host, and the images that take part in it."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from cmap_jax.retrieval.shard import Bounds
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What the programs of a search have in common; see `scan.scan`."""
+    """The arguments that the programs of a search have in common; see `scan.scan`."""
 
     levels: Levels
     query: scoring.ComposedQuery

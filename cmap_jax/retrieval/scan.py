@@ -176,7 +176,7 @@ def _scan_shard(
     """Return the carry after this device's shard of a block, or after its chosen rows.
 
     Args:
-        shard: the shard.
+        shard: rows of the block that this device holds.
         query: B queries.
         terms: thresholds and positions, for each query.
         carry: this shard's results so far, without the axis of shards.

@@ -92,7 +92,7 @@ class _Triplet(NamedTuple):
     changed: Positions
     target: Values
     captions: tuple[str, ...]
-    images: tuple[str, ...]  # of the targets
+    images: tuple[str, ...]  # ids of the targets
 
 
 def make_triplets(
@@ -196,7 +196,13 @@ def _draw(
             images = [product.image for product in groups.members[target]]
             if part == "train":  # a row trains on one pair; a query is answered by any
                 images = [images[draw(len(images))]]
-            yield _Triplet(reference, changed, target, captions, tuple(images))
+            yield _Triplet(
+                reference=reference,
+                changed=changed,
+                target=target,
+                captions=captions,
+                images=tuple(images),
+            )
 
 
 def _check_any(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from input_pipeline.triplets.products import Product, Values
 
-Positions = tuple[int, ...]  # of the attributes that change, one or two
+Positions = tuple[int, ...]  # the one or two attributes that change
 _MOST = 2  # attributes that change at once
 
 

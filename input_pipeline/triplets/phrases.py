@@ -51,12 +51,22 @@ class _Words(NamedTuple):
 
 
 def _adjective(value: str, with_: str = "") -> _Words:
-    return _Words(f"is {value}", f"should be {value}", with_ or value, f"make it {value}", value)
+    return _Words(
+        says=f"is {value}",
+        should=f"should be {value}",
+        with_=with_ or value,
+        make=f"make it {value}",
+        thing=value,
+    )
 
 
 def _noun(thing: str) -> _Words:
     return _Words(
-        f"has {thing}", f"should have {thing}", f"with {thing}", f"give it {thing}", thing
+        says=f"has {thing}",
+        should=f"should have {thing}",
+        with_=f"with {thing}",
+        make=f"give it {thing}",
+        thing=thing,
     )
 
 

@@ -128,7 +128,7 @@ def split(products: Sequence[Product], val: float, seed: int) -> Iterator[bool]:
     split.
 
     Args:
-        products: the products.
+        products: those of a catalogue, in any order.
         val: fraction of the groups that are for validation, 0 to 1.
         seed: of the draw.
     """

@@ -14,6 +14,7 @@ from configs import default
 # String arguments of subcommands and main.py that are not paths.
 NO_PATHS = {"dataset", "data", "split", "protocol", "coordinator"}
 NO_PATHS |= {"item", "text", "where", "backend", "set", "runner", "beam"}
+NO_PATHS |= {"host", "title", "note", "allow_host", "trust_proxy", "change", "keep", "product"}
 
 
 def _actions():

@@ -36,7 +36,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def served(tmp_path, monkeypatch) -> list:
-    """What would be served, in an empty folder; nothing listens after the call."""
+    """Return the demo that would be served, in an empty folder; nothing listens after the call."""
     require("fastapi")
     require("uvicorn")
     from cmap_jax.serving import server
