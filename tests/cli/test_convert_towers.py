@@ -194,9 +194,7 @@ def test_magiclens_from_the_file_to_scores(clip, tmp_path, capsys):
     )
     alone = trained.compose(_images(), None).branches[0].numerator
     np.testing.assert_allclose(alone, trained.encode_images(_images()), atol=1e-5)
-    with pytest.raises(
-        ValueError, match="magiclens composes an image alone or an image with
-    ):
+    with pytest.raises(ValueError, match="magiclens composes an image alone or an image with"):
         trained.compose(None, TEXTS)
 
     assert trained.preprocessing.read_as == "upright"  # people's photographs are turned by EXIF
