@@ -100,14 +100,19 @@ def _kill(_):
     raise Killed
 
 
+def _train_through_a_kill(config, workdir, after):
+    """Train until a kill at the batch of that number, and then to the end."""
+    with pytest.raises(Killed):
+        train(config, _with_interruption(config, after, _kill), workdir)
+    train(config, create_datasets(config), workdir)
+
+
 @pytest.mark.parametrize(
     "after", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
 )
 def test_a_killed_run_ends_with_the_same_bits(config, undisturbed, tmp_path, after):
     """Killed in the first epoch (nothing saved), at its end, and in the second."""
-    with pytest.raises(Killed):
-        train(config, _with_interruption(config, after, _kill), tmp_path)
-    train(config, create_datasets(config), tmp_path)
+    _train_through_a_kill(config, tmp_path, after)
     _assert_same_end(undisturbed[0], tmp_path)
 
 
@@ -119,9 +124,7 @@ def test_a_killed_run_with_groups_and_an_average_ends_with_the_same_bits(config,
     config.optimizer.undecayed = ("biases", "norms")
     config.optimizer.groups.image.learning_rate = 0.1
     train(config, create_datasets(config), tmp_path / "alone")
-    with pytest.raises(Killed):
-        train(config, _with_interruption(config, 4, _kill), tmp_path / "killed")
-    train(config, create_datasets(config), tmp_path / "killed")
+    _train_through_a_kill(config, tmp_path / "killed", 4)
     _assert_same_end(tmp_path / "alone", tmp_path / "killed")
     trained = cmap_jax.load(tmp_path / "killed")
     state = _final_state(tmp_path / "killed")
@@ -172,9 +175,7 @@ def test_a_killed_run_over_a_clip_ends_with_the_same_bits(over_a_clip, tmp_path)
     """From the data to a workdir that composes queries."""
     config = over_a_clip
     train(config, create_datasets(config), tmp_path / "alone")
-    with pytest.raises(Killed):
-        train(config, _with_interruption(config, 4, _kill), tmp_path / "killed")
-    train(config, create_datasets(config), tmp_path / "killed")
+    _train_through_a_kill(config, tmp_path / "killed", 4)
     assert_same(tmp_path / "alone", tmp_path / "killed")
     trained = cmap_jax.load(tmp_path / "killed")
     query = trained.compose([np.zeros((40, 30, 3), np.uint8)], ["is red"])
@@ -250,9 +251,7 @@ def test_curves_of_a_resumed_run_are_those_of_an_undisturbed_one(config, tmp_pat
     config = config.copy_and_resolve_references()
     config.train.log_every_steps = 2
     train(config, create_datasets(config), tmp_path / "alone")
-    with pytest.raises(Killed):
-        train(config, _with_interruption(config, 4, _kill), tmp_path / "killed")
-    train(config, create_datasets(config), tmp_path / "killed")
+    _train_through_a_kill(config, tmp_path / "killed", 4)
     alone, killed = (curves(tmp_path / name) for name in ("alone", "killed"))
     assert ("loss/total", 4) in alone
     assert alone == killed
