@@ -18,7 +18,8 @@ from cmap_jax.models.encoders import TEXT_ENCODERS
 from cmap_jax.models.encoders.entry import Setting, TextEntry
 from cmap_jax.processing.tokenizers import TOKENIZERS
 from cmap_jax.processing.tokenizing import join_captions
-from cmap_jax.trained import _unread, load
+from cmap_jax.processing.unread_texts import describe_unread
+from cmap_jax.trained import load
 from cmap_jax.training.same_data import fit_vocabulary
 from cmap_jax.training.train import train
 from cmap_jax.workdir.description import read_description
@@ -130,12 +131,14 @@ def test_texts_that_are_too_long_are_warned_of(config, tmp_path, caplog):
 
 def test_use_warns_of_texts_that_are_too_long(config, tmp_path):
     tokenizer = TOKENIZERS["clip"].from_data(config.model.text.tokenizer_path, (), ())
-    assert _unread(["is red", ("is", "red")], tokenizer) == ""
-    warning = _unread(["is red", LONG, ("is red", LONG)], tokenizer)
+    assert describe_unread(["is red", ("is", "red")], tokenizer) == ""
+    warning = describe_unread(["is red", LONG, ("is red", LONG)], tokenizer)
     assert warning.startswith("the ends of 2 texts are not read, such as that of 'is red and")
     assert warning.endswith("longer than 77 tokens")
     siglip = TOKENIZERS["siglip"].from_data(str(write_siglip_folder(tmp_path / "s")), (), ())
-    assert "only the characters of its vocabulary are read" in _unread(["\u7ea2\u8272"], siglip)
+    assert "only the characters of its vocabulary are read" in describe_unread(
+        ["\u7ea2\u8272"], siglip
+    )
 
 
 def test_tokenizers_of_other_models_are_refused(config):
