@@ -252,7 +252,8 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every_epochs = 1  # epochs between two evaluations; there is one at the end too
     config.eval.batch_size = 128  # images or queries encoded at once, over all devices
-    config.eval.gallery_chunk = 1024  # gallery images scored at once
+    # Gallery images that a device scores at once. None: by the device and the number of queries.
+    config.eval.gallery_chunk = placeholder(int)
     config.eval.rankings = False  # True: also write the first 50 images of every query
     # True: also evaluate with the text alone and with the image alone, to show how much of the
     # recall needs no composition.

@@ -61,13 +61,14 @@ class Evaluator:
     batches; the embeddings and the result are the same in all of them.
     """
 
-    def __init__(self, model: CMAP, mesh: Mesh, *, gallery_chunk: int = 1024):
+    def __init__(self, model: CMAP, mesh: Mesh, *, gallery_chunk: int | None = None):
         """Compile nothing yet; the programs are kept from call to call.
 
         Args:
             model: the Flax module whose methods are compiled.
             mesh: devices; batches are sharded over them.
-            gallery_chunk: images scored at once.
+            gallery_chunk: images that a device scores at once; None: by the device and the number
+                of queries.
         """
         self._mesh = mesh
         self._gallery_chunk = gallery_chunk

@@ -13,6 +13,9 @@ from cmap_jax.files import read_json
 from cmap_jax.workdir import renamed_fields
 from cmap_jax.workdir.description import CONFIG, CONVERTED_FROM, read_config, read_description
 
+# A field of which earlier versions took this value to be part of a run; now it may change.
+_ONCE_FIXED = {"config.eval.gallery_chunk": 1024}
+
 
 def mark_of_run(config: ConfigDict) -> str:
     """Return 16 characters that differ between runs whose configs differ in a fixed field.
@@ -27,6 +30,7 @@ def mark_of_run(config: ConfigDict) -> str:
         for path, value in flatten(config.to_dict()).items()
         if path not in environment and not renamed_fields.is_as_before(path, value)
     }
+    kept |= _ONCE_FIXED
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -73,7 +73,7 @@ def test_a_run_of_a_version_with_fewer_fields_continues(tmp_path):
         f"config.{path}": value
         for path, value in flatten(stored.to_dict()).items()
         if path not in environment | added
-    }
+    } | {"config.eval.gallery_chunk": 1024}
     old_mark = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
     assert mark_of_run(stored) == old_mark
     stored.train.ema_decay = 0.9
