@@ -223,11 +223,13 @@ def test_it_serves_until_it_is_interrupted(workdir, tmp_path):
     require("fastapi")
     for number in range(3):
         write_picture(tmp_path / "shop" / f"{number}.jpg", number)
-    command_line = [sys.executable, "-m", "cmap_jax.cli.command", "demo", "--no-browser"]
+    # The module `small` registers the image encoder of the tests.
+    command_line = "import sys, small; from cmap_jax.cli.command import main; sys.exit(main())"
+    arguments = ["demo", "--no-browser", "--images", "shop", "--model", workdir, "--port", "0"]
     process = subprocess.Popen(
-        [*command_line, "--images", "shop", "--model", workdir, "--port", "0"],
+        [sys.executable, "-c", command_line, *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -245,7 +247,7 @@ def test_it_serves_until_it_is_interrupted(workdir, tmp_path):
                 time.sleep(0.5)
         assert (about["title"], about["count"]) == ("shop", 3)
         process.send_signal(signal.SIGINT)
-        process.wait(120)
+        assert process.wait(120) == 130
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
