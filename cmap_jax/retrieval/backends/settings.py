@@ -10,7 +10,7 @@ import numpy as np
 _CHOICES = {"kind": ("auto", "flat", "ivf", "hnsw"), "dtype": ("auto", "float32", "int8")}
 _LEAST = {"shortlist": 1, "nprobe": 0, "ef_search": 0}
 _FLAT_UNTIL = 50_000  # images up to which comparing each of them takes milliseconds
-_PROBED = 16  # one of so many clusters is searched
+_PROBED = 4  # one of so many clusters is searched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ShortlistSettings:
         dtype: "float32", or "int8" for a quarter of the memory. "auto" builds float32 and opens
             any.
         shortlist: images a query whose exact scores are computed, 1 or more.
-        nprobe: clusters that ivf searches; 0: a sixteenth of them.
+        nprobe: clusters that ivf searches; 0: a quarter of them.
         ef_search: nodes that hnsw keeps while it walks; 0: twice the short list.
     """
 
