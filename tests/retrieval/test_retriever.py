@@ -277,7 +277,8 @@ def test_a_warm_up_for_many_images_serves_fewer(sums, tmp_path):
     pyramid = np.random.default_rng(0).normal(size=(1, count, EMBED)).astype(np.float32)
     pyramid /= np.linalg.norm(pyramid, axis=-1, keepdims=True)
     about = {"fingerprint": trained.fingerprint, "variant": "sum"}
-    write_index(tmp_path / "index", [Item(f"{i}", f"{i}.png") for i in range(count)], pyramid, **about)
+    items = [Item(f"{i}", f"{i}.png") for i in range(count)]
+    write_index(tmp_path / "index", items, pyramid, **about)
     many = Retriever.load(tmp_path / "index", model=trained, mesh=one_device())
     before = many.search(text="red", k=70)
     many.warm_up([1], k=200)
@@ -299,7 +300,7 @@ def test_texts_fit_the_positions_of_a_tower_that_reads_words(tmp_path, pictures)
         assert len(retriever.search(text="red " * 70)) == 3
     assert not seconds
     for read in (retriever.search, trained.encode_text):
-        with pytest.raises(ValueError, match="has 82 tokens, more than the 77 that are read: short"):
+        with pytest.raises(ValueError, match="82 tokens, more than the 77 that are read: shorten"):
             read(**{"text" if read == retriever.search else "texts": ("red " * 80,)})
 
 
