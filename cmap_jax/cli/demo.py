@@ -152,7 +152,7 @@ def _garments(model: str | None) -> _Demo:
     notes = ("Rendered garments, not photographs.",)
     if model is None:
         notes += (
-            "Its model is small and was trained for few steps: expect rough results. It knows the "
+            "Its model is small and was trained for a few steps only: expect rough results. It knows the "
             "words of captions such as “is red and has long sleeves”.",
         )
     return _Demo(
