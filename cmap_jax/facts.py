@@ -23,7 +23,8 @@ class DataFacts:
         features: checksum of the precomputed features that were read in place of images; None:
             the images themselves.
         oracles: by protocol and oracle, the recalls in percent that a guess from a part of each
-            query reaches; None where the data set does not know them.
+            query reaches; None where the data set does not know them, or where images are left
+            out, since they belong to the whole gallery.
         other: further facts by name, JSON values, that no code depends on.
         prepared: version, encoding and size of a prepared data set; None for original images.
         skipped_images: ids of the images that were unusable and left out, sorted.
@@ -37,6 +38,10 @@ class DataFacts:
     prepared: Mapping[str, Any] | None = None
     skipped_images: tuple[str, ...] = ()
     training_items: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.skipped_images:
+            object.__setattr__(self, "oracles", None)
 
     @property
     def images_skipped(self) -> int:

@@ -26,7 +26,7 @@ from cmap_jax.models.composers import Halves
 from cmap_jax.models.encoders import text_entry, text_settings
 from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.unread_texts import describe_unread
+from cmap_jax.processing.unread_texts import check_lengths, describe_unread
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.fingerprint import digest
@@ -122,6 +122,12 @@ class Trained:
         """The halves that make a query of this method: an image alone, a text alone, both."""
         return self.model.takes
 
+    @property
+    def text_limit(self) -> int | None:
+        """Most tokens of a text, by the tokenizer and the positions of a tower; None: no limit."""
+        limits = (self.tokenizer.limit, text_settings(self.config.model).get("positions"))
+        return min((number for number in limits if number is not None), default=None)
+
     def encode_text(self, texts: Sequence[str | Sequence[str]]) -> np.ndarray:
         """Encode texts to [B, D] float32.
 
@@ -135,6 +141,7 @@ class Trained:
 
         Raises:
             TypeError: one text in place of a sequence of texts.
+            ValueError: a text has more tokens than `text_limit`.
         """
         tokens, lengths = self.tokenize(texts)
         if not len(tokens):
@@ -203,8 +210,8 @@ class Trained:
 
         Raises:
             ImageReadError: images cannot be read; lists all of them.
-            ValueError: the numbers of images and texts differ, or are zero; or the method needs
-                the half that is missing.
+            ValueError: the numbers of images and texts differ, or are zero; the method needs the
+                half that is missing; or a text has more tokens than `text_limit`.
         """
         check_halves(self.config.model.variant, images is not None, texts is not None)
         if images is not None and texts is not None and len(images) != len(texts):
@@ -224,12 +231,16 @@ class Trained:
 
         Raises:
             TypeError: one text in place of a sequence of texts.
+            ValueError: a text has more tokens than `text_limit`.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of texts: [text]")
         if problem := describe_unread(texts, self.tokenizer):
             _logger.warning("%s", problem)
-        return self.tokenizer.encode_batch(texts)
+        tokens, lengths = self.tokenizer.encode_batch(texts)
+        if self.text_limit is not None:
+            check_lengths(texts, lengths, self.text_limit)
+        return tokens, lengths
 
     def _encode(
         self,
@@ -284,10 +295,7 @@ class Trained:
         model = self.config.model
         reads_padding = text_entry(model).reads_padding(text_settings(model))
         width = None if reads_padding else self.tokenizer.width or TEXT_WIDTH
-        # Padding to a power of two could go beyond the positions of a tower.
-        limits = (self.tokenizer.limit, text_settings(model).get("positions"))
-        limit = min((number for number in limits if number is not None), default=None)
-        return BatchEncoder(self.model, text_width=width, text_limit=limit)
+        return BatchEncoder(self.model, text_width=width, text_limit=self.text_limit)
 
 
 def _unreadable(reasons: Mapping[int, str], total: int) -> str:

@@ -152,8 +152,8 @@ def _garments(model: str | None) -> _Demo:
     notes = ("Rendered garments, not photographs.",)
     if model is None:
         notes += (
-            "Its model is small and was trained for a minute: expect rough results. It knows the "
-            "words of captions such as “is red and has long sleeves”.",
+            "Its model is small and was trained for a few steps only: expect rough results. It "
+            "knows the words of captions such as “is red and has long sleeves”.",
         )
     return _Demo(
         workdir=workdir,

@@ -2,7 +2,7 @@
 
 cmap index --model runs/shop --images photographs --out INDEX
 cmap index --model runs/shop --list catalogue.csv --images photographs --out INDEX --dtype int8
-cmap index --images photographs --out INDEX --update
+cmap index --list catalogue.csv --images photographs --out INDEX --update
 cmap index --model gs://B/shop --images gs://B/photographs --out gs://B/INDEX \
     --runner DataflowRunner -- --project=P --region=R --temp_location=gs://B/tmp
 
@@ -23,6 +23,7 @@ from cmap_jax.cli.devices import check_devices
 from cmap_jax.progress import format_seconds
 
 _SHOWN = 3  # pictures that cannot be read, in the last lines
+_LONGEST = 80  # characters of an id, or of the fields' names, in a message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check_model(model)
     write = _beam(arguments, model)
     items = _read_items(arguments)
+    if before:
+        _check_same_catalogue(arguments, before, items)
     check_devices()
     use_compilation_cache(None)
     started = time.monotonic()
@@ -146,6 +149,31 @@ def _read_items(arguments: argparse.Namespace) -> list[Any]:
         items, source = items_of_folder(arguments.images), arguments.images
     print(f"{'pictures':11}{len(items):,} of {source}", flush=True)
     return items
+
+
+def _check_same_catalogue(arguments: argparse.Namespace, before: Any, items: list[Any]) -> None:
+    """Refuse an update by another catalogue, which would drop all that the index holds."""
+    from cmap_jax.retrieval.catalogue import field_kinds
+    from cmap_jax.retrieval.index_files.reading import StoredIndex
+
+    new, out = arguments.list or arguments.images, arguments.out
+    remedy = "give its own --list and --images again, or name another folder with --out"
+    if before.fields and not field_kinds(items):
+        raise ValueError(
+            f"--update would drop all metadata: {out} has {', '.join(before.fields)[:_LONGEST]}, "
+            f"which a list brought, and {new} has none; {remedy}"
+        )
+    try:
+        stored = StoredIndex(out)
+    except ValueError:  # it is damaged, which an update mends
+        return
+    if all(stored.position_of(item.id) is None for item in items):
+        known = stored.item_at(0)
+        raise ValueError(
+            f"--update would drop all images: {out} has ids such as {known.id!r:.{_LONGEST}} (of "
+            f"{known.image}), and {new} has none of them, but such as "
+            f"{items[0].id!r:.{_LONGEST}}; {remedy}"
+        )
 
 
 def _beam(arguments: argparse.Namespace, model: str) -> Any:

@@ -22,7 +22,9 @@ from cmap_jax.cli.tables import table
 from cmap_jax.cli.where import parse_where
 from cmap_jax.processing.images import ImageReadError, read_image
 from cmap_jax.processing.tokenizing import MAX_CAPTIONS
+from cmap_jax.retrieval.filters import Fields, Numbers, Words
 from cmap_jax.visualization.grids import (
+    MISSING,
     SIDE,
     Drawable,
     ResultRow,
@@ -101,7 +103,6 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     check_devices()
     # JAX takes seconds to load, hence the imports in here.
-    from cmap_jax.retrieval.filters import Fields
     from cmap_jax.retrieval.index_files.reading import StoredIndex
     from cmap_jax.retrieval.retriever import Retriever
 
@@ -129,6 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(_table(hits, list(fields.kinds)) if hits else _why_none(where, fields))
     if arguments.grid and hits:
         _draw(arguments, index, hits)
+    elif arguments.grid and not arguments.json:
+        print(f"\nNo image, and hence no picture drawn: {arguments.grid}")
     return 0
 
 
@@ -176,17 +179,23 @@ def _table(hits: Sequence[Any], fields: Sequence[str]) -> str:
     return table(rows)
 
 
-def _why_none(where: Mapping[str, Any], fields: Any) -> str:
+def _why_none(where: Mapping[str, Any], fields: Fields) -> str:
     """Return why no image fulfils the conditions."""
     lines = []
     for name, condition in where.items():
         if not fields.mask({name: condition}).any():
-            about = fields.field(name).describe()
-            words = list(about.get("values", ()))
-            more = ", ..." if len(words) > _WORDS else ""
-            range_ = f"{about.get('min')} to {about.get('max')}"
-            lines.append(f"{name}: there are {', '.join(words[:_WORDS]) or range_}{more}")
+            lines.append(f"{name}: {_values(fields.field(name))}")
     return "\n".join(lines or ["no image fulfils all of them together"])
+
+
+def _values(field: Words | Numbers) -> str:
+    """Return the words or the range of numbers that a field has."""
+    if isinstance(field, Numbers):
+        values = " to ".join(field.span or ())
+    else:
+        words = list(field.counts)
+        values = ", ".join([*words[:_WORDS], *(["..."] if len(words) > _WORDS else [])])
+    return f"there are {values}" if values else "no image has a value"
 
 
 def _short(value: Any) -> str:
@@ -227,6 +236,9 @@ def _reference(images: Sequence[os.PathLike]) -> Drawable:
         return images[0]
     sheet = Image.new("RGB", (2 * SIDE, 2 * SIDE), "white")
     for number, image in enumerate(images[:4]):
-        corner = SIDE * (number % 2), SIDE * (number // 2)
-        sheet.paste(ImageOps.pad(read_image(image), (SIDE, SIDE), color="white"), corner)
+        try:
+            picture = ImageOps.pad(read_image(image), (SIDE, SIDE), color="white")
+        except ImageReadError:  # an item's picture has moved since its embedding was stored
+            picture = Image.new("RGB", (SIDE, SIDE), MISSING)
+        sheet.paste(picture, (SIDE * (number % 2), SIDE * (number // 2)))
     return sheet

@@ -46,17 +46,26 @@ def _words(field: Words, value: str) -> str | list[str]:
     return [word.strip() for word in value.split(",")]
 
 
-def _numbers(field: Numbers, text: str) -> list[float] | dict[str, float]:
+def _numbers(field: Numbers, text: str) -> list[int | float] | dict[str, int | float]:
     """Return numbers or a range."""
     name, _, value = text.partition("=")
     low, is_range, high = value.partition(_RANGE)
     try:
         if is_range:
             ends = {"min": low, "max": high}
-            return {end: float(number) for end, number in ends.items() if number}
-        return [float(number) for number in value.split(",")]
+            return {end: _number(number) for end, number in ends.items() if number}
+        return [_number(number) for number in value.split(",")]
     except ValueError as error:
+        least, most = field.span or ("10", "50")
         raise ValueError(
-            f"{_FLAG} {text}: {name} holds numbers from {field.least:g} to {field.most:g}, such as "
-            f"{name}={field.least:g}, or {name}={field.least:g}..{field.most:g} for a range"
+            f"{_FLAG} {text}: {name} holds numbers, such as {name}={least}, or "
+            f"{name}={least}..{most} for a range"
         ) from error
+
+
+def _number(text: str) -> int | float:
+    """Return an integer as such, since a float holds only those up to 2^53."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

@@ -1,12 +1,14 @@
-"""A warning about texts that a model reads in part: unknown words, dropped characters, cut ends."""
+"""Texts that a model reads in part, which is worth a warning, or cannot read at all."""
 
 import collections
 from collections.abc import Sequence
 
+import numpy as np
+
 from cmap_jax.processing.tokenizing import Text, Tokenizer, captions_of
 
 _NAMED_WORDS = 10  # unknown words in a warning
-_SHOWN = 80  # characters of a text in a warning
+_SHOWN = 80  # characters of a text in a message
 
 
 def describe_unread(texts: Sequence[Text], tokenizer: Tokenizer) -> str:
@@ -34,3 +36,22 @@ def describe_unread(texts: Sequence[Text], tokenizer: Tokenizer) -> str:
             f"{captions_of(cut[0])[0][:_SHOWN]!r}: they are longer than {tokenizer.limit} tokens"
         )
     return "; ".join(problems)
+
+
+def check_lengths(texts: Sequence[Text], lengths: np.ndarray, most: int) -> None:
+    """Refuse texts that are longer than a model or a search can take.
+
+    Args:
+        texts: B texts.
+        lengths: [B] int, their tokens.
+        most: most tokens of a text.
+
+    Raises:
+        ValueError: a text has more; names the longest one.
+    """
+    if lengths.max(initial=0) > most:
+        text = " and ".join(captions_of(texts[int(lengths.argmax())]))
+        raise ValueError(
+            f"the text {text[:_SHOWN]!r}... has {lengths.max()} tokens, more than the {most} that "
+            "are read: shorten it"
+        )

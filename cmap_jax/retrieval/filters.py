@@ -20,6 +20,7 @@ from cmap_jax.retrieval.catalogue import BOOLEAN, INTEGER, NUMBER
 
 Where = Mapping[str, Any]
 
+_LEAST_INTEGER, _MOST_INTEGER = -(1 << 63), (1 << 63) - 1
 _NAMED = 12  # fields in a message
 _SHOWN = 80  # characters of a value in a message
 
@@ -81,16 +82,36 @@ class Numbers:
     """A field of numbers.
 
     Attributes:
-        least: the smallest one.
-        most: the largest one.
+        least: the smallest one; None where no image has a number.
+        most: the largest one; None where no image has a number.
     """
 
-    def __init__(self, values: Sequence[Any] | np.ndarray):
-        """Take the number of each image; None or NaN is an image without one."""
-        self._values = np.asarray(values, np.float64)
-        known = self._values[~np.isnan(self._values)]
-        self.least = float(known.min(initial=math.inf))
-        self.most = float(known.max(initial=-math.inf))
+    def __init__(self, values: Sequence[Any] | np.ndarray, *, integer: bool = False):
+        """Take the number of each image; None or NaN is an image without one.
+
+        Args:
+            values: [N] numbers.
+            integer: whether all are integers of 64 bits, which are compared as such: a float64
+                holds only those up to 2^53.
+        """
+        self._integer = integer
+        if integer:
+            self._is_known = np.array([v is not None for v in values], bool)
+            self._values = np.array([0 if v is None else v for v in values], np.int64)
+        else:
+            self._values = np.asarray(values, np.float64)
+            self._is_known = ~np.isnan(self._values)
+        known = self._values[self._is_known]
+        self.least = known.min().item() if len(known) else None
+        self.most = known.max().item() if len(known) else None
+
+    @property
+    def span(self) -> tuple[str, str] | None:
+        """The smallest and the largest number as a message shows them; None without a number."""
+        if self.least is None:
+            return None
+        form = "d" if self._integer else "g"
+        return format(self.least, form), format(self.most, form)
 
     def mask(self, condition: Any) -> np.ndarray:
         """Return which images have the number, any of the numbers, or one in a range, [N] bool.
@@ -100,11 +121,21 @@ class Numbers:
         """
         if isinstance(condition, Mapping):
             low, high = self._bounds(condition)
-            return (self._values >= low) & (self._values <= high)
+            if self._integer:
+                # Python compares integers of any length exactly; an infinity cannot be rounded.
+                low = max(_LEAST_INTEGER, low if math.isinf(low) else math.ceil(low))
+                high = min(_MOST_INTEGER, high if math.isinf(high) else math.floor(high))
+                if low > high:
+                    return np.zeros(len(self._values), bool)
+            return self._is_known & (self._values >= low) & (self._values <= high)
         wanted = condition if isinstance(condition, list | tuple) else [condition]
         if not wanted or not all(map(_is_number, wanted)):
             raise ValueError(self._explain())
-        return np.isin(self._values, np.array(wanted, np.float64))
+        if self._integer:
+            wanted = [
+                int(v) for v in wanted if _LEAST_INTEGER <= v <= _MOST_INTEGER and v == int(v)
+            ]
+        return self._is_known & np.isin(self._values, np.array(wanted, self._values.dtype))
 
     def describe(self) -> dict[str, Any]:
         """Return the range of the numbers, ready for JSON."""
@@ -121,9 +152,10 @@ class Numbers:
         return low, high
 
     def _explain(self) -> str:
+        numbers = f"numbers from {' to '.join(self.span)}" if self.span else "numbers"
         return (
-            f"holds numbers from {self.least:g} to {self.most:g}: give a number, a list of "
-            'numbers, or a range, {"min": ..., "max": ...}, of which one end may be left out'
+            f"holds {numbers}: give a number, a list of numbers, or a range, "
+            '{"min": ..., "max": ...}, of which one end may be left out'
         )
 
 
@@ -177,7 +209,7 @@ class Fields:
         if name not in self._prepared:
             values = self._column(name)
             if self.kinds[name] in (INTEGER, NUMBER):
-                field = Numbers(values)
+                field = Numbers(values, integer=self.kinds[name] == INTEGER)
             else:
                 field = Words(values, self._count, boolean=self.kinds[name] == BOOLEAN)
             self._prepared[name] = field
@@ -186,14 +218,16 @@ class Fields:
     def describe(self, most_words: int = 100) -> dict[str, dict[str, Any]]:
         """Return the fields that a person can choose values of, ready for JSON.
 
+        Those without any value are left out.
+
         Args:
-            most_words: fields of more different words are left out, such as titles.
+            most_words: fields of more different words are left out too, such as titles.
         """
         fields = {name: self.field(name) for name in self.kinds}
         return {
             name: field.describe()
             for name, field in fields.items()
-            if isinstance(field, Numbers) or 0 < len(field.counts) <= most_words
+            if (field.span if isinstance(field, Numbers) else 0 < len(field.counts) <= most_words)
         }
 
     def _names(self) -> str:

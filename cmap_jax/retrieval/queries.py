@@ -22,6 +22,7 @@ from cmap_jax.encoding import BATCH, TEXT_WIDTH, BatchEncoder
 from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.numerics import NORM_FLOOR
 from cmap_jax.processing.tokenizing import check_captions
+from cmap_jax.processing.unread_texts import check_lengths
 from cmap_jax.retrieval.batch_sizes import BatchSizes
 from cmap_jax.retrieval.index_files.quantization import FLOAT32
 from cmap_jax.retrieval.index_files.reading import StoredIndex
@@ -29,7 +30,6 @@ from cmap_jax.trained import Trained
 
 MOST_TOKENS = 128  # a text's; the widths of longer ones would be without end
 _SIZES = (1, 8, BATCH)  # queries composed at once, before `warm_up` chooses others
-_SHOWN = 80  # characters of a text in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class QueryComposer:
         self._encoder = BatchEncoder(
             trained.model.with_texts_alone(),
             text_width=trained.tokenizer.width or TEXT_WIDTH,
-            text_limit=trained.tokenizer.limit,
+            text_limit=trained.text_limit,
         )
 
     def compose(self, queries: Sequence[Query]) -> scoring.ComposedQuery:
@@ -86,7 +86,8 @@ class QueryComposer:
         Raises:
             ImageReadError: pictures cannot be read; lists all of them.
             ValueError: no queries; a query without a half that the method needs, or with one that
-                it does not read; an id that the gallery lacks; a text of more than `MOST_TOKENS`.
+                it does not read; an id that the gallery lacks; a text of more than `MOST_TOKENS`
+                or of `Trained.text_limit`.
             TypeError: a text or an id that is no string.
         """
         if not len(queries):
@@ -115,9 +116,10 @@ class QueryComposer:
         """
         self._sizes = BatchSizes(min(size, BATCH) for size in sizes)
         takes, model = self._trained.takes, self._trained.model
-        width = self._trained.config.model.embed_dim
-        pyramid = np.zeros((len(model.levels), 1, width), np.float32)
-        texts = [np.zeros((1, w), np.int32) for w in self._encoder.widths(MOST_TOKENS)]
+        shape = len(model.levels), 1, self._trained.config.model.embed_dim
+        pyramid = np.zeros(shape, np.float32)
+        longest = min(MOST_TOKENS, self._trained.text_limit or MOST_TOKENS)
+        texts = [np.zeros((1, width), np.int32) for width in self._encoder.widths(longest)]
         inputs = [(pyramid, None)] * takes.image
         inputs += [(None, text) for text in texts] * takes.text
         inputs += [(pyramid, text) for text in texts] * takes.both
@@ -197,12 +199,7 @@ class QueryComposer:
         tokens = lengths = None
         if texts is not None:
             tokens, lengths = self._trained.tokenize(texts)
-            if lengths.max() > MOST_TOKENS:
-                text = " and ".join(texts[int(lengths.argmax())])
-                raise ValueError(
-                    f"the text {text[:_SHOWN]!r}... has {lengths.max()} tokens, more than the "
-                    f"{MOST_TOKENS} of a search: shorten it"
-                )
+            check_lengths(texts, lengths, MOST_TOKENS)
         count = pyramid.shape[1] if texts is None else len(texts)
         composed = [
             self._encoder.compose(

@@ -9,6 +9,7 @@ An index belongs to the model that it was made with: another one's is refused.
 """
 
 import dataclasses
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,6 +78,7 @@ class Retriever:
         self.fields = Fields(index.manifest.fields, index.column, len(index))
         self._composer = QueryComposer(trained, index)
         self._sizes, self._part_sizes = BatchSizes(_SIZES), BatchSizes(_PART_SIZES)
+        self._most = 0  # largest k that `warm_up` compiled for
 
     @classmethod
     def build(
@@ -190,7 +192,7 @@ class Retriever:
         self, queries: Sequence[Query], k: int = 10, where: Where | None = None
     ) -> list[list[Hit]]:
         """Return the best images for each of B queries; arguments and errors as `search`."""
-        allowed = self._check(k, where)
+        k, allowed = _as_count(k), self.fields.mask(where)  # refused before any work
         return self._search(self.compose(queries), k, allowed)
 
     def compose(self, queries: Sequence[Query]) -> scoring.ComposedQuery:
@@ -201,7 +203,7 @@ class Retriever:
         self, query: scoring.ComposedQuery, k: int = 10, where: Where | None = None
     ) -> list[list[Hit]]:
         """Return the best images for each of B composed queries; the rest as `search`."""
-        return self._search(query, k, self._check(k, where))
+        return self._search(query, _as_count(k), self.fields.mask(where))
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,), k: int = 10) -> None:
         """Compile all that searches need, which takes seconds or minutes.
@@ -218,19 +220,14 @@ class Retriever:
         """
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch sizes are 1 or more, not {batch_sizes}")
-        self._check(k, None)
+        self._most = _as_count(k)
         self._sizes = BatchSizes(batch_sizes)
         self._part_sizes = BatchSizes(min(size, BATCH) for size in batch_sizes)
         query = self._composer.warm_up(batch_sizes)
-        for size in self._sizes:
-            for allowed in (None, np.ones(len(self.index), bool)):
-                self._search(_padded(query, size), k, allowed)
-
-    def _check(self, k: int, where: Where | None) -> np.ndarray | None:
-        """Return the mask of the images that fulfil ``where``; refuse bad arguments."""
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k, the number of images, must be 1 or more, not {k!r}")
-        return self.fields.mask(where)
+        for count in sorted({min(_LEAST_HITS, self._most), self._most}):
+            for size in self._sizes:
+                for allowed in (None, np.ones(len(self.index), bool)):
+                    self._search(_padded(query, size), count, allowed)
 
     def _search(
         self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None
@@ -238,11 +235,16 @@ class Retriever:
         """Return the best images that the mask ``allowed``, [N] bool, has for B queries."""
         if allowed is not None and not allowed.any():
             return [[] for _ in range(len(query))]
+        # Larger k have programs of their own, hence all that were warmed up share the largest one.
+        searched = k if k <= _LEAST_HITS else max(k, self._most)
         hits = []
         for rows, size in self._sizes.parts(len(query)):
             part = scoring.take(query, rows)
-            result = self.backend.search(_padded(part, size), min(k, len(self.index)), allowed)
-            hits += self._hits(part, result)
+            padded, most = _padded(part, size), min(searched, len(self.index))
+            result = self.backend.search(padded, most, allowed)
+            is_wanted = np.arange(result.positions.shape[1]) < k
+            positions = np.where(is_wanted, result.positions, NO_TARGET)
+            hits += self._hits(part, dataclasses.replace(result, positions=positions))
         return hits
 
     def _hits(self, query: scoring.ComposedQuery, result: SearchResult) -> list[list[Hit]]:
@@ -299,6 +301,21 @@ class Retriever:
         targets = np.zeros((len(embeddings), *wanted.shape, embeddings.shape[-1]), np.float32)
         targets[:, is_hit] = embeddings
         return np.asarray(_score_parts(query, targets))[: len(positions)]
+
+
+def _as_count(k: Any) -> int:
+    """Return a number of images, which may be one of NumPy's integers.
+
+    Raises:
+        ValueError: no whole number of 1 or more.
+    """
+    try:
+        count = 0 if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"k, the number of images, must be 1 or more, not {k!r}")
+    return count
 
 
 @jax.jit

@@ -84,8 +84,7 @@ class Batcher:
 
     def warm_up(self) -> None:
         """Compile all that searches need; call it before the first `submit`."""
-        for k in self._settings.k_sizes:
-            self._retriever.warm_up(self._settings.batch_sizes, k)
+        self._retriever.warm_up(self._settings.batch_sizes, self._settings.k)
 
     def submit(self, search: Search) -> concurrent.futures.Future[list[Hit]]:
         """Queue a search; cancelling the future removes one that has not begun.
@@ -156,7 +155,7 @@ class Batcher:
         query = self._compose([search.query for search in searches])
         answers: dict[int, list[Hit]] = {}
         for rows in _grouped(range(len(searches)), lambda i: searches[i].filter_key):
-            k = self._settings.searched_k(max(searches[i].k for i in rows))
+            k = max(searches[i].k for i in rows)
             part = scoring.take(query, np.array(rows))
             hits = self._retriever.search_composed(part, k, searches[rows[0]].where)
             answers |= {i: own[: searches[i].k] for i, own in zip(rows, hits, strict=True)}

@@ -5,7 +5,6 @@ import math
 import os
 
 K_DEFAULT = 24  # results of a search that does not say how many it wants
-_SHARED_K = 64  # searches for up to so many results share their programs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,12 +78,3 @@ class Settings:
         """Numbers of queries that batches are padded to, ascending."""
         powers = [2**i for i in range(self.batch.bit_length()) if 2**i < self.batch and i != 1]
         return (*powers, self.batch)
-
-    @property
-    def k_sizes(self) -> tuple[int, ...]:
-        """Numbers of results to warm up for, ascending; see `searched_k`."""
-        return tuple(sorted({min(_SHARED_K, self.k), self.k}))
-
-    def searched_k(self, k: int) -> int:
-        """Return the number of results to search for where ``k`` are wanted: few sizes in all."""
-        return k if k <= _SHARED_K else self.k

@@ -32,7 +32,7 @@ _TITLE, _CAPTION, _HEADER, _SMALL = 22, 15, 13, 12  # font sizes
 _NAME_LINES, _NOTE_LINES = 2, 2
 
 _PAPER, _INK, _GREY, _HAIRLINE = (255, 255, 255), (32, 32, 32), (112, 112, 112), (216, 216, 216)
-_MISSING = (232, 232, 232)
+MISSING = (232, 232, 232)
 # Bluish green of Okabe and Ito's palette, which colour-blind people can tell from the rest.
 RIGHT = (0, 158, 115)
 
@@ -299,7 +299,7 @@ def _tile(image: Drawable) -> Image.Image:
 
 def _missing(reason: str) -> Image.Image:
     """Return a grey tile with a reason on it."""
-    tile = Image.new("RGB", (SIDE, SIDE), _MISSING)
+    tile = Image.new("RGB", (SIDE, SIDE), MISSING)
     room = SIDE - 2 * _GAP
     lines = wrap(reason, _HEADER, room, room // leading(_HEADER))
     top = (SIDE // 2, (SIDE - len(lines) * leading(_HEADER)) // 2)

@@ -4,12 +4,16 @@ A model that learned colours alone does no better than the guess "any image of t
 Results show these guesses beside the model's recalls.
 """
 
+import collections
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from cmap_jax.progress import track
 from input_pipeline.triplets.pairing import Positions
 from input_pipeline.triplets.products import Values
 
@@ -33,7 +37,7 @@ class Query(NamedTuple):
 
 
 def guesses(
-    queries: Iterable[Query],
+    queries: Sequence[Query],
     gallery: Mapping[Values, int],
     attributes: Sequence[str],
     change: int,
@@ -53,67 +57,94 @@ def guesses(
     Returns:
         By guess, the numbers by the name of the metric.
     """
-    codes = _Codes(gallery, len(attributes))
+    counts = _Counts(gallery)
     known = _guesses(attributes, change)
     sums = {name: np.zeros(len(cutoffs)) for name in known}
-    total = 0
-    for query in queries:
-        reference, target = codes.of(query.reference), codes.of(query.target)
-        for name, fits in known.items():
-            agree = fits(codes.table, reference, target, query.changed)
-            right = int(codes.counts[(codes.table == target).all(1)].sum())
-            among = int(codes.counts[agree].sum())
-            # The reference itself is never ranked.
-            among -= bool(agree[(codes.table == reference).all(1)].any())
-            sums[name] += query.weight * np.array([_hit(among, right, k) for k in cutoffs])
-        total += query.weight
+    for query in track(queries, len(queries), "guessing", "queries"):
+        right = gallery.get(query.target, 0)
+        for name, among in known.items():
+            hits = [_hit(among(counts, query), right, k) for k in cutoffs]
+            sums[name] += query.weight * np.array(hits)
+    total = sum(query.weight for query in queries)
     return {
         name: {f"R@{k}": round(100 * s / total, 2) for k, s in zip(cutoffs, values, strict=True)}
         for name, values in sums.items()
     }
 
 
-class _Codes:
-    """The values of a gallery as integers.
+class _Counts:
+    """The numbers of a gallery's images by the values that they have at some positions."""
 
-    Attributes:
-        table: [G, A] int, one row for each combination of values.
-        counts: number of images of each, [G] int.
-    """
+    def __init__(self, gallery: Mapping[Values, int]):
+        self._gallery = gallery
+        self._by_positions: dict[Positions, collections.Counter[Values]] = {}
 
-    def __init__(self, gallery: Mapping[Values, int], width: int):
-        self._numbers: list[dict[str | None, int]] = [{} for _ in range(width)]
-        self.table = np.array([self.of(values) for values in gallery]).reshape(-1, width)
-        self.counts = np.array(list(gallery.values()))
-
-    def of(self, values: Values) -> np.ndarray:
-        """Return the integers of values, [A]."""
-        numbers = zip(self._numbers, values, strict=True)
-        return np.array([known.setdefault(value, len(known)) for known, value in numbers])
+    def agreeing(self, values: Values, positions: Positions) -> int:
+        """Return the number of images that have these values at these positions."""
+        if positions not in self._by_positions:
+            counter = collections.Counter()
+            for own, count in self._gallery.items():
+                counter[_at(own, positions)] += count
+            self._by_positions[positions] = counter
+        return self._by_positions[positions][_at(values, positions)]
 
 
-_Fits = Callable[[np.ndarray, np.ndarray, np.ndarray, Positions], np.ndarray]
+# From the counts and a query to the number of images that a guess puts first.
+_Among = Callable[[_Counts, Query], int]
 
 
-def _guesses(attributes: Sequence[str], change: int) -> dict[str, _Fits]:
-    """Return for each guess the function that says which combinations agree, [G] bool."""
+def _guesses(attributes: Sequence[str], change: int) -> dict[str, _Among]:
+    """Return each guess's number of images that agree with what it knows of a query."""
 
-    def by_text(table, reference, target, changed):
-        return (table[:, list(changed)] == target[list(changed)]).all(1)
+    def by_text(counts: _Counts, query: Query) -> int:
+        return _ranked(counts, query, query.changed)
 
-    def by_reference(table, reference, target, changed):
-        differ = table != reference
-        return (differ.sum(1) == len(changed)) & ~differ[:, change:].any(1)
+    def by_reference(counts: _Counts, query: Query) -> int:
+        terms = _terms(len(attributes), change, len(query.changed))
+        return sum(sign * counts.agreeing(query.reference, kept) for kept, sign in terms.items())
 
-    def by_attribute(position: int) -> _Fits:
-        return lambda table, reference, target, changed: table[:, position] == target[position]
+    def by_attribute(counts: _Counts, query: Query, position: int) -> int:
+        return _ranked(counts, query, (position,))
 
-    known: dict[str, _Fits] = {_TEXT: by_text, _REFERENCE: by_reference}
+    known: dict[str, _Among] = {_TEXT: by_text, _REFERENCE: by_reference}
     for position, name in enumerate(attributes):
-        known[f"any_image_of_the_right_{name}"] = by_attribute(position)
+        known[f"any_image_of_the_right_{name}"] = functools.partial(by_attribute, position=position)
     return known
 
 
+@functools.cache
+def _terms(width: int, change: int, size: int) -> dict[Positions, int]:
+    """Return the counts whose sum is the number of images that differ in exactly ``size`` values.
+
+    Args:
+        width: number of attributes.
+        change: number of those that may differ, the first ones.
+        size: number of those that do, 1 or 2.
+
+    Returns:
+        By the positions that agree, the factor of their count: inclusion and exclusion.
+    """
+    terms = collections.Counter()
+    for differ in itertools.combinations(range(change), size):
+        for count in range(size + 1):
+            for same in itertools.combinations(differ, count):
+                kept = tuple(i for i in range(width) if i not in differ or i in same)
+                terms[kept] += (-1) ** count
+    return dict(terms)
+
+
+def _ranked(counts: _Counts, query: Query, positions: Positions) -> int:
+    """Return the number of images with the target's values, less the reference if it has them."""
+    among = counts.agreeing(query.target, positions)
+    # The reference itself is never ranked.
+    return among - (_at(query.reference, positions) == _at(query.target, positions))
+
+
+def _at(values: Values, positions: Positions) -> Values:
+    return tuple(values[i] for i in positions)
+
+
+@functools.lru_cache(1 << 16)
 def _hit(among: int, right: int, k: int) -> float:
     """Return the probability that one of the right images is among k of ``among`` drawn ones."""
     wrong = among - right

@@ -58,12 +58,13 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.per_reference <= _MOST_PER_REFERENCE:
             raise ValueError(
-                f"per_reference must be 1 to {_MOST_PER_REFERENCE:,}, not {self.per_reference}"
+                f"per_reference (--per-reference) must be 1 to {_MOST_PER_REFERENCE:,}, not "
+                f"{self.per_reference}"
             )
         if not 0 <= self.two_changes <= 1:
-            raise ValueError(f"two_changes must be 0 to 1, not {self.two_changes}")
+            raise ValueError(f"two_changes (--two-changes) must be 0 to 1, not {self.two_changes}")
         if not 0 < self.val < 1:
-            raise ValueError(f"val must be between 0 and 1, not {self.val}")
+            raise ValueError(f"val (--val) must be between 0 and 1, not {self.val}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,9 @@ _PARTS = frozenset(
         *("shoulder", "sleeve", "strap", "toe", "waist"),
     )
 )
+# Further things that a garment has, for columns of true and false.
+_THINGS = _PARTS | {"belt", "hood", "lace", "lining", "logo", "print", "slit", "zip", "zipper"}
+_NOTHING = frozenset(("none", "no"))  # values of an attribute that something lacks
 _LEAST_STEM = 3  # letters that the end of a value shares with its attribute's name
 _FIELDS = frozenset(("old", "new"))  # that a template may name
 
@@ -70,13 +73,20 @@ def _noun(thing: str) -> _Words:
     )
 
 
+def _lack(thing: str) -> _Words:
+    no = f"no {thing}"
+    return _noun(no)._replace(with_=f"without {thing}", make=f"make it without {thing}")
+
+
 def _words(attribute: str, value: str) -> _Words:
     """Return the forms of a text value, by the attribute's name."""
-    name = attribute.casefold().replace("_", " ").replace("-", " ").strip()
+    name = _name(attribute)
     first, _, rest = name.partition(" ")
     if rest and first.removesuffix("s") in _PARTS:
         name = first
     last = name.rpartition(" ")[2]
+    if value in _NOTHING:
+        return _lack(_PLURALS.get(name, name))
     if last in _ADJECTIVES:
         return _adjective(value, f"in {value}" if last in _COLORS else "")
     if last in _MATERIALS:
@@ -100,16 +110,25 @@ def _words(attribute: str, value: str) -> _Words:
 
 def _flag_words(attribute: str, value: str) -> _Words:
     """Return the forms of true or false, by the attribute's name."""
-    name = attribute.casefold().replace("_", " ").strip()
-    yes = value == "true"
-    if name.startswith("is "):
-        quality = name.removeprefix("is ")
-        return _adjective(quality if yes else f"not {quality}")
+    name = _name(attribute)
+    is_true = value in ("true", "yes")
     thing = name.removeprefix("has ").removeprefix("with ")
-    if yes:
-        return _noun(thing)
-    no = f"no {thing}"
-    return _noun(no)._replace(with_=f"without {thing}", make=f"make it without {thing}")
+    if thing == name and not _is_thing(name):
+        quality = name.removeprefix("is ")
+        return _adjective(quality if is_true else f"not {quality}")
+    return _noun(thing) if is_true else _lack(thing)
+
+
+def _is_thing(name: str) -> bool:
+    """Tell whether something has this, as pockets or a hood, and is not this, as waterproof."""
+    last = name.rpartition(" ")[2]
+    is_plural = last.endswith("s") and not last.endswith("ss")
+    return not name.startswith("is ") and (is_plural or last in _THINGS)
+
+
+def _name(attribute: str) -> str:
+    """Return a column's name as captions have it."""
+    return " ".join(attribute.lower().replace("_", " ").replace("-", " ").split())
 
 
 # A style -> its phrase of an old and a new value. Phrases of one style can be joined by "and".
@@ -139,7 +158,7 @@ class Phrases:
 
         Args:
             attributes: names of all attributes that may change.
-            flags: those among them whose values are "true" and "false".
+            flags: those among them whose values are "true" and "false", or "yes" and "no".
             own: by attribute, templates that replace the phrasings of this module, such as
                 ``{"color": ["in {new}", "{new} statt {old}"]}``.
 
@@ -184,12 +203,17 @@ def _check_templates(attribute: str, templates: object, known: Collection[str]) 
         raise DataError(f"{where} must be a list of texts such as 'in {{new}}'")
     for template in templates:
         try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(template) if field}
-            template.format(old="", new="")
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            parsed = [part[1:] for part in string.Formatter().parse(template)]
+        except (TypeError, ValueError) as error:
             raise DataError(f"{where}: {template!r:.80} is no template: {error}") from error
-        if "new" not in fields or fields - _FIELDS:
-            raise DataError(f"{where}: {template!r:.80} must hold {{new}}, and may hold {{old}}")
+        # A format such as "{new:{old}}" would fail, or not, by the values of a catalogue.
+        has_format = any(spec or conversion for _, spec, conversion in parsed)
+        fields = {field for field, _, _ in parsed if field is not None}
+        if "new" not in fields or fields - _FIELDS or has_format:
+            raise DataError(
+                f"{where}: {template!r:.80} must hold {{new}}, may hold {{old}}, and holds nothing "
+                "else in braces"
+            )
 
 
 def _with_article(thing: str) -> str:

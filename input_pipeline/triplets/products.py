@@ -17,6 +17,7 @@ from input_pipeline.records import DataError
 # A column with more words, or with longer ones, describes pictures; it is no attribute by default.
 _MOST_VALUES, _LONGEST = 200, 40
 _LEAST_REPEATS = 2  # mean number of pictures with one value
+_YES_OR_NO = frozenset(("yes", "no"))
 
 Values = tuple[str | None, ...]
 
@@ -72,7 +73,7 @@ class Table:
         products: one a picture, in the catalogue's order.
         attributes: names; those that may change come first.
         change: number of attributes that may change.
-        flags: attributes whose values are true and false.
+        flags: attributes whose values are true and false, or yes and no.
         unused: the reason by column of each that is no attribute.
     """
 
@@ -103,10 +104,11 @@ def tabulate(rows: Sequence[Row], choice: Choice) -> Table:
         )
     attributes = (*change, *choice.keep)
     products: dict[str, Product] = {}
+    spellings: dict[str, dict[str, str]] = {name: {} for name in attributes}
     for row in rows:
-        values = tuple(_value(row, name) for name in attributes)
+        values = tuple(_value(row, name, spellings[name]) for name in attributes)
         image = check_path(row.image, f"the catalogue's item {shown(row.id)}")
-        group = _text(row.metadata.get(choice.product)) if choice.product else None
+        group = _key(row.metadata.get(choice.product)) if choice.product else None
         known = products.setdefault(image, Product(image, values, group or image))
         if known.values != values:
             raise DataError(
@@ -157,7 +159,7 @@ def _why_no_attribute(rows: Sequence[Row], column: str) -> str:
         return "has lists of values"
     if any(not isinstance(value, str | bool) for value in values):
         return "has numbers"
-    texts = list(map(_text, values))
+    texts = list(map(_key, values))
     different = len(set(texts))
     if different < 2:
         return "has one value" if different else "is empty"
@@ -169,22 +171,26 @@ def _why_no_attribute(rows: Sequence[Row], column: str) -> str:
 
 
 def _is_flag(rows: Sequence[Row], column: str) -> bool:
+    """Tell whether a column says no more than true or false, or yes or no."""
     values = [v for row in rows if (v := row.metadata.get(column)) is not None]
-    return bool(values) and all(isinstance(value, bool) for value in values)
+    are_bools = all(isinstance(value, bool) for value in values)
+    return bool(values) and (are_bools or all(_key(value) in _YES_OR_NO for value in values))
 
 
-def _value(row: Row, column: str) -> str | None:
+def _value(row: Row, column: str, spellings: dict[str, str]) -> str | None:
+    """Return a row's value in the first spelling of the column; add a new one to ``spellings``."""
     value = row.metadata.get(column)
     if isinstance(value, list | tuple):
         raise DataError(
             f"the catalogue's column {column!r} has lists of values, such as {shown(list(value))} "
             f"of {shown(row.id)}: an attribute has one value"
         )
-    return None if value is None else _text(value)
-
-
-def _text(value: Any) -> str:
-    """Return a value as captions have it: in small letters, with single spaces."""
     if value is None:
-        return ""
-    return " ".join(str(value).casefold().split())
+        return None
+    # Small letters and single spaces suit a caption; folding would write "weiss" for "weiß".
+    return spellings.setdefault(_key(value), " ".join(str(value).lower().split()))
+
+
+def _key(value: Any) -> str:
+    """Return a text that equal values share, in whatever letter case and spaces."""
+    return "" if value is None else " ".join(str(value).casefold().split())

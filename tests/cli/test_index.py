@@ -77,6 +77,21 @@ def test_a_list_with_metadata(workdir, shop, tmp_path, capsys):
     stored = StoredIndex(tmp_path / "index")
     assert [item.id for item in stored.items] == ["b", "a"]
     assert list(stored.column("color")) == ["red", None]
+    # The folder alone has no metadata, and a list without the ids names other images.
+    capsys.readouterr()
+    update = ("--images", shop, "--out", tmp_path / "index", "--update")
+    assert _index(*update) == 1
+    error = capsys.readouterr().err
+    assert f"index has color, which a list brought, and {shop} has none; give its own" in error
+    (tmp_path / "other.csv").write_text("image,color\nsub/01.jpg,red\nsub/00.jpg,blue\n")
+    assert _index(*update, "--list", tmp_path / "other.csv") == 1
+    error += capsys.readouterr().err
+    assert "has ids such as 'b' (of" in error
+    assert "but such as 'sub/01.jpg'; give its own --list" in error
+    assert error.count("\n") == 2
+    assert StoredIndex(tmp_path / "index").manifest == stored.manifest
+    assert _index(*update, "--list", tmp_path / "list.jsonl") == 0
+    assert "embedded   0 in " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def index(tmp_path_factory):
         path = folder / "shop" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(path)
-        metadata = {"color": color, "price": 10 * number, "title": f"A {'very ' * 9}long title"}
+        title = f"A {'very ' * 9}long title"
+        metadata = {"color": color, "price": 10 * number, "weight": None, "title": title}
         items.append(Item(f"shop/{number}.png", str(path), metadata))
     write_index(
         folder / "index",
@@ -49,7 +50,16 @@ def test_a_table_of_hits(index, capsys):
     assert _search(index, "--image", picture, "--text", "is red", "--k", "4") == 0
     heading, columns, *lines = capsys.readouterr().out.splitlines()
     assert heading == f"{picture} + “is red”: 4 of 6 images"
-    assert columns.split() == ["id", "score", "modified", "preserved", "color", "price", "title"]
+    assert columns.split() == [
+        "id",
+        "score",
+        "modified",
+        "preserved",
+        "color",
+        "price",
+        "weight",
+        "title",
+    ]
     hits = cmap_jax.Retriever.load(index).search(picture, "is red", k=4)
     assert [line.split()[0] for line in lines] == [hit.id for hit in hits]
     for line, hit in zip(lines, hits, strict=True):
@@ -107,7 +117,12 @@ def test_no_hits(index, capsys, tmp_path):
     output = capsys.readouterr().out
     assert "0 of 6 images, where color=purple\n" in output
     assert "color: there are blue, off-white, stained, red" in output
+    assert f"no picture drawn: {grid}" in output
     assert not grid.exists()
+    assert _search(index, *query, "--where", "weight=heavy", "--where", "price=7") == 0
+    output = capsys.readouterr().out
+    assert "weight: no image has a value\nprice: there are 0 to 50" in output
+    assert "no picture" not in output
     assert _search(index, *query, "--where", "color=blue", "--where", "price=0") == 0
     assert "no image fulfils all of them together" in capsys.readouterr().out
     assert _search(index, *query, "--where", "price=7", "--json") == 0
@@ -140,7 +155,9 @@ def test_refusals(index, arguments, message, capsys):
 
 
 _COLUMNS = {"color": ["red", "a, b", "blue"], "price": [1, 2.5, -3], "new": [True, False, None]}
-_KINDS = {"color": "text", "price": "number", "new": "boolean"}
+_COLUMNS |= {"code": [2**53, 2**53 + 1, None], "weight": [None] * 3}
+_KINDS = {"color": "text", "price": "number", "new": "boolean", "code": "integer"}
+_KINDS |= {"weight": "number"}
 
 
 @pytest.fixture
@@ -161,6 +178,8 @@ def fields():
         ("price=-5..1e3", {"min": -5, "max": 1000}),
         ("price=..2", {"max": 2}),
         ("price=2..", {"min": 2}),
+        ("code=9007199254740993", [2**53 + 1]),
+        ("code=9007199254740993..1e17", {"min": 2**53 + 1, "max": 1e17}),
         ("new=true", "true"),
     ],
 )
@@ -177,12 +196,30 @@ def test_conditions(fields, condition, expected):
         (["color="], "a condition is a field and a value"),
         (["size=s"], "no field 'size'; the fields are"),
         (["color=red", "color=blue"], r"color is given twice; join its values"),
-        (["price=cheap"], r"--where price=cheap: price holds numbers from -3 to 2.5, such as pri"),
+        (["price=cheap"], r"--where price=cheap: price holds numbers, such as price=-3, or"),
         (["price=1..b"], r"price=-3\.\.2\.5 for a range"),
         (["price=.."], "price holds numbers"),
+        (["weight=light"], r"weight holds numbers, such as weight=10, or weight=10\.\.50"),
         (["price=3..2"], "price has no number between"),
     ],
 )
 def test_conditions_that_are_refused(fields, conditions, message):
     with pytest.raises(ValueError, match=message):
         parse_where(conditions, fields)
+
+
+def test_references_whose_pictures_have_moved_are_grey(index, capsys, tmp_path):
+    """Their embeddings are stored, so that the search itself needs no picture."""
+    pictures = [index.parent / "shop" / f"{number}.png" for number in (0, 1)]
+    grid = tmp_path / "hits.png"
+    for picture in pictures:
+        picture.rename(tmp_path / picture.name)
+    try:
+        query = ["--item", "shop/0.png", "--item", "shop/1.png", "--text", "red"]
+        assert _search(index, *query, "--k", "2", "--grid", str(grid)) == 0
+    finally:
+        for picture in pictures:
+            (tmp_path / picture.name).rename(picture)
+    assert str(grid) in capsys.readouterr().out
+    with Image.open(grid) as drawn:
+        assert grids.MISSING in {color for _, color in drawn.getcolors(1 << 20)}

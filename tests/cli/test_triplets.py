@@ -1,6 +1,7 @@
 """`cmap triplets`: what it prints and writes, and refusals in one line."""
 
 import itertools
+import shlex
 
 import pytest
 from fake_data import image as write_picture
@@ -28,7 +29,7 @@ def _triplets(*arguments) -> int:
 
 
 def test_from_a_catalogue_to_checked_triplets(shop, tmp_path, capsys):
-    out = tmp_path / "triplets"
+    out = tmp_path / "my triplets"
     arguments = (shop / "catalogue.csv", "--images", shop / "pictures", "--out", out)
     assert _triplets(*arguments, "--keep", "type", "--val", "0.4", "--per-reference", "3") == 0
     printed = capsys.readouterr().out
@@ -40,14 +41,14 @@ def test_from_a_catalogue_to_checked_triplets(shop, tmp_path, capsys):
     assert "ready for training" in printed
     assert "any image of the right color" in printed
     assert lines[-1].startswith("Next: cmap train --config=configs/folder.py:pretrained")
-    assert f"--config.data.directory={out}" in lines[-1]
+    assert f"--config.data.directory={out}" in shlex.split(lines[-1])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--change", "colour"), "no column 'colour'; its columns are color, pattern, type, price"),
-        (("--val", "1"), "val must be between 0 and 1"),
+        (("--val", "1"), "val (--val) must be between 0 and 1"),
         (("--images", "."), "48 of 48 pictures are missing in ., such as 'dress/"),
     ],
 )

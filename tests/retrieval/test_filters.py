@@ -1,5 +1,7 @@
 """Filters on metadata: exact, any of, ranges, and refusals that name the fields."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,16 +12,22 @@ _COLUMNS = {
     "tags": [["new", "sale"], [], ["sale"], None, ["new", "new"]],
     "price": [10, 50.5, 9.99, None, 30],
     "stock": np.array([3, 0, 7, 7, 1]),
+    "code": [2**53, 2**53 + 1, None, 2**63 - 1, -(2**63)],
     "sold": [True, False, None, False, True],
     "empty": [None] * 5,
+    "unknown": [None] * 5,
+    "numberless": [None] * 5,
 }
 _KINDS = {
     "color": "text",
     "tags": "texts",
     "price": "number",
     "stock": "integer",
+    "code": "integer",
     "sold": "boolean",
     "empty": "text",
+    "unknown": "number",
+    "numberless": "integer",
 }
 
 
@@ -48,6 +56,19 @@ def _images(fields: Fields, **where) -> list[int]:
         ({"price": [10, 30.0]}, [0, 4]),
         ({"stock": 7}, [2, 3]),
         ({"stock": {"max": 0}}, [1]),
+        ({"stock": {"min": 0.5, "max": 3.5}}, [0, 4]),
+        ({"stock": [3.5, 1.0, math.inf]}, [4]),
+        ({"code": 2**53 + 1}, [1]),  # a float64 of it is that of 2^53
+        ({"code": [2**53, 5]}, [0]),
+        ({"code": {"min": 2**53 + 1}}, [1, 3]),
+        ({"code": {"max": 2**53}}, [0, 4]),
+        ({"code": {"min": 2**63 - 1, "max": 2**70}}, [3]),
+        ({"code": {"min": 2**63}}, []),
+        ({"code": [2**63, -(2**64)]}, []),
+        ({"code": {"max": -math.inf}}, []),
+        ({"code": {"min": 0.25, "max": 0.5}}, []),
+        ({"unknown": {"min": 0}}, []),
+        ({"numberless": 0}, []),
         ({"sold": True}, [0, 4]),
         ({"sold": "false"}, [1, 3]),
         ({"empty": "red"}, []),
@@ -86,6 +107,11 @@ def test_no_condition_is_no_mask(fields):
         ({"price": {"min": float("nan")}}, "price holds numbers"),
         ({"price": {"min": 5, "max": 4}}, 'price has no number between "min": 5 and "max": 4'),
         ({"price": 10**400}, "price holds numbers"),
+        (
+            {"code": "5"},
+            "code holds numbers from -9223372036854775808 to 9223372036854775807: give",
+        ),
+        ({"unknown": "5"}, "unknown holds numbers: give a number"),
         ({"price": ["5"] * 999}, r"not \['5', .*\.\.\.; the fields"),
         ("color=red", "a filter is a mapping"),
     ],
@@ -107,6 +133,7 @@ def test_fields_to_choose_from(fields):
         "tags": {"kind": "choice", "values": {"new": 2, "sale": 2}},
         "price": {"kind": "range", "min": 9.99, "max": 50.5},
         "stock": {"kind": "range", "min": 0, "max": 7},
+        "code": {"kind": "range", "min": -(2**63), "max": 2**63 - 1},
         "sold": {"kind": "choice", "values": {"false": 2, "true": 2}},
     }
     assert "color" not in fields.describe(most_words=2)

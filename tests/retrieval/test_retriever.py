@@ -8,10 +8,11 @@ import compilations
 import numpy as np
 import pytest
 from PIL import Image
-from small import one_device, small_trained, write_workdir
+from small import EMBED, one_device, small_trained, write_workdir
 
 import cmap_jax
 from cmap_jax import scoring
+from cmap_jax.models.encoders.clip import WORDS_END
 from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.index_files.writing import write_index
 from cmap_jax.retrieval.queries import MOST_TOKENS, Query, average
@@ -268,6 +269,39 @@ def test_no_search_compiles_after_the_warm_up(sums, pictures):
     assert not seconds
     with pytest.raises(ValueError, match="batch sizes are 1 or more"):
         sums.warm_up([0])
+
+
+def test_a_warm_up_for_many_images_serves_fewer(sums, tmp_path):
+    """Programs have lists of 64, 128, 256 and so on; a gallery of fewer images has one program."""
+    trained, count = sums.trained, 300
+    pyramid = np.random.default_rng(0).normal(size=(1, count, EMBED)).astype(np.float32)
+    pyramid /= np.linalg.norm(pyramid, axis=-1, keepdims=True)
+    about = {"fingerprint": trained.fingerprint, "variant": "sum"}
+    items = [Item(f"{i}", f"{i}.png") for i in range(count)]
+    write_index(tmp_path / "index", items, pyramid, **about)
+    many = Retriever.load(tmp_path / "index", model=trained, mesh=one_device())
+    before = many.search(text="red", k=70)
+    many.warm_up([1], k=200)
+    with compilations.counted() as seconds:
+        searched = {k: many.search(text="red", k=k) for k in (1, 64, 65, np.int64(70), 129, 200)}
+    assert not seconds
+    assert [len(hits) for hits in searched.values()] == [1, 64, 65, 70, 129, 200]
+    _same(searched[70], before)
+    assert searched[70][-1].parts == pytest.approx(before[-1].parts)
+
+
+def test_texts_fit_the_positions_of_a_tower_that_reads_words(tmp_path, pictures):
+    """CLIP's text tower has 77 positions, and words have no limit; widths are powers of two."""
+    words = {"text_tokenizer": "words", "text_end_token": WORDS_END}
+    trained = small_trained("text_only", image_name="clip", **words)
+    retriever = _open(trained, pictures[:3], tmp_path / "index")
+    retriever.warm_up([1])
+    with compilations.counted() as seconds:
+        assert len(retriever.search(text="red " * 70)) == 3
+    assert not seconds
+    for read in (retriever.search, trained.encode_text):
+        with pytest.raises(ValueError, match="82 tokens, more than the 77 that are read: shorten"):
+            read(**{"text" if read == retriever.search else "texts": ("red " * 80,)})
 
 
 def test_a_workdir_is_read_from_where_the_index_says(pictures, tmp_path):

@@ -205,9 +205,9 @@ class StoredIndex:
     def column(self, field: str) -> np.ndarray:
         """Return a metadata field of all images, [N].
 
-        Integers are int64 if all are known; numbers and other integers are float64 with NaN for
-        unknown ones; all else is an array of objects, with None for unknown ones. The first call
-        reads the metadata of all items and keeps them.
+        Integers are int64 if all are known, and numbers are float64 with NaN for unknown ones; all
+        else is an array of objects, with None for unknown ones. The first call reads the metadata
+        of all items and keeps them.
 
         Raises:
             KeyError: there is no such field.
@@ -287,7 +287,7 @@ def _open(folder: str, manifest: Manifest | None) -> tuple[Manifest, list[ShardF
 def _to_array(values: list[Any], kind: str) -> np.ndarray:
     if kind == INTEGER and None not in values:
         return np.array(values, np.int64)
-    if kind in (INTEGER, NUMBER):
+    if kind == NUMBER:
         return np.array([np.nan if v is None else v for v in values], np.float64)
     array = np.empty(len(values), object)  # `np.array` would make a matrix of equally long lists
     array[:] = values

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import math
 import random
 
 import pytest
@@ -127,7 +128,8 @@ def test_unknown_values_agree_and_never_change():
 
 
 def test_captions_read_as_people_write():
-    phrases = Phrases(("color", "sleeves", "pockets"), ["pockets"])
+    flags = ("pockets", "has_belt", "with zip", "hood", "waterproof", "is new", "sleeveless")
+    phrases = Phrases(("color", "sleeves", *flags), flags)
     said = [phrases.one("color", "black", "red", style) for style in range(phrases.styles)]
     assert said == ["is red", "in red", "red instead of black", "make it red", "should be red"]
     change = {
@@ -145,6 +147,16 @@ def test_captions_read_as_people_write():
         ("material", "wool", "cotton"): ("is made of cotton", "in cotton"),
         ("pockets", "false", "true"): ("has pockets", "with pockets"),
         ("pockets", "true", "false"): ("has no pockets", "without pockets"),
+        ("has_belt", "true", "false"): ("has no belt", "without belt"),
+        ("with zip", "false", "true"): ("has zip", "with zip"),
+        ("hood", "yes", "no"): ("has no hood", "without hood"),
+        ("waterproof", "false", "true"): ("is waterproof", "waterproof"),
+        ("waterproof", "yes", "no"): ("is not waterproof", "not waterproof"),
+        ("is new", "true", "false"): ("is not new", "not new"),
+        ("sleeveless", "no", "yes"): ("is sleeveless", "sleeveless"),
+        ("pattern", "striped", "none"): ("has no pattern", "without pattern"),
+        ("sleeve_length", "long", "no"): ("has no sleeves", "without sleeves"),
+        ("Größe", "m", "groß"): ("has a groß größe", "with a groß größe"),
     }
     for (attribute, old, new), expected in change.items():
         assert tuple(phrases.one(attribute, old, new, style) for style in (0, 1)) == expected
@@ -167,7 +179,11 @@ def test_own_phrases_replace_ours_and_are_checked():
         ({"color": ["{new}"]}, "'color': no such attribute changes; there are farbe"),
         ({"farbe": "in {new}"}, "must be a list of texts"),
         ({"farbe": ["in {old}"]}, "must hold {new}"),
-        ({"farbe": ["{new} {x}"]}, "is no template"),
+        ({"farbe": ["{new} {x}"]}, "nothing else in braces"),
+        ({"farbe": ["{new} {}"]}, "nothing else in braces"),
+        ({"farbe": ["{new:{old}}"]}, "nothing else in braces"),
+        ({"farbe": ["{new!r}"]}, "nothing else in braces"),
+        ({"farbe": ["{new:>9}"]}, "nothing else in braces"),
         ({"farbe": ["{new"]}, "is no template"),
         ({"farbe": [3]}, "is no template"),
     ):
@@ -216,6 +232,57 @@ def test_results_carry_the_guesses_until_the_files_are_edited(shop, tmp_path, ca
         folder.read(str(out), str(shop))
 
 
+def test_guesses_are_those_of_a_ranking_by_attributes(shop, tmp_path):
+    """Each query of the written files, ranked by what a guess knows of it."""
+    out = tmp_path / "out"
+    summary = make_triplets(_rows(), str(shop), str(out), Settings(choice=_KEEP, val=0.4))
+    names = ("color", "sleeves", "type")
+    values = {row.image: tuple(row.metadata[n] for n in names) for row in _rows()}
+    lines = _lines(out / "val.jsonl")
+    named = {i for line in lines for i in (line["reference"], *_targets(line))}
+    listed = (out / "gallery.txt").read_text().splitlines()
+    for protocol, gallery in (("folder/val", named), ("folder/val-gallery", listed)):
+        sums, total = collections.Counter(), 0
+        for line in lines:
+            weight = 2 if isinstance(line["text"], list) else 1  # both orders of two captions
+            total += weight
+            reference, targets = line["reference"], _targets(line)
+            old, new = values[reference], values[targets[0]]
+            changed = [names.index(name) for name in line["changed"]]
+            fits = {"any_image_that_fits_the_text": changed}
+            fits |= {f"any_image_of_the_right_{name}": [i] for i, name in enumerate(names)}
+            others = [values[i] for i in gallery if i != reference]
+            among = {
+                guess: sum(all(v[i] == new[i] for i in at) for v in others)
+                for guess, at in fits.items()
+            }
+            differ = [(v[0] != old[0]) + (v[1] != old[1]) for v in others if v[2] == old[2]]
+            among["any_image_as_near_the_reference"] = differ.count(len(changed))
+            for guess, count in among.items():
+                for k in (1, 10, 50):
+                    missed = math.comb(count - len(targets), k) / math.comb(max(count, k), k)
+                    sums[guess, k] += weight * (1 - missed)
+        assert len(summary.guesses[protocol]) == 5
+        for guess, recalls in summary.guesses[protocol].items():
+            for k in (1, 10, 50):
+                assert recalls[f"R@{k}"] == pytest.approx(100 * sums[guess, k] / total, abs=0.006)
+
+
+def test_values_keep_their_letters_and_are_compared_without_their_case():
+    colors = ("Weiß", "WEISS", "weiß ", "Grün", "GRÜN", "grün")
+    rows = [
+        Row(f"{n}", f"{n}.jpg", {"farbe": color, "neu": ("Yes", "no")[n % 2], "sku": color})
+        for n, color in enumerate(colors)
+    ]
+    table = tabulate(rows, Choice(product="sku"))
+    assert [p.values for p in table.products] == [
+        *[("weiß", "yes"), ("weiß", "no"), ("weiß", "yes")],
+        *[("grün", "no"), ("grün", "yes"), ("grün", "no")],
+    ]
+    assert len({p.group for p in table.products}) == 2
+    assert table.flags == {"neu"}
+
+
 def _with(**values) -> list[Row]:
     return [Row(r.id, r.image, {**r.metadata, **values}) for r in _rows()]
 
@@ -256,6 +323,10 @@ def test_refusals_leave_no_folder(shop, tmp_path):
     with pytest.raises(DataError, match=r"of the val split \(--val 0.001\)"):
         make_triplets(_rows(), str(shop), str(out), Settings(choice=_KEEP, val=0.001))
     assert not list(tmp_path.iterdir())
-    for bad in ({"per_reference": 0}, {"two_changes": 1.5}, {"val": 0.0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
+    for bad, flag in (
+        ({"per_reference": 0}, "--per-reference"),
+        ({"two_changes": 1.5}, "--two-changes"),
+        ({"val": 0.0}, "--val"),
+    ):
+        with pytest.raises(ValueError, match=rf"{next(iter(bad))} \({flag}\) must be"):
             Settings(**bad)
