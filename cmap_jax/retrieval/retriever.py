@@ -102,7 +102,8 @@ class Retriever:
             update: whether an index in the folder is brought up to date.
             backend: key of `cmap_jax.retrieval.backends.BACKENDS`; None: that of the index before,
                 or else exact search.
-            settings: values of the backend's settings, by name; the others have their defaults.
+            settings: values of the backend's settings, by name; the others are those of the index
+                before, if it has the same backend, or else the defaults.
 
         Raises:
             OSError, ValueError: as `cmap_jax.retrieval.indexing.build_index`.
