@@ -49,7 +49,8 @@ def margins(
     # A weighted term also has the error of its norm, which is half that of the squared norm.
     relative = _SLACK * (1.5 * relative + 2 * _FUNCTION)
     total, is_known = jnp.zeros(len(query)), jnp.isfinite(largest).all()
-    is_known &= (largest <= _LARGEST_NORM).all()
+    # A level that is not zero but small underflows, whatever the queries.
+    is_known &= ((largest == 0) | (largest >= _RANGE[0])).all() & (largest <= _LARGEST_NORM).all()
     terms = len(query.branches) * len(query.levels)
     for branch in query.branches:
         ratio = _ratios(branch)  # [L, B, D], or [1, B, D]

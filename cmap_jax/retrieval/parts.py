@@ -39,6 +39,7 @@ class Parts:
         shape: (L, N, D) of all parts together.
         dtype: the dtype of every part: float32, bfloat16, or int8 with scales.
         rows: number of images in each part.
+        ends: position behind the last image of each part.
     """
 
     def __init__(self, gallery: Part | Sequence[Part]):
@@ -58,6 +59,7 @@ class Parts:
             )
         self.rows = [part[0].shape[1] for part in self._parts]
         self._starts = [0, *itertools.accumulate(self.rows)]
+        self.ends = self._starts[1:]
         first = self._parts[0][0]
         self.shape = (first.shape[0], self._starts[-1], first.shape[2])
         self.dtype = np.dtype(first.dtype)

@@ -101,11 +101,38 @@ def test_a_read_within_a_part_copies_nothing():
     assert whole.read(0, IMAGES, IMAGES + 5, whole.dtype)[0].shape == (0, WIDTH)
 
 
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that begin at a multiple of 64 bytes, as embeddings in a mapped file do."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("form", [np.float32, np.int8])
+@pytest.mark.parametrize(
+    "sizes", [(1023, 1024, 1024, 1000), (90, 96, 64, 93), (2050, 3, 2049), (1024, 2048, 1100)]
+)
+def test_a_cpu_computes_on_parts_where_they_lie(sizes, form):
+    """Whatever their sizes: parts that lack an image, as of a picture that cannot be read."""
+    width = 64
+    parts = [_aligned((LEVELS, n, width), form) for n in sizes]
+    gallery = parts
+    if form is np.int8:
+        gallery = [Quantized(part, np.ones(part.shape[:2], np.float32)) for part in parts]
+    blocks = ExactIndex(gallery, _mesh(1))._blocks
+    short, copied = sum(n for n in sizes if 2 * n <= max(sizes)), 0
+    for levels in blocks.resident:
+        values = np.asarray(levels[1][0] if form is np.int8 else levels[1])
+        copied += not any(np.shares_memory(values, part) for part in parts)
+    assert copied == bool(short)
+
+
 def test_codes_may_be_kept_as_floating_point():
     parts, values = _kept_as("int8", _gallery())
     query = _query(2)
-    result = ExactIndex(parts, _mesh(1), dtype=np.float32).search(query, 9)
-    expected = ExactIndex(values, _mesh(1)).search(query, 9)
+    result = ExactIndex(parts, _mesh(1), dtype=np.float32, chunk=32).search(query, 9)
+    expected = ExactIndex(values, _mesh(1), chunk=32).search(query, 9)
     np.testing.assert_array_equal(result.scores, expected.scores)
 
 
@@ -152,6 +179,26 @@ def test_few_queries(queries, rows):
     own = scores[np.arange(queries), targets][:, None]
     np.testing.assert_array_equal(result.ranks, (scores > own).sum(1) + copies / 2)
     np.testing.assert_array_equal(index.scores_at(query, result.positions), result.scores)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 1, 35), (63, 64, 37), (1, 2, 97, 30, 34), (100, 64)])
+def test_every_image_counts_once(sizes):
+    """Blocks that overlap within their parts; and those without an allowed image are left out."""
+    query, gallery = _query(2), _gallery()
+    parts = np.split(gallery, np.cumsum(sizes)[:-1], axis=1)
+    index, one = ExactIndex(parts, _mesh(1), chunk=32), ExactIndex(gallery, _mesh(1), chunk=32)
+    mask = np.zeros(IMAGES, bool)
+    mask[[70, 100, -1]] = True
+    for allowed in (None, mask):
+        found, expected = (
+            x.search(query, 9, targets=[70, 3], allowed=allowed) for x in (index, one)
+        )
+        np.testing.assert_array_equal(found.positions, expected.positions)
+        for field in ("higher", "tied", "correct"):
+            placements = (getattr(x.placements, field) for x in (found, expected))
+            np.testing.assert_array_equal(*placements)
+    assert len(list(index._blocks.among(mask))) < len(index._blocks.resident)
+    assert len(list(index._blocks.among(~mask & mask))) == 1
 
 
 def test_a_gallery_on_the_device():
