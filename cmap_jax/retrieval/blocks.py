@@ -8,6 +8,7 @@ parts of the gallery. A CPU device reads the gallery's own memory, which may be 
 There, blocks lie within parts: the last one of each part overlaps the one before it.
 """
 
+import logging
 import mmap
 from collections.abc import Iterator, Sequence
 
@@ -18,8 +19,11 @@ from jax.sharding import Mesh
 
 from cmap_jax import sharding
 from cmap_jax.numerics import round_up
+from cmap_jax.retrieval.device_memory import bytes_for_gallery
 from cmap_jax.retrieval.parts import Leaves, Part, Parts
 from cmap_jax.retrieval.scores import Levels
+
+_logger = logging.getLogger(__name__)
 
 _KEPT = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 # Vector units take 16 images at once. A remainder is computed by other instructions, which may
@@ -62,8 +66,9 @@ class Blocks:
             )
         levels, total, width = self._parts.shape
         shard_rows = max(-(-max(total, room) // mesh.size), 1)
-        most = int(device_gb * 1e9 / max(levels * width * self._dtype.itemsize, 1))
-        is_resident = shard_rows <= most
+        row_bytes = max(levels * width * self._dtype.itemsize, 1)
+        most = self._most_rows(device_gb, row_bytes)
+        is_resident = most is None or shard_rows <= most
         if not is_resident:  # two blocks are on the devices at a time
             shard_rows = even_part(shard_rows, max(most // 2, 1))
         is_within_parts = is_resident and len(self._parts.rows) > 1 and _is_on_cpu(mesh)
@@ -80,6 +85,20 @@ class Blocks:
         self.resident: list[Levels] = []
         if is_resident or len(self._starts) == 1:
             self.resident = [self._put(first) for first, _ in self._starts]
+        else:
+            _logger.info(
+                "every search streams the gallery, of which a device would take %.1f GB but may "
+                "take %.1f; device_gb allows more",
+                *(-(-total // mesh.size) * row_bytes / 1e9, most * row_bytes / 1e9),
+            )
+
+    def _most_rows(self, device_gb: float, row_bytes: int) -> int | None:
+        """Return the most rows of a device; None for as many as there are."""
+        if device_gb > 0:
+            return int(device_gb * 1e9 / row_bytes)
+        if _is_on_cpu(self._mesh) and self._parts.can_be_mapped(self._dtype):
+            return None
+        return int(bytes_for_gallery(self._mesh) / row_bytes)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -96,7 +96,7 @@ class ExactIndex:
         *,
         dtype: np.typing.DTypeLike | None = None,
         chunk: int | None = None,
-        device_gb: float = 4.0,
+        device_gb: float = 0.0,
         room: int = 0,
         fast: bool | None = None,
     ):
@@ -113,7 +113,9 @@ class ExactIndex:
             chunk: images that a device scores at once, rounded up to a multiple of 32; None: by
                 the device and the number of queries.
             device_gb: most memory of a device that the gallery takes, in 10^9 bytes. A larger
-                gallery is streamed in blocks, two of which are on the devices at a time.
+                gallery is streamed in blocks, two of which are on the devices at a time. 0: three
+                fifths of what is free, or 4 where the device does not tell; on CPU a gallery that
+                can be read where it lies is never streamed.
             room: least number of images that memory is taken for. Indexes of the same room share
                 their compiled programs, however many images they hold.
             fast: whether a pass in bfloat16 shortens what float32 scores, which changes no result

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
+_ALIGNMENT = 64  # bytes
 _FLOATS = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
 
@@ -96,6 +97,21 @@ class Parts:
             if low < high
         ]
         return _join(pieces or [_convert(tuple(x[level, :0] for x in self._parts[0]), dtype)])
+
+    def can_be_mapped(self, dtype: np.dtype) -> bool:
+        """Tell whether a CPU device reads rows of this dtype where they lie, and copies none.
+
+        That takes rows that begin at multiples of 64 bytes. Scales, which are few bytes, may lie
+        anywhere.
+        """
+        values = [part[0] for part in self._parts]
+        return all(
+            isinstance(x, np.ndarray)
+            and x.dtype == dtype
+            and x.flags.c_contiguous
+            and not (x.ctypes.data | x.strides[1]) % _ALIGNMENT
+            for x in values
+        )
 
     def arrays(self) -> Iterator[np.ndarray]:
         """Yield the arrays that are on the host."""

@@ -223,6 +223,7 @@ class Retriever:
         self._sizes = BatchSizes(batch_sizes)
         self._part_sizes = BatchSizes(min(size, BATCH) for size in batch_sizes)
         query = self._composer.warm_up(batch_sizes)
+        self.backend.warm_up(query, min(k, len(self.index)))
         for size in self._sizes:
             for allowed in (None, np.ones(len(self.index), bool)):
                 self._search(_padded(query, size), k, allowed)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cmap_jax import scoring, sharding
+from cmap_jax.retrieval import blocks, device_memory
 from cmap_jax.retrieval.exact import ExactIndex
 from cmap_jax.retrieval.index_files.quantization import Quantized, quantize
 from cmap_jax.retrieval.parts import Parts
@@ -120,9 +121,9 @@ def test_a_cpu_computes_on_parts_where_they_lie(sizes, form):
     gallery = parts
     if form is np.int8:
         gallery = [Quantized(part, np.ones(part.shape[:2], np.float32)) for part in parts]
-    blocks = ExactIndex(gallery, _mesh(1))._blocks
+    resident = ExactIndex(gallery, _mesh(1))._blocks.resident
     short, copied = sum(n for n in sizes if 2 * n <= max(sizes)), 0
-    for levels in blocks.resident:
+    for levels in resident:
         values = np.asarray(levels[1][0] if form is np.int8 else levels[1])
         copied += not any(np.shares_memory(values, part) for part in parts)
     assert copied == bool(short)
@@ -179,6 +180,32 @@ def test_few_queries(queries, rows):
     own = scores[np.arange(queries), targets][:, None]
     np.testing.assert_array_equal(result.ranks, (scores > own).sum(1) + copies / 2)
     np.testing.assert_array_equal(index.scores_at(query, result.positions), result.scores)
+
+
+def test_the_memory_that_a_gallery_may_take(monkeypatch, caplog):
+    """Three fifths of what is free on the fullest device, 4 GB where that is not known."""
+    some = [{"bytes_limit": 10e9, "bytes_in_use": 5e9}, {"bytes_limit": 10e9, "bytes_in_use": 1e9}]
+    assert [device_memory._bytes_of(s) for s in some] == [3e9, pytest.approx(5.4e9)]
+    assert device_memory.bytes_for_gallery(_mesh(2)) == 4e9
+
+    mapped = _aligned((LEVELS, 4096, WIDTH), np.float32)
+    room = LEVELS * WIDTH * 4 * 100.0
+    monkeypatch.setattr(blocks, "bytes_for_gallery", lambda mesh: room)
+    caplog.set_level("INFO", "cmap_jax.retrieval.blocks")
+
+    def is_streamed(gallery, **options) -> bool:
+        caplog.clear()
+        streamed = not ExactIndex(gallery, _mesh(1), **options)._blocks.resident
+        assert streamed == ("every search streams the gallery" in caplog.text)
+        return streamed
+
+    assert not is_streamed(mapped)  # read where it lies
+    assert is_streamed(mapped, dtype="bfloat16")  # copied
+    assert is_streamed(mapped[:, ::2])
+    assert is_streamed(mapped, device_gb=room / 1e9)
+    assert not is_streamed(mapped[:, ::2], device_gb=1.0)
+    monkeypatch.setattr(blocks, "_is_on_cpu", lambda mesh: False)
+    assert is_streamed(mapped)
 
 
 @pytest.mark.parametrize("sizes", [(64, 64, 1, 35), (63, 64, 37), (1, 2, 97, 30, 34), (100, 64)])

@@ -48,6 +48,14 @@ class Backend(Protocol):
             ValueError: the query has other levels than the index, or a score is NaN.
         """
 
+    def warm_up(self, query: scoring.ComposedQuery, k: int) -> None:
+        """Compile what few searches need, which one search after another would not.
+
+        Args:
+            query: queries of any number and content.
+            k: largest number of images that searches ask for.
+        """
+
 
 def _nothing_to_build(stored: StoredIndex, settings: Any, folder: str) -> None:
     """Write nothing: the embeddings alone are searched."""

@@ -80,8 +80,10 @@ class ShortlistBackend:
             query: queries of any content.
             k: largest number of images that searches ask for.
         """
+        query = jax.tree.map(np.asarray, query.replace(preservation=None))
+        first = np.arange(len(self._stored)) == 0  # blocks without an allowed image are not read
         for size in _SIZES:
-            self._search_all(scoring.take(query, np.zeros(size, np.int64)), k, None)
+            self._search_all(scoring.take(query, np.zeros(size, np.int64)), k, first)
 
     def _search_all(
         self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None
@@ -96,6 +98,7 @@ class ShortlistBackend:
 
     @functools.cached_property
     def _every_image(self) -> ExactIndex:
+        """The gallery, for the queries that the index lost."""
         return ExactIndex(self._stored.parts, self._mesh)
 
     def _rank(self, query: scoring.ComposedQuery, positions: np.ndarray, k: int) -> SearchResult:
