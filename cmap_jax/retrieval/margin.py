@@ -86,5 +86,11 @@ def _ratios(branch: scoring.Branch) -> jax.Array:
 @jax.jit
 def largest_norms(levels: Levels) -> Float32[Array, "L"]:
     """Return the largest norm of an image at each level; NaN or infinite where an element is."""
-    squares = [jnp.square(at_least_float32(values(level))).sum(axis=1).max() for level in levels]
-    return jnp.sqrt(jnp.stack(squares))
+    return jnp.stack([_largest_norm(at_least_float32(values(level))) for level in levels])
+
+
+def _largest_norm(rows: Float32[Array, "N D"]) -> Float32[Array, ""]:
+    """Return the largest norm of a row, also where its square would underflow."""
+    most = jnp.abs(rows).max()
+    squares = jnp.square(rows / jnp.where(most == 0, 1.0, most)).sum(axis=1)
+    return most * jnp.sqrt(squares.max())
