@@ -218,7 +218,7 @@ FIELDS: Mapping[str, Field] = {
     "distributed.heartbeat_timeout_seconds": _environment(least=1),
     "eval.every_epochs": _run(least=1),
     "eval.batch_size": _run(least=1),
-    "eval.gallery_chunk": _environment(least=1, optional=True),
+    "eval.gallery_chunk": _run(least=1, optional=True),
     "eval.rankings": _run(),
     "eval.shortcuts": _run(),
     "eval.captions": _run(choices=("one", "concept"), optional=True, added=True),

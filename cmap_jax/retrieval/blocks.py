@@ -5,8 +5,10 @@ shard. The last block overlaps the one before it instead of being padded. A shar
 than images, so that galleries of several sizes have blocks of one shape, which one compiled program
 serves. Nothing is copied on the host unless a shard needs padding or another dtype, or spans two
 parts of the gallery. A CPU device reads the gallery's own memory, which may be memory-mapped files.
+There, blocks lie within parts: the last one of each part overlaps the one before it.
 """
 
+import logging
 import mmap
 from collections.abc import Iterator, Sequence
 
@@ -17,8 +19,11 @@ from jax.sharding import Mesh
 
 from cmap_jax import sharding
 from cmap_jax.numerics import round_up
+from cmap_jax.retrieval.device_memory import bytes_for_gallery
 from cmap_jax.retrieval.parts import Leaves, Part, Parts
 from cmap_jax.retrieval.scores import Levels
+
+_logger = logging.getLogger(__name__)
 
 _KEPT = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 # Vector units take 16 images at once. A remainder is computed by other instructions, which may
@@ -61,52 +66,70 @@ class Blocks:
             )
         levels, total, width = self._parts.shape
         shard_rows = max(-(-max(total, room) // mesh.size), 1)
-        most = int(device_gb * 1e9 / max(levels * width * self._dtype.itemsize, 1))
-        is_resident = shard_rows <= most
+        row_bytes = max(levels * width * self._dtype.itemsize, 1)
+        most = self._most_rows(device_gb, row_bytes)
+        is_resident = most is None or shard_rows <= most
         if not is_resident:  # two blocks are on the devices at a time
             shard_rows = even_part(shard_rows, max(most // 2, 1))
-        elif len(self._parts.rows) > 1 and mesh.devices.flat[0].platform == "cpu":
-            # Such a block lies within a part, and is not copied.
-            shard_rows = min(shard_rows, -(-max(self._parts.rows) // mesh.size))
+        is_within_parts = is_resident and len(self._parts.rows) > 1 and _is_on_cpu(mesh)
+        if is_within_parts:
+            shard_rows = min(shard_rows, _shard_within(self._parts.rows, mesh.size, chunk))
         least = round_up(even_part(shard_rows, chunk or _SMALL), WHOLE_VECTORS)
         self.shard_rows = max(shard_rows, least)
         # A small gallery is spread over all devices, though the first one has room for all of it.
         self.used = min(self.shard_rows, max(-(-total // mesh.size), 1))
         block_images = self.used * mesh.size
-        self._starts = [
-            (max(min(seen, total - block_images), 0), seen)
-            for seen in range(0, max(total, 1), block_images)
-        ]
+        ends = self._parts.ends if is_within_parts else []
+        self._starts = list(_starts(total, block_images, ends)) or [(0, 0)]
+        self._block_images = block_images
         self.resident: list[Levels] = []
         if is_resident or len(self._starts) == 1:
             self.resident = [self._put(first) for first, _ in self._starts]
+        else:
+            _logger.info(
+                "every search streams the gallery, of which a device would take %.1f GB but may "
+                "take %.1f; device_gb allows more",
+                *(-(-total // mesh.size) * row_bytes / 1e9, most * row_bytes / 1e9),
+            )
+
+    def _most_rows(self, device_gb: float, row_bytes: int) -> int | None:
+        """Return the most rows of a device; None for as many as there are."""
+        if device_gb > 0:
+            return int(device_gb * 1e9 / row_bytes)
+        if _is_on_cpu(self._mesh) and self._parts.can_be_mapped(self._dtype):
+            return None
+        return int(bytes_for_gallery(self._mesh) / row_bytes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of the gallery, (L, N, D)."""
         return self._parts.shape
 
-    @property
-    def count(self) -> int:
-        """The number of blocks."""
-        return len(self._starts)
-
-    def __iter__(self) -> Iterator[tuple[Levels, int, int]]:
-        """Yield each block's levels, [R, D] each, and two positions.
+    def among(self, allowed: np.ndarray | None) -> Iterator[tuple[Levels, int, int]]:
+        """Yield the levels of blocks, [R, D] each, and two positions.
 
         The first position is that of the block's first row. Images before the second one were in
         earlier blocks. Rows behind the gallery's end are zero.
+
+        Args:
+            allowed: mask of the images that take part, [N] bool; None: all of them. Blocks without
+                one are left out, but there is always a block.
         """
-        for number, (first, seen) in enumerate(self._starts):
+        starts = list(enumerate(self._starts))
+        if allowed is not None:
+            some = [x for x in starts if allowed[x[1][1] : x[1][0] + self._block_images].any()]
+            starts = some or starts[:1]
+        for number, (first, seen) in starts:
             yield self.resident[number] if self.resident else self._put(first), first, seen
             self._forget_pages()
 
-    def spread(self, mask: np.ndarray) -> Iterator[jax.Array]:
-        """Yield a mask of images [N] for each block, its rows on the devices that have theirs."""
-        for first, _ in self._starts:
-            yield self._place(
-                lambda begin, end: (mask[begin:end],), first, self.shard_rows, self.used
-            )[0]
+    def spread(self, mask: np.ndarray, first: int = 0) -> jax.Array:
+        """Return a mask of images [N] for the block that begins at a position.
+
+        Its rows are on the devices that have the block's.
+        """
+        read = lambda begin, end: (mask[begin:end],)  # noqa: E731
+        return self._place(read, first, self.shard_rows, self.used)[0]
 
     def gather(self, positions: np.ndarray, rows: int) -> tuple[Levels, int]:
         """Return some images, and how many rows of each device hold them.
@@ -174,6 +197,44 @@ class Blocks:
                 base = base.base
             if is_file and isinstance(base, mmap.mmap):
                 base.madvise(mmap.MADV_DONTNEED)
+
+
+def _is_on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def _shard_within(parts: Sequence[int], devices: int, chunk: int | None) -> int:
+    """Return the rows of shards whose blocks lie within parts of these sizes, and need no padding.
+
+    Parts of less than half the largest size do not count: their images lie in blocks that span
+    several parts.
+    """
+    rows = min((n for n in parts if 2 * n > max(parts)), default=0) // devices
+    rows = max(rows, 1)
+    is_padded = round_up(even_part(rows, chunk or _SMALL), WHOLE_VECTORS) > rows
+    return max(rows - rows % WHOLE_VECTORS, 1) if is_padded else rows
+
+
+def _starts(total: int, size: int, ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first position of each block, and that of its first image that is in no other.
+
+    Args:
+        total: number of images.
+        size: images of a block.
+        ends: positions behind parts that blocks should lie within, in order; none for one part.
+    """
+    limits, begin = [], 0
+    for end in ends:
+        if end - begin >= size:
+            # Images of the parts before that are too short for a block, and those of this part.
+            limits += [(begin, total), (end, end)]
+        begin = end
+    seen = 0
+    for limit, last in (*limits, (total, total)):
+        while seen < limit:
+            first = max(min(seen, last - size), 0)
+            yield first, seen
+            seen = first + size
 
 
 def even_part(total: int, most: int) -> int:

@@ -96,7 +96,7 @@ class ExactIndex:
         *,
         dtype: np.typing.DTypeLike | None = None,
         chunk: int | None = None,
-        device_gb: float = 4.0,
+        device_gb: float = 0.0,
         room: int = 0,
         fast: bool | None = None,
     ):
@@ -113,7 +113,9 @@ class ExactIndex:
             chunk: images that a device scores at once, rounded up to a multiple of 32; None: by
                 the device and the number of queries.
             device_gb: most memory of a device that the gallery takes, in 10^9 bytes. A larger
-                gallery is streamed in blocks, two of which are on the devices at a time.
+                gallery is streamed in blocks, two of which are on the devices at a time. 0: three
+                fifths of what is free, or 4 where the device does not tell; on CPU a gallery that
+                can be read where it lies is never streamed.
             room: least number of images that memory is taken for. Indexes of the same room share
                 their compiled programs, however many images they hold.
             fast: whether a pass in bfloat16 shortens what float32 scores, which changes no result
@@ -167,8 +169,11 @@ class ExactIndex:
             padding: least sizes that the queries and their positions are padded to.
 
         Raises:
-            ValueError: shapes that do not fit, a position outside the gallery, or a NaN score.
+            ValueError: a negative k, shapes that do not fit, a position outside the gallery, or a
+                NaN score.
         """
+        if k < 0:
+            raise ValueError(f"k, the number of images, must be 0 or more, not {k}")
         scoring.check_levels(query, self._blocks.shape)
         allowed = check_mask(allowed, len(self))
         shape, k = (len(query), len(self)), min(k, len(self))
@@ -214,7 +219,9 @@ class ExactIndex:
         positions: np.ndarray,
         padding: Padding = NO_PADDING,
     ) -> np.ndarray:
-        """Return the scores of a few images of each query, equal to a search's in every bit.
+        """Return the scores of a few images of each query, as a search with targets has them.
+
+        They are equal to those in every bit. A search without targets may differ in the last one.
 
         Args:
             query: B queries, as in `search`.
@@ -287,7 +294,7 @@ class ExactIndex:
             chosen = self._nothing_chosen
         return scan.scan(
             sample=sample,
-            **call.arguments(self._masks(None)[0]),
+            **call.arguments(self._all_allowed),
             chosen=chosen,
             mesh=self._mesh,
             plan=plan,
@@ -303,8 +310,9 @@ class ExactIndex:
         carry, terms = self._start(query, request)
         plan = self._plan(len(query), sampled=terms is not None)
         sample = () if terms is None else self._empty_sample(min(plan.tile, _SAMPLE))
-        for (levels, first, seen), mask in zip(self._blocks, self._masks(allowed), strict=True):
+        for levels, first, seen in self._blocks.among(allowed):
             before, chosen = carry, None
+            mask = self._all_allowed if allowed is None else self._blocks.spread(allowed, first)
             bounds = self._bounds(
                 first=first,
                 seen=seen,
@@ -384,16 +392,10 @@ class ExactIndex:
             lambda x: jax.make_array_from_callback(x.shape, whole, lambda i: np.asarray(x)[i]), tree
         )
 
-    def _masks(self, allowed: np.ndarray | None) -> Sequence[jax.Array]:
-        """Return the mask of the images that take part, [R] bool for each block."""
-        if allowed is None:
-            return self._all_allowed
-        return list(self._blocks.spread(allowed))
-
     @functools.cached_property
-    def _all_allowed(self) -> list[jax.Array]:
-        mask = next(iter(self._blocks.spread(np.ones(len(self), bool))))
-        return [mask] * self._blocks.count
+    def _all_allowed(self) -> jax.Array:
+        """The mask of a block whose images all take part, [R] bool."""
+        return self._blocks.spread(np.ones(len(self), bool))
 
     @functools.cached_property
     def _largest(self) -> jax.Array:

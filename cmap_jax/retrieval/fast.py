@@ -167,5 +167,6 @@ def _near(carry: Carry, k: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax
     everywhere = jax.lax.all_gather(carry.scores, sharding.BATCH_AXES, axis=1, tiled=True)
     best, _ = jax.lax.top_k(everywhere, carry.scores.shape[1])
     kth = jax.lax.dynamic_index_in_dim(best, jnp.maximum(k - 1, 0), axis=1)  # [B, 1]
-    near = carry.scores >= kth - 2 * margin[:, None]
+    # An infinite score and an infinite margin have no difference; without a margin all are near.
+    near = (carry.scores >= kth - 2 * margin[:, None]) | jnp.isinf(margin)[:, None]
     return near, near[:, -1]

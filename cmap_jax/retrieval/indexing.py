@@ -138,11 +138,11 @@ def build_index(
         folder: a new folder, or one of an index that is to be brought up to date.
         dtype: float32, bfloat16 or int8; None: that of the index before, or else float32.
         update: whether an index in the folder is brought up to date: new and changed pictures are
-            embedded, deleted ones dropped.
+            embedded, deleted ones dropped, and damaged or missing files made again.
         backend: a key of `BACKENDS`, for which the index is prepared; None: that of the index
             before, or else the default.
-        settings: the backend's settings that differ from the defaults; None with ``backend`` None:
-            those of the index before.
+        settings: values of the backend's settings, by name; the others are those of the index
+            before, if it has the same backend, or else the defaults.
         write: embeds and writes the shards; None: this process does.
 
     Raises:
@@ -173,7 +173,11 @@ def build_index(
             settings=dataclasses.asdict(chosen.settings),
         )
         encoded = writer.encoded()
-        if not known.damaged and _same_content(before, manifest):
+        if (
+            not known.damaged
+            and _same_content(before, manifest)
+            and _intact(folder, before, chosen)
+        ):
             writer.remove()
             manifest = before
         else:
@@ -201,8 +205,8 @@ def _choose_backend(
     folder: str, before: Manifest | None, name: str | None, values: Mapping[str, Any] | None
 ) -> _Chosen:
     """Return a backend, or that of the index before; refuse one that cannot serve the index."""
-    if before is not None and name is None:
-        name, values = before.backend, before.settings if values is None else values
+    if before is not None and name in (None, before.backend):
+        name, values = before.backend, {**before.settings, **(values or {})}
     name = name or DEFAULT
     chosen = _Chosen(name, find_backend(name), settings_of(name, values or {}))
     chosen.entry.check(chosen.settings, folder)
@@ -298,6 +302,14 @@ def _same_content(before: Manifest | None, manifest: Manifest) -> bool:
         return False
     own = ("generation", "created", "loss")
     return dataclasses.replace(manifest, **{n: getattr(before, n) for n in own}) == before
+
+
+def _intact(folder: str, before: Manifest, chosen: _Chosen) -> bool:
+    """Tell whether the backend's files of an index can still be opened."""
+    if chosen.entry.intact(StoredIndex(folder, before), chosen.settings):
+        return True
+    _logger.warning("the files of the backend %s are damaged; they are made again", chosen.name)
+    return False
 
 
 def _check_fits(folder: str, description: Description, before: Manifest | None) -> None:

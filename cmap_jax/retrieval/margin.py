@@ -49,7 +49,8 @@ def margins(
     # A weighted term also has the error of its norm, which is half that of the squared norm.
     relative = _SLACK * (1.5 * relative + 2 * _FUNCTION)
     total, is_known = jnp.zeros(len(query)), jnp.isfinite(largest).all()
-    is_known &= (largest <= _LARGEST_NORM).all()
+    # A level that is not zero but small underflows, whatever the queries.
+    is_known &= ((largest == 0) | (largest >= _RANGE[0])).all() & (largest <= _LARGEST_NORM).all()
     terms = len(query.branches) * len(query.levels)
     for branch in query.branches:
         ratio = _ratios(branch)  # [L, B, D], or [1, B, D]
@@ -85,5 +86,11 @@ def _ratios(branch: scoring.Branch) -> jax.Array:
 @jax.jit
 def largest_norms(levels: Levels) -> Float32[Array, "L"]:
     """Return the largest norm of an image at each level; NaN or infinite where an element is."""
-    squares = [jnp.square(at_least_float32(values(level))).sum(axis=1).max() for level in levels]
-    return jnp.sqrt(jnp.stack(squares))
+    return jnp.stack([_largest_norm(at_least_float32(values(level))) for level in levels])
+
+
+def _largest_norm(rows: Float32[Array, "N D"]) -> Float32[Array, ""]:
+    """Return the largest norm of a row, also where its square would underflow."""
+    most = jnp.abs(rows).max()
+    squares = jnp.square(rows / jnp.where(most == 0, 1.0, most)).sum(axis=1)
+    return most * jnp.sqrt(squares.max())

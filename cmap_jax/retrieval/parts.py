@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
+_ALIGNMENT = 64  # bytes
 _FLOATS = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 
 
@@ -39,6 +40,7 @@ class Parts:
         shape: (L, N, D) of all parts together.
         dtype: the dtype of every part: float32, bfloat16, or int8 with scales.
         rows: number of images in each part.
+        ends: position behind the last image of each part.
     """
 
     def __init__(self, gallery: Part | Sequence[Part]):
@@ -58,6 +60,7 @@ class Parts:
             )
         self.rows = [part[0].shape[1] for part in self._parts]
         self._starts = [0, *itertools.accumulate(self.rows)]
+        self.ends = self._starts[1:]
         first = self._parts[0][0]
         self.shape = (first.shape[0], self._starts[-1], first.shape[2])
         self.dtype = np.dtype(first.dtype)
@@ -94,6 +97,21 @@ class Parts:
             if low < high
         ]
         return _join(pieces or [_convert(tuple(x[level, :0] for x in self._parts[0]), dtype)])
+
+    def can_be_mapped(self, dtype: np.dtype) -> bool:
+        """Tell whether a CPU device reads rows of this dtype where they lie, and copies none.
+
+        That takes rows that begin at multiples of 64 bytes. Scales, which are few bytes, may lie
+        anywhere.
+        """
+        values = [part[0] for part in self._parts]
+        return all(
+            isinstance(x, np.ndarray)
+            and x.dtype == dtype
+            and x.flags.c_contiguous
+            and not (x.ctypes.data | x.strides[1]) % _ALIGNMENT
+            for x in values
+        )
 
     def arrays(self) -> Iterator[np.ndarray]:
         """Yield the arrays that are on the host."""

@@ -104,7 +104,8 @@ class Retriever:
             update: whether an index in the folder is brought up to date.
             backend: key of `cmap_jax.retrieval.backends.BACKENDS`; None: that of the index before,
                 or else exact search.
-            settings: values of the backend's settings, by name; the others have their defaults.
+            settings: values of the backend's settings, by name; the others are those of the index
+                before, if it has the same backend, or else the defaults.
 
         Raises:
             OSError, ValueError: as `cmap_jax.retrieval.indexing.build_index`.
@@ -225,6 +226,7 @@ class Retriever:
         self._part_sizes = BatchSizes(min(size, BATCH) for size in batch_sizes)
         query = self._composer.warm_up(batch_sizes)
         for count in sorted({min(_LEAST_HITS, self._most), self._most}):
+            self.backend.warm_up(query, min(count, len(self.index)))
             for size in self._sizes:
                 for allowed in (None, np.ones(len(self.index), bool)):
                     self._search(_padded(query, size), count, allowed)

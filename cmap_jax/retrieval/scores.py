@@ -145,7 +145,8 @@ def split_query(query: scoring.ComposedQuery, levels: int, pieces: int) -> Split
             return None
         return tuple(split(at_least_float32(x[level if x.shape[0] > 1 else 0]), pieces))
 
-    squared = [None if b.weight is None else jnp.square(b.weight) for b in query.branches]
+    weights = [b.weight for b in query.branches]
+    squared = [None if w is None else jnp.square(at_least_float32(w)) for w in weights]
     return SplitQuery(
         tuple(tuple(cut(b.numerator, i) for b in query.branches) for i in range(levels)),
         tuple(tuple(cut(w, i) for w in squared) for i in range(levels)),

@@ -1,4 +1,4 @@
-"""Config fields that have another name than in earlier versions, or that those did not have.
+"""Config fields with another name or default than in earlier versions, or that those did not have.
 
 Configs that earlier versions stored are read by `translate`; an old name on the command line is
 answered with the new one from `new_names`.
@@ -35,6 +35,9 @@ _ADDED = {
     "data.resampling": "bilinear",
 }
 
+# Old defaults that stand for None today. In earlier versions None was not possible.
+_DEFAULTS = {"eval.gallery_chunk": 1024}
+
 
 def new_names(name: str) -> tuple[str, ...]:
     """Return the names today of a field that was renamed, such as "model.image.depth"; or none."""
@@ -61,7 +64,15 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in _added().items():
         if _lacks(translated, name):
             _set(translated, name, value)
+    for name, value in _DEFAULTS.items():
+        if flatten(translated).get(name) == value:
+            _set(translated, name, None)
     return translated
+
+
+def as_marked(name: str, value: Any) -> Any:
+    """Return a field's value as earlier versions have it, whose runs' marks stay valid."""
+    return _DEFAULTS.get(name, value) if value is None else value
 
 
 def is_as_before(name: str, value: Any) -> bool:

@@ -13,9 +13,6 @@ from cmap_jax.files import read_json
 from cmap_jax.workdir import renamed_fields
 from cmap_jax.workdir.description import CONFIG, CONVERTED_FROM, read_config, read_description
 
-# A field of which earlier versions took this value to be part of a run; now it may change.
-_ONCE_FIXED = {"config.eval.gallery_chunk": 1024}
-
 
 def mark_of_run(config: ConfigDict) -> str:
     """Return 16 characters that differ between runs whose configs differ in a fixed field.
@@ -26,11 +23,10 @@ def mark_of_run(config: ConfigDict) -> str:
     """
     environment = {path for path, field in FIELDS.items() if field.kind == Kind.ENVIRONMENT}
     kept = {
-        f"config.{path}": value
+        f"config.{path}": renamed_fields.as_marked(path, value)
         for path, value in flatten(config.to_dict()).items()
         if path not in environment and not renamed_fields.is_as_before(path, value)
     }
-    kept |= _ONCE_FIXED
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -68,7 +64,8 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
             f"continue; start one from it in another folder: --workdir=... "
             f"--config.init_from={os.fspath(workdir)}"
         )
-    lines = differences(old.to_dict(), config.to_dict(), Kind.RUN)
+    new = renamed_fields.translate(config.to_dict())
+    lines = differences(old.to_dict(), new, Kind.RUN)
     if lines:
         raise ValueError(
             f"{os.fspath(workdir)} holds a run with another config:\n  "

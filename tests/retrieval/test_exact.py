@@ -241,6 +241,8 @@ def test_nan_is_refused(devices, room):
 
 def test_what_does_not_fit_is_refused():
     query, index = _query(2), ExactIndex(_gallery(5), _mesh(1))
+    with pytest.raises(ValueError, match="must be 0 or more, not -1"):
+        index.search(query, -1)
     with pytest.raises(ValueError, match="position 5 in a gallery of 5"):
         index.search(query, 1, targets=[0, 5])
     with pytest.raises(ValueError, match="position 5 in a gallery of 5"):

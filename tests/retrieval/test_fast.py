@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from cmap_jax import scoring, sharding
-from cmap_jax.retrieval import fast, scan, scores
+from cmap_jax.retrieval import exact, fast, scan, scores
 from cmap_jax.retrieval.exact import ExactIndex
+from cmap_jax.retrieval.index_files.quantization import quantize
 from cmap_jax.retrieval.margin import LEAST_SQUARE, largest_norms, margins
+from cmap_jax.retrieval.plan import make_plan
 
 WIDTH, IMAGES = 64, 700
 
@@ -77,7 +79,9 @@ def test_the_margin_bounds_the_error(dtype):
     gallery[:, :8] = worst / 8
     gallery = gallery.astype(dtype)
     levels = tuple(jnp.asarray(level) for level in gallery)
-    for query in (plain, skewed):
+    # The square of this weight is far from a bfloat16 number.
+    rounded = jax.tree.map(lambda x: jnp.full_like(x, 1 + 7 / 128, jnp.bfloat16), plain)
+    for query in (plain, skewed, rounded):
         margin = np.asarray(margins(query, levels, largest_norms(levels)))
         pieces = scores.split_query(query, 2, 2)
         rough = np.asarray(scores.split_score(pieces, levels, LEAST_SQUARE))
@@ -99,7 +103,9 @@ def test_three_pieces_are_as_good_as_float32():
     )
 
 
-@pytest.mark.parametrize("change", ["tiny weights", "huge weights", "tiny query", "NaN", "huge"])
+@pytest.mark.parametrize(
+    "change", ["tiny weights", "huge weights", "tiny query", "NaN", "huge", "tiny"]
+)
 def test_no_margin_where_products_may_underflow(change):
     rng = np.random.default_rng(3)
     query, gallery = _query(rng, 2), _unit(rng, 2, 32)
@@ -113,6 +119,9 @@ def test_no_margin_where_products_may_underflow(change):
     if change == "huge":
         gallery[0, 0] *= 1e9
     query = query.replace(branches=(query.branches[0], branch, query.branches[2]))
+    if change == "tiny":  # even their squares are zero
+        gallery *= np.float32(1e-31)
+        query = query.replace(branches=query.branches[2:], branch_names=("c",))
     levels = tuple(jnp.asarray(level) for level in gallery)
     margin = np.asarray(margins(query, levels, largest_norms(levels)))
     rough = np.asarray(scores.split_score(scores.split_query(query, 2, 2), levels, LEAST_SQUARE))
@@ -194,3 +203,48 @@ def test_what_cannot_be_decided_is_scored_in_float32(monkeypatch):
     gallery[0, 650, 3] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         ExactIndex(gallery, _mesh(1), chunk=64, fast=True).search(query, 5)
+
+
+def _narrow(name: str, gallery: np.ndarray):
+    """A gallery as it is stored in sixteen or eight bits."""
+    return quantize(gallery) if name == "int8" else gallery.astype(ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "platform"), [("bfloat16", "cpu"), ("bfloat16", "gpu"), ("int8", "cpu")]
+)
+def test_narrow_galleries_and_long_lists(dtype, platform, monkeypatch):
+    """Also in the form that an accelerator takes, three pieces for bfloat16, computed on a CPU."""
+    monkeypatch.setattr(exact, "make_plan", lambda _, *rest, **o: make_plan(platform, *rest, **o))
+    rng = np.random.default_rng(7)
+    gallery, query, targets = _narrow(dtype, _crowded(5)), _query(rng, 9), np.arange(9) * 70
+    choices = _watch(monkeypatch)
+    one, two = (
+        ExactIndex(gallery, _mesh(1), chunk=64, fast=is_fast).search(query, 70, targets=targets)
+        for is_fast in (False, True)
+    )
+    assert len(choices) == 1
+    np.testing.assert_array_equal(two.positions, one.positions)
+    np.testing.assert_array_equal(two.scores, one.scores)
+    np.testing.assert_array_equal(two.ranks, one.ranks)
+    values = gallery.rows(slice(None)) if dtype == "int8" else gallery.astype(np.float32)
+    scores = _definition(query, values)
+    best = -np.sort(-scores, axis=1)[:, :70]
+    np.testing.assert_allclose(one.scores, best, atol=5e-6)
+
+
+def test_an_infinite_score_is_listed():
+    """A query without a margin has all of its images scored in float32."""
+    gallery = np.zeros((1, IMAGES, WIDTH), np.float32)
+    gallery[0, :, 0] = np.linspace(-2, 2, IMAGES)
+    vectors = np.zeros((1, 9, WIDTH), np.float32)
+    vectors[0, :, 0] = [3e38, *range(-8, 0)]  # the others' best images are its worst
+    branch = scoring.Branch(vectors)
+    query = scoring.ComposedQuery((branch,), None, ("own",), ("high",))
+    one, two = (
+        ExactIndex(gallery, _mesh(1), chunk=64, fast=is_fast).search(query, 20)
+        for is_fast in (False, True)
+    )
+    assert np.isposinf(one.scores[0]).all()
+    np.testing.assert_array_equal(two.positions, one.positions)
+    np.testing.assert_array_equal(two.scores, one.scores)

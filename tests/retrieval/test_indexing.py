@@ -14,9 +14,11 @@ from buckets import use_folder_as_bucket
 from fake_data import image as write_picture
 from optional import require
 from PIL import Image
-from small import EMBED, small_trained
+from small import EMBED, one_device, small_trained
 
 from cmap_jax.retrieval import indexing, pictures
+from cmap_jax.retrieval.backends import BACKENDS, settings_of
+from cmap_jax.retrieval.backends.milvus_client import Connection
 from cmap_jax.retrieval.catalogue import items_of_folder
 from cmap_jax.retrieval.index_files import form, writing
 from cmap_jax.retrieval.index_files.reading import StoredIndex
@@ -350,6 +352,56 @@ def test_a_disk_that_is_too_small(trained, shop, tmp_path, monkeypatch):
     monkeypatch.setattr(indexing.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"are still to be written, and 0\.0 GB are free"):
         build_index(trained, shop, tmp_path / "index")
+
+
+def _cut_faiss(files: pathlib.Path) -> None:
+    index = files / "faiss.index"
+    index.write_bytes(index.read_bytes()[:-1])
+
+
+def _drop_collection(files: pathlib.Path) -> None:
+    connection = Connection("", str(files))
+    connection.client.drop_collection(json.loads((files / "milvus.json").read_text())["collection"])
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "damage"),
+    [("faiss", "faiss", _cut_faiss), ("milvus", "milvus_lite", _drop_collection)],
+)
+def test_the_remedy_for_damaged_files_of_a_backend(
+    trained, shop, tmp_path, backend, package, damage
+):
+    """The command in the refusal makes them again, embeds nothing, and keeps the settings."""
+    require(package)
+    index = tmp_path / "index"
+    build_index(trained, shop, index, backend=backend, settings={"shortlist": 7})
+
+    def again(**settings):
+        return build_index(trained, shop, index, update=True, backend=backend, settings=settings)
+
+    def open_and_search(**settings) -> None:
+        stored = StoredIndex(index)
+        chosen = settings_of(backend, {**stored.manifest.settings, **settings})
+        opened = BACKENDS[backend].open(stored, chosen, one_device())
+        if backend == "milvus":
+            opened._propose._connection.close()
+
+    remedy = rf"make them again with cmap index --update --backend {backend} --out {index}, and --i"
+    for spoil in (damage, lambda files: os.remove(files / f"{backend}.json")):
+        before = StoredIndex(index)
+        spoil(pathlib.Path(before.backend_folder))
+        with pytest.raises((ValueError, FileNotFoundError), match=remedy):
+            open_and_search()
+        report = again()
+        assert (report.encoded, report.manifest.settings["shortlist"]) == (0, 7)
+        assert report.manifest.generation != before.manifest.generation
+        open_and_search()
+    assert again().manifest == report.manifest
+    with pytest.raises(ValueError, match=rf"--update --backend {backend} --set kind=ivf --out"):
+        open_and_search(kind="ivf")
+    assert again(kind="ivf").manifest.settings["shortlist"] == 7
+    open_and_search(kind="ivf")
 
 
 def test_heic(trained, shop, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cmap_jax import scoring, sharding
+from cmap_jax.retrieval import blocks, device_memory
 from cmap_jax.retrieval.exact import ExactIndex
 from cmap_jax.retrieval.index_files.quantization import Quantized, quantize
 from cmap_jax.retrieval.parts import Parts
@@ -101,11 +102,38 @@ def test_a_read_within_a_part_copies_nothing():
     assert whole.read(0, IMAGES, IMAGES + 5, whole.dtype)[0].shape == (0, WIDTH)
 
 
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that begin at a multiple of 64 bytes, as embeddings in a mapped file do."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("form", [np.float32, np.int8])
+@pytest.mark.parametrize(
+    "sizes", [(1023, 1024, 1024, 1000), (90, 96, 64, 93), (2050, 3, 2049), (1024, 2048, 1100)]
+)
+def test_a_cpu_computes_on_parts_where_they_lie(sizes, form):
+    """Whatever their sizes: parts that lack an image, as of a picture that cannot be read."""
+    width = 64
+    parts = [_aligned((LEVELS, n, width), form) for n in sizes]
+    gallery = parts
+    if form is np.int8:
+        gallery = [Quantized(part, np.ones(part.shape[:2], np.float32)) for part in parts]
+    resident = ExactIndex(gallery, _mesh(1))._blocks.resident
+    short, copied = sum(n for n in sizes if 2 * n <= max(sizes)), 0
+    for levels in resident:
+        values = np.asarray(levels[1][0] if form is np.int8 else levels[1])
+        copied += not any(np.shares_memory(values, part) for part in parts)
+    assert copied == bool(short)
+
+
 def test_codes_may_be_kept_as_floating_point():
     parts, values = _kept_as("int8", _gallery())
     query = _query(2)
-    result = ExactIndex(parts, _mesh(1), dtype=np.float32).search(query, 9)
-    expected = ExactIndex(values, _mesh(1)).search(query, 9)
+    result = ExactIndex(parts, _mesh(1), dtype=np.float32, chunk=32).search(query, 9)
+    expected = ExactIndex(values, _mesh(1), chunk=32).search(query, 9)
     np.testing.assert_array_equal(result.scores, expected.scores)
 
 
@@ -152,6 +180,52 @@ def test_few_queries(queries, rows):
     own = scores[np.arange(queries), targets][:, None]
     np.testing.assert_array_equal(result.ranks, (scores > own).sum(1) + copies / 2)
     np.testing.assert_array_equal(index.scores_at(query, result.positions), result.scores)
+
+
+def test_the_memory_that_a_gallery_may_take(monkeypatch, caplog):
+    """Three fifths of what is free on the fullest device, 4 GB where that is not known."""
+    some = [{"bytes_limit": 10e9, "bytes_in_use": 5e9}, {"bytes_limit": 10e9, "bytes_in_use": 1e9}]
+    assert [device_memory._bytes_of(s) for s in some] == [3e9, pytest.approx(5.4e9)]
+    assert device_memory.bytes_for_gallery(_mesh(2)) == 4e9
+
+    mapped = _aligned((LEVELS, 4096, WIDTH), np.float32)
+    room = LEVELS * WIDTH * 4 * 100.0
+    monkeypatch.setattr(blocks, "bytes_for_gallery", lambda mesh: room)
+    caplog.set_level("INFO", "cmap_jax.retrieval.blocks")
+
+    def is_streamed(gallery, **options) -> bool:
+        caplog.clear()
+        streamed = not ExactIndex(gallery, _mesh(1), **options)._blocks.resident
+        assert streamed == ("every search streams the gallery" in caplog.text)
+        return streamed
+
+    assert not is_streamed(mapped)  # read where it lies
+    assert is_streamed(mapped, dtype="bfloat16")  # copied
+    assert is_streamed(mapped[:, ::2])
+    assert is_streamed(mapped, device_gb=room / 1e9)
+    assert not is_streamed(mapped[:, ::2], device_gb=1.0)
+    monkeypatch.setattr(blocks, "_is_on_cpu", lambda mesh: False)
+    assert is_streamed(mapped)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 1, 35), (63, 64, 37), (1, 2, 97, 30, 34), (100, 64)])
+def test_every_image_counts_once(sizes):
+    """Blocks that overlap within their parts; and those without an allowed image are left out."""
+    query, gallery = _query(2), _gallery()
+    parts = np.split(gallery, np.cumsum(sizes)[:-1], axis=1)
+    index, one = ExactIndex(parts, _mesh(1), chunk=32), ExactIndex(gallery, _mesh(1), chunk=32)
+    mask = np.zeros(IMAGES, bool)
+    mask[[70, 100, -1]] = True
+    for allowed in (None, mask):
+        found, expected = (
+            x.search(query, 9, targets=[70, 3], allowed=allowed) for x in (index, one)
+        )
+        np.testing.assert_array_equal(found.positions, expected.positions)
+        for field in ("higher", "tied", "correct"):
+            placements = (getattr(x.placements, field) for x in (found, expected))
+            np.testing.assert_array_equal(*placements)
+    assert len(list(index._blocks.among(mask))) < len(index._blocks.resident)
+    assert len(list(index._blocks.among(~mask & mask))) == 1
 
 
 def test_a_gallery_on_the_device():

@@ -325,8 +325,8 @@ def test_a_workdir_is_read_from_where_the_index_says(pictures, tmp_path):
         Retriever.load(folder, backend="fais", model=moved)
     with pytest.raises(ValueError, match=r"backend exact has no setting 'device'.* mean device_gb"):
         Retriever.load(folder, settings={"device": 1}, model=moved)
-    with pytest.raises(ValueError, match="backend exact: device_gb must be above 0"):
-        Retriever.load(folder, settings={"device_gb": "0"}, model=moved)
+    with pytest.raises(ValueError, match="backend exact: device_gb must be 0 or more"):
+        Retriever.load(folder, settings={"device_gb": "-1"}, model=moved)
     with pytest.raises(ValueError, match="device_gb must be of type float, not 'much'"):
         Retriever.load(folder, settings={"device_gb": "much"}, model=moved)
 

@@ -73,7 +73,7 @@ def test_a_run_of_a_version_with_fewer_fields_continues(tmp_path):
         f"config.{path}": value
         for path, value in flatten(stored.to_dict()).items()
         if path not in environment | added
-    } | {"config.eval.gallery_chunk": 1024}
+    } | {"config.eval.gallery_chunk": 1024}  # the default of that version
     old_mark = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
     assert mark_of_run(stored) == old_mark
     stored.train.ema_decay = 0.9
@@ -91,6 +91,29 @@ def test_a_part_that_is_no_mapping_stays_as_it_is():
 def test_the_mark_of_the_defaults_stays():
     """Else no run of an earlier version continues: a new field is marked ``added`` in the table."""
     assert mark_of_run(default.get_config()) == "e01b4952f02454a0"
+
+
+@pytest.mark.parametrize("chunk", [1024, 512])
+def test_a_run_whose_galleries_were_scored_in_fixed_chunks_goes_on(tmp_path, chunk):
+    """The old default stands for None, and another value stays; each with the mark that it had."""
+    stored = _write(tmp_path, _config(), training_items=8)
+    content = json.loads((tmp_path / CONFIG).read_text())
+    content["eval"]["gallery_chunk"] = chunk
+    (tmp_path / CONFIG).write_text(json.dumps(content))
+    assert read_config(tmp_path).eval.gallery_chunk == (None if chunk == 1024 else chunk)
+    marks = {}
+    for value in (None, chunk):
+        stored.eval.gallery_chunk = value
+        marks[value] = mark_of_run(stored)
+    check_same_run(tmp_path, stored)
+    assert marks[chunk] == mark_of_run(read_config(tmp_path))
+    assert (marks[chunk] == marks[None]) == (chunk == 1024)
+    stored.eval.gallery_chunk = None
+    if chunk == 1024:
+        check_same_run(tmp_path, stored)
+    else:
+        with pytest.raises(ValueError, match=r"config\.eval\.gallery_chunk: 512 there, None now"):
+            check_same_run(tmp_path, stored)
 
 
 def test_all_fields_that_differ_are_named(tmp_path):

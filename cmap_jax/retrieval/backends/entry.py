@@ -48,9 +48,22 @@ class Backend(Protocol):
             ValueError: the query has other levels than the index, or a score is NaN.
         """
 
+    def warm_up(self, query: scoring.ComposedQuery, k: int) -> None:
+        """Compile what few searches need, which one search after another would not.
+
+        Args:
+            query: queries of any number and content.
+            k: largest number of images that searches ask for.
+        """
+
 
 def _nothing_to_build(stored: StoredIndex, settings: Any, folder: str) -> None:
     """Write nothing: the embeddings alone are searched."""
+
+
+def _nothing_to_damage(stored: StoredIndex, settings: Any) -> bool:
+    """Find nothing missing: there are no files."""
+    return True
 
 
 def _nothing_to_check(settings: Any, folder: str) -> None:
@@ -71,6 +84,9 @@ class BackendEntry:
             settings and the index's folder.
         check: refuses, before anything is embedded, an index that ``build`` could not serve, given
             the settings and the index's folder: a package that is missing, or a bucket.
+        intact: tells whether a search could open what ``build`` wrote, given the stored index and
+            the settings. An update builds again what is not intact. It raises an `OSError` where a
+            server that would know does not answer.
         extra: the extra of the package that installs what the backend needs; None: it needs
             nothing more.
     """
@@ -79,4 +95,5 @@ class BackendEntry:
     open: Callable[[StoredIndex, Any, Mesh], Backend]
     build: Callable[[StoredIndex, Any, str], None] = _nothing_to_build
     check: Callable[[Any, str], None] = _nothing_to_check
+    intact: Callable[[StoredIndex, Any], bool] = _nothing_to_damage
     extra: str | None = None

@@ -17,14 +17,14 @@ class Settings:
 
     Attributes:
         device_gb: most memory of a device that the gallery takes, in 10^9 bytes; a larger one is
-            streamed from the index's files in every search.
+            streamed from the index's files in every search. 0: as `ExactIndex` chooses.
     """
 
-    device_gb: float = 4.0
+    device_gb: float = 0.0
 
     def __post_init__(self):
-        if not self.device_gb > 0:
-            raise ValueError(f"device_gb must be above 0, not {self.device_gb}")
+        if not self.device_gb >= 0:
+            raise ValueError(f"device_gb must be 0 or more, not {self.device_gb}")
 
 
 class ExactBackend:
@@ -39,6 +39,9 @@ class ExactBackend:
     ) -> SearchResult:
         """Return the best images of each query; see `entry.Backend`."""
         return self._index.search(query, k, allowed=allowed)
+
+    def warm_up(self, query: scoring.ComposedQuery, k: int) -> None:
+        """Compile nothing: all searches have one program."""
 
 
 def _open(stored: StoredIndex, settings: Settings, mesh: Mesh) -> ExactBackend:

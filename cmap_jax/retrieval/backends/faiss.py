@@ -83,12 +83,29 @@ def open_proposer(stored: StoredIndex, settings: ShortlistSettings) -> "Proposer
         ValueError: it is damaged, of other embeddings, or in another form than is asked for.
     """
     faiss = _import()
-    record = record_lib.read_record(stored, NAME, _FIELDS)
-    settings.check_form(record)
-    path = os.path.join(record_lib.backend_folder(stored, NAME), _FILE)
-    if os.path.getsize(path) != record["bytes"] or _checksum(path) != record["crc32"]:
-        raise ValueError(f"{path} is damaged: its checksum is another; {record_lib.again(NAME)}")
+    path, record = _files(stored, settings)
     return Proposer(faiss, faiss.read_index(path), record["kind"], settings)
+
+
+def intact(stored: StoredIndex, settings: ShortlistSettings) -> bool:
+    """Tell whether `open_proposer` would read the index that was built of some embeddings."""
+    try:
+        _files(stored, settings)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _files(stored: StoredIndex, settings: ShortlistSettings) -> tuple[str, dict[str, Any]]:
+    """Return the path of a whole index, and its record; raises as `open_proposer` does."""
+    record = record_lib.read_record(stored, NAME, _FIELDS)
+    settings.check_form(stored, NAME, record)
+    path, remedy = os.path.join(record_lib.backend_folder(stored, NAME), _FILE), record_lib.again
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file; {remedy(stored, NAME)}")
+    if os.path.getsize(path) != record["bytes"] or _checksum(path) != record["crc32"]:
+        raise ValueError(f"{path} is damaged: its checksum is another; {remedy(stored, NAME)}")
+    return path, record
 
 
 class Proposer:
@@ -165,5 +182,10 @@ def _checksum(path: str) -> int:
 
 
 ENTRY = BackendEntry(
-    settings=ShortlistSettings, open=open_backend, build=build, check=check, extra="faiss"
+    settings=ShortlistSettings,
+    open=open_backend,
+    build=build,
+    check=check,
+    intact=intact,
+    extra="faiss",
 )

@@ -142,21 +142,48 @@ def open_backend(stored: StoredIndex, settings: Settings, mesh: Mesh) -> Shortli
         ValueError: the collection is incomplete, of other embeddings, or in another form than is
             asked for.
     """
+    connection, record = _connect(stored, settings)
+    proposer = Proposer(connection, record, settings, clusters=_clusters(len(stored)))
+    return ShortlistBackend(stored, proposer, shortlist=settings.shortlist, mesh=mesh)
+
+
+def intact(stored: StoredIndex, settings: Settings) -> bool:
+    """Tell whether `open_backend` would find the collection that was made of some embeddings.
+
+    Raises:
+        OSError: a server cannot be reached.
+    """
+    try:
+        _connect(stored, settings)[0].close()
+    except (FileNotFoundError, ValueError):
+        return False
+    except OSError:
+        if settings.uri:
+            raise
+        # Files that Milvus Lite cannot open are damaged, or another process searches them. A new
+        # generation has files of its own, which is right for both.
+        return False
+    return True
+
+
+def _connect(stored: StoredIndex, settings: Settings) -> tuple[Connection, dict[str, Any]]:
+    """Return a connection to a whole collection, and its record; raises as `open_backend` does."""
     record = record_lib.read_record(stored, NAME, _FIELDS)
-    settings.check_form(record)
+    settings.check_form(stored, NAME, record)
     collection = record["collection"]
     connection = Connection(settings.uri or record["uri"], record_lib.backend_folder(stored, NAME))
-    with connection.errors():
-        exists = connection.client.has_collection(collection)
-        count = _load_and_count(connection.client, collection, settings) if exists else 0
-    if count != len(stored) or not record["complete"]:
-        connection.close()
-        raise ValueError(
-            f"Milvus at {connection.address}: the collection {collection} has {count:,} of "
-            f"{len(stored):,} images; {record_lib.again(NAME)}"
-        )
-    proposer = Proposer(connection, record, settings, clusters=_clusters(count))
-    return ShortlistBackend(stored, proposer, shortlist=settings.shortlist, mesh=mesh)
+    with contextlib.ExitStack() as stack:
+        stack.callback(connection.close)
+        with connection.errors():
+            exists = connection.client.has_collection(collection)
+            count = _load_and_count(connection.client, collection, settings) if exists else 0
+        if count != len(stored) or not record["complete"]:
+            raise ValueError(
+                f"Milvus at {connection.address}: the collection {collection} has {count:,} of "
+                f"{len(stored):,} images; {record_lib.again(stored, NAME)}"
+            )
+        stack.pop_all()
+    return connection, record
 
 
 class Proposer:
@@ -279,24 +306,37 @@ def _collections(folder: str, uri: str) -> tuple[list[str], list[str]]:
     """Return the collections of an index at an address: those in use, and those that are not.
 
     A collection is in use while the folder of its generation exists, since a service may search
-    it. A record lists the collections that were in use before it.
+    it. A record lists the collections that were in use before it. Where the record of another
+    generation cannot be read, any collection may be the one that it named: all count as in use.
 
     Args:
         folder: the backend's folder in a generation that is to be built.
         uri: the address; without one there is nothing to drop, since files go with their folder.
     """
-    used, known = [], []
-    for file in sorted(pathlib.Path(folder).parents[1].glob(f"*/{NAME}/{NAME}.json")):
+    used, known, is_sure = [], [], True
+    for other in sorted(pathlib.Path(folder).parents[1].glob(f"*/{NAME}")):
+        is_own = other == pathlib.Path(folder)
         try:
-            record = json.loads(file.read_text())
+            record = json.loads((other / f"{NAME}.json").read_text())
             if not uri or record["uri"] != uri:
                 continue
             known += [record["collection"], *record["earlier"]]
         except (OSError, ValueError, TypeError, KeyError):
-            continue  # an unreadable record is no reason to drop or to keep anything
-        if file.parent != pathlib.Path(folder):
+            is_sure &= is_own
+            continue
+        if not is_own:
             used.append(record["collection"])
-    return used, [name for name in dict.fromkeys(known) if name not in used]
+    known = list(dict.fromkeys(known))
+    if not is_sure:
+        return known, []
+    return used, [name for name in known if name not in used]
 
 
-ENTRY = BackendEntry(settings=Settings, open=open_backend, build=build, check=check, extra="milvus")
+ENTRY = BackendEntry(
+    settings=Settings,
+    open=open_backend,
+    build=build,
+    check=check,
+    intact=intact,
+    extra="milvus",
+)

@@ -1,9 +1,13 @@
 """A connection to Milvus: to a server, or to Milvus Lite, which runs in this process."""
 
+import collections
 import contextlib
 import importlib
 import os
 from collections.abc import Iterator
+
+# Open connections to the files of Milvus Lite in this process, which share its server.
+_opened: collections.Counter[str] = collections.Counter()
 
 TOKEN = "CMAP_MILVUS_TOKEN"  # environment variable with the token of a server
 LITE = "milvus.db"  # the folder of Milvus Lite's files, beside the record
@@ -41,6 +45,7 @@ class Connection:
         token = os.environ.get(TOKEN, "") if uri else ""
         with self.errors(f"; {remedy}"):
             self.client = pymilvus.MilvusClient(self.address, token=token, timeout=_CONNECT_SECONDS)
+        _opened[self.address] += 1
 
     @contextlib.contextmanager
     def errors(self, remedy: str = "") -> Iterator[None]:
@@ -54,9 +59,10 @@ class Connection:
             raise OSError(f"Milvus at {self.address}: {reason}{remedy}") from error
 
     def close(self) -> None:
-        """Disconnect; another process may then open Milvus Lite's files."""
+        """Disconnect; after the last connection another process may open Milvus Lite's files."""
         self.client.close()
-        if self._is_lite:
+        _opened[self.address] -= 1
+        if self._is_lite and not _opened[self.address]:
             from milvus_lite.server_manager import server_manager_instance
 
             server_manager_instance.release_server(self.address)

@@ -5,6 +5,7 @@ embeddings that the rest was made from, by the checksums of their files.
 """
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,24 +63,38 @@ def read_record(stored: StoredIndex, name: str, fields: Mapping[str, type]) -> d
         ValueError: the record is broken, or belongs to other embeddings.
     """
     file = record_path(backend_folder(stored, name), name)
+    remedy = again(stored, name)
     if not os.path.exists(file):
         raise FileNotFoundError(
-            f"{file}: no such file: the index was made without the backend {name}; {again(name)}"
+            f"{file}: no such file: the index was made without the backend {name}; {remedy}"
         )
-    record = read_json(file)
+    try:
+        record = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
     types = {"format": int, "vectors": list, **fields}
     if not isinstance(record, dict) or any(type(record.get(f)) is not t for f, t in types.items()):
-        raise ValueError(f"{file} is damaged: it is no record of {name}; {again(name)}")
+        raise ValueError(f"{file} is damaged: it is no record of {name}; {remedy}")
     if record["format"] != _FORMAT:
-        raise ValueError(f"{file} has form {record['format']}, not {_FORMAT}; {again(name)}")
+        raise ValueError(f"{file} has form {record['format']}, not {_FORMAT}; {remedy}")
     if record["vectors"] != _vectors(stored):
-        raise ValueError(f"{file} belongs to other embeddings than the index has; {again(name)}")
+        raise ValueError(f"{file} belongs to other embeddings than the index has; {remedy}")
     return record
 
 
-def again(name: str) -> str:
-    """Return the remedy for a backend's missing, damaged or foreign files."""
-    return f"make the index again with cmap index --backend {name}"
+def again(stored: StoredIndex, name: str, setting: str = "") -> str:
+    """Return the remedy for a backend's files that are missing, damaged or foreign.
+
+    Args:
+        stored: the embeddings, which stay as they are.
+        name: of the backend.
+        setting: one that the files do not have, as NAME=VALUE.
+    """
+    changed = f" --set {setting}" if setting else ""
+    return (
+        f"make them again with cmap index --update --backend {name}{changed} --out "
+        f"{shlex.quote(stored.folder)}, and --images or --list as before"
+    )
 
 
 def _vectors(stored: StoredIndex) -> list[int]:

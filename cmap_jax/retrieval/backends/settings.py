@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from cmap_jax.retrieval.backends.record import again
+from cmap_jax.retrieval.index_files.reading import StoredIndex
+
 _CHOICES = {"kind": ("auto", "flat", "ivf", "hnsw"), "dtype": ("auto", "float32", "int8")}
 _LEAST = {"shortlist": 1, "nprobe": 0, "ef_search": 0}
 _FLAT_UNTIL = 50_000  # images up to which comparing each of them takes milliseconds
@@ -49,13 +52,19 @@ class ShortlistSettings:
             "dtype": "float32" if self.dtype == "auto" else self.dtype,
         }
 
-    def check_form(self, record: Mapping[str, Any]) -> None:
-        """Refuse a record of an index that was built in another form than these settings name."""
+    def check_form(self, stored: StoredIndex, backend: str, record: Mapping[str, Any]) -> None:
+        """Refuse an index that was built in another form than these settings name.
+
+        Args:
+            stored: the embeddings.
+            backend: name of the backend.
+            record: of the backend's files.
+        """
         for name in _CHOICES:
             if (value := getattr(self, name)) not in ("auto", record[name]):
                 raise ValueError(
-                    f"{name}={value}, but the index was made with {name}={record[name]}; make it "
-                    f"again, or leave {name} out"
+                    f"{name}={value}, but the index was made with {name}={record[name]}; leave "
+                    f"{name} out, or {again(stored, backend, f'{name}={value}')}"
                 )
 
     def clusters_searched(self, clusters: int, allowed: np.ndarray | None) -> int:

@@ -5,6 +5,7 @@ the best images are missing from it. Its images are scored in the form that all 
 that the scores of two backends may be compared.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,7 +16,7 @@ from cmap_jax import scoring
 from cmap_jax.numerics import round_up
 from cmap_jax.retrieval.backends.surrogate import SAMPLE, Surrogate, sample_positions
 from cmap_jax.retrieval.batch_sizes import BatchSizes
-from cmap_jax.retrieval.exact import SearchResult
+from cmap_jax.retrieval.exact import ExactIndex, Padding, SearchResult
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.placement import BROKEN
 from cmap_jax.retrieval.positions import NO_TARGET
@@ -28,6 +29,7 @@ Propose = Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]
 _SIZES = BatchSizes((1, 8))
 # Rows that vector units take at once, as in `retrieval.blocks`: equal images score equally.
 _WHOLE_VECTORS = 32
+_LISTS = ("scores", "positions")  # of a search's result
 
 
 class ShortlistBackend:
@@ -36,15 +38,19 @@ class ShortlistBackend:
     def __init__(self, stored: StoredIndex, propose: Propose, *, shortlist: int, mesh: Mesh):
         """Fit the surrogate to a sample of the images.
 
+        The devices get no image before a search needs all of them.
+
         Args:
             stored: the embeddings.
             propose: the approximate index.
             shortlist: images a query that are scored, 1 or more; a search for more scores more.
-            mesh: the first of its devices computes the scores.
+            mesh: the first of its devices computes the scores; all search exactly where the index
+                lost its way.
         """
         self._stored = stored
         self._propose = propose
         self._shortlist = shortlist
+        self._mesh = mesh
         self._device = mesh.devices.flat[0]
         self._surrogate = fit_surrogate(stored)
 
@@ -62,12 +68,38 @@ class ShortlistBackend:
         result = self._rank(query, self._propose(vectors, wanted, allowed), k)
         lost = np.flatnonzero((result.positions == NO_TARGET).any(axis=1))
         if len(lost):  # an index may lose its way where most images are filtered out
-            # As many queries as before: a search compiles no program for another number.
-            rows = np.resize(lost, len(query))
-            whole = self._rank(scoring.take(query, rows), every[None], k)
-            result.scores[lost] = whole.scores[: len(lost)]
-            result.positions[lost] = whole.positions[: len(lost)]
+            result.scores[lost], result.positions[lost] = self._search_all(
+                scoring.take(query, lost), k, allowed
+            )
         return result
+
+    def warm_up(self, query: scoring.ComposedQuery, k: int) -> None:
+        """Compile what no search needs but one whose index lost its way.
+
+        Args:
+            query: queries of any content.
+            k: largest number of images that searches ask for.
+        """
+        query = jax.tree.map(np.asarray, query.replace(preservation=None))
+        first = np.arange(len(self._stored)) == 0  # blocks without an allowed image are not read
+        for size in _SIZES:
+            self._search_all(scoring.take(query, np.zeros(size, np.int64)), k, first)
+
+    def _search_all(
+        self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores and the positions of the best images of all, [B, k] each."""
+        results = []
+        for rows, size in _SIZES.parts(len(query)):
+            part = scoring.take(query, rows)
+            padding = Padding(queries=size)
+            results.append(self._every_image.search(part, k, allowed=allowed, padding=padding))
+        return tuple(np.concatenate([getattr(r, n) for r in results]) for n in _LISTS)
+
+    @functools.cached_property
+    def _every_image(self) -> ExactIndex:
+        """The gallery, for the queries that the index lost."""
+        return ExactIndex(self._stored.parts, self._mesh)
 
     def _rank(self, query: scoring.ComposedQuery, positions: np.ndarray, k: int) -> SearchResult:
         """Return the best k of some images by their scores.

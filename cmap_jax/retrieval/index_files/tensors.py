@@ -1,4 +1,4 @@
-"""Safetensors files: written with data that begin at a multiple of 64 bytes, read as maps.
+"""Safetensors files: written with embeddings that begin at a multiple of 64 bytes, read as maps.
 
 The library that the format comes from copies what it reads, and aligns data to 8 bytes. Devices
 read a map without a copy where an array begins at a multiple of 64.
@@ -31,6 +31,8 @@ _LENGTH = 8  # bytes of the header's length, which a file begins with
 def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return a safetensors file's content; arrays of wider numbers come first, which aligns all.
 
+    The array of the most axes, or else the first one, begins at a multiple of 64 bytes.
+
     Args:
         arrays: of the dtypes float32, bfloat16, int8, uint8, uint32, int64 and uint64, by name.
     """
@@ -48,7 +50,9 @@ def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
             "data_offsets": [begin, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(_LENGTH + len(text)) % _ALIGNMENT)
+    largest = max(order, key=lambda name: arrays[name].ndim, default=None)
+    offset = header[largest]["data_offsets"][0] if largest else 0
+    text += b" " * (-(_LENGTH + len(text) + offset) % _ALIGNMENT)
     parts = [np.ascontiguousarray(arrays[name]).tobytes() for name in order]
     return b"".join([len(text).to_bytes(_LENGTH, "little"), text, *parts])
 

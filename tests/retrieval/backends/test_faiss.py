@@ -122,7 +122,9 @@ def test_files_that_do_not_fit(stored, tmp_path):
     stored = _copy(stored, tmp_path / "index")
     folder = pathlib.Path(backend_folder(stored, "faiss"))
     shutil.rmtree(folder, ignore_errors=True)
-    with pytest.raises(FileNotFoundError, match=r"faiss\.json.*cmap index --backend faiss"):
+    with pytest.raises(
+        FileNotFoundError, match=r"faiss\.json.*cmap index --update --backend faiss"
+    ):
         _open(stored)
     _build(stored, kind="flat")
     assert sorted(p.name for p in folder.iterdir()) == ["faiss.index", "faiss.json"]
@@ -135,7 +137,13 @@ def test_files_that_do_not_fit(stored, tmp_path):
         index.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"faiss\.index is damaged"):
             _open(stored)
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match=r"faiss\.index: no such file; make them again"):
+        _open(stored)
     index.write_bytes(content)
+    record.write_text("{")
+    with pytest.raises(ValueError, match=r"faiss\.json.*make them again with cmap index"):
+        _open(stored)
     for broken, message in [
         ({**fields, "vectors": [1]}, "belongs to other embeddings"),
         ({**fields, "format": 9}, "has form 9"),

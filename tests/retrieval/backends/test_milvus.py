@@ -140,8 +140,48 @@ def test_a_collection_that_is_gone(stored, server):
     client = pymilvus.MilvusClient(server)
     client.drop_collection(_record(stored)["collection"])
     client.close()
-    with pytest.raises(ValueError, match=r"has 0 of 400 images; make the index again"):
+    with pytest.raises(ValueError, match=r"has 0 of 400 images; make them again"):
         _open(stored)
+
+
+def test_nothing_is_dropped_while_a_record_cannot_be_read(tmp_path, server):
+    """A service may search the collection that the record of an existing generation named."""
+    folder, pyramid, names = tmp_path / "index", random_pyramid(IMAGES), []
+    for number in range(2):
+        stored = write(folder, pyramid[:, : 100 + number])
+        _build(stored, uri=server)
+        names.append(_record(stored)["collection"])
+    record = pathlib.Path(backend_folder(stored, "milvus")) / "milvus.json"
+    content = record.read_text()
+    record.write_text("{")
+    stored = write(folder, pyramid[:, :103])  # removes the first generation, keeps the second
+    _build(stored, uri=server)
+    client = pymilvus.MilvusClient(server)
+    assert set(names) < set(client.list_collections())
+    record.write_text(content)
+    _build(stored, uri=server)  # again
+    assert set(client.list_collections()) == {names[1], _record(stored)["collection"]}
+    client.close()
+
+
+def test_a_connection_is_closed_if_the_collection_cannot_be_opened(stored, monkeypatch):
+    """Another process could not open the files of Milvus Lite."""
+    _build(stored)
+    monkeypatch.setattr(milvus, "_load_and_count", lambda *rest: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _open(stored)
+    assert not +milvus_client._opened
+
+
+def test_an_update_beside_an_open_index(stored):
+    """A check of the files leaves the server of an open index running."""
+    _build(stored)
+    backend = _open(stored, shortlist=60)
+    try:
+        assert milvus.intact(stored, settings_of("milvus", {}))
+        backend.search(random_query(1), 5)
+    finally:
+        _close(backend)
 
 
 def test_an_unfinished_build(stored, server, monkeypatch):

@@ -1,5 +1,6 @@
 """Re-ranking of proposed images, against scores by the definition and exact search."""
 
+import compilations
 import numpy as np
 import pytest
 from small import one_device
@@ -78,7 +79,7 @@ def test_a_mask(stored, passing):
     np.testing.assert_allclose(result.scores, best, atol=1e-5)
 
 
-def test_images_that_the_index_does_not_reach(stored):
+def test_images_that_the_index_does_not_reach(stored, monkeypatch):
     """A query that gets fewer proposals than it asked for is searched exactly."""
     query = random_query(5)
     scores = _scores(stored, query)
@@ -88,9 +89,21 @@ def test_images_that_the_index_does_not_reach(stored):
         positions[1, 4:] = positions[3] = -1
         return positions
 
-    result = _backend(stored, propose).search(query, 10)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-    np.testing.assert_array_equal(result.positions, order)
+    backend, rows = _backend(stored, propose), []
+    backend.warm_up(random_query(1, seed=3), 10)
+    backend.search(query.replace(), 10, np.arange(IMAGES) != 7)  # compiles the short list's
+    take = stored.rows
+    monkeypatch.setattr(stored, "rows", lambda places: rows.append(len(places)) or take(places))
+    with compilations.counted() as seconds:
+        for allowed in (np.ones(IMAGES, bool), np.arange(IMAGES) < 150):
+            result = backend.search(query, 10, allowed)
+            masked = np.where(allowed, scores, -np.inf)
+            order = np.argsort(-masked, axis=1, kind="stable")[:, :10]
+            np.testing.assert_array_equal(result.positions, order)
+            best = np.take_along_axis(scores, order, axis=1)
+            np.testing.assert_allclose(result.scores, best, atol=1e-5)
+    assert not seconds
+    assert sum(rows) == 2 * 8 * 64  # the short lists alone are read one by one
 
 
 def test_all_images_of_a_small_index(stored):

@@ -101,6 +101,9 @@ def test_columns(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_files_are_read_by_the_library_of_their_format(tmp_path, dtype):
     stored = _write(tmp_path / "index", dtype=dtype)
+    for part in stored.parts:
+        largest = part.codes if dtype == "int8" else part
+        assert largest.ctypes.data % 64 == 0
     with open(f"{stored.generation_folder}/vectors-00001.safetensors", "rb") as file:
         entries = dict(safetensors.deserialize(file.read()))
     part = stored.parts[1]
