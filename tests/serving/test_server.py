@@ -120,8 +120,13 @@ def get(port: int, address: str) -> tuple[int, bytes]:
 
 def post_search(port: int, text: str = "red") -> tuple[int, dict]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    connection.request("POST", "/search", f"text={text}&k=1", headers)
+    fields = {"text": text, "k": "1"}
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    connection.request("POST", "/search", "".join([*parts, "--x--\r\n"]), headers)
     response = connection.getresponse()
     content = json.loads(response.read())
     connection.close()

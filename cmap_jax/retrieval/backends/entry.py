@@ -46,7 +46,11 @@ class Backend(Protocol):
 
         Raises:
             ValueError: the query has other levels than the index, or a score is NaN.
+            OSError: a server or a file of the index cannot be reached.
         """
+
+    def close(self) -> None:
+        """Let go of connections and files; nothing is searched afterwards."""
 
 
 def _nothing_to_build(stored: StoredIndex, settings: Any, folder: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmap_jax import scoring
-from cmap_jax.retrieval.backends.entry import BackendEntry
+from cmap_jax.retrieval.backends.entry import Backend, BackendEntry
 from cmap_jax.retrieval.exact import ExactIndex, SearchResult
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 
@@ -27,7 +27,7 @@ class Settings:
             raise ValueError(f"device_gb must be above 0, not {self.device_gb}")
 
 
-class ExactBackend:
+class ExactBackend(Backend):
     """A stored index that is searched exactly."""
 
     def __init__(self, index: ExactIndex):

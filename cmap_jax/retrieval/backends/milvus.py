@@ -156,7 +156,9 @@ def open_backend(stored: StoredIndex, settings: Settings, mesh: Mesh) -> Shortli
             f"{len(stored):,} images; {record_lib.again(NAME)}"
         )
     proposer = Proposer(connection, record, settings, clusters=_clusters(count))
-    return ShortlistBackend(stored, proposer, shortlist=settings.shortlist, mesh=mesh)
+    return ShortlistBackend(
+        stored, proposer, shortlist=settings.shortlist, mesh=mesh, close=connection.close
+    )
 
 
 class Proposer:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from cmap_jax import scoring
 from cmap_jax.numerics import round_up
+from cmap_jax.retrieval.backends.entry import Backend
 from cmap_jax.retrieval.backends.surrogate import SAMPLE, Surrogate, sample_positions
 from cmap_jax.retrieval.batch_sizes import BatchSizes
 from cmap_jax.retrieval.exact import SearchResult
@@ -30,10 +31,18 @@ _SIZES = BatchSizes((1, 8))
 _WHOLE_VECTORS = 32
 
 
-class ShortlistBackend:
+class ShortlistBackend(Backend):
     """A stored index whose images an approximate index proposes and exact scores rank."""
 
-    def __init__(self, stored: StoredIndex, propose: Propose, *, shortlist: int, mesh: Mesh):
+    def __init__(
+        self,
+        stored: StoredIndex,
+        propose: Propose,
+        *,
+        shortlist: int,
+        mesh: Mesh,
+        close: Callable[[], None] = lambda: None,
+    ):
         """Fit the surrogate to a sample of the images.
 
         Args:
@@ -41,10 +50,12 @@ class ShortlistBackend:
             propose: the approximate index.
             shortlist: images a query that are scored, 1 or more; a search for more scores more.
             mesh: the first of its devices computes the scores.
+            close: closes the approximate index.
         """
         self._stored = stored
         self._propose = propose
         self._shortlist = shortlist
+        self._close = close
         self._device = mesh.devices.flat[0]
         self._surrogate = fit_surrogate(stored)
 
@@ -68,6 +79,10 @@ class ShortlistBackend:
             result.scores[lost] = whole.scores[: len(lost)]
             result.positions[lost] = whole.positions[: len(lost)]
         return result
+
+    def close(self) -> None:
+        """Close the approximate index."""
+        self._close()
 
     def _rank(self, query: scoring.ComposedQuery, positions: np.ndarray, k: int) -> SearchResult:
         """Return the best k of some images by their scores.
