@@ -132,13 +132,13 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
             own = {**_HEADERS, "x-request-id": self.request_id}
             added = [(name.encode(), value.encode()) for name, value in own.items()]
             message = {**message, "headers": [*message.get("headers", []), *added]}
         else:
             self.bytes += len(message.get("body", b""))
-        await self._send(message)
+        await self._send(message)  # waits for a client that does not read
+        self.status = message.get("status", self.status)
 
     async def refuse(self, refusal: Refused) -> None:
         if self.status != _GONE:

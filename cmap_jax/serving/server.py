@@ -93,6 +93,7 @@ def protocol_of(settings: Settings, *, has_proxy: bool) -> type[asyncio.Protocol
 
     class Limited(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(_Impatient(transport, settings.body_seconds))
@@ -117,9 +118,18 @@ def protocol_of(settings: Settings, *, has_proxy: bool) -> type[asyncio.Protocol
             super().on_response_complete()
             self._watch()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stalled = self.loop.call_later(settings.request_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._forget_stall()
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._disarm()
+            self._forget_stall()
             self.transport.forget()
 
         def _watch(self) -> None:
@@ -130,6 +140,11 @@ def protocol_of(settings: Settings, *, has_proxy: bool) -> type[asyncio.Protocol
             elif self._deadline is None:
                 seconds = max(settings.body_seconds, _KEEP_ALIVE)
                 self._deadline = self.loop.call_later(seconds, self.transport.close)
+
+        def _forget_stall(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _disarm(self) -> None:
             if self._deadline is not None:

@@ -28,7 +28,8 @@ class Settings:
         client_connections: most open connections of one address, unless they come by a proxy.
         body_seconds: time for a request's headers, again for its body, and again for a client to
             read the rest of an answer when its connection is closed.
-        request_seconds: time for a whole request, the answer included.
+        request_seconds: time for a whole request, the answer included, and again for a client to
+            read what keeps the next answer waiting.
         shutdown_seconds: time that a stopping service gives the requests in flight.
         reload_seconds: interval at which the index is looked at for a new generation; 0 to look
             only after a SIGHUP.
