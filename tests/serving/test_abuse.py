@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_retriever import COLORS, encoded
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from optional import require
 from PIL import Image
 
@@ -340,12 +340,10 @@ def test_large_and_slow_bodies_over_many_connections(tmp_path):
 def test_requests_drawn_from_the_openapi_description(tmp_path):
     """Answers have the statuses and forms that the description names."""
     schemathesis = require("schemathesis")
-    import requests  # comes with schemathesis
     from schemathesis import GenerationMode, checks
 
     names = ["not_a_server_error", "status_code_conformance"]
     names += ["content_type_conformance", "response_schema_conformance"]
-    wanted = checks.CHECKS.get_by_names(names)
 
     def explore(operation, mode) -> int:
         """Send 100 requests, or the only one that there is; return how many were answered."""
@@ -360,15 +358,16 @@ def test_requests_drawn_from_the_openapi_description(tmp_path):
         )
         @given(operation.as_strategy(generation_mode=mode))
         def send(case):
-            # An address of more than 64 KiB, which no form describes, ends its connection.
-            with contextlib.suppress(requests.ConnectionError):
-                answered.append(case.call_and_validate(checks=wanted))
+            # Uvicorn ends the connection of an address of more than 64 KiB.
+            assume(len(str(case.query)) < 5_000)
+            answered.append(case.call_and_validate(checks=wanted))
 
         send()
         return len(answered)
 
     with served(tmp_path) as (port, _):
         schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
+        wanted = checks.CHECKS.get_by_names(names)  # loaded with the first description
         operations = [result.ok() for result in schema.get_all_operations()]
         assert len(operations) == 8
         for operation in operations:
