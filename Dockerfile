@@ -5,7 +5,7 @@
 #   docker run -p 127.0.0.1:8000:8000 -v "$PWD/INDEX:/index:ro" -v "$PWD/runs/shop:/model:ro" \
 #     -v /photos:/photos:ro cmap-serve
 #
-# The pictures are mounted where the index says that they are.
+# The pictures are mounted where the index says that they are. The CUDA variant runs with --gpus all.
 
 ARG PYTHON=3.12
 

@@ -97,6 +97,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.8",
             "ruff>=0.11",
+            "schemathesis>=4",  # requests drawn from the service's OpenAPI description
         ],
     },
 )

@@ -76,6 +76,8 @@ class FakeRetriever:
         searched: a tuple for each search: number of queries, k, filter.
         warmed: arguments of each `warm_up`.
         gate: an event that searches wait for.
+        fault: raised by searches; None for none.
+        closed: an event that `close` sets.
     """
 
     def __init__(
@@ -97,6 +99,11 @@ class FakeRetriever:
         self.warmed: list[tuple] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.fault: Exception | None = None
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        self.closed.set()
 
     def warm_up(self, batch_sizes: Sequence[int], k: int) -> None:
         self.warmed.append((tuple(batch_sizes), k))
@@ -129,6 +136,8 @@ class FakeRetriever:
     ) -> list[list[Hit]]:
         numerator = np.asarray(query.branches[0].numerator)[0]
         self.searched.append((len(numerator), k, where))
+        if self.fault is not None:
+            raise self.fault
         allowed = self.fields.mask(where)
         hits = []
         for scores in numerator @ self._gallery.T:

@@ -8,11 +8,16 @@ docs/serving.md says how to run it behind a proxy, and how to give it a new inde
 """
 
 import argparse
+import contextlib
+import ipaddress
 import math
 import os
+import re
+import signal
 import string
 import sys
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
@@ -24,6 +29,7 @@ _KEY = "CMAP_API_KEY"
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # this machine, in a header Host
 MOST_PORT = 65535
+_HOST = re.compile(r"[^\s/:@\[\]]+|\[[0-9a-fA-F:.]+\]")  # a name, or an IPv6 address in brackets
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
@@ -46,6 +52,11 @@ _LIMITS = (
     _Limit("--queue", "queue", "searches in flight at once; then the answer is 503"),
     _Limit("--per-client", "per_client", "searches of one client at once; then it is 429"),
     _Limit("--connections", "connections", "open connections; then the answer is 503"),
+    _Limit(
+        "--client-connections",
+        "client_connections",
+        "open connections of one client; then the answer is 503",
+    ),
     _Limit("--timeout", "request_seconds", "seconds for a request; then the answer is 503"),
     _Limit("--body-timeout", "body_seconds", "seconds for a request's body to arrive"),
     _Limit("--stop-timeout", "shutdown_seconds", "seconds for what is in flight at the end"),
@@ -98,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         action="append",
         default=[],
-        help="a proxy whose X-Forwarded-For is believed; may be repeated",
+        help="address or network of a proxy whose X-Forwarded-For is believed; may be repeated",
     )
     _add_limits(parser, default)
 
@@ -108,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     if not 0 <= arguments.port <= MOST_PORT:
         raise ValueError(f"--port must be 0 to {MOST_PORT}, not {arguments.port}")
+    _check_names(arguments)
     check_devices()
     # FastAPI and uvicorn come with an extra, hence the imports in here.
     from cmap_jax.serving import logs, server
@@ -115,7 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     use_compilation_cache(None)
     with server.bind(arguments.host, arguments.port) as listener:
-        opener = Opener(arguments.index, arguments.model)
+        with _ended_by_sigterm():
+            opener = Opener(arguments.index, arguments.model)
         _say_where(arguments.host, listener.getsockname()[1], len(opener.first.index))
         if settings.api_key is None and arguments.host not in _THIS_MACHINE:
             sys.stderr.write(
@@ -125,6 +138,37 @@ def run(arguments: argparse.Namespace) -> int:
         logs.log_as_json()
         server.serve(opener, listener, settings, arguments.trust_proxy)
     return 0
+
+
+def _check_names(arguments: argparse.Namespace) -> None:
+    """Refuse hosts and proxies that no request would ever have."""
+    for name in arguments.allow_host:
+        if not _HOST.fullmatch(name):
+            raise ValueError(
+                f"--allow-host takes a name alone, such as shop.example.com, not {name!r}"
+            )
+    for address in arguments.trust_proxy:
+        try:
+            ipaddress.ip_network(address)
+        except ValueError as error:
+            raise ValueError(
+                "--trust-proxy takes an IP address or a network, such as 10.0.0.1 or 10.0.0.0/8, "
+                f"not {address!r}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """End the process at a SIGTERM in the block, which a container's first one would ignore."""
+
+    def end(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_where(host: str, port: int, images: int) -> None:

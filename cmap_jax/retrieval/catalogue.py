@@ -117,7 +117,7 @@ def items_of_list(path: str | os.PathLike, images: str | os.PathLike | None = No
 
 
 def check_items(items: Sequence[Item], source: str) -> None:
-    """Refuse items without an id, with one that another has, or with fields of several kinds.
+    """Refuse items without an id of their own that an address can hold, or with mixed fields.
 
     Args:
         items: of a list, or given by a program.
@@ -130,6 +130,11 @@ def check_items(items: Sequence[Item], source: str) -> None:
     for item in items:
         if not item.id:
             raise ValueError(f"{source}: the picture {item.image} has an empty id")
+        if item.id in (".", ".."):  # browsers and proxies take such a segment of an address away
+            raise ValueError(
+                f"{source}: the picture {item.image} has the id {item.id!r}, which stands for a "
+                "folder in an address: give it another"
+            )
         if item.id in seen:
             raise ValueError(f"{source}: two pictures have the id {item.id!r}; ids must differ")
         seen.add(item.id)

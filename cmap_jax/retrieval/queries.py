@@ -213,6 +213,11 @@ class QueryComposer:
         return _in_order(composed, np.arange(count))
 
 
+def joined(parts: Sequence[scoring.ComposedQuery]) -> scoring.ComposedQuery:
+    """Concatenate batches of queries, on the host."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
+
 def average(pyramid: Float[np.ndarray, "L R D"]) -> Float[np.ndarray, "L D"]:
     """Return the reference that stands for several: their mean direction, at their mean norm.
 
@@ -248,5 +253,4 @@ def _captions(text: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def _in_order(parts: Sequence[scoring.ComposedQuery], order: np.ndarray) -> scoring.ComposedQuery:
     """Concatenate batches of queries and return the queries numbered by ``order``, [B] int."""
-    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
-    return jax.tree.map(lambda leaf: leaf[:, order], whole)
+    return jax.tree.map(lambda leaf: leaf[:, order], joined(parts))

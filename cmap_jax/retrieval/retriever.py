@@ -206,6 +206,10 @@ class Retriever:
         """Return the best images for each of B composed queries; the rest as `search`."""
         return self._search(query, _as_count(k), self.fields.mask(where))
 
+    def close(self) -> None:
+        """Let go of the backend's connections and files; nothing is searched afterwards."""
+        self.backend.close()
+
     def warm_up(self, batch_sizes: Sequence[int] = (1,), k: int = 10) -> None:
         """Compile all that searches need, which takes seconds or minutes.
 

@@ -10,6 +10,7 @@ application's lifespan.
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -41,10 +42,11 @@ from cmap_jax.serving.answers import (
     json_answer,
     raw_id,
 )
-from cmap_jax.serving.batching import Search, Unfit
+from cmap_jax.serving.batching import Search, Unfit, Unreachable
 from cmap_jax.serving.edge import Edge
-from cmap_jax.serving.forms import Form, check_halves, check_where, read_form
+from cmap_jax.serving.forms import Form, check_halves, check_where, most_bytes, read_form
 from cmap_jax.serving.generations import Generation, Generations, OpenRetriever
+from cmap_jax.serving.keeping import Keeper
 from cmap_jax.serving.pictures import decode
 from cmap_jax.serving.refusals import Refused, busy
 from cmap_jax.serving.settings import Settings
@@ -89,15 +91,19 @@ class Service:
         self._on_failure = on_failure
         self._admission = Admission(settings, lambda: self.generations.retry_after)
         self.metrics.watch_searches(lambda: self._admission.searches)
-        self._thumbnails = thumbnails.Thumbnails(settings.thumbnail_bytes)
+        self._look_up_admission = Admission(settings, lambda: 1)
+        self._thumbnails = Keeper[bytes](settings.thumbnail_bytes, len)
         self._page = static_files.read_page()
-        # Pictures of a page of results do not wait behind uploads, nor uploads behind them.
+        # None waits behind another kind's work: uploads, pictures of a page of results, look-ups.
         workers = {"max_workers": settings.decoders}
         self._decoders = concurrent.futures.ThreadPoolExecutor(
             **workers, thread_name_prefix="uploads"
         )
         self._readers = concurrent.futures.ThreadPoolExecutor(
             **workers, thread_name_prefix="gallery"
+        )
+        self._look_ups = concurrent.futures.ThreadPoolExecutor(
+            **workers, thread_name_prefix="look-ups"
         )
         self.app = Edge(self._routes(), settings, self.metrics)
 
@@ -110,7 +116,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.generations.close()
-        for pool in (self._decoders, self._readers):
+        for pool in (self._decoders, self._readers, self._look_ups):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self) -> None:
@@ -140,7 +146,7 @@ class Service:
             "/search",
             self.search,
             methods=["POST"],
-            openapi_extra=schemas.SEARCH_BODY,
+            openapi_extra=schemas.search_body(self._settings.k),
             responses={
                 200: {"model": schemas.SearchAnswer},
                 **schemas.failures(400, 401, 404, 408, 413, 415, 422, 429, 503),
@@ -150,12 +156,13 @@ class Service:
             "/items",
             self.items,
             **get,
-            responses={200: {"model": schemas.Items}, **schemas.failures(400, 401, 422, 503)},
+            responses={200: {"model": schemas.Items}, **schemas.failures(400, 401, 422, 429, 503)},
         )
         app.add_api_route(
             "/items/{id:path}/image",
             self.image,
             **get,
+            openapi_extra=schemas.ITEM_ID,
             responses={
                 **schemas.THUMBNAIL,
                 **schemas.NOT_MODIFIED,
@@ -166,6 +173,7 @@ class Service:
             "/items/{id:path}",
             self.item,
             **get,
+            openapi_extra=schemas.ITEM_ID,
             responses={200: {"model": schemas.Item}, **schemas.failures(400, 401, 404, 503)},
         )
         app.add_api_route(
@@ -174,10 +182,13 @@ class Service:
             **get,
             responses={200: {"model": schemas.About}, **schemas.failures(400, 401, 503)},
         )
-        app.add_api_route("/healthz", self.healthz, **get)
+        app.add_api_route("/healthz", self.healthz, **get, responses=schemas.failures(503))
         app.add_api_route("/readyz", self.readyz, **get, responses=schemas.failures(503))
         app.add_api_route(
-            "/metrics", self.show_metrics, **get, responses=schemas.PLAIN | schemas.failures(401)
+            "/metrics",
+            self.show_metrics,
+            **get,
+            responses=schemas.PLAIN | schemas.failures(400, 401, 503),
         )
         app.add_api_route("/", self.page, **get, include_in_schema=False)
         app.add_api_route("/page/{name}", self.page, **get, include_in_schema=False)
@@ -186,14 +197,15 @@ class Service:
     async def search(self, request: Request) -> Response:
         """Return the best images for reference pictures, a text, or both."""
         started = time.perf_counter()
-        client = request.client.host if request.client else ""
+        client = _client_of(request)
         with self.generations.lease() as generation, self._admission.enter(client):
-            form = await read_form(request, self._settings, self._admission)
-            search = await self._to_search(form, generation)
+            search = await self._read_search(request, generation)
             try:
                 hits = await asyncio.wrap_future(generation.batcher.submit(search))
             except Unfit as error:
                 raise Refused(400, str(error)[:LONGEST_SENTENCE]) from error
+            except Unreachable as error:
+                raise busy(str(error)) from error
         answer = {
             "hits": [hit_to_json(hit) for hit in hits],
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
@@ -202,6 +214,7 @@ class Service:
 
     async def items(
         self,
+        request: Request,
         offset: Annotated[int, Query(ge=0, le=_MOST_OFFSET)] = 0,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 48,
         q: Annotated[str, Query(max_length=_LONGEST_TEXT)] = "",
@@ -211,16 +224,19 @@ class Service:
         condition, limit = check_where(where), min(limit, self._settings.page_items)
         if len(q) > self._settings.text_characters:
             raise Refused(400, f"q has more than {self._settings.text_characters:,} characters")
-        with self.generations.lease() as generation:
+        words = q.strip()
+        # A look-up goes through the texts of all items.
+        enter = self._look_up_admission.enter if words else contextlib.nullcontext
+        pool = self._look_ups if words else self._readers
+        with self.generations.lease() as generation, enter(_client_of(request)):
+            page = functools.partial(generation.browser.page, offset, limit, words, condition)
             try:
-                chosen, total = await self._read(
-                    generation.browser.page, offset, limit, q.strip(), condition
-                )
+                chosen, total = await asyncio.get_running_loop().run_in_executor(pool, page)
             except ValueError as error:
                 raise Refused(400, str(error)[:LONGEST_SENTENCE]) from error
         return json_answer({"items": [item_to_json(item) for item in chosen], "total": total})
 
-    async def item(self, request: Request, id: str) -> Response:
+    async def item(self, request: Request) -> Response:
         """Return an item; slashes in its id may be percent-encoded."""
         with self.generations.lease() as generation:
             item = await self._find(generation, decoded_id(raw_id(request)))
@@ -229,13 +245,12 @@ class Service:
     async def image(
         self,
         request: Request,
-        id: str,
         size: Annotated[int, Query(ge=1, le=10_000)] = thumbnails.DEFAULT_SIZE,
     ) -> Response:
         """Return a thumbnail of an item's picture; its longest side is ``size`` or a bit more."""
         raw, size = raw_id(request), thumbnails.round_up(size)
         if not raw.endswith("/image"):
-            return await self.item(request, id)  # an id that ends so, with the slash encoded
+            return await self.item(request)  # an id that ends so, with the slash encoded
         name = decoded_id(raw.removesuffix("/image"))
         with self.generations.lease() as generation:
             item = await self._find(generation, name)
@@ -245,7 +260,8 @@ class Service:
                 headers = {"ETag": f'"{tag}"', "Cache-Control": _KEEP_THUMBNAIL}
                 if has_tag(request, tag):
                     return Response(status_code=304, headers=headers)
-                content = await self._read(self._thumbnails.get, item.image, tag, size)
+                make = functools.partial(thumbnails.make, item.image, size)
+                content = await self._read(self._thumbnails.get, tag, make)
             except ImageReadError as error:
                 _logger.warning("a picture of the gallery cannot be read: %s", error)
                 raise Refused(404, "the picture of this item cannot be read") from error
@@ -299,6 +315,12 @@ class Service:
             return Response(status_code=304, headers=headers)
         return Response(file.content, headers={**headers, "Content-Type": file.media_type})
 
+    async def _read_search(self, request: Request, generation: Generation) -> Search:
+        """Return a request's search; its body is gone by then, and no longer counted."""
+        with self._admission.hold(most_bytes(request, self._settings)):
+            form = await read_form(request, self._settings)
+            return await self._to_search(form, generation)
+
     async def _to_search(self, form: Form, generation: Generation) -> Search:
         """Return a form's search, its pictures decoded and all else checked against the index."""
         retriever = generation.retriever
@@ -332,3 +354,8 @@ class Service:
         """Call a function that reads the gallery in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, function, *arguments)
+
+
+def _client_of(request: Request) -> str:
+    """Return the address of a request's client."""
+    return request.client.host if request.client else ""

@@ -22,6 +22,7 @@ import numpy as np
 
 from cmap_jax import scoring
 from cmap_jax.processing.image_files import ImageReadError
+from cmap_jax.retrieval.queries import joined
 from cmap_jax.retrieval.retriever import Hit, Query, Retriever
 from cmap_jax.serving.metrics import Metrics
 from cmap_jax.serving.settings import Settings
@@ -62,6 +63,10 @@ class Unfit(ValueError):  # noqa: N818
     """A query that cannot be composed; the message is for the client."""
 
 
+class Unreachable(Exception):  # noqa: N818
+    """The backend cannot be reached, which the log says more of; no search can be answered."""
+
+
 class Batcher:
     """Computes searches of one retriever in one thread, since a backend allows no more."""
 
@@ -89,6 +94,8 @@ class Batcher:
     def submit(self, search: Search) -> concurrent.futures.Future[list[Hit]]:
         """Queue a search; cancelling the future removes one that has not begun.
 
+        The future raises `Unfit` or `Unreachable`.
+
         Raises:
             RuntimeError: after `close`.
         """
@@ -107,7 +114,7 @@ class Batcher:
         return min(_LONGEST_RETRY, max(1, math.ceil(batches * self._batch_seconds)))
 
     def close(self) -> None:
-        """Take no more searches; the thread answers those that wait, then ends."""
+        """Take no more searches; the thread answers those that wait, closes the retriever, ends."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -119,6 +126,7 @@ class Batcher:
             seconds = time.perf_counter() - started
             self._batch_seconds += _MEMORY * (seconds - self._batch_seconds)
             self._metrics.observe_batch(len(batch), seconds)
+        self._retriever.close()
 
     def _take(self) -> list[_Waiting]:
         """Wait for searches, and return at most a batch; an empty list after `close`."""
@@ -137,37 +145,61 @@ class Batcher:
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
         """Set the results of a batch; a search that fails does not fail the others."""
+        composed, query = self._compose(batch)
+        if composed:
+            self._score(composed, query)
+
+    def _compose(
+        self, batch: Sequence[_Waiting]
+    ) -> tuple[Sequence[_Waiting], scoring.ComposedQuery | None]:
+        """Return the searches that can be composed, and their queries; the others fail."""
         try:
-            answers = self._compute([waiting.search for waiting in batch])
+            return batch, self._retriever.compose([waiting.search.query for waiting in batch])
         except Exception as error:
             if len(batch) == 1:
-                batch[0].future.set_exception(error)
+                batch[0].future.set_exception(_explained(error))
+                return [], None
+        _logger.warning("%d queries failed together and are composed singly", len(batch))
+        parts = [(waiting, self._compose([waiting])[1]) for waiting in batch]
+        fit = [(waiting, query) for waiting, query in parts if query is not None]
+        return [waiting for waiting, _ in fit], joined([query for _, query in fit])
+
+    def _score(self, batch: Sequence[_Waiting], query: scoring.ComposedQuery) -> None:
+        """Set the results of searches whose queries are composed."""
+        try:
+            answers = self._search([waiting.search for waiting in batch], query)
+        except Exception as error:
+            if len(batch) == 1 or isinstance(error, Unreachable):  # a repetition would wait again
+                for waiting in batch:
+                    waiting.future.set_exception(error)
                 return
             _logger.warning("%d searches failed together and are repeated singly", len(batch))
-            for waiting in batch:
-                self._answer([waiting])
+            for row, waiting in enumerate(batch):
+                self._score([waiting], scoring.take(query, np.array([row])))
             return
         for waiting, hits in zip(batch, answers, strict=True):
             waiting.future.set_result(hits)
 
-    def _compute(self, searches: Sequence[Search]) -> list[list[Hit]]:
-        """Return the hits of each search."""
-        query = self._compose([search.query for search in searches])
+    def _search(self, searches: Sequence[Search], query: scoring.ComposedQuery) -> list[list[Hit]]:
+        """Return the hits of each search; those with the same filter are scored together."""
         answers: dict[int, list[Hit]] = {}
         for rows in _grouped(range(len(searches)), lambda i: searches[i].filter_key):
             k = max(searches[i].k for i in rows)
             part = scoring.take(query, np.array(rows))
-            hits = self._retriever.search_composed(part, k, searches[rows[0]].where)
+            try:
+                hits = self._retriever.search_composed(part, k, searches[rows[0]].where)
+            except OSError as error:
+                _logger.exception("the search backend cannot be reached")
+                raise Unreachable("the search backend cannot be reached") from error
             answers |= {i: own[: searches[i].k] for i, own in zip(rows, hits, strict=True)}
         return [answers[i] for i in range(len(searches))]
 
-    def _compose(self, queries: Sequence[Query]) -> scoring.ComposedQuery:
-        try:
-            return self._retriever.compose(queries)
-        except ImageReadError as error:  # names a path of the gallery, which is not the client's
-            raise Unfit("the picture of an item cannot be read") from error
-        except ValueError as error:
-            raise Unfit(str(error)) from error
+
+def _explained(error: Exception) -> Exception:
+    """Return the error of a query that cannot be composed, in words for the client."""
+    if isinstance(error, ImageReadError):  # names a path of the gallery, which is not the client's
+        return Unfit("the picture of an item cannot be read")
+    return Unfit(str(error)) if isinstance(error, ValueError) else error
 
 
 def _grouped(items: Sequence[Any], key: Callable[[Any], Any]) -> list[list[Any]]:

@@ -1,6 +1,5 @@
 """A gallery for people: its pages, looking items up by words, and the fields to filter by."""
 
-import bisect
 import functools
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,10 @@ import numpy as np
 
 from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.retriever import Retriever
+from cmap_jax.serving.keeping import Keeper
 
-_KEPT = 32  # pages of one look-up follow one another: their positions are kept
+_KEPT_BYTES = 16 * 2**20  # pages of one look-up follow one another: their positions are kept
+_BLOCK = 4 * 2**20  # bytes of text that are compared at once
 
 
 class Browser:
@@ -22,7 +23,8 @@ class Browser:
         self._retriever = retriever
         self._items = retriever.index.items
         self.fields: dict[str, Any] = retriever.fields.describe()
-        self._matches = functools.lru_cache(_KEPT)(_Lines(self._items).rows_with)
+        self._lines = _Lines(self._items)
+        self._matches = Keeper[np.ndarray](_KEPT_BYTES, lambda rows: rows.nbytes)
 
     def item(self, name: str) -> Item | None:
         """Return the item with an id, or None."""
@@ -49,7 +51,8 @@ class Browser:
         elif not words:
             rows = np.flatnonzero(allowed)
         else:
-            rows = self._matches(words.replace("\n", " ").casefold())
+            words = words.replace("\n", " ").casefold()
+            rows = self._matches.get(words, lambda: self._lines.rows_with(words))
             rows = rows if allowed is None else rows[allowed[rows]]
         chosen = rows[offset : offset + limit]
         return [self._items[int(row)] for row in chosen], len(rows)
@@ -63,21 +66,34 @@ class _Lines:
         self._lock = threading.Lock()
 
     def rows_with(self, words: str) -> np.ndarray:
-        """Return the positions of the items whose line contains a text, [M] int64."""
+        """Return the positions of the items whose line contains a text, [M] int32.
+
+        NumPy compares bytes and lets other threads run meanwhile. In UTF-8 no character's bytes
+        begin inside another's.
+        """
         with self._lock:  # two look-ups at once make the lines once
-            lines, starts = self._lines
-        rows, at = [], lines.find(words)
-        while at >= 0:
-            row = bisect.bisect_right(starts, at) - 1
-            rows.append(row)
-            at = lines.find(words, starts[row + 1])
-        return np.array(rows, np.int64)
+            text, ends = self._lines
+        wanted = np.frombuffer(_encoded(words), np.uint8)
+        rows = [np.empty(0, np.int32)]
+        for start in range(0, len(text) - len(wanted) + 1, _BLOCK):
+            block = text[start : start + _BLOCK + len(wanted) - 1]
+            begins = np.flatnonzero(block[: len(block) - len(wanted) + 1] == wanted[0])
+            for offset in range(1, len(wanted)):
+                begins = begins[block[begins + offset] == wanted[offset]]
+            rows.append(np.searchsorted(ends, begins + start, side="right").astype(np.int32))
+        return np.unique(np.concatenate(rows))
 
     @functools.cached_property
-    def _lines(self) -> tuple[str, np.ndarray]:
-        """All lines in one text, and where each begins."""
-        lines = [_line(item) for item in self._items]
-        return "".join(lines), np.cumsum([0, *map(len, lines)])
+    def _lines(self) -> tuple[np.ndarray, np.ndarray]:
+        """All lines, UTF-8 as [bytes] uint8, and where each ends, [N] int64."""
+        lines = [_encoded(_line(item)) for item in self._items]
+        ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
+        return np.frombuffer(b"".join(lines), np.uint8), ends
+
+
+def _encoded(text: str) -> bytes:
+    """Return a text in UTF-8; half of a surrogate pair is encoded too."""
+    return text.encode(errors="surrogatepass")
 
 
 def _line(item: Item) -> str:

@@ -38,9 +38,10 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-# Anybody may ask for these: probes have no key, and the page asks a person for it.
-_OPEN = ("/healthz", "/readyz", "/")
-_OPEN_BELOW = "/page/"
+# Probes have no key, and address a container or a pod by its IP. Their answers tell nothing else.
+_PROBES = ("/healthz", "/readyz")
+_PAGE = "/"  # open to anybody: it asks a person for the key
+_PAGE_FILES = "/page/"
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 FAILED = "the service failed; its log has more, under the id in the header X-Request-ID"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -76,6 +77,8 @@ class Edge:
                 await self._app(scope, receive, answer.send)
         except TimeoutError:
             await answer.refuse(unread(busy("the answer took too long; try again soon")))
+        except asyncio.CancelledError:  # the server does so with what outlives its stop timeout
+            await answer.refuse(unread(busy("the service is stopping; try again soon")))
         except Refused as refusal:
             await answer.refuse(unread(refusal))
         except Exception:
@@ -86,13 +89,15 @@ class Edge:
 
     def _check(self, scope: Scope) -> None:
         """Refuse a request to another host, or one that needs the key and does not have it."""
-        headers = dict(scope["headers"])
+        headers, path = dict(scope["headers"]), scope["path"]
+        if path in _PROBES:
+            return
         hosts = self._settings.hosts
         # A page from elsewhere can make a browser call this machine under a name of its own.
         if hosts and _host_of(headers.get(b"host", b"")) not in hosts:
             raise Refused(400, "the service is not known by the name in the header Host")
-        key, path = self._settings.api_key, scope["path"]
-        if key is None or path in _OPEN or path.startswith(_OPEN_BELOW):
+        key = self._settings.api_key
+        if key is None or path == _PAGE or path.startswith(_PAGE_FILES):
             return
         scheme, _, sent = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(sent.strip(), key.encode()):
@@ -127,13 +132,13 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
             own = {**_HEADERS, "x-request-id": self.request_id}
             added = [(name.encode(), value.encode()) for name, value in own.items()]
             message = {**message, "headers": [*message.get("headers", []), *added]}
         else:
             self.bytes += len(message.get("body", b""))
-        await self._send(message)
+        await self._send(message)  # waits for a client that does not read
+        self.status = message.get("status", self.status)
 
     async def refuse(self, refusal: Refused) -> None:
         if self.status != _GONE:

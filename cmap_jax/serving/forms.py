@@ -1,7 +1,7 @@
 """The body of `POST /search`: read within limits of bytes and time, and checked field by field.
 
-form = await read_form(request, settings, admission)
-k = form.k
+with admission.hold(most_bytes(request, settings)):
+    form = await read_form(request, settings)
 
 Nothing of it is written to disk, and no name of a file in it is looked at.
 """
@@ -15,10 +15,9 @@ from typing import Any, NoReturn
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
-from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from cmap_jax.serving.admission import Admission
 from cmap_jax.serving.refusals import Refused, unread
 from cmap_jax.serving.settings import K_DEFAULT, Settings
 
@@ -28,6 +27,10 @@ _MOST_WHERE = 20_000  # characters of a filter
 _MOST_ID = 4_096  # characters of an item's id
 _MOST_FIELDS = 64
 _MOST_FIELD_BYTES = 256 * 1024
+_NEEDS_A_TEXT = "this model needs a text too"
+_NEEDS_A_PICTURE = "this model needs a picture or an item too"
+_TEXT_ALONE = "this model makes nothing of a picture: leave it out, and give a text"
+_PICTURE_ALONE = "this model makes nothing of a text: leave it out, and give a picture or an item"
 # A body that is too large is read on for a while, without being kept: a client that is still
 # sending would not see the answer.
 _DRAINED = 4
@@ -58,19 +61,22 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 62
 
 
-async def read_form(request: Request, settings: Settings, admission: Admission) -> Form:
+def most_bytes(request: Request, settings: Settings) -> int:
+    """Return the most bytes of a request's body that are kept in memory."""
+    declared = _declared_length(request)
+    return settings.upload_bytes if declared is None else min(declared, settings.upload_bytes)
+
+
+async def read_form(request: Request, settings: Settings) -> Form:
     """Read and check the body of a search.
 
     Raises:
         Refused: 400 for a malformed body or field, 408 for one that comes too slowly, 413 for one
-            that is too large, 415 for another content type, 503 where too much is in flight.
+            that is too large, 415 for another content type.
     """
-    declared = _declared_length(request)
-    most = settings.upload_bytes  # bytes beyond are not kept
     try:
         async with asyncio.timeout(settings.body_seconds):
-            with admission.hold(most if declared is None else min(declared, most)):
-                return _check(await _parse(request, settings), settings)
+            return _check(await _parse(request, settings), settings)
     except TimeoutError as error:
         sentence = f"the request's body took longer than {settings.body_seconds:g} seconds"
         raise unread(Refused(408, sentence)) from error
@@ -114,13 +120,15 @@ def check_halves(form: Form, takes: Any) -> None:
         half = "a text" if takes.image else "a picture"
         raise Refused(400, f"this model makes nothing of {half}: leave it out")
     if has_image and not has_text and not takes.image:
-        raise Refused(400, "this model needs a text too")
+        raise Refused(400, _NEEDS_A_TEXT if takes.both else _TEXT_ALONE)
     if has_text and not has_image and not takes.text:
-        raise Refused(400, "this model needs a picture or an item too")
+        raise Refused(400, _NEEDS_A_PICTURE if takes.both else _PICTURE_ALONE)
 
 
 def _declared_length(request: Request) -> int | None:
-    """Return the Content-Length; None where it is not declared."""
+    """Return the Content-Length; None where it is not declared, or does not count."""
+    if "transfer-encoding" in request.headers:
+        return None
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isascii() and declared.isdigit() else None
 
@@ -131,30 +139,21 @@ async def _parse(request: Request, settings: Settings) -> list[tuple[str, str | 
     # Python knows charsets whose decoding takes minutes, and others that give no valid text.
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
         raise unread(Refused(415, "the body's text must be UTF-8"))
-    stream = _limited(request, settings.upload_bytes)
+    # The parser of URL-encoded bodies looks at each byte in Python: seconds for megabytes of "&".
+    if content_type != b"multipart/form-data":
+        raise unread(Refused(415, "the body must be multipart/form-data"))
     try:
-        async with contextlib.aclosing(stream):
-            if content_type == b"multipart/form-data":
-                form = await _InMemory(
-                    request.headers,
-                    stream,
-                    max_files=settings.references,
-                    max_fields=_MOST_FIELDS,
-                    max_part_size=_MOST_FIELD_BYTES,
-                ).parse()
-            elif content_type == b"application/x-www-form-urlencoded":
-                form = await FormParser(
-                    request.headers,
-                    stream,
-                    max_fields=_MOST_FIELDS,
-                    max_part_size=_MOST_FIELD_BYTES,
-                ).parse()
-            else:
-                sentence = "the body must be multipart/form-data"
-                raise unread(Refused(415, sentence))
+        async with contextlib.aclosing(_limited(request, settings.upload_bytes)) as stream:
+            form = await _InMemory(
+                request.headers,
+                stream,
+                max_files=settings.references,
+                max_fields=_MOST_FIELDS,
+                max_part_size=_MOST_FIELD_BYTES,
+            ).parse()
     except MultiPartException as error:
         raise unread(Refused(400, f"the form is malformed: {error.message}")) from error
-    # The parsers raise other errors for bodies that are not even nearly of their form.
+    # The parser raises other errors for bodies that are not even nearly of its form.
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise unread(Refused(400, "the form is malformed")) from error
     try:

@@ -12,7 +12,7 @@ class Opener:
     Attributes:
         manifest: path of the file that a new generation replaces.
         first: the index as it was when this was made; None after the first call, which returns
-            it, lest it stay in memory.
+            it unless there is a new generation, lest it stay in memory.
     """
 
     def __init__(self, folder: str | os.PathLike, model: str | os.PathLike | None = None):
@@ -36,11 +36,12 @@ class Opener:
         Args:
             previous: what was opened last; None for the first call.
         """
+        manifest, model = read_manifest(self._folder), self._model
         if self.first is not None:
-            first, self.first = self.first, None
-            return first
-        model = self._model
-        if previous is not None:
-            now = read_manifest(self._folder).fingerprint
-            model = previous.trained if now == previous.index.manifest.fingerprint else model
+            previous, self.first = self.first, None
+            # Loading the model takes a while, in which the index may have been updated.
+            if manifest == previous.index.manifest:
+                return previous
+        if previous is not None and manifest.fingerprint == previous.index.manifest.fingerprint:
+            model = previous.trained
         return Retriever.load(self._folder, model=model)

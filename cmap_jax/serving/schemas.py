@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from cmap_jax.serving.settings import K_DEFAULT
+
 Value = str | int | float | bool | list[str] | None
 
 
@@ -19,7 +21,7 @@ class Hit(Item):
     """A result of a search."""
 
     score: float
-    parts: dict[str, float] = Field(description="The terms of the score; they sum to it.")
+    parts: dict[str, float | None] = Field(description="The terms of the score; they sum to it.")
 
 
 class SearchAnswer(BaseModel):
@@ -72,35 +74,50 @@ THUMBNAIL = {200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}}
 NOT_MODIFIED = {304: {"description": "The client has this thumbnail."}}
 PLAIN = {200: {"content": {"text/plain": {}}, "description": "Metrics in Prometheus' format."}}
 
-# FastAPI would read the body itself, without limits.
-SEARCH_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {
-                        "image": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "Reference pictures; their mean is the reference.",
-                        },
-                        "item": {
-                            "type": "array",
-                            "items": {"type": "string"},
-                            "description": "Ids of the gallery, as reference pictures.",
-                        },
-                        "text": {"type": "string", "description": "The wanted change."},
-                        "k": {"type": "integer", "minimum": 1, "default": 24},
-                        "where": {
-                            "type": "string",
-                            "description": 'A filter in JSON, such as {"color": "red"}.',
-                        },
-                    },
-                }
-            }
-        },
-    }
+# The id is read from the undecoded path, and any text is one: FastAPI has nothing to check.
+ITEM_ID = {
+    "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
 }
+
+
+def search_body(most_k: int) -> dict[str, Any]:
+    """Return the body of a search with at most ``most_k`` results.
+
+    FastAPI would read the body itself, without limits.
+    """
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {
+                            "image": {
+                                "type": "array",
+                                "items": {"type": "string", "format": "binary"},
+                                "description": "Reference pictures; their mean is the reference.",
+                            },
+                            "item": {
+                                "type": "array",
+                                "items": {"type": "string"},
+                                "description": "Ids of the gallery, as reference pictures.",
+                            },
+                            "text": {"type": "string", "description": "The wanted change."},
+                            "k": {
+                                "type": "integer",
+                                "minimum": 1,
+                                "maximum": most_k,
+                                "default": min(K_DEFAULT, most_k),
+                            },
+                            "where": {
+                                "type": "string",
+                                "description": 'A filter in JSON, such as {"color": "red"}.',
+                            },
+                        },
+                    }
+                }
+            },
+        }
+    }

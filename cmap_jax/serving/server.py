@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -53,21 +54,61 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(signal.SIGHUP, start)
 
 
-def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
-    """Return uvicorn's HTTP/1.1 with a limit on connections, and on the time of a request's head.
+class _Impatient:
+    """A transport that is cut off some seconds after it was closed.
 
-    uvicorn itself would wait forever for a head that is begun and never ends.
+    Closing alone waits, perhaps forever, until the client has read what was written before.
+    """
+
+    def __init__(self, transport: asyncio.Transport, seconds: float):
+        self._transport = transport
+        self._seconds = seconds
+        self._end: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._transport.close()
+        if self._end is None:
+            loop = asyncio.get_running_loop()
+            self._end = loop.call_later(self._seconds, self._transport.abort)
+
+    def forget(self) -> None:
+        """Take the connection as lost."""
+        if self._end is not None:
+            self._end.cancel()
+
+
+def protocol_of(settings: Settings, *, has_proxy: bool) -> type[asyncio.Protocol]:
+    """Return uvicorn's HTTP/1.1 with limits on connections, and on the time that clients take.
+
+    uvicorn itself would wait forever for a head that is begun and never ends, and for a client that
+    does not read its answer.
+
+    Args:
+        settings: limits and times.
+        has_proxy: whether the connections come from a proxy, which opens many.
     """
 
     class Limited(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > settings.connections:
-                transport.write(_FULL)
-                transport.close()
+            super().connection_made(_Impatient(transport, settings.body_seconds))
+            if self._is_one_too_many():
+                self.transport.write(_FULL)
+                self.transport.close()
             self._watch()
+
+        def _is_one_too_many(self) -> bool:
+            if len(self.connections) > settings.connections:
+                return True
+            if has_proxy or self.client is None:
+                return False
+            own = sum(other.client[:1] == self.client[:1] for other in self.connections)
+            return own > settings.client_connections
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -77,9 +118,19 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
             super().on_response_complete()
             self._watch()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stalled = self.loop.call_later(settings.request_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._forget_stall()
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._disarm()
+            self._forget_stall()
+            self.transport.forget()
 
         def _watch(self) -> None:
             """Close the connection if no request comes in time; a request in flight has its own."""
@@ -89,6 +140,11 @@ def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
             elif self._deadline is None:
                 seconds = max(settings.body_seconds, _KEEP_ALIVE)
                 self._deadline = self.loop.call_later(seconds, self.transport.close)
+
+        def _forget_stall(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _disarm(self) -> None:
             if self._deadline is not None:
@@ -151,7 +207,7 @@ def serve(
     service = Service(opener, opener.manifest, settings, on_failure=stop)
     config = uvicorn.Config(
         service.app,
-        http=protocol_of(settings),
+        http=protocol_of(settings, has_proxy=bool(trusted_proxies)),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -24,8 +24,11 @@ class Settings:
         queue: most searches at once, from the first byte to the answer; more are refused with 503.
         per_client: most searches of one client at once; more are refused with 429.
         connections: most open connections; more are refused with 503.
-        body_seconds: time for a request's headers, and again for its body.
-        request_seconds: time for a whole request, the answer included.
+        client_connections: most open connections of one address, unless they come by a proxy.
+        body_seconds: time for a request's headers, again for its body, and again for a client to
+            read the rest of an answer when its connection is closed.
+        request_seconds: time for a whole request, the answer included, and again for a client to
+            read what keeps the next answer waiting.
         shutdown_seconds: time that a stopping service gives the requests in flight.
         reload_seconds: interval at which the index is looked at for a new generation; 0 to look
             only after a SIGHUP.
@@ -51,6 +54,7 @@ class Settings:
     queue: int = 128
     per_client: int = 32
     connections: int = 1_000
+    client_connections: int = 250
     body_seconds: float = 15.0
     request_seconds: float = 30.0
     shutdown_seconds: int = 30

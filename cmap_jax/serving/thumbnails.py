@@ -1,10 +1,8 @@
-"""Small JPEGs of the gallery's pictures, made at their first use and kept while there is memory."""
+"""Small JPEGs of the gallery's pictures."""
 
-import collections
 import hashlib
 import io
 import os
-import threading
 
 from etils import epath
 from PIL import Image
@@ -19,45 +17,6 @@ DEFAULT_SIZE = 384
 _QUALITY = 85
 _REDUCING_GAP = 2.0  # PIL first reduces to twice the size: fast, and not to be told from exact
 _AS_SEEN = ImagePreprocessing(read_as=UPRIGHT)
-
-
-class Thumbnails:
-    """Thumbnails by picture and size; safe to use from several threads."""
-
-    def __init__(self, most_bytes: int):
-        """Keep none yet.
-
-        Args:
-            most_bytes: memory for thumbnails; the ones that were not used for longest go first.
-        """
-        self._most_bytes = most_bytes
-        self._kept: collections.OrderedDict[str, bytes] = collections.OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, image: str, tag: str, size: int) -> bytes:
-        """Return a JPEG of a picture, upright, transparency on white, without its metadata.
-
-        Args:
-            image: path or bucket URL from the index.
-            tag: result of `tag_of` for it.
-            size: one of `SIZES`.
-
-        Raises:
-            ImageReadError: the picture is missing or cannot be read.
-        """
-        with self._lock:
-            if tag in self._kept:
-                self._kept.move_to_end(tag)
-                return self._kept[tag]
-        thumbnail = make(image, size)
-        with self._lock:
-            if tag not in self._kept:
-                self._kept[tag] = thumbnail
-                self._bytes += len(thumbnail)
-            while self._bytes > self._most_bytes:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
-        return thumbnail
 
 
 def round_up(size: int) -> int:
@@ -87,7 +46,18 @@ def tag_of(image: str, size: int, generation: str) -> str:
 
 
 def make(image: str, size: int) -> bytes:
-    """Make a thumbnail; see `Thumbnails.get`."""
+    """Return a JPEG of a picture, upright, transparency on white.
+
+    Nothing of the picture's metadata is in it but the color profile, without which its colors would
+    be others.
+
+    Args:
+        image: path or bucket URL from the index.
+        size: one of `SIZES`.
+
+    Raises:
+        ImageReadError: the picture is missing or cannot be read.
+    """
     try:
         encoded = epath.Path(image).read_bytes()
     except OSError as error:

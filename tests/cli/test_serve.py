@@ -1,6 +1,7 @@
 """The command serve: its flags, and mistakes that end it before anything long begins."""
 
 import argparse
+import signal
 
 import pytest
 
@@ -54,6 +55,10 @@ def test_a_key_of_a_file_or_of_the_environment(tmp_path, monkeypatch):
         (["--timeout", "nan"], "--timeout must be 1 or more, not nan"),
         (["--reload-seconds", "-1"], "--reload-seconds must be 0 or more, not -1"),
         (["--api-key-file", "no-such-file"], "no-such-file"),
+        (["--allow-host", "https://shop.de"], "--allow-host takes a name alone"),
+        (["--allow-host", "shop.de:8000"], "such as shop.example.com, not 'shop.de:8000'"),
+        (["--trust-proxy", "nginx"], "--trust-proxy takes an IP address or a network"),
+        (["--allow-host", "[::1]", "--trust-proxy", "10.0.0.0/8", "--port", "0"], "no index"),
         (["--port", "0"], "holds no index"),
     ],
 )
@@ -62,6 +67,15 @@ def test_mistakes_are_one_line(capsys, tmp_path, flags, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_sigterm_ends_a_process_that_still_loads():
+    """The first process of a container ignores signals that it has no handler for."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, serve._ended_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])

@@ -188,6 +188,7 @@ def test_parquet(tmp_path):
         ("a.jsonl", '{"image": ["a"]}\n', "line 1: no path in the column 'image', but ['a']"),
         ("a.jsonl", '{"image": "a", "id": true}\n', "an id is a text or an integer, not True"),
         ("a.jsonl", '{"image": "a", "id": ""}\n', "the picture {folder}/a has an empty id"),
+        ("a.jsonl", '{"image": "a", "id": ".."}\n', "the id '..', which stands for a folder"),
         ("a.jsonl", '{"image": "a", "x": {"y": 1}}\n', "x of 'a' is {'y': 1}: metadata are text"),
         ("a.jsonl", '{"image": "a", "x": "\\ud800"}\n', "x of 'a' is '\\ud800': metadata are"),
         (

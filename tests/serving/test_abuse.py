@@ -1,18 +1,22 @@
-"""Malformed requests by the thousand: no 5xx but 503, and what comes in between stays right."""
+"""Wrong requests by the thousand: no 5xx but 503, and what comes in between stays right."""
 
+import contextlib
 import http.client
 import io
 import json
 import os
 import pathlib
 import random
+import socket
 import subprocess
 import sys
 import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_retriever import COLORS, encoded
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from optional import require
 from PIL import Image
 
@@ -25,6 +29,10 @@ CHECKED_EVERY = 200  # requests between two right ones
 MEMORY_AFTER = 2_000  # requests after which memory may no longer grow
 GROWTH = 64 * 2**20  # bytes
 OTHER_CONTENT = b"a secret outside of the index"
+
+needs_proc = pytest.mark.skipif(
+    not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc"
+)
 
 # The service in a process of its own, whose memory is its own.
 PROGRAM = """
@@ -41,7 +49,8 @@ opener.manifest = ""
 listener = server.bind("127.0.0.1", 0)
 print(listener.getsockname()[1], flush=True)
 logs.log_as_json()
-server.serve(opener, listener, Settings(reload_seconds=0, upload_bytes=2**20, pixels=10**6))
+settings = Settings(reload_seconds=0, upload_bytes=2**20, pixels=10**6, body_seconds=2)
+server.serve(opener, listener, settings)
 """
 
 
@@ -51,6 +60,9 @@ class Client:
     def __init__(self, port: int):
         self._port = port
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def close(self) -> None:
+        self._connection.close()
 
     def ask(self, method: str, address: str, body=None, headers=None) -> tuple[int, bytes, dict]:
         """Return status, content and headers; status 0 where the connection was cut."""
@@ -198,15 +210,13 @@ def check_right(client: Client) -> None:
     assert json.loads(content)["hits"][0]["metadata"]["name"] == "blue"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_ten_thousand_malformed_requests(tmp_path):
-    secret = tmp_path / "secret.jpg"
-    secret.write_bytes(OTHER_CONTENT)
-    gallery = tmp_path / "gallery"
+@contextlib.contextmanager
+def served(folder: pathlib.Path):
+    """Serve a gallery in a process; give its port and number. It must have logged no error."""
+    gallery = folder / "gallery"
     gallery.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with (tmp_path / "log").open("w") as log:
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(gallery)],
             stdout=subprocess.PIPE,
@@ -216,9 +226,25 @@ def test_ten_thousand_malformed_requests(tmp_path):
             text=True,
         )
     try:
-        client = Client(int(process.stdout.readline()))
+        port = int(process.stdout.readline())
+        client = Client(port)
         while client.ask("GET", "/readyz")[0] != 200:
             time.sleep(0.05)
+        client.close()
+        yield port, process.pid
+    finally:
+        process.kill()
+        process.communicate()
+    entries = [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+    assert not [entry for entry in entries if entry["level"] == "error"]
+
+
+@pytest.mark.slow
+@needs_proc
+def test_ten_thousand_malformed_requests(tmp_path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(OTHER_CONTENT)
+    with served(tmp_path) as (port, process), contextlib.closing(Client(port)) as client:
         rng, uploads = random.Random(17), pictures()
         statuses: dict[int, int] = {}
         settled = 0
@@ -232,18 +258,123 @@ def test_ten_thousand_malformed_requests(tmp_path):
             if number % CHECKED_EVERY == 0:
                 check_right(client)
             if number == MEMORY_AFTER:
-                settled = resident_bytes(process.pid)
+                settled = resident_bytes(process)
         check_right(client)
         if settled:
-            assert resident_bytes(process.pid) < settled + GROWTH
+            assert resident_bytes(process) < settled + GROWTH
         assert statuses.get(200, 0) > 0
         assert statuses.get(400, 0) > 0
         print(f"statuses: {dict(sorted(statuses.items()))}")
-    finally:
-        process.kill()
-        process.communicate()
-    entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert not [entry for entry in entries if entry["level"] == "error"]
+
+
+def pieces_of_a_body(kind: str):
+    """Yield a search's head, then its body, which is too large, too slow or of a wrong form."""
+    head = "POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    begun = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    if kind == "large":
+        yield f"{head}Content-Length: {3 << 20}\r\n\r\n".encode() + begun
+        yield from [bytes(1 << 16)] * 48
+    elif kind == "huge":
+        yield f"{head}Content-Length: {1 << 40}\r\n\r\n".encode() + begun
+    elif kind == "endless":  # the length does not count beside chunks
+        yield f"{head}Content-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        yield f"{len(begun):x}\r\n".encode() + begun + b"\r\n"
+        yield from [chunk] * 1_000
+    elif kind == "slow":
+        yield f"{head}Content-Length: 1000\r\n\r\n".encode() + begun
+        for _ in range(40):
+            time.sleep(0.1)
+            yield b"a"
+    elif kind == "ampersands":
+        form = head.replace("multipart/form-data; boundary=x", "application/x-www-form-urlencoded")
+        yield f"{form}Content-Length: {1 << 20}\r\n\r\n".encode()
+        yield from [b"&" * (1 << 16)] * 16
+
+
+def answer_to(port: int, kind: str) -> bytes:
+    """Send a body until it ends or the service has had enough, and return the answer's head."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces_of_a_body(kind):
+                connection.sendall(piece)
+        with contextlib.suppress(ConnectionError):
+            while b"\r\n\r\n" not in answer and (part := connection.recv(4096)):
+                answer += part
+        return answer.partition(b"\r\n\r\n")[0].lower()
+
+
+@pytest.mark.slow
+@needs_proc
+def test_large_and_slow_bodies_over_many_connections(tmp_path):
+    """Each kind has its status, and right searches in between are answered soon."""
+    expected = {"large": "413", "huge": "413", "endless": "413", "slow": "408", "ampersands": "415"}
+    with served(tmp_path) as (port, process), ThreadPoolExecutor(20) as pool:
+
+        def round_of_bodies() -> None:
+            kinds = [*expected] * 8
+            answers = [pool.submit(answer_to, port, kind) for kind in kinds]
+            with contextlib.closing(Client(port)) as client:
+                while not all(answer.done() for answer in answers):
+                    started = time.monotonic()
+                    check_right(client)
+                    assert time.monotonic() - started < 5
+                    time.sleep(0.05)
+            for kind, answer in zip(kinds, answers, strict=True):
+                head = answer.result()
+                allowed = (b"", f"http/1.1 {expected[kind]} ".encode(), b"http/1.1 503 ")
+                assert head[: len(b"http/1.1 413 ")] in allowed, (kind, head)
+                assert b" 503 " not in head[:13] or b"retry-after" in head
+            statuses = [answer.result()[9:12].decode() for answer in answers]
+            assert set(expected.values()) <= set(statuses)
+
+        round_of_bodies()
+        settled = resident_bytes(process)
+        for _ in range(3):
+            round_of_bodies()
+        assert resident_bytes(process) < settled + GROWTH
+
+
+@pytest.mark.slow
+def test_requests_drawn_from_the_openapi_description(tmp_path):
+    """Answers have the statuses and forms that the description names."""
+    schemathesis = require("schemathesis")
+    from schemathesis import GenerationMode, checks
+
+    names = ["not_a_server_error", "status_code_conformance"]
+    names += ["content_type_conformance", "response_schema_conformance"]
+
+    def explore(operation, mode) -> int:
+        """Send 100 requests, or the only one that there is; return how many were answered."""
+        answered = []
+
+        @settings(
+            max_examples=100,
+            derandomize=True,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(operation.as_strategy(generation_mode=mode))
+        def send(case):
+            # Uvicorn ends the connection of an address of more than 64 KiB.
+            assume(len(str(case.query)) < 5_000)
+            answered.append(case.call_and_validate(checks=wanted))
+
+        send()
+        return len(answered)
+
+    with served(tmp_path) as (port, _):
+        schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
+        wanted = checks.CHECKS.get_by_names(names)  # loaded with the first description
+        operations = [result.ok() for result in schema.get_all_operations()]
+        assert len(operations) == 8
+        for operation in operations:
+            assert explore(operation, GenerationMode.POSITIVE)
+            # The others have no parameter that could be wrong.
+            if operation.label in ("POST /search", "GET /items", "GET /items/{id}/image"):
+                assert explore(operation, GenerationMode.NEGATIVE)
 
 
 def test_malformed_requests_are_drawn_alike_each_time(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -17,14 +18,18 @@ from PIL import Image
 require("fastapi")
 require("prometheus_client")
 
+from starlette.requests import Request  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 from cmap_jax.retrieval.retriever import Query  # noqa: E402
+from cmap_jax.serving import browsing  # noqa: E402
 from cmap_jax.serving.app import Service  # noqa: E402
+from cmap_jax.serving.forms import Form, most_bytes  # noqa: E402
 from cmap_jax.serving.logs import JsonFormatter, log_as_json  # noqa: E402
 from cmap_jax.serving.settings import Settings  # noqa: E402
 
 RED = encoded(COLORS["red"])
+FAILURE = {"$ref": "#/components/schemas/Failure"}
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +118,6 @@ def test_references_of_all_kinds(client, gallery):
     assert names(search(client, item=both, k=1)) == ["yellow"]
     assert names(search(client, RED, item=id_of(gallery, "green"), k=1)) == ["yellow"]
     assert len(names(search(client, text="red"))) == len(COLORS)
-    form = client.post("/search", data={"text": "blue", "k": "1"})  # URL-encoded
-    assert names(form) == ["blue"]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +230,8 @@ def test_fields_that_are_refused(client, fields, status, message):
         ((0, 1, 0), [RED], {"text": "blue"}, "makes nothing of a picture"),
         ((0, 0, 1), [RED], {}, "needs a text too"),
         ((0, 0, 1), [], {"text": "blue"}, "needs a picture or an item too"),
+        ((0, 1, 0), [RED], {}, "nothing of a picture: leave it out, and give a text"),
+        ((1, 0, 0), [], {"text": "blue"}, "nothing of a text: leave it out, and give a picture"),
     ],
 )
 def test_halves_that_the_method_does_not_take(start, gallery, takes, files, fields, message):
@@ -253,8 +258,7 @@ def test_halves_that_the_method_does_not_take(start, gallery, takes, files, fiel
         ),
         ("multipart/form-data; boundary=x; charset=punycode", b"--x--", 415),
         ("multipart/form-data; boundary=x; charset=unicode_escape", b"--x--", 415),
-        ("application/x-www-form-urlencoded", b"k=5&" * 100, 400),
-        ("application/x-www-form-urlencoded", b"\xff\xfe=\x00%%%&text", 400),
+        ("application/x-www-form-urlencoded", b"text=red", 415),
         (
             "multipart/form-data; boundary=x",
             b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n\xff\xfe\r\n--x--\r\n',
@@ -463,6 +467,72 @@ def test_uploads_in_memory_are_limited(start):
     assert names(search(client, RED, k=1)) == ["red"]
 
 
+def test_an_upload_is_let_go_of_once_it_is_decoded(start, retriever):
+    """Searches that wait for the device hold neither their uploads nor a reservation for them."""
+    client = start(upload_bytes=100_000, batch=1)
+    retriever.gate.clear()
+    upload = RED + bytes(90_000)
+    threads = [threading.Thread(target=search, args=(client, upload)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    batcher = client.service.generations._current.batcher
+    while client.service._admission.searches < 3 or len(batcher._waiting) < 2:
+        time.sleep(0.005)
+    assert client.service._admission._bytes == 0
+    kept = [form for form in gc.get_objects() if isinstance(form, Form)]
+    assert not [form for form in kept if form.images]
+    retriever.gate.set()
+    for thread in threads:
+        thread.join(5)
+
+
+def test_the_bytes_that_a_body_may_take():
+    def most(**headers):
+        encoded = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
+        request = Request({"type": "http", "headers": encoded})
+        return most_bytes(request, Settings(upload_bytes=1_000))
+
+    assert most() == 1_000
+    assert most(content_length="10") == 10
+    assert most(content_length="5000") == 1_000
+    assert most(content_length="10", transfer_encoding="chunked") == 1_000
+
+
+def test_look_ups_are_limited_and_hold_up_nothing_else(start, monkeypatch):
+    client = start(per_client=1, decoders=1)
+    gate, page = threading.Event(), browsing.Browser.page
+
+    def waiting(self, offset, limit, words, where):
+        assert not words or gate.wait(10)
+        return page(self, offset, limit, words, where)
+
+    monkeypatch.setattr(browsing.Browser, "page", waiting)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(client.get("/items?q=red")))
+    thread.start()
+    while not client.service._look_up_admission.searches:
+        time.sleep(0.005)
+    refused = client.get("/items?q=blue")
+    error(refused, 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert client.get("/items").status_code == 200
+    assert client.get("/items/red%2Fimage/image").status_code == 200
+    assert names(search(client, item="red/image", k=1)) == ["red"]
+    gate.set()
+    thread.join(5)
+    assert answers[0].status_code == 200
+
+
+def test_a_backend_that_is_away_is_no_defect(start, retriever):
+    client = start()
+    retriever.fault = OSError("Milvus at http://10.0.0.7:19530: timeout")
+    refused = search(client, text="red")
+    assert error(refused, 503) == "the search backend cannot be reached"
+    assert int(refused.headers["retry-after"]) >= 1
+    retriever.fault = None
+    assert names(search(client, text="red", k=1)) == ["red"]
+
+
 def test_a_search_that_takes_too_long_is_given_up(start, retriever):
     client = start(request_seconds=1.0)
     retriever.gate.clear()
@@ -530,6 +600,8 @@ def test_other_names_are_refused(start):
     client = start(hosts=("127.0.0.1", "shop.example.com", "[::1]"))
     for host in ("127.0.0.1:8000", "Shop.example.com", "[::1]:8000"):
         assert client.get("/items", headers={"host": host}).status_code == 200
+    for address in ("/healthz", "/readyz"):  # probes name a container's or a pod's address
+        assert client.get(address, headers={"host": "10.0.0.3:8000"}).status_code == 200
     for host in ("evil.example.com", "127.0.0.1.evil.com", "", "::1"):
         assert "Host" in error(client.get("/items", headers={"host": host}), 400)
 
@@ -560,6 +632,17 @@ def test_openapi(client):
     }
     body = described["paths"]["/search"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert set(body["schema"]["properties"]) == {"image", "item", "text", "k", "where"}
+    assert body["schema"]["properties"]["k"]["maximum"] == 200
+    for address, methods in described["paths"].items():
+        for operation in methods.values():
+            assert "503" in operation["responses"], address
+            for status, answer in operation["responses"].items():
+                schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
+                assert (status < "400") == (schema != FAILURE), (address, status)
+            names_in_path = [
+                p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"
+            ]
+            assert names_in_path == (["id"] if "{id}" in address else [])
     assert "cdn" not in client.get("/openapi.json").text.lower()
 
 

@@ -9,7 +9,7 @@ from optional import require
 require("prometheus_client")
 
 from cmap_jax.retrieval.retriever import Query  # noqa: E402
-from cmap_jax.serving.batching import Batcher, Search, Unfit  # noqa: E402
+from cmap_jax.serving.batching import Batcher, Search, Unfit, Unreachable  # noqa: E402
 from cmap_jax.serving.metrics import Metrics  # noqa: E402
 from cmap_jax.serving.settings import Settings  # noqa: E402
 
@@ -92,6 +92,22 @@ def test_a_search_that_fails_fails_alone(retriever, start):
         futures[2].result(5)
     with pytest.raises(RuntimeError, match="secret"):
         futures[4].result(5)
+    assert [count for count, _, _ in retriever.searched] == [1, 2]  # the others stay together
+
+
+def test_searches_without_a_backend_fail_together(retriever, start, caplog):
+    """Each repetition would wait for the backend again."""
+    batcher = start()
+    futures = hold(retriever, batcher)
+    retriever.fault = OSError("Milvus at http://10.0.0.7:19530: timeout")
+    futures += [batcher.submit(Search(Query(text="red"), k=1)) for _ in range(5)]
+    retriever.gate.set()
+    for future in futures:
+        with pytest.raises(Unreachable) as raised:
+            future.result(5)
+        assert "10.0.0.7" not in str(raised.value)
+    assert len(retriever.searched) == 2
+    assert "10.0.0.7" in caplog.text
 
 
 def test_a_cancelled_search_is_not_computed(retriever, start):

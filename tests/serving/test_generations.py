@@ -77,6 +77,8 @@ def test_a_request_keeps_the_generation_that_it_began_with(index):
             with generations.lease() as new:
                 assert (await count(old), await count(new)) == (1, 2)
         assert index.given == [None, index.opened[0]]
+        assert await asyncio.to_thread(index.opened[0].closed.wait, 5)
+        assert not index.opened[1].closed.is_set()
         with pytest.raises(RuntimeError, match="closed"):
             old.batcher.submit(Search(Query(text="red"), k=1))
         with generations.lease() as current:

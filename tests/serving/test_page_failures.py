@@ -7,6 +7,7 @@ CMAP_REQUIRE_OPTIONAL=1 too. CMAP_CHROMIUM names one that is not on the path.
 from __future__ import annotations
 
 import json
+import urllib.parse
 
 import pytest
 from search_page import CARDS, ask, garment_of, ids, is_settled, picture
@@ -91,6 +92,64 @@ def test_a_service_that_cannot_be_reached(page):
     is_settled(page)
 
 
+def test_a_search_that_is_called_off_and_a_page_that_fails(page, server):
+    """Undoing while a search runs shows the gallery again; a failed "Show more" can be repeated."""
+    start = ids(page)
+    server.delay = 2.0
+    page.click(".card .pick")
+    page.wait("document.getElementById('grid').hasAttribute('aria-busy')")
+    page.run("history.back()")
+    is_settled(page, "Gallery")
+    assert ids(page) == start
+    assert "120 pictures" in page.text("#status")
+    page.connect(offline=True)
+    page.click("#more")
+    page.wait("document.querySelector('.message.error') !== null")
+    page.connect(offline=False)
+    page.click(".message.error button")
+    page.wait(f"{CARDS} === 48")
+    assert page.run("document.querySelector('.message') === null")
+
+
+def test_what_filters_and_trails_keep(page, server, tmp_path):
+    """Bounds stay exact, empty ones are left out, and a lost picture does not shift the trail."""
+    where = json.dumps({"price": {"min": None}, "color": {}, "pattern": ["striped"]})
+    page.go(f"{server.address}?where={urllib.parse.quote(where)}")
+    is_settled(page, "Gallery")
+    assert page.run("document.querySelectorAll('#active li').length") == 1
+    assert {garment_of(item)["pattern"] for item in ids(page)} == {"striped"}
+
+    first = ids(page)[0]
+    page.click(".card .pick")
+    is_settled(page)
+    (tmp_path / "own.png").write_bytes(picture())
+    page.upload("#file", tmp_path / "own.png")
+    page.wait("document.getElementById('references').innerText.includes('own.png')")
+    is_settled(page)
+    page.click(".card .pick")
+    page.wait("document.querySelectorAll('#trail li').length === 4")
+    is_settled(page)
+    page.run("location.reload()")
+    page.wait("document.querySelectorAll('#trail li').length === 3")
+    is_settled(page)
+    page.click("#trail li:nth-child(2) .step")
+    page.wait(f"new URLSearchParams(location.search).get('item') === {first!r}")
+    is_settled(page)
+
+    page.run("""import("/page/filters.js").then(({ buildFilters }) => {
+        window.conditions = [];
+        const fields = { weight: { kind: "range", min: 0.5, max: 9.75 } };
+        const show = buildFilters(fields, (_, condition) => conditions.push(condition));
+        show({ weight: { min: 1.2345, max: "many" } });
+        const input = document.querySelector(".numbers input:last-child");
+        input.value = 5;
+        input.dispatchEvent(new Event("change"));
+    })""")
+    page.wait("window.conditions.length === 1")
+    assert page.run("window.conditions[0]") == {"min": 1.2345, "max": 5}
+    assert page.faults() == []
+
+
 def test_a_service_with_a_key(browser, server):
     server.key = "right"
     with browser.page() as page:
@@ -123,9 +182,12 @@ def test_no_request_leaves_the_service(clean, server, tmp_path):
 def test_ids_with_odd_characters(page, server):
     """An id is data: in addresses it is encoded, on the page it is text."""
     odd = "a b/ü%2F?#&\"'<img src=x onerror=alert(1)>.jpg"
-    address = page.run(f"""import("/page/api.js").then(
-        ({{ addressOfPicture }}) => addressOfPicture({json.dumps(odd)}, 128))""")
-    assert address.startswith("items/a%20b/%C3%BC%252F%3F%23%26%22'%3Cimg%20src%3Dx")
+    names = [odd, "a/../b", "./a", "red/image", "image"]
+    addresses = page.run(f"""import("/page/api.js").then(
+        ({{ addressOfPicture }}) => {json.dumps(names)}.map((id) => addressOfPicture(id, 128)))""")
+    assert addresses[0].startswith("items/a%20b/%C3%BC%252F%3F%23%26%22'%3Cimg%20src%3Dx")
+    pictures = ("a%2F..%2Fb", ".%2Fa", "red%2Fimage", "image")
+    assert addresses[1:] == [f"items/{name}/image?size=128" for name in pictures]
     page.go(f"{server.address}?item=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E")
     page.wait("document.querySelector('.message.error') !== null")
     assert page.run("document.querySelectorAll('img[src=x]').length") == 0

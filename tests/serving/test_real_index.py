@@ -83,8 +83,10 @@ def test_results_are_those_of_the_direct_call_without_compilation(client):
             fields["text"] = text
         if number % 3:
             fields["where"] = '{"price": {"min": 3}}'
-        files = {"image": ("a", picture(100 + number))} if text is None or number % 2 else None
-        return client.post("/search", data=fields, files=files).json()["hits"]
+        files = {name: (None, value) for name, value in fields.items()}
+        if text is None or number % 2:
+            files["image"] = ("a", picture(100 + number))
+        return client.post("/search", files=files).json()["hits"]
 
     with compilations.counted() as seconds, concurrent.futures.ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(ask, range(10)))
@@ -101,7 +103,7 @@ def test_results_are_those_of_the_direct_call_without_compilation(client):
 
 
 def test_a_text_that_is_too_long_for_the_model(client):
-    answer = client.post("/search", data={"text": "red " * 200})
+    answer = client.post("/search", files={"text": (None, "red " * 200)})
     assert answer.status_code == 400
     assert "shorten it" in answer.json()["error"]
 
@@ -123,6 +125,6 @@ def test_a_damaged_update_is_not_served(client, folder):
     content = manifest.read_text()
     manifest.write_text(content[:-40])
     client.portal.call(client.service.generations.reload)
-    assert client.post("/search", data={"text": "is red"}).status_code == 200
+    assert client.post("/search", files={"text": (None, "is red")}).status_code == 200
     assert 'cmap_reloads_total{outcome="failed"} 1.0' in client.get("/metrics").text
     manifest.write_text(content)

@@ -19,8 +19,9 @@ from optional import require
 require("fastapi")
 require("uvicorn")
 
+from running_service import get, running, wait_until_ready  # noqa: E402
+
 from cmap_jax.serving import server  # noqa: E402
-from cmap_jax.serving.settings import Settings  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -67,61 +68,15 @@ server.serve(opener, listener, Settings(reload_seconds=0))
 """
 
 
-@contextlib.contextmanager
-def running(retriever, trusted=(), **settings):
-    """Serve in a thread; yield the port."""
-    settings = Settings(reload_seconds=0, **settings)
-    listener = server.bind("127.0.0.1", 0)
-
-    def opener(_):
-        return retriever
-
-    opener.manifest = ""
-    made: list[server.Server] = []
-    original = server.Server
-
-    class Noted(original):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            made.append(self)
-
-    server.Server = Noted
-    thread = threading.Thread(target=server.serve, args=(opener, listener, settings, trusted))
-    thread.start()
-    try:
-        port = listener.getsockname()[1]
-        wait_until_ready(port)
-        yield port
-    finally:
-        server.Server = original
-        made[0].should_exit = True
-        thread.join(10)
-    assert not thread.is_alive()
-
-
-def wait_until_ready(port: int, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            if get(port, "/readyz")[0] == 200:
-                return
-        time.sleep(0.02)
-    raise TimeoutError("the service is not ready")
-
-
-def get(port: int, address: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", address)
-    response = connection.getresponse()
-    content = response.read()
-    connection.close()
-    return response.status, content
-
-
 def post_search(port: int, text: str = "red") -> tuple[int, dict]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    connection.request("POST", "/search", f"text={text}&k=1", headers)
+    fields = {"text": text, "k": "1"}
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    connection.request("POST", "/search", "".join([*parts, "--x--\r\n"]), headers)
     response = connection.getresponse()
     content = json.loads(response.read())
     connection.close()
@@ -165,6 +120,52 @@ def test_connections_that_get_nowhere_are_closed(retriever, monkeypatch):
         for connection in (silent, slow, body, fourth, fifth):
             connection.close()
         assert post_search(port)[0] == 200
+
+
+def test_clients_that_do_not_read_are_cut_off(retriever, monkeypatch):
+    """They hold their connections, and the answers that wait in them, for a few seconds alone."""
+    monkeypatch.setattr(server, "_KEEP_ALIVE", 1)
+    limits = {"connections": 3, "body_seconds": 1.0, "request_seconds": 1.0}
+    with running(retriever, **limits) as port, contextlib.ExitStack() as opened:
+        for _ in range(3):
+            connection = opened.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(0.3)
+            connection.connect(("127.0.0.1", port))
+            with contextlib.suppress(OSError):
+                for _ in range(3000):
+                    connection.sendall(b"GET /page/style.css HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until_ready(port, 10)
+
+
+def test_one_client_cannot_take_all_connections(retriever):
+    def open_three(trusted) -> bytes:
+        with running(retriever, trusted, client_connections=2) as port:
+            time.sleep(0.2)  # the connections of the start are gone
+            opened = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)]
+            opened[2].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = read_all(opened[2])
+            for connection in opened:
+                connection.close()
+            return answer
+
+    assert b" 503 " in open_three(())
+    assert b" 200 " in open_three(("127.0.0.1",))  # a proxy has many clients
+
+
+def test_what_outlives_the_stop_timeout_is_told_so(retriever, caplog):
+    answers = []
+    with running(retriever, shutdown_seconds=1) as port:
+        retriever.gate.clear()
+        thread = threading.Thread(target=lambda: answers.append(post_search(port)))
+        thread.start()
+        while b"cmap_searches_in_flight 1.0" not in get(port, "/metrics")[1]:
+            time.sleep(0.02)
+    retriever.gate.set()
+    thread.join(10)
+    ((status, answer),) = answers
+    assert (status, answer["error"]) == (503, "the service is stopping; try again soon")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_nonsense_on_the_wire(retriever):

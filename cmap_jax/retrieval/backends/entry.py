@@ -25,7 +25,10 @@ from cmap_jax.retrieval.index_files.reading import StoredIndex
 
 
 class Backend(Protocol):
-    """An index that is open for searches; several threads do not search it at the same time."""
+    """An index that is open for searches; several threads do not search it at the same time.
+
+    A class that has nothing to warm up or to close inherits those two.
+    """
 
     def search(
         self, query: scoring.ComposedQuery, k: int, allowed: np.ndarray | None = None
@@ -46,6 +49,7 @@ class Backend(Protocol):
 
         Raises:
             ValueError: the query has other levels than the index, or a score is NaN.
+            OSError: a server or a file of the index cannot be reached.
         """
 
     def warm_up(self, query: scoring.ComposedQuery, k: int) -> None:
@@ -55,6 +59,9 @@ class Backend(Protocol):
             query: queries of any number and content.
             k: largest number of images that searches ask for.
         """
+
+    def close(self) -> None:
+        """Let go of connections and files; nothing is searched afterwards."""
 
 
 def _nothing_to_build(stored: StoredIndex, settings: Any, folder: str) -> None:

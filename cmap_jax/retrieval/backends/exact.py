@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cmap_jax import scoring
-from cmap_jax.retrieval.backends.entry import BackendEntry
+from cmap_jax.retrieval.backends.entry import Backend, BackendEntry
 from cmap_jax.retrieval.exact import ExactIndex, SearchResult
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 
@@ -27,7 +27,7 @@ class Settings:
             raise ValueError(f"device_gb must be 0 or more, not {self.device_gb}")
 
 
-class ExactBackend:
+class ExactBackend(Backend):
     """A stored index that is searched exactly."""
 
     def __init__(self, index: ExactIndex):
@@ -39,9 +39,6 @@ class ExactBackend:
     ) -> SearchResult:
         """Return the best images of each query; see `entry.Backend`."""
         return self._index.search(query, k, allowed=allowed)
-
-    def warm_up(self, query: scoring.ComposedQuery, k: int) -> None:
-        """Compile nothing: all searches have one program."""
 
 
 def _open(stored: StoredIndex, settings: Settings, mesh: Mesh) -> ExactBackend:

@@ -144,7 +144,9 @@ def open_backend(stored: StoredIndex, settings: Settings, mesh: Mesh) -> Shortli
     """
     connection, record = _connect(stored, settings)
     proposer = Proposer(connection, record, settings, clusters=_clusters(len(stored)))
-    return ShortlistBackend(stored, proposer, shortlist=settings.shortlist, mesh=mesh)
+    return ShortlistBackend(
+        stored, proposer, shortlist=settings.shortlist, mesh=mesh, close=connection.close
+    )
 
 
 def intact(stored: StoredIndex, settings: Settings) -> bool:

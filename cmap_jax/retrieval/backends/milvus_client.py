@@ -4,14 +4,15 @@ import collections
 import contextlib
 import importlib
 import os
+import threading
 from collections.abc import Iterator
-
-# Open connections to the files of Milvus Lite in this process, which share its server.
-_opened: collections.Counter[str] = collections.Counter()
 
 TOKEN = "CMAP_MILVUS_TOKEN"  # environment variable with the token of a server
 LITE = "milvus.db"  # the folder of Milvus Lite's files, beside the record
 _CONNECT_SECONDS = 10.0
+# Connections by address: Milvus Lite runs once for all that are open to the same files.
+_connections: collections.Counter[str] = collections.Counter()
+_connecting = threading.Lock()
 
 
 class Connection:
@@ -43,9 +44,9 @@ class Connection:
 
         self._is_lite = not uri
         token = os.environ.get(TOKEN, "") if uri else ""
-        with self.errors(f"; {remedy}"):
+        with _connecting, self.errors(f"; {remedy}"):
             self.client = pymilvus.MilvusClient(self.address, token=token, timeout=_CONNECT_SECONDS)
-        _opened[self.address] += 1
+            _connections[self.address] += 1
 
     @contextlib.contextmanager
     def errors(self, remedy: str = "") -> Iterator[None]:
@@ -59,13 +60,14 @@ class Connection:
             raise OSError(f"Milvus at {self.address}: {reason}{remedy}") from error
 
     def close(self) -> None:
-        """Disconnect; after the last connection another process may open Milvus Lite's files."""
+        """Disconnect; after the last one another process may open Milvus Lite's files."""
         self.client.close()
-        _opened[self.address] -= 1
-        if self._is_lite and not _opened[self.address]:
-            from milvus_lite.server_manager import server_manager_instance
+        with _connecting:
+            _connections[self.address] -= 1
+            if self._is_lite and not _connections[self.address]:
+                from milvus_lite.server_manager import server_manager_instance
 
-            server_manager_instance.release_server(self.address)
+                server_manager_instance.release_server(self.address)
 
 
 def import_lite() -> None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from cmap_jax import scoring
 from cmap_jax.numerics import round_up
+from cmap_jax.retrieval.backends.entry import Backend
 from cmap_jax.retrieval.backends.surrogate import SAMPLE, Surrogate, sample_positions
 from cmap_jax.retrieval.batch_sizes import BatchSizes
 from cmap_jax.retrieval.exact import ExactIndex, Padding, SearchResult
@@ -32,10 +33,18 @@ _WHOLE_VECTORS = 32
 _LISTS = ("scores", "positions")  # of a search's result
 
 
-class ShortlistBackend:
+class ShortlistBackend(Backend):
     """A stored index whose images an approximate index proposes and exact scores rank."""
 
-    def __init__(self, stored: StoredIndex, propose: Propose, *, shortlist: int, mesh: Mesh):
+    def __init__(
+        self,
+        stored: StoredIndex,
+        propose: Propose,
+        *,
+        shortlist: int,
+        mesh: Mesh,
+        close: Callable[[], None] = lambda: None,
+    ):
         """Fit the surrogate to a sample of the images.
 
         The devices get no image before a search needs all of them.
@@ -46,11 +55,13 @@ class ShortlistBackend:
             shortlist: images a query that are scored, 1 or more; a search for more scores more.
             mesh: the first of its devices computes the scores; all search exactly where the index
                 lost its way.
+            close: closes the approximate index.
         """
         self._stored = stored
         self._propose = propose
         self._shortlist = shortlist
         self._mesh = mesh
+        self._close = close
         self._device = mesh.devices.flat[0]
         self._surrogate = fit_surrogate(stored)
 
@@ -100,6 +111,10 @@ class ShortlistBackend:
     def _every_image(self) -> ExactIndex:
         """The gallery, for the queries that the index lost."""
         return ExactIndex(self._stored.parts, self._mesh)
+
+    def close(self) -> None:
+        """Close the approximate index."""
+        self._close()
 
     def _rank(self, query: scoring.ComposedQuery, positions: np.ndarray, k: int) -> SearchResult:
         """Return the best k of some images by their scores.

@@ -68,8 +68,18 @@ async function countDown(seconds, signal, onWait) {
   onWait(0);
 }
 
-/** Return the address of an item. A slash stays a slash, since many proxies refuse an encoded one. */
-const addressOf = (id) => `items/${encodeURIComponent(id.toWellFormed()).replaceAll("%2F", "/")}`;
+/**
+ * Return the address of an item.
+ *
+ * A slash stays a slash, since many proxies refuse an encoded one. It is encoded where it would mean
+ * something else: browsers take segments of dots away, and behind the id "/image" is its picture.
+ */
+function addressOf(id) {
+  const segments = id.toWellFormed().split("/").map(encodeURIComponent);
+  const hasDots = segments.some((segment) => segment === "." || segment === "..");
+  const last = segments.length > 1 && segments.at(-1) === "image" ? `%2F${segments.pop()}` : "";
+  return `items/${segments.join(hasDots ? "%2F" : "/")}${last}`;
+}
 
 /** Return the address of a gallery picture that takes `size` pixels a side on the screen. */
 export const addressOfPicture = (id, size) => `${addressOf(id)}/image?size=${devicePixelRatio > 1 ? 2 * size : size}`;

@@ -19,7 +19,8 @@ const steps = new Steps(refresh, (key) => uploadOf(key) !== undefined);
 let about = null;
 let showFilters = () => {};
 let running = new AbortController();
-let shown = { key: null, items: [], plan: null }; // what the grid holds
+const NOTHING = Object.freeze({ key: null, items: [], plan: null });
+let shown = NOTHING; // what the grid holds; the key is null while other pictures are on their way
 
 // Changes of the query.
 
@@ -60,18 +61,19 @@ const handlers = { onPick: pick, onDetails: details };
 /** Show the present step, and load its pictures unless they are there. */
 async function refresh() {
   if (about === null) return;
-  running.abort();
-  running = new AbortController();
-  const { signal } = running;
   const plan = planOf(steps.trail, about.takes);
   showQuery(plan);
   const key = keyOf(plan) + plan.previous;
   if (key === shown.key) return;
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
   results.clearMessage();
   results.showLoading(shown.plan?.kind === plan.kind);
+  shown = { ...shown, key: null };
   byId("more").hidden = true;
-  const answer = await patiently((options) => load(plan, 0, about.limits.k, options), signal, () => {
-    shown = { key: null, items: [], plan: null };
+  const answer = await patiently((options) => load(plan, 0, about.limits.k, options), signal, refresh, () => {
+    shown = NOTHING;
     byId("grid").replaceChildren();
   });
   if (answer === null) return;
@@ -84,8 +86,9 @@ async function refresh() {
 async function more() {
   const { plan, items } = shown;
   byId("more").disabled = true;
+  results.clearMessage();
   const { signal } = running;
-  const answer = await patiently((options) => load(plan, items.length, about.limits.k, options), signal, () => {});
+  const answer = await patiently((options) => load(plan, items.length, about.limits.k, options), signal, more);
   byId("more").disabled = false;
   if (answer === null) return;
   const first = byId("grid").children.length;
@@ -95,8 +98,12 @@ async function more() {
   byId("grid").children[first]?.querySelector(".pick").focus({ preventScroll: true });
 }
 
-/** Wait for an answer and tell how it goes; null where it was called off or failed. */
-async function patiently(request, signal, onFailure) {
+/**
+ * Wait for an answer and tell how it goes; null where it was called off or failed.
+ *
+ * After a failure `onFailure` is called, and the user is offered `retry`.
+ */
+async function patiently(request, signal, retry, onFailure = () => {}) {
   const status = byId("status");
   const slow = setTimeout(() => (status.textContent = "Still searching; the connection is slow…"), PATIENCE);
   const onWait = (seconds) => {
@@ -113,7 +120,7 @@ async function patiently(request, signal, onFailure) {
     if (failure.name === "AbortError") return null;
     results.showLoaded();
     onFailure();
-    showFailure(failure);
+    showFailure(failure, retry);
     return null;
   } finally {
     clearTimeout(slow);
@@ -159,15 +166,15 @@ function showEmpty(isGallery) {
   results.showMessage("empty", words, ways);
 }
 
-function showFailure(failure) {
+function showFailure(failure, retry) {
   byId("status").textContent = "";
   if (failure.status === 401) {
-    askForKey(failure);
+    askForKey(failure, retry);
     return;
   }
   const { references, where } = steps.current;
   const isOurs = failure.status >= 400 && failure.status < 500 && failure.status !== 429;
-  const ways = isOurs ? [] : [["Try again", again]];
+  const ways = isOurs ? [] : [["Try again", retry]];
   if (isOurs && references.some(({ upload }) => upload !== undefined)) {
     ways.push(["Remove my picture", () => steps.go({ references: references.filter(({ upload }) => upload === undefined) })]);
   }
@@ -176,15 +183,13 @@ function showFailure(failure) {
   results.showMessage("error", failure.message, ways);
 }
 
-const again = () => (about === null ? start() : refresh());
-
-function askForKey(failure) {
+function askForKey(failure, retry) {
   const field = h("input", { type: "password", autocomplete: "current-password", "aria-label": "Key of the service", required: true });
   const form = h("form", { class: "key" }, field, h("button", { type: "submit", class: "primary" }, "Use this key"));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     api.setKey(field.value.trim());
-    again();
+    retry();
   });
   results.showMessage("error", failure.message);
   byId("message").firstElementChild.append(form);
@@ -215,7 +220,7 @@ async function copyLink() {
 async function start() {
   results.clearMessage();
   results.showLoading(false);
-  about = await patiently((options) => api.about(options), running.signal, () => byId("grid").replaceChildren());
+  about = await patiently((options) => api.about(options), running.signal, start, () => byId("grid").replaceChildren());
   if (about === null) return;
   byId("title").textContent = about.title;
   byId("count").textContent = counted(about.count, "picture");

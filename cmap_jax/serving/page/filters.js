@@ -113,27 +113,30 @@ function range(field, { min, max }, onChange) {
   const element = h("fieldset", {}, h("legend", {}, name), track, h("div", { class: "numbers" }, numbers[0], h("span", {}, "to"), numbers[1]));
 
   const later = debounced((condition) => onChange(condition), PAUSE);
-  const showValues = (low, high) => {
-    [low, high].forEach((value, i) => {
+  let bounds = [min, max]; // as they are searched for; the fields show them rounded
+  const showBounds = () => {
+    bounds.forEach((value, i) => {
       sliders[i].value = value;
       numbers[i].value = whole ? value : Number(value.toFixed(2));
     });
     const part = (value) => `${max > min ? (100 * (value - min)) / (max - min) : 0}%`;
-    track.style.setProperty("--from", part(low));
-    track.style.setProperty("--to", part(high));
+    track.style.setProperty("--from", part(bounds[0]));
+    track.style.setProperty("--to", part(bounds[1]));
   };
-  const change = (inputs, moved) => {
-    let [low, high] = inputs.map((one, i) => (one.value === "" ? [min, max][i] : Number(one.value)));
-    if (low > high) [low, high] = moved === inputs[0] ? [high, high] : [low, low];
-    showValues(low, high);
+  const move = (i, text) => {
+    const value = text === "" ? [min, max][i] : Number(text);
+    bounds = i === 0 ? [Math.min(value, bounds[1]), bounds[1]] : [bounds[0], Math.max(value, bounds[0])];
+    showBounds();
+    const [low, high] = bounds;
     const condition = { ...(low > min && { min: low }), ...(high < max && { max: high }) };
     later(Object.keys(condition).length ? condition : undefined);
   };
-  for (const slider of sliders) slider.addEventListener("input", () => change(sliders, slider));
-  for (const one of numbers) one.addEventListener("change", () => change(numbers, one));
+  sliders.forEach((slider, i) => slider.addEventListener("input", () => move(i, slider.value)));
+  numbers.forEach((one, i) => one.addEventListener("change", () => move(i, one.value)));
   const show = (condition) => {
-    const exact = typeof condition === "number" ? { min: condition, max: condition } : condition;
-    showValues(exact?.min ?? min, exact?.max ?? max);
+    const { min: low, max: high } = typeof condition === "number" ? { min: condition, max: condition } : condition ?? {};
+    bounds = [Number.isFinite(low) ? low : min, Number.isFinite(high) ? high : max];
+    showBounds();
   };
   return { element, show };
 }

@@ -7,6 +7,8 @@ import { remember } from "./words.js";
 export const PAGE = 24; // pictures that are loaded at once
 const KEPT = 40; // answers that are kept, for the way back
 const FRESH = 5 * 60 * 1000; // milliseconds until an answer is asked for again
+const PICTURE_ALONE = "This model takes a picture alone. Remove the words.";
+const WORDS_ALONE = "This model takes words alone. Remove the picture.";
 
 /**
  * Return why the model cannot answer a query, as a request to the user; null where it can.
@@ -14,11 +16,14 @@ const FRESH = 5 * 60 * 1000; // milliseconds until an answer is asked for again
  * `takes` is the service's: whether it searches by a picture alone, a text alone, and by both.
  */
 export function missing({ references, text }, takes) {
-  if (references.length && text) {
-    return takes.both ? null : "This model takes a picture or words, not both. Remove one of them.";
+  const hasPicture = references.length > 0;
+  if (hasPicture && text) {
+    if (takes.both) return null;
+    if (takes.image && takes.text) return "This model takes a picture or words, not both. Remove one of them.";
+    return takes.image ? PICTURE_ALONE : WORDS_ALONE;
   }
-  if (references.length) return takes.image ? null : "Now type what should change.";
-  if (text) return takes.text ? null : "Now pick the picture to start from.";
+  if (hasPicture && !takes.image) return takes.both ? "Now type what should change." : WORDS_ALONE;
+  if (text && !takes.text) return takes.both ? "Now pick the picture to start from." : PICTURE_ALONE;
   return null;
 }
 

@@ -40,13 +40,25 @@ export function queryOf(address) {
   return { query: { references, text, where: where ?? {}, find: fields.get("find") ?? "" }, remarks };
 }
 
+/** Return the filters of a JSON text, without those that ask for nothing; null where it has none. */
 function whereOf(json) {
   try {
     const where = JSON.parse(json);
-    return where !== null && typeof where === "object" && !Array.isArray(where) ? where : null;
+    if (!isObject(where)) return null;
+    const conditions = Object.entries(where).map(([field, condition]) => [field, withBounds(condition)]);
+    return Object.fromEntries(conditions.filter(([, condition]) => condition !== undefined));
   } catch {
     return null;
   }
+}
+
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+/** Return a condition; a range without the bounds that are null, undefined where it has no other. */
+function withBounds(condition) {
+  if (!isObject(condition)) return condition;
+  const bounds = Object.entries(condition).filter(([, bound]) => bound !== null);
+  return bounds.length ? Object.fromEntries(bounds) : undefined;
 }
 
 export class Steps {

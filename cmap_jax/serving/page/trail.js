@@ -6,11 +6,10 @@ import { isBlank } from "./steps.js";
 
 /** Show the steps; `onReturn` is called with the position of the one that is clicked. */
 export function showTrail(trail, onReturn, onGallery) {
-  const steps = trail.filter((query) => !isBlank(query));
+  const steps = trail.map((query, position) => [query, position]).filter(([query]) => !isBlank(query));
   byId("trail").hidden = steps.length === 0;
   const first = h("li", {}, h("button", { type: "button", class: "step", onclick: onGallery }, icon("gallery"), h("span", {}, "Gallery")));
-  const offset = trail.length - steps.length;
-  const rest = steps.map((query, position) => step(query, position === steps.length - 1, () => onReturn(offset + position)));
+  const rest = steps.map(([query, position], i) => step(query, i === steps.length - 1, () => onReturn(position)));
   byId("trail").querySelector("ol").replaceChildren(first, ...rest);
   rest.at(-1)?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }

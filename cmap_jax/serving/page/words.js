@@ -60,8 +60,8 @@ export function conditionWords(condition) {
   if (Array.isArray(condition)) return condition.map(valueWords).join(" or ");
   if (condition === null || typeof condition !== "object") return valueWords(condition);
   const { min, max } = condition;
-  if (min === undefined) return `at most ${number(max)}`;
-  return max === undefined ? `at least ${number(min)}` : `${number(min)} to ${number(max)}`;
+  if (min === undefined) return `at most ${valueWords(max)}`;
+  return max === undefined ? `at least ${valueWords(min)}` : `${valueWords(min)} to ${valueWords(max)}`;
 }
 
 /* The branches of a composed query's score. `short` stands on a small picture, `long` beside a bar. */
