@@ -4,8 +4,11 @@ write = beam_writer("gs://bucket/model", ["--runner=DataflowRunner", "--project=
 build_index(trained, items, "gs://bucket/INDEX", write=write)
 
 This process lists the pictures and publishes the index. Each worker loads the model once, and
-embeds one shard after the other: a shard's bytes do not depend on who writes it, and one that is
-tried twice is written twice alike. All machines must reach the model, the pictures and the index.
+embeds one shard after the other. All machines must reach the model, the pictures and the index.
+
+A shard that is tried twice is written twice alike by machines of one kind. Those of two kinds may
+round differently; all files are compared with their checksums at the end, and a shard of which two
+workers each wrote a part is refused.
 """
 
 import functools
@@ -22,6 +25,7 @@ from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.embedding import ShardTask, write_shards
 from cmap_jax.retrieval.index_files.form import Description
 from cmap_jax.retrieval.index_files.item_files import Stamp
+from cmap_jax.retrieval.index_files.reading import damaged_files
 from cmap_jax.retrieval.index_files.writing import GenerationWriter
 from cmap_jax.retrieval.indexing import WriteShards
 from cmap_jax.retrieval.pictures import Entry, PictureEncoder, Source
@@ -29,11 +33,14 @@ from cmap_jax.trained import load
 
 _logger = logging.getLogger(__name__)
 
-_LOADING = threading.Lock()  # workers have several threads, which share the model
+_MODEL = threading.Lock()  # a worker's threads share the model and its devices
 
 
 def beam_writer(model: str, options: Sequence[str]) -> WriteShards:
     """Return a function that has shards embedded and written by a Beam pipeline.
+
+    The function raises OSError if a file at the end is not the one that its shard was finished
+    with.
 
     Args:
         model: workdir that all workers can read.
@@ -52,6 +59,11 @@ def beam_writer(model: str, options: Sequence[str]) -> WriteShards:
         _run_pipeline(worker, [task.number for task in tasks], options)
         for task in tasks:
             _task_path(folder, writer.name, task.number).unlink(missing_ok=True)
+        if bad := damaged_files(f"{folder.rstrip('/')}/{writer.name}", writer.shards()):
+            raise OSError(
+                f"{bad[0]} was written by two workers that do not agree ({len(bad)} such files); "
+                "run it again: their pictures alone are embedded anew"
+            )
 
     return write
 
@@ -72,10 +84,10 @@ class ShardWorker:
         Raises:
             ValueError: the model is not the one that the generation was begun with.
         """
-        encoder = _encoder(self._model, self._description.fingerprint)
         task = _read_task(_task_path(self._folder, self._generation, number), number)
         writer = GenerationWriter(self._folder, self._description, self._generation)
-        with _LOADING:  # the devices encode one shard at a time
+        with _MODEL:
+            encoder = _load_encoder(self._model, self._description.fingerprint)
             write_shards(self._folder, writer, [task], encoder, shown=False)
         return number
 
@@ -113,14 +125,9 @@ def _run_pipeline(worker: ShardWorker, numbers: Sequence[int], options: Sequence
         )
 
 
-def _encoder(model: str, fingerprint: str) -> PictureEncoder:
-    """Return the encoder of a model, which a process loads once."""
-    with _LOADING:
-        return _load_encoder(model, fingerprint)
-
-
 @functools.lru_cache(1)
 def _load_encoder(model: str, fingerprint: str) -> PictureEncoder:
+    """Return the encoder of a model, which a process loads once."""
     trained = load(model)
     if trained.fingerprint != fingerprint:
         raise ValueError(
