@@ -11,7 +11,9 @@ round differently; all files are compared with their checksums at the end, and a
 workers each wrote a part is refused.
 """
 
+import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -48,9 +50,9 @@ def beam_writer(model: str, options: Sequence[str]) -> WriteShards:
 
     Raises:
         ModuleNotFoundError: Apache Beam is not installed; names the package to install.
-        ValueError: Beam has no such runner.
+        ValueError: Beam has no such runner, or refuses a flag.
     """
-    _check_runner(options)
+    _check_options(options)
 
     def write(folder: str, writer: GenerationWriter, tasks: Sequence[ShardTask]) -> None:
         for task in tasks:
@@ -84,16 +86,16 @@ class ShardWorker:
         Raises:
             ValueError: the model is not the one that the generation was begun with.
         """
-        task = _read_task(_task_path(self._folder, self._generation, number), number)
-        writer = GenerationWriter(self._folder, self._description, self._generation)
         with _MODEL:
             encoder = _load_encoder(self._model, self._description.fingerprint)
+            task = _read_task(_task_path(self._folder, self._generation, number), number)
+            writer = GenerationWriter(self._folder, self._description, self._generation)
             write_shards(self._folder, writer, [task], encoder, shown=False)
         return number
 
 
-def _check_runner(options: Sequence[str]) -> None:
-    """Refuse a runner that does not exist, or that needs packages which are not installed."""
+def _check_options(options: Sequence[str]) -> None:
+    """Refuse flags, and a runner that does not exist or needs packages that are not installed."""
     try:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
         from apache_beam.runners import create_runner
@@ -104,7 +106,14 @@ def _check_runner(options: Sequence[str]) -> None:
             "Apache Beam is not installed: pip install 'cmap_jax[prepare]', or embed on this "
             "machine alone"
         ) from error
-    name = PipelineOptions(list(options)).view_as(StandardOptions).runner
+    parsed, said = PipelineOptions(list(options)), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed.get_all_options()
+    except SystemExit as error:  # after a page about all flags of Beam, which ends in the reason
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise ValueError(f"Apache Beam refuses its flags: {reason}") from error
+    name = parsed.view_as(StandardOptions).runner
     try:
         create_runner(name)
     except (ValueError, ImportError) as error:
