@@ -6,9 +6,9 @@ The model is CMAP with a ResNet-50 of random weights, at 224 pixels. One side en
 are in memory; the other makes an index of the same pictures: it reads, hashes, decodes, encodes
 and writes. Both have compiled their program before. On CPUs the threads that decode take their time
 from the encoder; `decode` is what they take, measured alone, and the best ratio that is then
-possible is printed beside the ratio. Beside the seconds of the clock, those of the CPUs are given,
-which other processes of the machine do not change. With less than 95% of the encoder's speed, by
-both measures, the exit status is 1.
+possible is printed beside the ratio. With less than 95% of the encoder's speed by the clock, in the
+median of the turns, the exit status is 1: run it on a machine with nothing else to do. The seconds
+of the CPUs are given for an explanation; other processes do not change them.
 """
 
 import argparse
@@ -154,8 +154,8 @@ def main() -> None:
         results = harness.take_turns(SIDES, arguments.turns, *flags)
     ratios = report(results, arguments.count)
     harness.write(arguments.out, {"ratios": ratios, "sides": results})
-    if max(ratios.values()) < TARGET:
-        sys.exit(f"an index is made at {max(ratios.values()):.1%} of the encoder's speed")
+    if ratios["seconds"] < TARGET:
+        sys.exit(f"an index is made at {ratios['seconds']:.1%} of the encoder's speed")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A stand-in for buckets: gs://NAME/... is a folder of this disk, for all that uses epath."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -43,7 +44,21 @@ def _walk(self, top, *, top_down=True, on_error=None):
 _Bucket.walk = _walk
 
 
-def use_folder_as_bucket(monkeypatch: pytest.MonkeyPatch, root: pathlib.Path) -> None:
+class _FsspecBucket(_Bucket):
+    """A bucket as fsspec reads it: listings have no scheme, and files may have no time."""
+
+    def walk(self, top, **options):
+        for folder, folders, names in super().walk(top, **options):
+            yield folder.removeprefix(_SCHEME), folders, names
+
+    def stat(self, path):
+        return dataclasses.replace(super().stat(path), mtime=0)
+
+
+def use_folder_as_bucket(
+    monkeypatch: pytest.MonkeyPatch, root: pathlib.Path, *, fsspec: bool = False
+) -> None:
     """Let gs://NAME be the folder NAME below ``root`` during a test."""
+    bucket = (_FsspecBucket if fsspec else _Bucket)(root)
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", _Bucket(root))
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", bucket)

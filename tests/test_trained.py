@@ -122,7 +122,14 @@ def test_the_fingerprint_changes_with_whatever_changes_embeddings(trained):
 
     others = [scale, read_upright, set_field("variant", "em_only")]
     others.append(lambda other: other.config.model.image.cells.update({"width": 7}))
-    assert len({trained.fingerprint, *map(changed, others)}) == 5
+    others.append(set_field("dtype", "bfloat16"))
+
+    def exchange_two_words(other):
+        *first, one, two = other.tokenizer.words
+        other.tokenizer = Vocabulary([*first, two, one])
+
+    others.append(exchange_two_words)
+    assert len({trained.fingerprint, *map(changed, others)}) == 7
     # Where data lie and how the model was trained change nothing.
     assert changed(set_field("remat", "blocks")) == trained.fingerprint
     moved = lambda other: other.config.model.image.update({"init_from": "x.pth"})  # noqa: E731

@@ -12,6 +12,7 @@ A command that was stopped goes on where it stopped. Flags behind -- are Apache 
 import argparse
 import itertools
 import json
+import shlex
 import time
 from typing import Any
 
@@ -105,8 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_devices()
     use_compilation_cache(None)
     started = time.monotonic()
+    trained = load(model)
     report = build_index(
-        load(model),
+        trained,
         items,
         arguments.out,
         dtype=arguments.dtype,
@@ -116,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         write=write,
     )
     print(_summary(report, arguments.out, time.monotonic() - started))
+    print(f"{'next':11}{_next(trained.takes, arguments.out)}")
     return 0
 
 
@@ -196,6 +199,8 @@ def _summary(report: Any, out: str, seconds: float) -> str:
         f"{about.dtype}, {size} in all",
         "embedded": f"{report.encoded:,} in {format_seconds(seconds)}{others}",
     }
+    if about.dtype != "float32":
+        lines["loss"] = "not measured: the pictures for it cannot be read any more"
     if report.loss is not None:
         lines["loss"] = str(report.loss)
     if report.unreadable:
@@ -203,8 +208,14 @@ def _summary(report: Any, out: str, seconds: float) -> str:
             f"{about.unreadable:,} of the pictures, which are not in the index; "
             f"{report.unreadable} has the reasons, such as {_examples(report.unreadable)}"
         )
-    lines["next"] = f"cmap search {out} --image FILE --text CAPTION"
     return "\n".join(f"{name:11}{text}" for name, text in lines.items())
+
+
+def _next(takes: Any, out: str) -> str:
+    """Return the command that searches the index, with the halves that the method takes."""
+    image, text = "--image FILE", "--text CAPTION"
+    query = f"{image} {text}" if takes.both else image if takes.image else text
+    return f"cmap search {shlex.quote(out)} {query}"
 
 
 def _examples(report: str) -> str:

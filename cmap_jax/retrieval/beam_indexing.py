@@ -4,11 +4,16 @@ write = beam_writer("gs://bucket/model", ["--runner=DataflowRunner", "--project=
 build_index(trained, items, "gs://bucket/INDEX", write=write)
 
 This process lists the pictures and publishes the index. Each worker loads the model once, and
-embeds one shard after the other: a shard's bytes do not depend on who writes it, and one that is
-tried twice is written twice alike. All machines must reach the model, the pictures and the index.
+embeds one shard after the other. All machines must reach the model, the pictures and the index.
+
+A shard that is tried twice is written twice alike by machines of one kind. Those of two kinds may
+round differently; all files are compared with their checksums at the end, and a shard of which two
+workers each wrote a part is refused.
 """
 
+import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -22,6 +27,7 @@ from cmap_jax.retrieval.catalogue import Item
 from cmap_jax.retrieval.embedding import ShardTask, write_shards
 from cmap_jax.retrieval.index_files.form import Description
 from cmap_jax.retrieval.index_files.item_files import Stamp
+from cmap_jax.retrieval.index_files.reading import damaged_files
 from cmap_jax.retrieval.index_files.writing import GenerationWriter
 from cmap_jax.retrieval.indexing import WriteShards
 from cmap_jax.retrieval.pictures import Entry, PictureEncoder, Source
@@ -29,11 +35,14 @@ from cmap_jax.trained import load
 
 _logger = logging.getLogger(__name__)
 
-_LOADING = threading.Lock()  # workers have several threads, which share the model
+_MODEL = threading.Lock()  # a worker's threads share the model and its devices
 
 
 def beam_writer(model: str, options: Sequence[str]) -> WriteShards:
     """Return a function that has shards embedded and written by a Beam pipeline.
+
+    The function raises OSError if a file at the end is not the one that its shard was finished
+    with.
 
     Args:
         model: workdir that all workers can read.
@@ -41,9 +50,9 @@ def beam_writer(model: str, options: Sequence[str]) -> WriteShards:
 
     Raises:
         ModuleNotFoundError: Apache Beam is not installed; names the package to install.
-        ValueError: Beam has no such runner.
+        ValueError: Beam has no such runner, or refuses a flag.
     """
-    _check_runner(options)
+    _check_options(options)
 
     def write(folder: str, writer: GenerationWriter, tasks: Sequence[ShardTask]) -> None:
         for task in tasks:
@@ -52,6 +61,11 @@ def beam_writer(model: str, options: Sequence[str]) -> WriteShards:
         _run_pipeline(worker, [task.number for task in tasks], options)
         for task in tasks:
             _task_path(folder, writer.name, task.number).unlink(missing_ok=True)
+        if bad := damaged_files(f"{folder.rstrip('/')}/{writer.name}", writer.shards()):
+            raise OSError(
+                f"{bad[0]} was written by two workers that do not agree ({len(bad)} such files); "
+                "run it again: their pictures alone are embedded anew"
+            )
 
     return write
 
@@ -72,16 +86,16 @@ class ShardWorker:
         Raises:
             ValueError: the model is not the one that the generation was begun with.
         """
-        encoder = _encoder(self._model, self._description.fingerprint)
-        task = _read_task(_task_path(self._folder, self._generation, number), number)
-        writer = GenerationWriter(self._folder, self._description, self._generation)
-        with _LOADING:  # the devices encode one shard at a time
+        with _MODEL:
+            encoder = _load_encoder(self._model, self._description.fingerprint)
+            task = _read_task(_task_path(self._folder, self._generation, number), number)
+            writer = GenerationWriter(self._folder, self._description, self._generation)
             write_shards(self._folder, writer, [task], encoder, shown=False)
         return number
 
 
-def _check_runner(options: Sequence[str]) -> None:
-    """Refuse a runner that does not exist, or that needs packages which are not installed."""
+def _check_options(options: Sequence[str]) -> None:
+    """Refuse flags, and a runner that does not exist or needs packages that are not installed."""
     try:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
         from apache_beam.runners import create_runner
@@ -92,7 +106,14 @@ def _check_runner(options: Sequence[str]) -> None:
             "Apache Beam is not installed: pip install 'cmap_jax[prepare]', or embed on this "
             "machine alone"
         ) from error
-    name = PipelineOptions(list(options)).view_as(StandardOptions).runner
+    parsed, said = PipelineOptions(list(options)), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed.get_all_options()
+    except SystemExit as error:  # after a page about all flags of Beam, which ends in the reason
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise ValueError(f"Apache Beam refuses its flags: {reason}") from error
+    name = parsed.view_as(StandardOptions).runner
     try:
         create_runner(name)
     except (ValueError, ImportError) as error:
@@ -113,14 +134,9 @@ def _run_pipeline(worker: ShardWorker, numbers: Sequence[int], options: Sequence
         )
 
 
-def _encoder(model: str, fingerprint: str) -> PictureEncoder:
-    """Return the encoder of a model, which a process loads once."""
-    with _LOADING:
-        return _load_encoder(model, fingerprint)
-
-
 @functools.lru_cache(1)
 def _load_encoder(model: str, fingerprint: str) -> PictureEncoder:
+    """Return the encoder of a model, which a process loads once."""
     trained = load(model)
     if trained.fingerprint != fingerprint:
         raise ValueError(

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from etils import epath
 
 from cmap_jax.files import is_remote
+from cmap_jax.retrieval.lists import LARGEST, Row, Value, read_rows
 from cmap_jax.retrieval.lists import SUFFIXES as LIST_SUFFIXES
-from cmap_jax.retrieval.lists import Row, Value, read_rows
 
 ID, IMAGE = "id", "image"  # columns of a list that are no metadata
 
@@ -25,7 +25,6 @@ _PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif", ".jxl", ".jp2"),
 )
-_TOO_LONG = 1 << 63  # integers that 64 bits do not hold are kept as numbers
 _NOTHING: Mapping[str, Value] = types.MappingProxyType({})
 
 
@@ -71,7 +70,7 @@ def items_of_folder(directory: str | os.PathLike) -> list[Item]:
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: it, or a folder below it, cannot be read.
-        ValueError: it holds no picture.
+        ValueError: it holds no picture, or its name is not UTF-8.
     """
     base = _absolute(os.fspath(directory))
     folder = epath.Path(base)
@@ -103,7 +102,8 @@ def items_of_list(path: str | os.PathLike, images: str | os.PathLike | None = No
         FileNotFoundError: no such list, or no such folder.
         ModuleNotFoundError: a Parquet file, and no pyarrow; names the package to install.
         ValueError: a list that is damaged or empty, a row without a picture, two rows with one id,
-            or a field whose values are of several kinds; names the line.
+            or a field whose values are of several kinds; names the line. Or a folder whose name is
+            not UTF-8.
     """
     path = os.fspath(path)
     base = _absolute(os.fspath(images)) if images is not None else os.path.dirname(_absolute(path))
@@ -150,13 +150,21 @@ def field_kinds(items: Iterable[Item]) -> dict[str, str]:
     A field without any known value is text. Integers and numbers together are numbers.
 
     Raises:
-        ValueError: a value of no such kind, or values of several kinds; names the items.
+        ValueError: a value of no such kind, values of several kinds, an integer that is no exact
+            float64, or a name that is not UTF-8; names the items.
     """
     kinds: dict[str, str] = {}
     first: dict[str, str] = {}
     for item in items:
         for field, value in item.metadata.items():
+            if field not in kinds and not (isinstance(field, str) and is_unicode(field)):
+                raise ValueError(f"{item.id!r} has a field {field!r:.60}, whose name is no text")
             kind = _kind(value)
+            if kind == "" and isinstance(value, int):
+                raise ValueError(
+                    f"{field} of {item.id!r} is an integer of more than {len(str(LARGEST))} "
+                    "digits, which filters cannot tell from its neighbors: make all values texts"
+                )
             if kind == "":
                 raise ValueError(
                     f"{field} of {item.id!r} is {value!r:.60}: metadata are text, numbers, true "
@@ -183,14 +191,16 @@ def _kind(value: object) -> str | None:
     if isinstance(value, bool):
         return BOOLEAN
     if isinstance(value, int | float):
-        return INTEGER if isinstance(value, int) and abs(value) < _TOO_LONG else NUMBER
+        if isinstance(value, float):
+            return NUMBER
+        return INTEGER if abs(value) <= LARGEST else ""
     if isinstance(value, str):
-        return TEXT if _is_unicode(value) else ""
+        return TEXT if is_unicode(value) else ""
     is_texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    return TEXTS if is_texts and all(map(_is_unicode, value)) else ""
+    return TEXTS if is_texts and all(map(is_unicode, value)) else ""
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Tell whether a text can be stored; half of a surrogate pair cannot."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
@@ -201,9 +211,10 @@ def _pictures_below(folder: epath.Path, base: str) -> Iterable[str]:
     def refuse(error: OSError) -> None:
         raise error  # a part of the catalogue would be left out silently
 
+    start = len(_without_scheme(base))
     for top, folders, names in folder.walk(on_error=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.fspath(top)[len(base) :].strip("/")
+        inside = _without_scheme(os.fspath(top))[start:].strip("/")
         if any(part.startswith(".") for part in inside.split("/")):
             continue  # a bucket is listed whole
         for name in names:
@@ -240,5 +251,18 @@ def _locate(image: str, base: str, where: str) -> str:
     return image
 
 
+def _without_scheme(path: str) -> str:
+    """Return a path without "gs://" or the like, which some listings of buckets leave out."""
+    return path.partition("://")[2] if is_remote(path) else path
+
+
 def _absolute(path: str) -> str:
-    return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+    """Return the absolute path of a folder, or the URL of one in a bucket.
+
+    Raises:
+        ValueError: it is not UTF-8. An index cannot hold the paths of its pictures.
+    """
+    path = path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+    if not is_unicode(path):
+        raise ValueError(f"{path!a}: the name of this folder is not UTF-8: rename it")
+    return path

@@ -13,12 +13,19 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from cmap_jax.files import is_remote
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.progress import track
 from cmap_jax.retrieval.index_files import quantization
-from cmap_jax.retrieval.index_files.form import Description, Shard
+from cmap_jax.retrieval.index_files.form import (
+    MANIFEST,
+    Description,
+    Manifest,
+    Shard,
+    read_manifest,
+)
 from cmap_jax.retrieval.index_files.item_files import Record
 from cmap_jax.retrieval.index_files.quantization import Part
 from cmap_jax.retrieval.index_files.reading import ShardFiles
@@ -81,8 +88,10 @@ def write_shards(
         OSError: the disk is full, or a bucket cannot be reached.
         ValueError: an embedding that is not finite.
     """
+    folder = os.fspath(folder)
+    published = read_manifest(folder) if (epath.Path(folder) / MANIFEST).exists() else None
     open_known = functools.lru_cache(_OPEN_SHARDS)(
-        functools.partial(_open, os.fspath(folder), writer.description)
+        functools.partial(_open, folder, writer.description, published)
     )
     embedded = _embed(tasks, writer.description.preprocessing, encoder, shown)
     with (
@@ -146,10 +155,17 @@ class _Known(NamedTuple):
 _OpenKnown = Callable[[str, int], _Known]  # by the names of generations and the numbers of shards
 
 
-def _open(folder: str, description: Description, generation: str, number: int) -> _Known:
-    """Map a shard of an earlier generation."""
+def _open(
+    folder: str,
+    description: Description,
+    published: Manifest | None,
+    generation: str,
+    number: int,
+) -> _Known:
+    """Map a shard of an earlier generation: of the published one, or of an unfinished one."""
     path = f"{folder.rstrip('/')}/{generation}"
-    facts = read_shard(path, number)
+    is_published = published is not None and published.generation == generation
+    facts = published.shards[number] if is_published else read_shard(path, number)
     return _Known(facts, ShardFiles(path, facts, description).part)
 
 

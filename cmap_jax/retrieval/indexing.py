@@ -18,7 +18,7 @@ from etils import epath
 
 from cmap_jax.files import check_can_write, is_remote
 from cmap_jax.retrieval.backends import DEFAULT, BackendEntry, find_backend, settings_of
-from cmap_jax.retrieval.catalogue import Item, field_kinds, items_of
+from cmap_jax.retrieval.catalogue import Item, field_kinds, is_unicode, items_of
 from cmap_jax.retrieval.embedding import ShardTask, make_tasks, write_shards
 from cmap_jax.retrieval.index_files.form import (
     MANIFEST,
@@ -31,13 +31,15 @@ from cmap_jax.retrieval.index_files.form import (
 )
 from cmap_jax.retrieval.index_files.item_files import Record
 from cmap_jax.retrieval.index_files.quantization import FLOAT32
-from cmap_jax.retrieval.index_files.reading import ShardFiles, StoredIndex, damaged_files
+from cmap_jax.retrieval.index_files.reading import StoredIndex, damaged_files, read_items
 from cmap_jax.retrieval.index_files.writing import (
     GenerationWriter,
     make_manifest,
     publish,
     read_generation,
     read_shards,
+    remove_unfinished,
+    same_report,
     unreadable_report,
 )
 from cmap_jax.retrieval.pictures import Entry, PictureEncoder, Source, embedding_shape
@@ -60,9 +62,9 @@ class IndexReport:
     Attributes:
         manifest: of the index.
         encoded: pictures that were encoded; the others' embeddings were known.
-        removed: images of the index before that are no longer in it.
+        removed: images of the index before that are no longer in it: deleted, or unreadable now.
         unreadable: path of the report on pictures that cannot be read; None if all can be.
-        loss: the effect of rounding; None for float32.
+        loss: the effect of rounding; None for float32, and where it could not be measured.
     """
 
     manifest: Manifest
@@ -76,8 +78,10 @@ def describe(trained: Trained, dtype: str = FLOAT32) -> Description:
     """Return the description of an index of a model.
 
     Raises:
-        ValueError: there is no such dtype.
+        ValueError: there is no such dtype, or the name of the model's workdir is not UTF-8.
     """
+    if trained.workdir is not None and not is_unicode(trained.workdir):
+        raise ValueError(f"{trained.workdir!a}: the name of this workdir is not UTF-8: rename it")
     levels, width = embedding_shape(trained)
     return Description(
         model=trained.workdir,
@@ -111,7 +115,7 @@ def check_destination(folder: str | os.PathLike, update: bool) -> Manifest | Non
             )
         return manifest
     names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    if names - {LOCK} and not generations(folder):
+    if any(not name.startswith(LOCK) for name in names) and not generations(folder):
         raise ValueError(f"{os.fspath(folder)} holds other files; name a new folder")
     return None
 
@@ -153,12 +157,15 @@ def build_index(
     """
     folder = _absolute(folder)
     before = check_destination(folder, update)
-    chosen = _choose_backend(folder, before, backend, settings)
+    _choose_backend(folder, before, backend, settings)
     items = items_of(images)
     fields = field_kinds(items)
-    description = describe(trained, dtype or (before.dtype if before else FLOAT32))
-    _check_fits(folder, description, before)
     with WorkdirLock(folder, flag="") as lock:
+        # Another run may have ended since the folder was looked at.
+        before = check_destination(folder, update)
+        chosen = _choose_backend(folder, before, backend, settings)
+        description = describe(trained, dtype or (before.dtype if before else FLOAT32))
+        _check_fits(folder, description, before)
         known = _known_embeddings(folder, description, before)
         entries = [_entry(item, known.embeddings) for item in items]
         _check_room(folder, description, sum(entry.source is None for entry in entries))
@@ -173,12 +180,10 @@ def build_index(
             settings=dataclasses.asdict(chosen.settings),
         )
         encoded = writer.encoded()
-        if (
-            not known.damaged
-            and _same_content(before, manifest)
-            and _intact(folder, before, chosen)
-        ):
-            writer.remove()
+        left_out = {entry.id for entry in writer.left_out()}
+        same = _same_content(before, manifest) and same_report(folder, before, writer)
+        if same and not known.damaged and _intact(folder, before, chosen):
+            remove_unfinished(folder, before)
             manifest = before
         else:
             manifest = _prepare(folder, manifest, trained, chosen)
@@ -187,7 +192,7 @@ def build_index(
     return IndexReport(
         manifest=manifest,
         encoded=encoded,
-        removed=len(known.published - {item.id for item in items}),
+        removed=len(known.published - {item.id for item in items if item.id not in left_out}),
         unreadable=unreadable_report(folder, manifest),
         loss=None if manifest.loss is None else Loss(**manifest.loss),
     )
@@ -242,6 +247,8 @@ def _known_embeddings(folder: str, description: Description, before: Manifest | 
         if before is not None and generation_number(name) < generation_number(before.generation):
             continue  # it is there for servers alone
         is_published = before is not None and name == before.generation
+        if not is_published and not _is_of(folder, name, description):
+            continue
         path = f"{folder.rstrip('/')}/{name}"
         shards = before.shards if is_published else read_shards(path)
         bad = set(damaged_files(path, shards))
@@ -250,13 +257,19 @@ def _known_embeddings(folder: str, description: Description, before: Manifest | 
             _logger.warning("%s is damaged; its pictures are embedded again", ", ".join(bad))
             known = known._replace(damaged=known.damaged or is_published)
         for shard in whole:
-            for row, record in enumerate(ShardFiles(path, shard, description).items.records()):
+            for row, record in enumerate(read_items(path, shard).records()):
                 if record.stamp is not None:
                     source = Source(name, shard.number, row)
                     known.embeddings[record.item.id] = (source, record)
                 if is_published:
                     known.published.add(record.item.id)
     return known
+
+
+def _is_of(folder: str, generation: str, description: Description) -> bool:
+    """Tell whether an unfinished generation has the embeddings that a description asks for."""
+    other = read_generation(folder, generation)
+    return other is not None and other.same_numbers(description)
 
 
 def _entry(item: Item, known: Mapping[str, tuple[Source, Record]]) -> Entry:

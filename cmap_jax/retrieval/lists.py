@@ -16,13 +16,15 @@ from cmap_jax.files import read_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
+LARGEST = 10**15 - 1  # the largest integer of a field: filters and browsers compute in float64
+
 Value = str | int | float | bool | list[str] | None
 
 _IMAGE = "image"  # the column that every list has
 _DELIMITERS = (",", ";", "\t")  # spreadsheets of some countries write semicolons
-# Leading zeros are part of an article number, and longer integers lose digits elsewhere.
-_INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
-_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
+# Leading zeros are part of an article number, and so is whatever is longer than `LARGEST`.
+_INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,14})")
+_NUMBER = re.compile(rf"{_INTEGER.pattern}(?:\.\d+)?(?:[eE][+-]?\d{{1,3}})?")
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -41,6 +43,8 @@ class Row(NamedTuple):
 def read_rows(path: str) -> list[Row]:
     """Return the rows of a list, with values that are JSON's.
 
+    A column of integers, some of which exceed `LARGEST`, has texts: its numbers are names.
+
     Raises:
         FileNotFoundError: no such file.
         ModuleNotFoundError: a Parquet file, and no pyarrow; names the package to install.
@@ -49,7 +53,7 @@ def read_rows(path: str) -> list[Row]:
     readers = dict(zip(SUFFIXES, (_read_csv, _read_jsonl, _read_parquet), strict=True))
     for suffix, read in readers.items():
         if path.casefold().endswith(suffix):
-            return list(read(path))
+            return _name_by_texts(list(read(path)))
     raise ValueError(f"{path}: a list of pictures ends in {', '.join(SUFFIXES)}")
 
 
@@ -146,6 +150,24 @@ def _read_parquet(path: str) -> Iterator[Row]:
             yield Row(f"{path}, row {number}", {key: _plain(v) for key, v in row.items()})
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _name_by_texts(rows: list[Row]) -> list[Row]:
+    """Return rows in which the columns of integers that float64 does not hold are texts."""
+    names = {c for row in rows for c, v in row.values.items() if _is_long(v)}
+    for row in rows if names else ():
+        names -= {c for c, v in row.values.items() if v is not None and type(v) is not int}
+    if not names:
+        return rows
+
+    def text(column: str, value: Any) -> Any:
+        return str(value) if column in names and value is not None else value
+
+    return [Row(where, {c: text(c, v) for c, v in values.items()}) for where, values in rows]
+
+
+def _is_long(value: Any) -> bool:
+    return type(value) is int and abs(value) > LARGEST
 
 
 def _plain(value: Any) -> Any:

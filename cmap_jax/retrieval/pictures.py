@@ -27,7 +27,7 @@ from cmap_jax.processing.images import (
     explain_os_error,
     preprocess_image,
 )
-from cmap_jax.retrieval.catalogue import Item
+from cmap_jax.retrieval.catalogue import Item, is_unicode
 from cmap_jax.retrieval.index_files.item_files import Stamp
 from cmap_jax.trained import Trained
 
@@ -112,16 +112,19 @@ def read_picture(entry: Entry, preprocessing: ImagePreprocessing) -> Picture:
     """Read and decode a picture, unless its file is the one that was embedded before.
 
     A file of the same size and time is taken to be the same, and otherwise one of the same content.
+    Some buckets tell no time.
 
     Raises:
         OSError: a bucket cannot be reached.
     """
     path, known = entry.item.image, entry.stamp
-    if not _is_text(entry.item.id):
+    if not (is_unicode(entry.item.id) and is_unicode(path)):
         return Picture(entry, reason="its name is not UTF-8: rename it")
+    if "\0" in path:
+        return Picture(entry, reason="no file has a name with a null character")
     try:
         size, modified = _stat(path)
-        if known is not None and known[:2] == (size, modified):
+        if known is not None and modified is not None and known[:2] == (size, modified):
             return Picture(entry, known)
         content = epath.Path(path).read_bytes()
     except ImageReadError as error:
@@ -187,17 +190,10 @@ def embedding_shape(trained: Trained) -> tuple[int, int]:
     return pyramid.shape[0], pyramid.shape[2]
 
 
-def _is_text(name: str) -> bool:
-    """Tell whether a name can be written as UTF-8; those of old file systems may not."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _stat(path: str) -> tuple[int, int]:
+def _stat(path: str) -> tuple[int, int | None]:
     """Return a file's size in bytes and the time of its last change in nanoseconds.
+
+    The time is None in a bucket that does not tell it, for which epath has the year 1970.
 
     Raises:
         OSError: no such file, or it cannot be reached.
@@ -205,7 +201,8 @@ def _stat(path: str) -> tuple[int, int]:
     """
     if is_remote(path):
         remote = epath.Path(path).stat()
-        regular, size, modified = not remote.is_directory, remote.length, remote.mtime * 10**9
+        regular, size = not remote.is_directory, remote.length
+        modified = remote.mtime * 10**9 or None
     else:
         local = os.stat(path)
         regular, size, modified = stat.S_ISREG(local.st_mode), local.st_size, local.st_mtime_ns

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from etils import epath
-from PIL import Image
 
 from cmap_jax import scoring
-from cmap_jax.processing.images import ImageReadError, read_image
+from cmap_jax.files import is_remote
+from cmap_jax.processing.images import Preprocessed
+from cmap_jax.progress import track
 from cmap_jax.retrieval.index_files import quantization
 from cmap_jax.retrieval.index_files.reading import StoredIndex
+from cmap_jax.retrieval.pictures import Entry, read_ahead
 from cmap_jax.trained import Trained
 
 _QUERIES = 32
@@ -79,7 +80,7 @@ def measure(trained: Trained, stored: StoredIndex) -> Loss | None:
         The loss; None if no picture of the sample can be read any more.
 
     Raises:
-        ValueError: a score is not a number.
+        OSError: a bucket cannot be reached.
     """
     sample = np.unique(np.linspace(0, len(stored) - 1, _QUERIES).astype(np.int64))
     references = _read(trained, stored, sample)
@@ -108,19 +109,20 @@ def measure(trained: Trained, stored: StoredIndex) -> Loss | None:
     )
 
 
-def _read(trained: Trained, stored: StoredIndex, positions: np.ndarray) -> dict[int, Image.Image]:
-    """Return the pictures at some positions; those that are gone meanwhile are left out."""
-    pictures = {}
-    for position in positions.tolist():
-        path = epath.Path(stored.item_at(position).image)
-        try:
-            pictures[position] = read_image(path, trained.preprocessing)
-        except ImageReadError:
-            continue
-    return pictures
+def _read(trained: Trained, stored: StoredIndex, positions: np.ndarray) -> dict[int, Preprocessed]:
+    """Return the pictures at some positions; those that cannot be read any more are left out."""
+    entries = [Entry(stored.item_at(position)) for position in positions.tolist()]
+    remote = any(is_remote(entry.item.image) for entry in entries)
+    pictures = read_ahead(entries, trained.preprocessing, remote)
+    pictures = track(pictures, len(entries), "measuring the loss", "pictures")
+    return {
+        position: Preprocessed(picture.pixels)
+        for position, picture in zip(positions.tolist(), pictures, strict=True)
+        if picture.pixels is not None
+    }
 
 
-def _compose(trained: Trained, references: Sequence[Image.Image]) -> scoring.ComposedQuery:
+def _compose(trained: Trained, references: Sequence[Preprocessed]) -> scoring.ComposedQuery:
     """Return a query for each reference, with texts whose words the model knows, if there are any.
 
     Words that it does not know are one to it, and which text they are in makes no difference.
@@ -135,16 +137,19 @@ def _search(stored: StoredIndex, query: scoring.ComposedQuery, k: int) -> np.nda
     best = np.full((len(query), k), -np.inf, np.float32)
     positions = np.zeros((len(query), k), np.int64)
     score = jax.jit(scoring.score)
+    padded = min(_ROWS, len(stored))  # one size for all blocks: one program is compiled
     start = 0
     for part in stored.parts:
-        for first in range(0, part.shape[1], _ROWS):
-            rows = quantization.rows_of(part, slice(first, first + _ROWS))
-            scores = np.concatenate([best, np.asarray(score(query, rows))], axis=1)
-            here = np.broadcast_to(start + np.arange(rows.shape[1]), (len(query), rows.shape[1]))
+        for first in range(0, part.shape[1], padded):
+            rows = quantization.rows_of(part, slice(first, first + padded))
+            count = rows.shape[1]
+            rows = np.pad(rows, ((0, 0), (0, padded - count), (0, 0)))
+            scores = np.concatenate([best, np.asarray(score(query, rows))[:, :count]], axis=1)
+            here = np.broadcast_to(start + np.arange(count), (len(query), count))
             everywhere = np.concatenate([positions, here], axis=1)
             order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
             best, positions = (np.take_along_axis(a, order, 1) for a in (scores, everywhere))
-            start += rows.shape[1]
+            start += count
     return positions
 
 

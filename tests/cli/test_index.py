@@ -10,10 +10,13 @@ import time
 import pytest
 from command_line import QUICK_TO_COMPILE, ROOT
 from fake_data import image as write_picture
+from optional import require
 from small import write_workdir
 
 import cmap_jax
 from cmap_jax.cli import command
+from cmap_jax.cli import index as index_command
+from cmap_jax.models.composers import Halves
 from cmap_jax.retrieval.index_files.form import generations
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 
@@ -52,6 +55,13 @@ def test_from_a_folder_to_an_index_and_an_update(workdir, shop, tmp_path, capsys
     )
     assert lines[5] == f"next       cmap search {index} --image FILE --text CAPTION"
     assert len(lines) == 6
+    halves = [Halves(image=True, text=True, both=True), Halves(image=True, text=False, both=False)]
+    halves.append(Halves(image=False, text=True, both=False))
+    shown = [index_command._next(takes, "my index") for takes in halves]
+    assert shown == [
+        f"cmap search 'my index' {query}"
+        for query in ("--image FILE --text CAPTION", "--image FILE", "--text CAPTION")
+    ]
     stored = StoredIndex(index)
     assert stored.manifest.model == str(workdir)
     stored.check_model(cmap_jax.load(workdir).fingerprint, "the same")
@@ -134,10 +144,30 @@ def test_without_beam(workdir, shop, tmp_path, capsys, monkeypatch):
     assert "pip install 'cmap_jax[prepare]'" in capsys.readouterr().err
 
 
-def _start(*arguments) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_TO_COMPILE}
-    command_ = [sys.executable, "-m", "cmap_jax.cli.command", "index", *map(str, arguments)]
+def _start(*arguments, **variables: str) -> subprocess.Popen:
+    folders = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    environment = {**os.environ, "PYTHONPATH": folders, "XLA_FLAGS": QUICK_TO_COMPILE, **variables}
+    # The module `small` registers the image encoder of the tests.
+    code = "import sys, small; from cmap_jax.cli.command import main; sys.exit(main())"
+    command_ = [sys.executable, "-c", code, "index", *map(str, arguments)]
     return subprocess.Popen(command_, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_runner_with_a_flag_of_its_own(tmp_path):
+    """Without a network, the DirectRunner runs in this process, and not in one that it loads."""
+    require("apache_beam")
+    workdir = write_workdir(tmp_path / "model", "folder", "folder/val")
+    for number in range(3):
+        write_picture(tmp_path / "shop" / f"{number}.png", number)
+    arguments = ("--model", workdir, "--images", tmp_path / "shop", "--out", tmp_path / "index")
+    flags = ("--runner", "DirectRunner", "--", "--direct_running_mode=multi_threading")
+    no_network = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "localhost"}
+    no_network["HOME"] = str(tmp_path)  # where Beam keeps what it has loaded
+    assert _start(*arguments, *flags, **no_network).wait(300) == 0
+    stored = StoredIndex(tmp_path / "index")
+    stored.verify()
+    assert len(stored) == 3
 
 
 @pytest.mark.slow

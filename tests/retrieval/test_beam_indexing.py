@@ -58,12 +58,40 @@ def test_the_result_is_that_of_one_process(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("beam/*/task-*"))
 
 
-def test_a_runner_that_does_not_exist():
+def test_a_runner_that_does_not_exist_and_a_flag_of_another_kind():
     require("apache_beam")
     from cmap_jax.retrieval.beam_indexing import beam_writer
 
     with pytest.raises(ValueError, match="the runner 'Nothing' of Apache Beam cannot be used: Un"):
         beam_writer("model", ["--runner=Nothing"])
+    with pytest.raises(ValueError, match="refuses its flags: argument --direct_num_workers: inv"):
+        beam_writer("model", ["--runner=DirectRunner", "--direct_num_workers=many"])
+
+
+def test_a_shard_of_two_workers_that_do_not_agree(tmp_path, monkeypatch):
+    """One writes its files between the files and the marker of the other."""
+    require("apache_beam")
+    from cmap_jax.retrieval import beam_indexing
+
+    workdir = write_workdir(tmp_path / "model", "folder", "folder/val")
+    for number in range(3):
+        write_picture(tmp_path / "shop" / f"{number}.png", number)
+    other = []
+
+    def run(worker, numbers, options):
+        for number in numbers:
+            worker(number)
+            (path,) = tmp_path.glob(f"index/*/vectors-{number:05}.safetensors")
+            other.append(path.read_bytes())
+            path.write_bytes(other[-1][:-1] + b"x")
+
+    monkeypatch.setattr(beam_indexing, "_run_pipeline", run)
+    write = beam_indexing.beam_writer(str(workdir), ["--runner=DirectRunner"])
+    trained = cmap_jax.load(workdir)
+    with pytest.raises(OSError, match=r"vectors-00000.* by two workers that do not agree \(1 such"):
+        build_index(trained, tmp_path / "shop", tmp_path / "index", write=write)
+    assert build_index(trained, tmp_path / "shop", tmp_path / "index").encoded == 3
+    StoredIndex(tmp_path / "index").verify()
 
 
 def test_a_worker_with_another_model_fails(tmp_path):

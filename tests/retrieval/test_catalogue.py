@@ -2,12 +2,16 @@
 
 import datetime
 import decimal
+import json
 import os
+import pathlib
 import re
 
 import pytest
+from buckets import use_folder_as_bucket
 from optional import require
 
+from cmap_jax.cli.where import parse_where
 from cmap_jax.retrieval.catalogue import (
     Item,
     field_kinds,
@@ -15,6 +19,7 @@ from cmap_jax.retrieval.catalogue import (
     items_of_folder,
     items_of_list,
 )
+from cmap_jax.retrieval.filters import Fields
 
 
 def _write(path, text: str = ""):
@@ -139,11 +144,57 @@ def test_json_lines(tmp_path):
     first, second = _list(tmp_path, text, "list.JSONL")
     assert (first.id, second.id) == ("3", "b.jpg")
     assert first.metadata == {"colors": ["red", "blue"], "price": 5}
-    values = {"colors": [], "price": 5.5, "sale": None, "other": None, "long": 10**30}
+    values = {"colors": [], "price": 5.5, "sale": None, "other": None, "long": str(10**30)}
     assert second.metadata == values
     kinds = {"colors": "texts", "price": "number", "sale": "text", "other": "text"}
-    kinds["long"] = "number"
+    kinds["long"] = "text"
     assert field_kinds([first, second]) == kinds
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.parquet"])
+def test_integers_that_filters_cannot_tell_apart_are_texts(tmp_path, name):
+    """A float64 holds 15 digits: with more, a number would match its neighbors."""
+    numbers = {"code": [12345678901234567, 12345678901234568, None], "short": [10**15 - 1, -1, 0]}
+    rows = [{"image": f"{n}.jpg", **{c: v[n] for c, v in numbers.items()}} for n in range(3)]
+    if name == "list.parquet":
+        pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    elif name == "list.jsonl":
+        _write(tmp_path / name, "\n".join(map(json.dumps, rows)))
+    else:
+        lines = [",".join("" if v is None else str(v) for v in row.values()) for row in rows]
+        _write(tmp_path / name, "\n".join(["image,code,short", *lines]))
+    items = items_of_list(tmp_path / name)
+    codes = [item.metadata["code"] for item in items]
+    assert codes == ["12345678901234567", "12345678901234568", None]
+    assert [item.metadata["short"] for item in items] == numbers["short"]
+    assert field_kinds(items) == {"code": "text", "short": "integer"}
+    columns = {field: [item.metadata[field] for item in items] for field in numbers}
+    fields = Fields(field_kinds(items), columns.__getitem__, 3)
+    for field, shown in (("code", "12345678901234567"), ("short", str(10**15 - 1))):
+        mask = fields.mask(parse_where([f"{field}={shown}"], fields))
+        assert list(mask) == [True, False, False]
+
+
+@pytest.mark.parametrize("fsspec", [False, True])
+def test_a_folder_in_a_bucket(tmp_path, monkeypatch, fsspec):
+    for name in ("a.png", "b/a.png", "b/c/d.jpg", ".thumbs/a.jpg"):
+        _write(tmp_path / "shop" / "pictures" / name)
+    use_folder_as_bucket(monkeypatch, tmp_path, fsspec=fsspec)
+    for folder in ("gs://shop/pictures", "gs://shop/pictures/"):
+        items = items_of_folder(folder)
+        assert [item.id for item in items] == ["a.png", "b/a.png", "b/c/d.jpg"]
+        assert items[1].image == "gs://shop/pictures/b/a.png"
+    assert items_of_folder("gs://shop")[1].id == "pictures/b/a.png"
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    _write(folder / "a.jpg")
+    list_ = _write(tmp_path / "list.csv", "image\na.jpg\n")
+    for read in (lambda: items_of_folder(folder), lambda: items_of_list(list_, folder)):
+        with pytest.raises(ValueError, match=r"\\udcff.*the name of this folder is not UTF-8: ren"):
+            read()
 
 
 def test_parquet(tmp_path):
@@ -191,6 +242,16 @@ def test_parquet(tmp_path):
         ("a.jsonl", '{"image": "a", "id": ".."}\n', "the id '..', which stands for a folder"),
         ("a.jsonl", '{"image": "a", "x": {"y": 1}}\n', "x of 'a' is {'y': 1}: metadata are text"),
         ("a.jsonl", '{"image": "a", "x": "\\ud800"}\n', "x of 'a' is '\\ud800': metadata are"),
+        (
+            "a.jsonl",
+            '{"image": "a", "\\ud800": 1}\n',
+            "'a' has a field '\\ud800', whose name",
+        ),
+        (
+            "a.jsonl",
+            '{"image": "a", "x": 1' + 400 * "0" + '}\n{"image": "b", "x": 0.5}\n',
+            "x of 'a' is an integer of more than 15 digits, which filters cannot tell from",
+        ),
         (
             "a.jsonl",
             '{"image": "a", "x": 1}\n{"image": "b", "x": "1"}\n',

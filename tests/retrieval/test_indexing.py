@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 
+import compilations
 import jax
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from optional import require
 from PIL import Image
 from small import EMBED, one_device, small_trained
 
-from cmap_jax.retrieval import indexing, pictures
+from cmap_jax import scoring
+from cmap_jax.retrieval import indexing, pictures, rounding_loss
 from cmap_jax.retrieval.backends import BACKENDS, settings_of
 from cmap_jax.retrieval.backends.milvus_client import Connection
 from cmap_jax.retrieval.catalogue import items_of_folder
-from cmap_jax.retrieval.index_files import form, writing
+from cmap_jax.retrieval.index_files import form, reading, tensors, writing
 from cmap_jax.retrieval.index_files.reading import StoredIndex
 from cmap_jax.retrieval.indexing import build_index
 from cmap_jax.retrieval.pictures import PictureEncoder
@@ -135,9 +137,38 @@ def test_pictures_that_cannot_be_read_are_reported(trained, shop, tmp_path):
         atol=2e-6,
     )
     assert stored.manifest.unreadable == 11
-    # One of them is mended.
+    # One of them is mended, and another one breaks.
     (shop / "12.png").write_bytes(whole)
-    assert build_index(trained, shop, tmp_path / "index", update=True).encoded == 1
+    (shop / "13.png").write_text("no picture")
+    report = build_index(trained, shop, tmp_path / "index", update=True)
+    assert (report.encoded, report.removed, report.manifest.unreadable) == (1, 1, 11)
+    # A report changes even where the images do not.
+    (shop / "13.png").rename(shop / "14.jpg")
+    report = build_index(trained, shop, tmp_path / "index", update=True)
+    assert "14.jpg" in pathlib.Path(report.unreadable).read_text()
+    again = build_index(trained, shop, tmp_path / "index", update=True)
+    assert (again.manifest, again.unreadable) == (report.manifest, report.unreadable)
+
+
+def test_names_that_no_file_can_have(trained, shop, tmp_path):
+    names = ("\\ud800.png", "a\\u0000.png", "00.png")
+    lines = [f'{{"id": "{number}", "image": "{name}"}}' for number, name in enumerate(names)]
+    (shop / "list.jsonl").write_text("\n".join(lines))
+    report = build_index(trained, shop / "list.jsonl", tmp_path / "index")
+    assert [item.id for item in StoredIndex(tmp_path / "index").items] == ["2"]
+    lines = pathlib.Path(report.unreadable).read_text().splitlines()
+    reasons = {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert reasons == {
+        "0": "its name is not UTF-8: rename it",
+        "1": "no file has a name with a null character",
+    }
+
+
+def test_a_model_in_a_folder_whose_name_is_not_utf8(trained, shop, tmp_path):
+    other = copy.copy(trained)
+    other.workdir = "/models/\udcff"
+    with pytest.raises(ValueError, match=r"udcff': the name of this workdir is not UTF-8"):
+        build_index(other, shop, tmp_path / "index")
 
 
 def test_an_index_without_any_picture_is_refused(trained, tmp_path):
@@ -176,6 +207,42 @@ def test_an_update_without_changes(trained, shop, tmp_path):
     assert (report.encoded, report.removed) == (0, 0)
     assert (tmp_path / "index" / "manifest.json").read_text() == manifest
     assert form.generations(tmp_path / "index") == ["generation-000001"]
+    # Generations that were begun are no longer needed, nor do those of another dtype disturb.
+    about = form.read_manifest(tmp_path / "index")
+    writing.GenerationWriter(tmp_path / "index", indexing.describe(trained, "bfloat16"))
+    shutil.copytree(tmp_path / "index" / "generation-000001", tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / "index" / "generation-000003")
+    for marker in (tmp_path / "index" / "generation-000001").glob("shard-*.json"):
+        marker.unlink()  # the manifest has all that they say
+    report = build_index(trained, shop, tmp_path / "index", update=True)
+    assert report.encoded == 0
+    assert report.manifest == about
+    assert form.generations(tmp_path / "index") == ["generation-000001"]
+
+
+def test_an_update_needs_the_manifest_alone(trained, shop, tmp_path):
+    build_index(trained, shop, tmp_path / "index")
+    for marker in (tmp_path / "index" / "generation-000001").glob("shard-*.json"):
+        marker.unlink()
+    write_picture(shop / "00a.png", 100)
+    assert build_index(trained, shop, tmp_path / "index", update=True).encoded == 1
+    build_index(trained, shop, tmp_path / "new")
+    assert _content(tmp_path / "index") == _content(tmp_path / "new")
+
+
+def test_an_update_reads_items_without_their_embeddings(trained, shop, tmp_path, monkeypatch):
+    build_index(trained, shop, tmp_path / "index")
+    read = []
+
+    def read_tensors(path):
+        read.append(os.path.basename(path))
+        return tensors.read_tensors(path)
+
+    monkeypatch.setattr(reading, "read_tensors", read_tensors)
+    before = form.read_manifest(tmp_path / "index")
+    known = indexing._known_embeddings(str(tmp_path / "index"), before, before)
+    assert len(known.embeddings) == _COUNT
+    assert read == [f"items-0000{n}.safetensors" for n in range(3)]
 
 
 def test_unchanged_shards_are_not_stored_twice(trained, shop, tmp_path):
@@ -291,6 +358,25 @@ def test_a_damaged_index_is_mended(trained, shop, tmp_path, caplog):
     assert _content(index) == content
 
 
+def test_the_loss_keeps_no_large_pictures_and_compiles_one_program(trained, shop, tmp_path):
+    """Shards lack as many images as cannot be read: each has another size."""
+    (shop / "03.png").write_text("no picture")
+    build_index(trained, shop, tmp_path / "index", dtype="int8")
+    stored = StoredIndex(tmp_path / "index")
+    kept = rounding_loss._read(trained, stored, np.array([0, 5]))
+    assert {p.pixels.shape for p in kept.values()} == {(64, 64, 3)}
+    query = rounding_loss._compose(trained, list(kept.values()))
+    scores = scoring.score(query, stored.rows(range(len(stored))))
+    with compilations.counted() as compiled:
+        best = rounding_loss._search(stored, query, len(stored))
+    assert len(compiled) <= 1
+    np.testing.assert_array_equal(best, np.argsort(-scores, axis=1, kind="stable"))
+    # Nothing of the sample can be read any more.
+    for picture in shop.iterdir():
+        picture.write_text("no picture")
+    assert rounding_loss.measure(trained, stored) is None
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_the_loss_of_rounding(trained, shop, tmp_path, dtype):
     report = build_index(trained, shop, tmp_path / "index", dtype=dtype)
@@ -312,10 +398,8 @@ def test_the_loss_of_rounding(trained, shop, tmp_path, dtype):
 def test_kept_images_are_counted_by_their_exact_scores():
     exact = np.array([[0.9, 0.8, 0.8, 0.1], [0.4, 0.3, 0.2, 0.1]])
     rounded = np.array([[0.9, 0.1, 0.8, 0.0], [0.1, 0.3, 0.2, 0.4]])
-    from cmap_jax.retrieval.rounding_loss import _kept
-
     # The first query has a tie at the second place; the second keeps one image of two.
-    assert _kept(exact, rounded, 2) == 0.75
+    assert rounding_loss._kept(exact, rounded, 2) == 0.75
 
 
 def test_folders_that_are_refused(trained, shop, tmp_path):
@@ -345,6 +429,20 @@ def test_folders_that_are_refused(trained, shop, tmp_path):
 def test_two_runs_in_one_folder(trained, shop, tmp_path):
     with WorkdirLock(tmp_path / "index"), pytest.raises(WorkdirInUse, match="another folder; if"):
         build_index(trained, shop, tmp_path / "index")
+
+
+def test_a_run_that_ends_while_another_lists_its_pictures(trained, shop, tmp_path, monkeypatch):
+    listed = indexing.items_of
+
+    def list_slowly(images):
+        monkeypatch.setattr(indexing, "items_of", listed)
+        build_index(trained, images, tmp_path / "index")
+        return listed(images)
+
+    monkeypatch.setattr(indexing, "items_of", list_slowly)
+    with pytest.raises(ValueError, match="holds an index of 25 images already"):
+        build_index(trained, shop, tmp_path / "index")
+    assert form.generations(tmp_path / "index") == ["generation-000001"]
 
 
 def test_a_disk_that_is_too_small(trained, shop, tmp_path, monkeypatch):
@@ -428,6 +526,16 @@ def test_buckets(trained, shop, tmp_path, monkeypatch):
     report = build_index(trained, "gs://shop/list.jsonl", "gs://out/index", update=True)
     assert (report.encoded, report.removed) == (0, 24)
     np.testing.assert_array_equal(StoredIndex("gs://out/index").rows([0]), local.rows([4]))
+
+
+def test_a_bucket_that_tells_no_times(trained, shop, tmp_path, monkeypatch):
+    """The content of pictures decides, whatever their sizes are."""
+    use_folder_as_bucket(monkeypatch, tmp_path, fsspec=True)
+    Image.new("RGB", (20, 20), "red").save(shop / "below.bmp")
+    build_index(trained, "gs://shop", tmp_path / "index")
+    assert StoredIndex(tmp_path / "index").items.record(0).stamp.modified is None
+    Image.new("RGB", (20, 20), "blue").save(shop / "below.bmp")
+    assert build_index(trained, "gs://shop", tmp_path / "index", update=True).encoded == 1
 
 
 def test_a_bucket_that_fails_is_no_unreadable_picture(trained, shop, tmp_path, monkeypatch):

@@ -138,7 +138,8 @@ class Manifest(Description):
         fields: kind of each metadata field, see `catalogue.field_kinds`.
         backend: name of the search backend that the index was prepared for.
         settings: values of the backend's settings, by name.
-        loss: the measured effect of rounding, see `rounding_loss.Loss`; None for float32.
+        loss: the measured effect of rounding, see `rounding_loss.Loss`; None for float32, and if it
+            could not be measured.
         created: date and time, ISO 8601, UTC.
     """
 

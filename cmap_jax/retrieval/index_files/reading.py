@@ -23,6 +23,7 @@ from cmap_jax.retrieval.catalogue import INTEGER, NUMBER, Item
 from cmap_jax.retrieval.index_files import quantization
 from cmap_jax.retrieval.index_files.form import (
     Description,
+    FileFacts,
     Manifest,
     Shard,
     items_name,
@@ -54,25 +55,33 @@ class ShardFiles:
             ValueError: a file is damaged; names it.
         """
         vectors = _join(generation, vectors_name(shard.number))
-        items = _join(generation, items_name(shard.number))
-        for path, facts in ((vectors, shard.vectors), (items, shard.items)):
-            size = epath.Path(path).stat().length if is_remote(path) else os.path.getsize(path)
-            if size != facts.bytes:
-                raise ValueError(f"{path} is damaged: it has {size} bytes, not {facts.bytes}")
+        _check_size(vectors, shard.vectors)
         try:
             self.part = quantization.from_arrays(read_tensors(vectors), description.dtype)
         except ValueError as error:
             raise ValueError(f"{vectors}: {error}") from error
-        try:
-            self.items = ItemFile(read_tensors(items))
-        except ValueError as error:
-            raise ValueError(f"{items}: {error}") from error
+        self.items = read_items(generation, shard)
         expected = (description.levels, shard.count, description.width)
         if self.part.shape != expected or len(self.items) != shard.count:
             raise ValueError(
                 f"{vectors} is damaged: embeddings {self.part.shape} of {len(self.items)} items, "
                 f"not {expected}"
             )
+
+
+def read_items(generation: str, shard: Shard) -> ItemFile:
+    """Return the items of a shard, whose generation's folder is given, without its embeddings.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged; names it.
+    """
+    path = _join(generation, items_name(shard.number))
+    _check_size(path, shard.items)
+    try:
+        return ItemFile(read_tensors(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 class Items(Sequence[Item]):
@@ -282,6 +291,12 @@ def _open(folder: str, manifest: Manifest | None) -> tuple[Manifest, list[ShardF
                     "again with cmap index --update"
                 ) from error
     raise AssertionError("unreachable")
+
+
+def _check_size(path: str, facts: FileFacts) -> None:
+    size = epath.Path(path).stat().length if is_remote(path) else os.path.getsize(path)
+    if size != facts.bytes:
+        raise ValueError(f"{path} is damaged: it has {size} bytes, not {facts.bytes}")
 
 
 def _to_array(values: list[Any], kind: str) -> np.ndarray:

@@ -40,6 +40,7 @@ from cmap_jax.retrieval.index_files.form import (
     FileFacts,
     Manifest,
     Shard,
+    generation_number,
     generations,
     items_name,
     marker_name,
@@ -207,14 +208,32 @@ def publish(folder: str | os.PathLike, manifest: Manifest) -> None:
     """
     folder = epath.Path(folder)
     before = _published(folder)
-    left_out = [e for marker in _markers(folder / manifest.generation) for e in marker.left_out]
-    if left_out:
-        lines = [json.dumps(entry._asdict(), ensure_ascii=False) for entry in left_out]
-        write_text(folder / manifest.generation / UNREADABLE, "\n".join(lines) + "\n")
+    if report := _report(folder, manifest.generation):
+        write_text(folder / manifest.generation / UNREADABLE, report)
     write_json(folder / MANIFEST, manifest.to_dict())
     for name in generations(folder):
         if name not in (manifest.generation, before):
             (folder / name).rmtree(missing_ok=True)
+
+
+def remove_unfinished(folder: str | os.PathLike, manifest: Manifest) -> None:
+    """Remove all generations that are newer than the published one."""
+    for name in generations(folder):
+        if generation_number(name) > generation_number(manifest.generation):
+            (epath.Path(folder) / name).rmtree(missing_ok=True)
+
+
+def same_report(folder: str | os.PathLike, manifest: Manifest, writer: GenerationWriter) -> bool:
+    """Tell whether an index's report on pictures that cannot be read is that of a new generation.
+
+    Args:
+        folder: of the index.
+        manifest: of the index.
+        writer: of the new generation, which is complete.
+    """
+    path = unreadable_report(folder, manifest)
+    old = epath.Path(path).read_text() if path and epath.Path(path).exists() else ""
+    return old == _report(folder, writer.name)
 
 
 def unreadable_report(folder: str | os.PathLike, manifest: Manifest) -> str | None:
@@ -261,6 +280,8 @@ def write_index(
 ) -> Manifest:
     """Write an index of embeddings that are in memory; it replaces the one in the folder.
 
+    The folder is not locked: nothing else may write there meanwhile.
+
     Args:
         folder: a new folder, or that of an index.
         items: N items.
@@ -294,6 +315,13 @@ def write_index(
     manifest = make_manifest(writer, writer.shards(), fields=fields, backend=backend, settings={})
     publish(folder, manifest)
     return manifest
+
+
+def _report(folder: str | os.PathLike, generation: str) -> str:
+    """Return the report on the pictures that a generation lacks; empty if it lacks none."""
+    markers = _markers(epath.Path(folder) / generation)
+    left_out = [entry._asdict() for marker in markers for entry in marker.left_out]
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in left_out)
 
 
 class _Marker(NamedTuple):
