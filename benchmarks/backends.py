@@ -1,7 +1,7 @@
 """Latency and throughput of exact search beside NumPy and beside a FAISS flat index.
 
 python benchmarks/backends.py --out=benchmarks/results/backends.json
-python benchmarks/backends.py --images 1000000 --turns=1
+python benchmarks/backends.py --images 1000000
 
 CMAP's queries, random, for the best 50 of galleries x 3 x 512. NumPy multiplies as the score is
 factorised, with squares that it keeps beside the gallery, and takes the best by `argpartition`.
@@ -68,7 +68,7 @@ def measure(side: str, images: int) -> dict[str, list[float]]:
         if side == "numpy":
             search = by_numpy(gallery)
         elif side == "exact":
-            search = by_backend(gallery, "exact", folder, device_gb=100.0)
+            search = by_backend(gallery, "exact", folder)
         else:
             dtype = "int8" if "int8" in side else "float32"
             search = by_backend(gallery, "faiss", folder, kind="flat", dtype=dtype)
@@ -102,7 +102,10 @@ def report(results: dict[str, list[dict]], sizes: list[int]) -> None:
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=list(IMAGES))
+    parser.set_defaults(turns=1)
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=list(IMAGES), help="sizes of galleries"
+    )
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps({str(n): measure(arguments.side, n) for n in arguments.images}))

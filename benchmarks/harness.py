@@ -36,7 +36,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments that every benchmark takes."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--turns", type=int, default=3, help="number of processes for each side")
+    parser.add_argument(
+        "--turns", type=int, default=3, help="processes for each side; default: %(default)s"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="JSON file to write the figures to")
     return parser
 

@@ -150,8 +150,8 @@ def measure(gallery: Gallery) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, help="workdirs of trained models")
+    parser.add_argument("--queries", type=int, default=1000, help="of each; default: 1000")
     parser.add_argument("--embeddings", type=pathlib.Path, help="folder that keeps them for later")
     parser.add_argument("--out", type=pathlib.Path, help="JSON file to write the figures to")
     arguments = parser.parse_args()

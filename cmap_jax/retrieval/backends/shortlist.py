@@ -30,7 +30,7 @@ Propose = Callable[[np.ndarray, int, np.ndarray | None], np.ndarray]
 _SIZES = BatchSizes((1, 8))
 # Rows that vector units take at once, as in `retrieval.blocks`: equal images score equally.
 _WHOLE_VECTORS = 32
-_LISTS = ("scores", "positions")  # of a search's result
+_LISTS = ("scores", "positions")  # fields of a `SearchResult`
 
 
 class ShortlistBackend(Backend):
