@@ -101,7 +101,7 @@ def test_a_mask_widens_the_search():
     assert settings.nodes_kept(10, None) == 50
     assert settings.nodes_kept(10, mask) == 250
     assert settings_of("faiss", {}).nodes_kept(10, None) == 20
-    assert settings_of("faiss", {}).clusters_searched(320, None) == 20
+    assert settings_of("faiss", {}).clusters_searched(320, None) == 80
 
 
 @pytest.mark.parametrize(

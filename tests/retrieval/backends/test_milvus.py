@@ -167,7 +167,7 @@ def test_a_connection_is_closed_if_the_collection_cannot_be_opened(stored, monke
     monkeypatch.setattr(milvus, "_load_and_count", lambda *rest: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _open(stored)
-    assert not +milvus_client._opened
+    assert not +milvus_client._connections
 
 
 def test_an_update_beside_an_open_index(stored):
@@ -178,7 +178,7 @@ def test_an_update_beside_an_open_index(stored):
         assert milvus.intact(stored, settings_of("milvus", {}))
         backend.search(random_query(1), 5)
     finally:
-        _close(backend)
+        backend.close()
 
 
 def test_an_unfinished_build(stored, server, monkeypatch):
