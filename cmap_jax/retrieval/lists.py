@@ -10,9 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-
-from cmap_jax.files import read_text
+from cmap_jax.files import read_bytes, read_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -137,7 +135,7 @@ def _read_parquet(path: str) -> Iterator[Row]:
             f"{path}: reading Parquet needs the package pyarrow, which is not installed: pip "
             "install 'cmap_jax[parquet]'"
         ) from error
-    source = io.BytesIO(epath.Path(path).read_bytes())
+    source = io.BytesIO(read_bytes(path))
     try:
         file = pyarrow.parquet.ParquetFile(source)
         _check_header(file.schema_arrow.names, path)

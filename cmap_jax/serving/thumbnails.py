@@ -6,10 +6,9 @@ import io
 import os
 import threading
 
-from etils import epath
 from PIL import Image
 
-from cmap_jax.files import is_remote
+from cmap_jax.files import is_remote, read_bytes
 from cmap_jax.processing.image_files import open_image
 from cmap_jax.processing.images import UPRIGHT, ImagePreprocessing, ImageReadError, read_image
 
@@ -89,8 +88,8 @@ def tag_of(image: str, size: int, generation: str) -> str:
 def make(image: str, size: int) -> bytes:
     """Make a thumbnail; see `Thumbnails.get`."""
     try:
-        encoded = epath.Path(image).read_bytes()
-    except OSError as error:
+        encoded = read_bytes(image)
+    except (OSError, ValueError) as error:
         raise ImageReadError("missing or unreadable") from error
     with open_image(io.BytesIO(encoded)) as opened:
         # A JPEG is decoded at a fraction of its size, never below the thumbnail's.
