@@ -19,7 +19,8 @@ from input_pipeline import create_datasets, digests
 def original(tmp_path_factory):
     """Triplets of one text, whose words are numbered alike in any order."""
     root = fake_data.folder(tmp_path_factory.mktemp("data") / "data")
-    _rows(root, "train", lambda rows: [",".join([row[0], "is red", row[2]]) for row in rows])
+    for split in ("train", "val", "test"):
+        _rows(root, split, lambda rows: [f"{row[0]},is red,{row[2]}" for row in rows])
     return root
 
 
