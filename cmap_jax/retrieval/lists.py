@@ -71,10 +71,10 @@ def _read_csv(path: str) -> Iterator[Row]:
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: not CSV: {error}") from error
     names_item = [column in ("id", _IMAGE) for column in header]
-    columns = [
-        [value or None for value in column] if named else _typed(column)
-        for column, named in zip(zip(*rows, strict=True), names_item, strict=False)
-    ]
+    columns = []
+    for position, named in enumerate(names_item):
+        column = [row[position] for row in rows]
+        columns.append([value or None for value in column] if named else _typed(column))
     for number, values in zip(numbers, zip(*columns, strict=True), strict=True):
         yield Row(f"{path}, line {number}", dict(zip(header, values, strict=True)))
 
