@@ -164,6 +164,7 @@ def _read_csv(file: str) -> Iterator[_Line]:
                 )
         reference, text1, target = map(header.index, _COLUMNS)
         text2 = len(header) - 1 - header[::-1].index("text2") if "text2" in header else None
+        line = reader.line_num + 1
         for fields in reader:
             number, line = line, reader.line_num + 1
             if len(fields) == len(header):

@@ -202,7 +202,7 @@ def test_broken_lines_are_numbered(tmp_path, vocabulary, line, message):
 def test_a_line_without_an_end_is_not_read_whole(tmp_path, vocabulary, name):
     first = "the 1 2 3 4\n" if "vec" not in name else "9 4\nthe 1 2 3 4\n"
     path = _write(tmp_path / name, first)
-    block = b"red" + b" 0.000000" * 1_000_000  # of 9 MB; three gigabytes are a matter of minutes
+    block = b"red" + b" 0.000000" * 1_000_000  # 9 MB
     if path.suffix == ".gz":
         with gzip.open(path, "ab", compresslevel=1) as file:
             file.write(block)
