@@ -55,6 +55,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def make(photos: pathlib.Path, root: pathlib.Path, enlarge: float, limit: int) -> None:
     """Write the enlarged photographs, tables of triplets, and the files of 256 pixels."""
+    from cmap_jax.processing.image_files import open_as
     from cmap_jax.processing.padded_resize import pad_to_square, resize_square
 
     files = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -62,7 +63,7 @@ def make(photos: pathlib.Path, root: pathlib.Path, enlarge: float, limit: int) -
     for folder in ("raw", "small"):
         (root / folder).mkdir(parents=True)
     for number, file in enumerate(files):
-        with Image.open(file) as opened:
+        with open(file, "rb") as stream, open_as(stream) as opened:
             image = opened.convert("RGB")
         size = (round(image.width * enlarge), round(image.height * enlarge))
         image = image.resize(size, Image.Resampling.LANCZOS)
@@ -179,13 +180,15 @@ def _processor_seconds() -> float:
 def _measure_pytorch(root: pathlib.Path, folder: str) -> dict:
     import torch
 
+    from cmap_jax.processing.image_files import open_as
+
     torch.set_num_threads(1)
     with (root / "raw" / "train.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     words = {word: number for number, word in enumerate(["is", "red", "and", "longer"], 5)}
 
     def load(name: str) -> torch.Tensor:
-        with Image.open(root / folder / name) as opened:
+        with open(root / folder / name, "rb") as stream, open_as(stream) as opened:
             image = opened.convert("RGB")
         if image.size != (RESIZE, RESIZE):
             side = max(image.size)

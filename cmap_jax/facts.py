@@ -9,8 +9,19 @@ them by name.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
+
+# Parts of a data set that have digests. Those of an evaluation follow its protocol's name and "/".
+TRAIN, IMAGES, QUERIES, GALLERY = "train", "images", "queries", "gallery"
+
+_DIFFERS = {
+    TRAIN: "the training triplets are others, or in another order",
+    IMAGES: "the images' bytes differ",
+    QUERIES: "the queries of {} are others, or in another order",
+    GALLERY: "the gallery of {} is another",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +31,8 @@ class DataFacts:
     Attributes:
         categories_missing: categories whose annotation files are not there. Means over the
             remaining ones cannot be compared with published means.
+        digests: digest by part, such as "train", "images" or "cirr/val/queries"; empty for data
+            that earlier versions have read.
         features: checksum of the precomputed features that were read in place of images; None:
             the images themselves.
         oracles: by protocol and oracle, the recalls in percent that a guess from a part of each
@@ -32,6 +45,7 @@ class DataFacts:
     """
 
     categories_missing: tuple[str, ...] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     features: str | None = None
     oracles: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     other: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -53,6 +67,8 @@ class DataFacts:
         fields: dict[str, Any] = {}
         if self.categories_missing:
             fields["categories_missing"] = list(self.categories_missing)
+        if self.digests:
+            fields["digests"] = dict(self.digests)
         if self.features is not None:
             fields["features"] = self.features
         if self.oracles is not None:
@@ -66,6 +82,27 @@ class DataFacts:
         fields["images_skipped"] = self.images_skipped
         return fields
 
+    def differences(self, now: "DataFacts") -> list[str]:
+        """Return in words the ways in which data differ from these; none if they are the same.
+
+        Parts without a digest are not compared: earlier versions took none, and not all prepared
+        data have one of the images.
+
+        Args:
+            now: facts of the data at hand.
+        """
+        old, new = (_as_json(facts) for facts in (self, now))
+        digests, others = old.pop("digests", {}), new.pop("digests", {})
+        fields = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return [
+            *(f"{k} was {old.get(k)!s:.200} and is {new.get(k)!s:.200}" for k in fields),
+            *(
+                _in_words(part, part in others)
+                for part, digest in digests.items()
+                if others.get(part) != digest and (part in others or part != IMAGES)
+            ),
+        ]
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "DataFacts":
         """Build facts from the result of `to_dict`, or from what a reader of a data set states."""
@@ -73,6 +110,7 @@ class DataFacts:
         other.pop("images_skipped", None)  # the length of "skipped_images"
         return cls(
             categories_missing=tuple(other.pop("categories_missing", ())),
+            digests=other.pop("digests", {}),
             features=other.pop("features", None),
             oracles=other.pop("oracles", None),
             prepared=other.pop("prepared", None),
@@ -80,6 +118,19 @@ class DataFacts:
             training_items=other.pop("training_items", None),
             other=other,
         )
+
+
+def _as_json(facts: DataFacts) -> dict[str, Any]:
+    """Return facts as a file gives them back, with lists in place of tuples."""
+    return json.loads(json.dumps(facts.to_dict()))
+
+
+def _in_words(part: str, is_there: bool) -> str:
+    """Return how a part of a data set differs from the one whose digest was taken."""
+    protocol, _, kind = part.rpartition("/")
+    if not is_there:
+        return f"{protocol or part} is no longer among the data"
+    return _DIFFERS[kind].format(protocol)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

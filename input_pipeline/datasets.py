@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmap_jax.config_fields import check_values
-from cmap_jax.facts import DataFacts, UnreadTexts
+from cmap_jax.facts import IMAGES, DataFacts, UnreadTexts
 from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.processing.tokenizers import make_tokenizer
 from cmap_jax.processing.tokenizing import Tokenizer
+from input_pipeline import digests
 from input_pipeline.batching import EvaluationData, EvaluationSizes, TrainingData
 from input_pipeline.doctor.findings import list_annotations, read_splits
 from input_pipeline.features.loading import FeatureLoader
@@ -117,11 +118,12 @@ def create_datasets(
         check_readable(read_splits(records, used, tokenizer), tokenizer, remedy)
     records = records.with_needed_images() if training else records.for_evaluation()
     if features is None:
-        records, skipped = leave_out_unusable(records, data.missing_images)
+        records, skipped, images = leave_out_unusable(records, data.missing_images)
     else:
         features.check_fits(records, preprocessing)
         records, skipped = features.leave_out_missing(records, data.missing_images)
         features.verify()
+        images = None  # the features' own checksum stands for them
     if training:
         _check_batch(config, records, process_count)
     loader = _open_loader(config, records, preprocessing, features=features, training=training)
@@ -129,6 +131,7 @@ def create_datasets(
     facts = dataclasses.replace(
         DataFacts.from_dict(records.facts),
         skipped_images=skipped,
+        digests=digests.of_records(records) | ({} if images is None else {IMAGES: images}),
         features=None if features is None else features.identity,
     )
     counts: collections.Counter[str] = collections.Counter()
@@ -195,7 +198,7 @@ def open_images_once(config: Any) -> tuple[ImageLoader, Records]:
     check_fields(config, training=False)
     records = read_records(config).with_needed_images()
     preprocessing = preprocessing_of(config, records.read_as)
-    records, _ = leave_out_unusable(records, config.data.missing_images)
+    records = leave_out_unusable(records, config.data.missing_images).records
     loader = open_loader(records, preprocessing, FailedImages(config.data.missing_images))
     return loader, records
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cmap_jax.files import check_regular_files
+from input_pipeline import storage
+from input_pipeline.readers.annotations import shown
 from input_pipeline.records import DataError
 
 # TFDS has one set of fields for all splits: an image's example fills the first four, and that of a
@@ -24,6 +27,11 @@ FIELDS = {
 }
 _EMPTY = {TEXT: "", TEXTS: (), BYTES: b"", INTEGER: 0}
 _AT_ONCE = 1024  # records read in one call
+
+# TFDS's description of the fields, and its keys for the name of a class.
+_FEATURES = "features.json"
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_OWN_CLASSES = "tensorflow_datasets.core.features."
 
 
 def example(**fields: Any) -> dict[str, Any]:
@@ -74,10 +82,13 @@ class StoredExamples:
 
         Raises:
             DataError: they are damaged, or no prepared data set at all.
+            ValueError: one of them is a pipe or a device.
         """
         import tensorflow_datasets as tfds  # only here: seconds to load
 
         self.directory = directory
+        check_regular_files(directory)
+        _check_features(directory)
         try:
             self._builder = tfds.builder_from_directory(directory)
         except Exception as error:  # damaged files lead to errors of many kinds
@@ -108,6 +119,33 @@ class StoredExamples:
         records = self.open(split)
         for start in range(0, len(records), _AT_ONCE):
             yield from map(parse, records.read(range(start, len(records))[:_AT_ONCE]))
+
+
+def _check_features(directory: str) -> None:
+    """Refuse fields of other classes than TFDS's own: it would import, and so run, their modules.
+
+    Raises:
+        DataError: names the class.
+        ValueError: a broken file.
+    """
+    file = storage.join(directory, _FEATURES)
+    if not storage.exists(file):
+        return
+    for name in _class_names(storage.read_json(file)):
+        if not str(name).startswith(_OWN_CLASSES):
+            raise DataError(
+                f"{file}: a field is of the class {shown(name)}, and not of {_OWN_CLASSES}*; build "
+                "the data again"
+            )
+
+
+def _class_names(content: Any) -> Iterator[Any]:
+    """Yield the names of classes in a description of fields, at any depth."""
+    if isinstance(content, dict):
+        yield from (content[key] for key in _CLASS_KEYS if isinstance(content.get(key), str))
+    for value in content.values() if isinstance(content, dict) else content:
+        if isinstance(value, dict | list):
+            yield from _class_names(value)
 
 
 def parse(record: bytes) -> dict[str, Any]:

@@ -14,15 +14,17 @@ This module turns records into examples and back. `input_pipeline.builders` writ
 """
 
 import dataclasses
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cmap_jax.facts import IMAGES as IMAGE_BYTES
+from cmap_jax.facts import DataFacts
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
-from input_pipeline import storage
-from input_pipeline.examples import StoredExamples, example, parse
+from input_pipeline import digests, storage
+from input_pipeline.examples import StoredExamples, example
+from input_pipeline.prepared_images import FIXED, METADATA, PreparedImages
 from input_pipeline.readers.annotations import check_keys
 from input_pipeline.records import (
     DataError,
@@ -32,6 +34,7 @@ from input_pipeline.records import (
     Query,
     Records,
     Triplet,
+    digest_of,
 )
 from input_pipeline.registry import find_data_set
 
@@ -42,8 +45,8 @@ RELEASE_NOTES = {
     "1.0.0": "The first form.",
     VERSION: "The pixels are PIL's, no longer TensorFlow's; how pictures were read is recorded.",
 }
-IMAGES, TRAIN = "images", "train"
-INFO, METADATA = "dataset_info.json", "metadata.json"
+TRAIN = "train"
+INFO = "dataset_info.json"
 
 _METADATA = {
     "data_set": str,
@@ -61,15 +64,20 @@ _METADATA = {
     "vocabulary": list,
     "words": int,
 }
+# Digests, which earlier versions did not write: of each of the fields above, and of the content
+# that the examples hold, `digests.of_records` and the images' bytes.
+_DIGESTS, _CONTENT = "digests", "content_digests"
 _EVALUATION = {"protocol": str, "version": int, "skipped": int, "galleries": dict}
 _LISTS_OF_TEXTS = ("image_ids", "captions", "extra_special", "skipped_images", "vocabulary")
-_FIXED = ("resize", "pad_value", "read_as")  # the preprocessing's fields that preparing fixes
-_SAME_FOR_ALL = {"fit": "pad", "resampling": "bilinear", "scaling": "fixed"}  # by the builders
-_PROBES = 8  # records whose ids are compared with the list
 
 
 def describe(
-    records: Records, *, preprocessing: ImagePreprocessing, encoding: str, skipped: Sequence[str]
+    records: Records,
+    *,
+    preprocessing: ImagePreprocessing,
+    encoding: str,
+    skipped: Sequence[str],
+    image_digests: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """Return the dataset-wide facts, for JSON: the parts of the records that no example holds.
 
@@ -78,6 +86,7 @@ def describe(
         preprocessing: how pictures were read, and the sizes; the crop is left to training.
         encoding: file format of the images and its quality, such as "jpeg 95" or "png".
         skipped: ids of the unusable images.
+        image_digests: `digests.of_file` of each encoded image, by id.
     """
     positions = {image: position for position, image in enumerate(records.images)}
     vocabulary = Vocabulary.build(records.vocabulary_captions, records.extra_special)
@@ -93,9 +102,9 @@ def describe(
             },
         }
 
-    return {
+    about = {
         "data_set": records.name,
-        "preprocessing": {k: getattr(preprocessing, k) for k in _FIXED},
+        "preprocessing": {k: getattr(preprocessing, k) for k in FIXED},
         "encoding": encoding,
         "layout": records.layout,
         "training": records.train.stored_as,
@@ -111,7 +120,12 @@ def describe(
         "skipped_images": list(skipped),
         "vocabulary": list(vocabulary.words),
         "words": len(vocabulary),
+        _CONTENT: {
+            **digests.of_records(records),
+            IMAGE_BYTES: digests.of_images({i: image_digests[i] for i in records.images}),
+        },
     }
+    return about | {_DIGESTS: {field: digest_of(value) for field, value in about.items()}}
 
 
 def query_splits(records: Records) -> dict[str, Iterator[dict[str, Any]]]:
@@ -177,87 +191,42 @@ def read(directory: str, name: str) -> Records:
         records = _to_records(about, stored)
         if unknown := records.all_image_ids().keys() - records.images.keys():
             raise KeyError(f"image_ids: {min(unknown)} is needed and not among them")
+        _check_digests(about, records, file)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: broken, build it again: {error!r}") from error
     return records
 
 
-class PreparedImages:
-    """The images of a prepared data set, by id; an `ImageSource`.
+def _check_digests(about: Mapping[str, Any], records: Records, file: str) -> None:
+    """Refuse facts that were edited, and examples of other data; older facts have no digests.
 
-    Attributes:
-        ids: the image ids in the order of their records.
-        facts: version, encoding and preprocessing, which two uses of the data must share.
+    Raises:
+        DataError: names the field of the facts, or the part of the data.
+        TypeError, AttributeError: the digests are broken themselves.
     """
-
-    def __init__(self, stored: StoredExamples, ids: Sequence[str], facts: Mapping[str, Any]):
-        """Open the records.
-
-        Raises:
-            DataError: the records are not those of the ids.
-        """
-        self.ids = tuple(ids)
-        self.facts = facts
-        self._records = stored.open(IMAGES)
-        self._directory = stored.directory
-        self._positions = {image: position for position, image in enumerate(self.ids)}
-        count = len(self.ids)
-        probes = random.Random(0).sample(range(count), min(count, _PROBES))
-        fits = len(self._records) == count
-        if not fits or [parse(record)["id"] for record in self._records.read(probes)] != [
-            self.ids[position] for position in probes
-        ]:
+    for field, digest in about.get(_DIGESTS, {}).items():
+        if digest_of(about.get(field)) != digest:
             raise DataError(
-                f"{self._directory}: its {len(self._records)} image records are not those of the "
-                f"{count} ids in {METADATA}; build it again"
+                f"{file}: {field!r} is not what was written there with the data; build them again"
             )
-
-    def where(self, image: str) -> str:
-        """Return the folder and the position of an image's record, for messages."""
-        return f"{self._directory}: {IMAGES}[{self._positions[image]}]"
-
-    def read(self, image: str) -> bytes:
-        """Return the bytes of the prepared image.
-
-        Raises:
-            DataError: a damaged record.
-        """
-        (record,) = self.records([image])
-        return parse(record)["image"]
-
-    def records(self, images: Sequence[str]) -> list[bytes]:
-        """Return the serialized records of some images, read in one call.
-
-        Raises:
-            DataError: a damaged record.
-        """
-        return self._records.read([self._positions[i] for i in images])
-
-    def check(self, preprocessing: ImagePreprocessing) -> None:
-        """Refuse a preprocessing that differs from the one the images were prepared with.
-
-        Raises:
-            DataError: names the field and both values.
-        """
-        for field in (*_FIXED, *_SAME_FOR_ALL):
-            ours = _SAME_FOR_ALL.get(field) or self.facts[field]
-            wanted = getattr(preprocessing, field)
-            if ours != wanted:
-                raise DataError(
-                    f"{self._directory}: prepared with {field} {ours}, but the model takes images "
-                    f"with {field} {wanted}; build it again with that, or use the raw images"
-                )
+    content = DataFacts(digests=about.get(_CONTENT, {}))
+    if others := content.differences(DataFacts(digests=digests.of_records(records))):
+        raise DataError(
+            f"{records.image_directory}: its records are those of other data: {others[0]}; build "
+            "it again"
+        )
 
 
 def _to_records(about: Mapping[str, Any], stored: StoredExamples) -> Records:
     facts = {
         "version": stored.version,
         "encoding": about["encoding"],
-        **{field: about["preprocessing"][field] for field in _FIXED},
+        **{field: about["preprocessing"][field] for field in FIXED},
     }
     if (read_as := about["preprocessing"]["read_as"]) not in READINGS:
         raise TypeError(f"preprocessing: read_as {read_as!r}")
-    images = PreparedImages(stored, about["image_ids"], facts)
+    digest = about.get(_CONTENT, {}).get(IMAGE_BYTES)
+    images = PreparedImages(stored, about["image_ids"], facts, digest)
     splits = (*about["evaluations"], *about["unlabelled"])
     queries_of = {s: list(map(_query, stored.examples(s))) for s in splits if s in stored.splits}
 

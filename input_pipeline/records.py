@@ -87,8 +87,8 @@ class Evaluation:
         queries = [(q.id, q.reference, q.captions, q.targets, q.subset) for q in self.queries]
         return {
             "version": self.protocol.version,
-            "gallery": _digest(sorted((c, sorted(ids)) for c, ids in self.galleries.items())),
-            "queries": _digest(queries),
+            "gallery": digest_of(sorted((c, sorted(ids)) for c, ids in self.galleries.items())),
+            "queries": digest_of(queries),
         }
 
     def without(self, missing: Set[str]) -> "Evaluation":
@@ -125,8 +125,9 @@ class Evaluation:
         return dataclasses.replace(self, protocol=PROTOCOLS[name], queries=queries)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+def digest_of(value: Any) -> str:
+    """Return a digest of JSON values, 16 hexadecimal digits, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class TripletSource(Interface):

@@ -9,13 +9,14 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from cmap_jax import files
 from cmap_jax.files import is_remote
 from cmap_jax.processing.image_files import check_image_stream, find_traits
 from cmap_jax.processing.images import explain_os_error
+from input_pipeline import digests
 
 _LARGEST = 1 << 28  # bytes: the largest image as raw RGB; published annotations are far smaller
 _NOT_A_FILE = "not a file"
@@ -125,14 +126,19 @@ def open_file(path: str) -> BinaryIO:
 
 def check_image(path: str) -> str | None:
     """Return why an image file cannot be used, or None; see `check_image_stream`."""
-    try:
-        with open_file(path) as file:
-            return check_image_stream(file)
-    except FileNotFoundError:
-        return "missing: a link to nothing" if os.path.islink(path) else "missing"
-    except OSError as error:
-        reason = explain_os_error(error)
-        return reason if reason == _NOT_A_FILE else f"unreadable: {reason}"
+    return _check_image(path, check_image_stream)
+
+
+def check_and_digest(path: str) -> tuple[str | None, bytes]:
+    """Return what `check_image` does, and the digest of the file, which is read once for both."""
+    digest = b""
+
+    def check(file: BinaryIO) -> str | None:
+        nonlocal digest
+        digest = digests.of_file(file)
+        return check_image_stream(file)
+
+    return _check_image(path, check), digest
 
 
 def image_traits(path: str) -> frozenset[str]:
@@ -142,6 +148,18 @@ def image_traits(path: str) -> frozenset[str]:
             return find_traits(file)
     except OSError:
         return frozenset()
+
+
+def _check_image(path: str, check: Callable[[BinaryIO], str | None]) -> str | None:
+    """Return what a function says of an open image file, or why it cannot be opened."""
+    try:
+        with open_file(path) as file:
+            return check(file)
+    except FileNotFoundError:
+        return "missing: a link to nothing" if os.path.islink(path) else "missing"
+    except OSError as error:
+        reason = explain_os_error(error)
+        return reason if reason == _NOT_A_FILE else f"unreadable: {reason}"
 
 
 @contextlib.contextmanager

@@ -119,6 +119,14 @@ def test_input_pipeline_knows_only_processing_and_protocols():
                 assert name.split(".")[1] in KNOWN_TO_THE_PIPELINE, f"{path} imports {name}"
 
 
+def test_pictures_are_opened_in_one_place():
+    """`Image.open` alone takes formats for which PIL starts a program."""
+    for package in ("benchmarks", "cmap_jax", "configs", "docs", "input_pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            opened = re.findall(r"(?<!PIL\.)\bImage\.open\(", path.read_text())
+            assert len(opened) == (path.name == "image_files.py"), path
+
+
 @pytest.mark.parametrize("hidden", [("tensorflow", "clu", "torch", "tensorboard")])
 def test_light_imports(hidden):
     """Models, losses, scoring, workdir, the step and serving's parts work without TensorFlow."""

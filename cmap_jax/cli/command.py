@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from cmap_jax.cli import errors
+from cmap_jax.cli.termination import ending_on_sigterm
 
 _TRAIN = "train"  # it takes the flags of main.py, which absl parses
 _SUBCOMMANDS = (
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(named).parse_args([word for word in argv if word not in overrides])
     arguments.overrides = overrides
     try:
-        with errors.expected_errors("cmap", arguments.spelling):
+        with ending_on_sigterm(), errors.expected_errors("cmap", arguments.spelling):
             return arguments.run(arguments)
     except SystemExit as ended:
         return ended.code

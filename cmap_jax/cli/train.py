@@ -13,6 +13,7 @@ from absl import logging as absl_logging
 
 from cmap_jax.cli import flags
 from cmap_jax.cli.errors import expected_errors
+from cmap_jax.cli.termination import ending_on_sigterm
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,7 +22,8 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv: the program's name, then the flags.
     """
-    app.run(_main, argv=list(argv), flags_parser=flags.parse)
+    with ending_on_sigterm():
+        app.run(_main, argv=list(argv), flags_parser=flags.parse)
 
 
 def _main(argv: list[str]) -> None:

@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import logging
+import lzma
 import os
 import re
 import time
@@ -16,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
+from cmap_jax.files import check_regular_file
 from cmap_jax.processing.tokenizer import SPECIAL_TOKENS, Vocabulary
 
 _logger = logging.getLogger(__name__)
@@ -25,10 +27,13 @@ _LOOK_EVERY = 10_000  # lines between two readings of the clock
 _FREQUENT = 20  # words without a vector that are named
 _SHOWN = 5  # words in the warning that none was found
 _LONGEST_LINE = 1 << 20  # bytes
+_LONGEST_HEADER = 64  # bytes
 _START = 4096  # bytes from which the form, text or binary, is recognised
 _BLOCK = 1 << 20  # bytes of the binary form read at once
 _SUFFIXES = (".txt", ".vec", ".bin")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+# All that the modules that unpack raise for damaged files.
+_DAMAGES = (EOFError, OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 # Members of an archive without vectors: hidden files, and the folder that macOS adds.
 _IN_NO_DATA = re.compile(r"__MACOSX/|(.*/)?\.")
 
@@ -59,8 +64,9 @@ def load_word_vectors(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a vector of another width or a broken line, with the line's number; a damaged
-            file, or another kind of file.
+        ValueError: a vector of another width, or a line that is broken or too long, with the
+            line's number; a damaged, encrypted or otherwise unreadable archive; another kind of
+            file.
     """
     path = epath.Path(path)
     wanted = {word.encode() for word in vocabulary.words}
@@ -78,7 +84,7 @@ def load_word_vectors(
                 if number % _LOOK_EVERY == 0 and time.monotonic() - reported > _REPORT_EVERY:
                     reported = time.monotonic()
                     _report(name, number, position(), size, reported - started)
-        except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        except _DAMAGES as error:
             raise ValueError(f"{name}: damaged after word {number}: {error}") from error
     if number == 0:
         raise ValueError(f"{name}: empty")
@@ -137,7 +143,7 @@ def _entries(
                 f"{name}: neither text nor word2vec's binary form; give these vectors as text, "
                 "a .txt or .vec file"
             )
-        lines = itertools.chain([line] if line else [], file)
+        lines = itertools.chain([line] if line else [], _lines(file))
         yield from (_parse(line, i, name, width, wanted) for i, line in enumerate(lines, 1))
         return
     count, numbers = header
@@ -147,13 +153,19 @@ def _entries(
     if _is_binary(start):
         yield from _parse_binary(start, file, name, width, count, wanted)
         return
-    lines = itertools.chain(io.BytesIO(start + file.readline()), file)
+    rest = start + file.readline(_LONGEST_LINE)
+    lines = itertools.chain(io.BytesIO(rest), _lines(file))
     yield from (_parse(line, i, name, width, wanted) for i, line in enumerate(lines, 2))
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file; one that has no end in sight is cut, and refused by `_parse`."""
+    return iter(lambda: file.readline(_LONGEST_LINE), b"")
 
 
 def _header(line: bytes) -> tuple[int, int] | None:
     """Return the numbers of words and of numbers in a vector, where a first line says them."""
-    fields = line.split()
+    fields = line.split() if len(line) <= _LONGEST_HEADER else ()
     return tuple(map(int, fields)) if len(fields) == 2 and all(map(bytes.isdigit, fields)) else None
 
 
@@ -196,6 +208,8 @@ def _parse(
     line: bytes, number: int, name: str, width: int, wanted: Set[bytes]
 ) -> tuple[bytes, np.ndarray | None]:
     """Return a line's word and its vector; an unwanted word's numbers are only counted."""
+    if len(line) >= _LONGEST_LINE:
+        raise ValueError(f"{name}, line {number}: longer than {_LONGEST_LINE:,} bytes")
     line = line.rstrip(b"\r\n ")
     spaces = line.count(b" ")
     # A word with a space in it is not the first of any published file.
@@ -237,6 +251,7 @@ def _wrong_width(name: str, number: int, numbers: int, width: int) -> str:
 @contextlib.contextmanager
 def _open(path: epath.Path, width: int) -> Iterator[tuple[IO[bytes], str, Callable[[], int], int]]:
     """Yield the lines' file, its name for people, its position (in the archive) and their size."""
+    check_regular_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     size = path.stat().length
@@ -251,7 +266,7 @@ def _open(path: epath.Path, width: int) -> Iterator[tuple[IO[bytes], str, Callab
                 raise ValueError(f"{path}: not a zip file, or truncated: {error}") from error
             with archive:
                 member = _member(archive, path, width)
-                with archive.open(member) as file:
+                with _open_member(archive, member, path) as file:
                     yield file, f"{path}/{member.filename}", file.tell, member.file_size
         else:
             yield raw, str(path), raw.tell, size
@@ -264,8 +279,8 @@ def _member(archive: zipfile.ZipFile, path: epath.Path, width: int) -> zipfile.Z
     if len(members) > 1:
         widths = {}
         for member in members:
-            with archive.open(member) as file:
-                line = file.readline(_LONGEST_LINE)
+            with _open_member(archive, member, path) as file:
+                line = _first_line(file, path, member)
             widths[member] = (_header(line) or (0, line.rstrip().count(b" ")))[1]
         members = [m for m in members if widths[m] == width]
         if not members:
@@ -277,6 +292,24 @@ def _member(archive: zipfile.ZipFile, path: epath.Path, width: int) -> zipfile.Z
         named = ", ".join(m.filename for m in members) or "it holds none"
         raise ValueError(f"{path}: which file of it? Unpack it and name one: {named}")
     return members[0]
+
+
+def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: epath.Path) -> IO[bytes]:
+    """Open a file of an archive, or say why Python cannot."""
+    try:
+        return archive.open(member)
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}/{member.filename} cannot be unpacked here ({error}): unpack the archive with "
+            "another program, and name the file"
+        ) from error
+
+
+def _first_line(file: IO[bytes], path: epath.Path, member: zipfile.ZipInfo) -> bytes:
+    try:
+        return file.readline(_LONGEST_LINE)
+    except _DAMAGES as error:
+        raise ValueError(f"{path}/{member.filename}: damaged: {error}") from error
 
 
 def _report(name: str, lines: int, position: int, size: int, seconds: float) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import io
 import math
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, features
@@ -16,6 +17,14 @@ from PIL import ExifTags, Image, features
 # The longest side that is read, in pixels. An image is padded to a square, so a 60000 x 1 file of a
 # few bytes would ask for gigabytes: the square is held to PIL's own limit (256 MiB as RGB).
 MAX_SIDE = math.isqrt(1024 * 1024 * 1024 // 4 // 3)
+
+# PIL's names of the formats that are decoded, whatever a file's name ends in. PIL knows more, and
+# for some of them starts a program (Ghostscript for EPS, which IPTC may hold too). None of these
+# starts a program or reads another file. "JPEG" opens a phone's MPO as well.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"),
+    *("AVIF", "HEIF", "JXL"),
+)
 
 _TAIL_BYTES = 4096
 _JPEG_START_OF_SCAN = b"\xff\xda"
@@ -40,7 +49,7 @@ _REFUSED_MODES = {
     "LAB": "CIE Lab colours, which PIL does not convert",
 }
 # Beginnings of PIL's `OSError` for a format that it knows and has no decoder for.
-_NO_DECODER = ("cannot find loader", "decoder ", "encoder ", "Unable to locate Ghostscript")
+_NO_DECODER = ("cannot find loader", "decoder ", "encoder ")
 _CONVERT = "convert it to JPEG or PNG"
 
 
@@ -105,7 +114,26 @@ _STARTS = {
     b"\x00\x00\x00\x0cjP  \r\n\x87\n": _Format("JPEG 2000", "jpg_2000"),
     b"%PDF": _Format("PDF"),
     b"<svg": _Format("SVG"),
+    b"%!PS": _Format("PostScript"),
+    b"\xc5\xd0\xd3\xc6": _Format("PostScript"),  # with a preview
+    b"8BPS": _Format("Photoshop"),
 }
+
+
+def open_as(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Open an image file with PIL, which looks at its content alone, and only for some formats.
+
+    All pictures are opened here, since `Image.open` alone takes any format that PIL knows.
+
+    Args:
+        file: the open file.
+        formats: PIL's names of formats, a part of `FORMATS`; those that PIL lacks are passed over.
+
+    Raises:
+        Exception: whatever PIL raises, such as `UnidentifiedImageError`.
+    """
+    Image.init()  # registers the formats, once
+    return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
 
 
 def open_image(file: BinaryIO) -> Image.Image:
@@ -118,7 +146,7 @@ def open_image(file: BinaryIO) -> Image.Image:
     # PIL's plugins raise whatever a damaged file leads them to (struct.error, SyntaxError,
     # zlib.error ...), and a bomb's warning is raised where warnings are errors: hence `Exception`.
     try:
-        image = Image.open(file)
+        image = open_as(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageReadError(f"too large: {error}") from error
     except Exception as error:
@@ -246,7 +274,7 @@ def _open_with_plugin(file: BinaryIO, error: Exception) -> Image.Image:
         reason = f"unsupported format: {wanted.name}; {wanted.remedy()}"
     else:
         try:
-            return Image.open(file)
+            return open_as(file)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
             reason = f"too large: {bomb}"
         except Exception:

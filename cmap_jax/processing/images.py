@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cmap_jax.files import check_regular_file
 from cmap_jax.processing.image_files import (
     MAX_SIDE,
     ImageReadError,
@@ -283,7 +284,10 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
     # A path object may know its own storage (etils' epath reads gs://); a plain string is local.
     readable = path if hasattr(path, "read_bytes") else Path(path)
     try:
+        check_regular_file(path)
         return readable.read_bytes()
+    except ValueError as error:  # a pipe or a device; also a path with a null character
+        raise ImageReadError(str(error)) from error
     except FileNotFoundError as error:
         raise ImageReadError(f"{os.fspath(path)}: missing") from error
     except OSError as error:

@@ -10,9 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-
-from cmap_jax.files import read_text
+from cmap_jax.files import read_bytes, read_text
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -77,10 +75,10 @@ def _read_csv(path: str) -> Iterator[Row]:
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: not CSV: {error}") from error
     names_item = [column in ("id", _IMAGE) for column in header]
-    columns = [
-        [value or None for value in column] if named else _typed(column)
-        for column, named in zip(zip(*rows, strict=True), names_item, strict=False)
-    ]
+    columns = []
+    for position, named in enumerate(names_item):
+        column = [row[position] for row in rows]
+        columns.append([value or None for value in column] if named else _typed(column))
     for number, values in zip(numbers, zip(*columns, strict=True), strict=True):
         yield Row(f"{path}, line {number}", dict(zip(header, values, strict=True)))
 
@@ -141,7 +139,7 @@ def _read_parquet(path: str) -> Iterator[Row]:
             f"{path}: reading Parquet needs the package pyarrow, which is not installed: pip "
             "install 'cmap_jax[parquet]'"
         ) from error
-    source = io.BytesIO(epath.Path(path).read_bytes())
+    source = io.BytesIO(read_bytes(path))
     try:
         file = pyarrow.parquet.ParquetFile(source)
         _check_header(file.schema_arrow.names, path)

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from cmap_jax.processing.image_files import MAX_SIDE, ImageReadError, explain_failure, why_refused
+from cmap_jax.processing.image_files import (
+    MAX_SIDE,
+    ImageReadError,
+    explain_failure,
+    open_as,
+    why_refused,
+)
 from cmap_jax.processing.images import ImagePreprocessing, Preprocessed, preprocess_image
 from cmap_jax.serving.refusals import Refused
 
@@ -57,7 +63,7 @@ def _opened(upload: bytes) -> Iterator[Image.Image]:
     """Open an upload, without decoding it, for the block."""
     formats = accepted_formats()
     try:
-        image = Image.open(io.BytesIO(upload), formats=formats)
+        image = open_as(io.BytesIO(upload), formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(413, "the picture has too many pixels") from error
     # PIL's plugins raise whatever a damaged file leads them to.

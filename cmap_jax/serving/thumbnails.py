@@ -4,10 +4,9 @@ import hashlib
 import io
 import os
 
-from etils import epath
 from PIL import Image
 
-from cmap_jax.files import is_remote
+from cmap_jax.files import is_remote, read_bytes
 from cmap_jax.processing.image_files import open_image
 from cmap_jax.processing.images import UPRIGHT, ImagePreprocessing, ImageReadError, read_image
 
@@ -59,8 +58,8 @@ def make(image: str, size: int) -> bytes:
         ImageReadError: the picture is missing or cannot be read.
     """
     try:
-        encoded = epath.Path(image).read_bytes()
-    except OSError as error:
+        encoded = read_bytes(image)
+    except (OSError, ValueError) as error:
         raise ImageReadError("missing or unreadable") from error
     with open_image(io.BytesIO(encoded)) as opened:
         # A JPEG is decoded at a fraction of its size, never below the thumbnail's.

@@ -1,11 +1,11 @@
 """Whether data fit a config, and whether they are those of the run that a workdir holds."""
 
-import json
 import os
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from cmap_jax.facts import DataFacts
 from cmap_jax.protocols import Protocol
 from cmap_jax.workdir import description as workdir_lib
 
@@ -70,12 +70,8 @@ def check_same_data(datasets: Any, workdir: str | os.PathLike) -> None:
         problem = (
             f"its pictures were read as {ours}, these as {theirs}: --config.data.read_as={ours}"
         )
-    elif dict(old.facts) != (facts := json.loads(json.dumps(datasets.facts.to_dict()))):
-        differing = [k for k in {**old.facts, **facts} if old.facts.get(k) != facts.get(k)]
-        problem = "; ".join(
-            f"{key} was {str(old.facts.get(key))[:200]} and is {str(facts.get(key))[:200]}"
-            for key in differing
-        )
+    else:
+        problem = "; ".join(DataFacts.from_dict(old.facts).differences(datasets.facts))
     if problem:
         raise ValueError(
             f"{os.fspath(workdir)} holds a run on other data: {problem}. Restore the data, or "

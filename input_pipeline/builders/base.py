@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -16,19 +17,20 @@ from cmap_jax.processing.image_files import MAX_SIDE
 from cmap_jax.processing.images import READINGS, ImagePreprocessing
 from cmap_jax.progress import track
 from cmap_jax.remedies import spelled
+from input_pipeline import digests
 from input_pipeline.examples import BYTES, FIELDS, INTEGER, TEXT, TEXTS, example
 from input_pipeline.images.check import leave_out_unusable
 from input_pipeline.images.decoding import FileLoader
 from input_pipeline.images.loading import PARALLEL_CALLS, FailedImages, pass_over
 from input_pipeline.images.sources import FolderImages
 from input_pipeline.prepared import (
-    IMAGES,
     RELEASE_NOTES,
     VERSION,
     describe,
     is_prepared,
     query_splits,
 )
+from input_pipeline.prepared_images import IMAGES
 from input_pipeline.readers.data_set import DataSet
 from input_pipeline.reading import read_folder, read_rendered
 from input_pipeline.records import DataError, Records
@@ -185,7 +187,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         with _remedies_of_tfds():
             whole = self._read(dl_manager)
-            records, skipped = leave_out_unusable(whole, self.builder_config.missing_images)
+            records, skipped, _ = leave_out_unusable(whole, self.builder_config.missing_images)
         failed = FailedImages(self.builder_config.missing_images)
 
         def usable() -> Records:
@@ -224,11 +226,13 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # memory: with 0, 1, 2, ... all would be in the first part.
         step = 2**128 // len(ids)
         number = 0
+        image_digests = {}
         parts = pass_over(ids, _AT_ONCE, loader, stage)
         with _remedies_of_tfds():
             for positions, batch in track(parts, -(-len(ids) // _AT_ONCE), "encoding", "batches"):
                 for row, position in enumerate(positions):
                     fields = {name: values[row] for name, values in batch.items()}
+                    image_digests[ids[position]] = digests.of_file(io.BytesIO(fields["image"]))
                     yield number * step, example(id=ids[position], **fields)
                     number += 1
         self.info.metadata.update(
@@ -237,6 +241,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 preprocessing=preprocessing,
                 encoding=config.encoding_in_words,
                 skipped=sorted({*skipped, *failed}),
+                image_digests=image_digests,
             )
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmap_jax.files import read_json
+from cmap_jax.files import check_regular_files, read_json
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.progress import track
 from input_pipeline.features.description import (
@@ -47,8 +47,10 @@ class FeatureFiles:
         Raises:
             FileNotFoundError: no features in the folder.
             DataError: unfinished or damaged; says what, and the remedy.
+            ValueError: one of the files is a pipe or a device.
         """
         self.directory = directory
+        check_regular_files(directory)
         manifest = read_manifest(directory)
         ids = os.path.join(directory, IDS)
         try:

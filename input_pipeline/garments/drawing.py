@@ -6,6 +6,7 @@ that a crop of that part cuts nothing off.
 
 from __future__ import annotations
 
+import io
 import pathlib
 from collections.abc import Sequence
 
@@ -73,7 +74,10 @@ def render_files(directory: pathlib.Path, indices: Sequence[int], seed: int, siz
         item = garment(index)
         picture = render(item, seed, size=size)
         # No chroma subsampling: at 72 pixels it would wash out collars and buttons.
-        picture.save(directory / f"{item.id}.jpg", quality=95, subsampling=0)
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=95, subsampling=0)
+        # PIL itself takes no notice where a nearly full disk takes only a part of a file.
+        (directory / f"{item.id}.jpg").write_bytes(stream.getvalue())
 
 
 # --- pieces -------------------------------------------------------------------------------------

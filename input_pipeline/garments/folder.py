@@ -55,6 +55,7 @@ def prepare(
     Raises:
         ValueError: a setting is out of range; or the folder holds something else, or garments of
             other settings.
+        OSError: the disk is full, or nothing may be written there; names the folder.
         RuntimeError: drawing failed; carries the message.
     """
     directory = pathlib.Path(directory)
@@ -79,7 +80,13 @@ def prepare(
     _remove_stale(directory)
     partial = directory.absolute().with_name(_partial_prefix(directory) + str(os.getpid()))
     try:
-        _write(partial, settings)
+        try:
+            _write(partial, settings)
+        except OSError as error:
+            raise OSError(
+                f"{directory}: the garments cannot be written: {error.strerror or error}; make "
+                "room there, or give another directory"
+            ) from error
         try:
             partial.rename(directory)
         except OSError:

@@ -13,13 +13,28 @@ from cmap_jax.progress import LiveLine, format_seconds
 # Starting a process takes as long as drawing some hundreds of pictures.
 _IMAGES_PER_WORKER = 500
 _PROGRESS_SECONDS = 2.0
-_WORKER = """
-import pathlib, sys
+_NOT_WRITTEN = 74  # exit status of a child that could not write, such as on a full disk
+# Standard input is a pipe that only the parent holds open, so that even SIGKILL to the parent ends
+# the child.
+_WORKER = f"""
+import os, pathlib, sys, threading
+
+def end_with_parent():
+    os.read(0, 1)
+    os._exit(1)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
 root, directory, *numbers = sys.argv[1:]
 sys.path.insert(0, root)
 from input_pipeline.garments import drawing
 start, stop, step, seed, size = map(int, numbers)
-drawing.render_files(pathlib.Path(directory), range(start, stop, step), seed, size)
+try:
+    drawing.render_files(pathlib.Path(directory), range(start, stop, step), seed, size)
+except FileNotFoundError:
+    raise
+except OSError as error:
+    sys.stderr.write(error.strerror or str(error))
+    sys.exit({_NOT_WRITTEN})
 """
 
 
@@ -36,32 +51,36 @@ def render(directory: pathlib.Path, count: int, seed: int, size: int) -> None:
         seed: seed of the whole data set.
         size: pixels a side.
 
+    The processes end with this one, however it ends.
+
     Raises:
+        OSError: a file cannot be written; the message is the system's reason alone.
         RuntimeError: a process failed; the message ends with its errors.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = max(1, min(cores or 1, count // _IMAGES_PER_WORKER))
     root = pathlib.Path(__file__).absolute().parents[2]
     children = []
+    to_watch, to_hold = os.pipe()
     try:
         for worker in range(workers):
             numbers = map(str, (worker, count, workers, seed, size))
             command = [sys.executable, "-c", _WORKER, str(root), str(directory), *numbers]
-            children.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            )
+            children.append(subprocess.Popen(command, stdin=to_watch, stderr=subprocess.PIPE))
         _wait(children, directory, count)
     finally:
         for child in children:
             child.kill()
             child.communicate()
+        os.close(to_watch)
+        os.close(to_hold)
 
 
 def _wait(children: list[subprocess.Popen[bytes]], directory: pathlib.Path, count: int) -> None:
     """Waits for all child processes, and shows their progress.
 
     Raises:
-        RuntimeError: one failed; the message ends with its errors.
+        OSError, RuntimeError: as `render`.
     """
     start = shown = time.monotonic()
     line = LiveLine()
@@ -75,6 +94,8 @@ def _wait(children: list[subprocess.Popen[bytes]], directory: pathlib.Path, coun
             running.remove(child)
             if child.returncode:
                 last = errors.decode(errors="replace").strip()[-2000:]
+                if child.returncode == _NOT_WRITTEN:
+                    raise OSError(last)
                 raise RuntimeError(f"drawing garments failed ({child.returncode}):\n{last}")
         now = time.monotonic()
         if running and now - shown >= _PROGRESS_SECONDS:

@@ -7,11 +7,11 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cmap_jax.files import is_remote
 from cmap_jax.progress import track
-from input_pipeline import storage
+from input_pipeline import digests, storage
 from input_pipeline.images import near_names
 from input_pipeline.records import DataError, Records
 
@@ -38,11 +38,8 @@ def check_images(records: Records, ids: Iterable[str] | None = None) -> dict[str
     if records.prepared is not None:
         return {}
     ids = tuple(records.images if ids is None else ids)
-    check = _checker(records.image_directory)
-    results = in_parallel(check, [records.images[i].path for i in ids], "checking", "images")
-    reasons = {i: reason for i, reason in zip(ids, results, strict=True) if reason is not None}
-    near = near_names.find(records, (i for i, reason in reasons.items() if reason == "missing"))
-    return reasons | {i: n.reason() for i, n in near.items()}
+    looked = _look_at(records, ids, with_digests=False)
+    return _reasons(records, {i: reason for i, (reason, _) in looked.items()})
 
 
 def find_traits(records: Records, ids: Iterable[str]) -> dict[str, list[str]]:
@@ -87,8 +84,22 @@ def in_parallel(
             pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for all the rest
 
 
-def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[str, ...]]:
-    """Return the records without unusable images, and the ids of these images.
+class Usable(NamedTuple):
+    """A data set without its unusable images.
+
+    Attributes:
+        records: the data set.
+        skipped: ids of the images that were left out.
+        digest: of the bytes of all others, see `digests.of_images`; None: prepared without one.
+    """
+
+    records: Records
+    skipped: tuple[str, ...]
+    digest: str | None
+
+
+def leave_out_unusable(records: Records, policy: str) -> Usable:
+    """Return the records without unusable images, the ids of these, and the others' digest.
 
     Args:
         records: the data set.
@@ -104,9 +115,13 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
             f"that were unusable, such as {', '.join(records.skipped_images[:_SHOWN])}. Accept "
             "that with --config.data.missing_images=skip, or prepare it from complete data"
         )
-    reasons = check_images(records)
+    if records.prepared is not None:
+        return Usable(records, records.skipped_images, records.prepared.digest)
+    looked = _look_at(records, tuple(records.images), with_digests=True)
+    reasons = _reasons(records, {i: reason for i, (reason, _) in looked.items()})
+    usable = {i: digest for i, (reason, digest) in looked.items() if reason is None}
     if not reasons:
-        return records, records.skipped_images
+        return Usable(records, records.skipped_images, digests.of_images(usable))
     summary = describe_unusable(records, reasons)
     if policy == "fail" or len(reasons) == len(records.images):
         remedy = "Restore them, set --config.data.image_directory to the folder with the images"
@@ -116,7 +131,7 @@ def leave_out_unusable(records: Records, policy: str) -> tuple[Records, tuple[st
             f"{summary}\n{remedy}. All that is wrong: cmap doctor {records.name} DIRECTORY"
         )
     _logger.warning("%s\nThey are left out, and counted in the results.", summary)
-    return records.without(set(reasons)), tuple(sorted(reasons))
+    return Usable(records.without(set(reasons)), tuple(sorted(reasons)), digests.of_images(usable))
 
 
 def describe_unusable(
@@ -143,16 +158,28 @@ def describe_unusable(
     return "\n".join(lines)
 
 
-def _checker(image_directory: str) -> Callable[[str], str | None]:
-    """Return a function from an image's path to the reason why it cannot be used, or None."""
-    leads_out = link_checker(image_directory)
+def _look_at(
+    records: Records, ids: Sequence[str], *, with_digests: bool
+) -> dict[str, tuple[str | None, bytes]]:
+    """Return why an image file cannot be used, or None, and the file's digest, by image id."""
+    leads_out = link_checker(records.image_directory)
 
-    def check(path: str) -> str | None:
+    def look(path: str) -> tuple[str | None, bytes]:
         if leads_out(path):  # such a file is not opened
-            return f"a link that leads out of {image_directory}"
-        return storage.check_image(path)
+            return f"a link that leads out of {records.image_directory}", b""
+        if with_digests:
+            return storage.check_and_digest(path)
+        return storage.check_image(path), b""
 
-    return check
+    paths = [records.images[i].path for i in ids]
+    return dict(zip(ids, in_parallel(look, paths, "checking", "images"), strict=True))
+
+
+def _reasons(records: Records, looked: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the reasons that there are, those of missing images with near names."""
+    reasons = {i: reason for i, reason in looked.items() if reason is not None}
+    near = near_names.find(records, (i for i, reason in reasons.items() if reason == "missing"))
+    return reasons | {i: n.reason() for i, n in near.items()}
 
 
 def link_checker(image_directory: str) -> Callable[[str], bool]:

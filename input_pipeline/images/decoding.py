@@ -30,7 +30,7 @@ from input_pipeline.images.loading import (
     no_pixels,
 )
 from input_pipeline.images.sources import FolderImages
-from input_pipeline.prepared import PreparedImages
+from input_pipeline.prepared_images import PreparedImages
 from input_pipeline.records import DataError, Records
 
 # One thread more than cores: PIL's code runs without the interpreter's lock, so that the others can

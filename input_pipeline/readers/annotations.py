@@ -131,7 +131,7 @@ def check_caption(value: Any, where: str) -> str:
     if len(value) > _LONGEST_TEXT:
         raise DataError(f"{where}: a caption of {len(value)} characters")
     # Halves of surrogate pairs can be written in JSON, but in no file.
-    return value.encode("utf-8", "replace").decode()
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def check_unique(ids: Iterable[Any], file: str, key: str) -> None:

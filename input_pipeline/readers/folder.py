@@ -55,6 +55,7 @@ _COLUMNS = ("reference", "text", "target")
 GALLERY = "gallery.txt"
 
 _Rows = list[tuple[str, tuple[str, ...], tuple[str, ...]]]  # reference, captions, targets
+_Line = tuple[int, Any, list[Any], list[Any]]  # number of its line; reference, texts, targets
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
@@ -136,21 +137,20 @@ def _read_table(
 ) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
     """Yield reference, captions and targets of every row; add its images to ``named``."""
     rows = _read_csv(file) if file.endswith(".csv") else _read_jsonl(file)
-    for where, row in rows:
-        texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
-        targets = row["target"] if isinstance(row["target"], list) else [row["target"]]
+    for line, reference, texts, targets in rows:
+        where = f"{file}, line {line}"
         if not 1 <= len(texts) <= 2:
             raise DataError(f"{where}: a text is one caption or a list of two, not {len(texts)}")
         if not targets:
             raise DataError(f"{where}: no target")
-        images = [check_path(i, where) for i in (row["reference"], *targets)]
-        for image in images:
-            named.setdefault(image, where)
-        captions = tuple(check_caption(text, where) for text in texts)
-        yield images[0], captions, tuple(dict.fromkeys(images[1:]))
+        for image in (reference, *targets):
+            if not isinstance(image, str) or image not in named:  # a name is checked once
+                named[check_path(image, where)] = where
+        captions = tuple([check_caption(text, where) for text in texts])
+        yield reference, captions, tuple(dict.fromkeys(targets))
 
 
-def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_csv(file: str) -> Iterator[_Line]:
     text = io.StringIO(storage.read_text(file), newline="")
     reader = csv.reader(text, strict=True, skipinitialspace=True)  # people type "a.jpg, is red"
     line = 1  # first line of a row, which may span several lines
@@ -162,22 +162,23 @@ def _read_csv(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"{file}, line 1: must have one column {column!r}; the header is "
                     f"{', '.join(map(shown, header))[:200] or 'empty'}"
                 )
+        reference, text1, target = map(header.index, _COLUMNS)
+        text2 = len(header) - 1 - header[::-1].index("text2") if "text2" in header else None
         line = reader.line_num + 1
         for fields in reader:
-            where = f"{file}, line {line}"
-            line = reader.line_num + 1
-            if not any(fields) and len(fields) < 2:  # an empty line
-                continue
-            if len(fields) != len(header):
-                raise DataError(f"{where}: {len(fields)} fields; the header has {len(header)}")
-            row = dict(zip(header, fields, strict=True))
-            texts = [row["text"], *([row["text2"]] if row.get("text2") else [])]
-            yield where, {**row, "text": texts}
+            number, line = line, reader.line_num + 1
+            if len(fields) == len(header):
+                second = [fields[text2]] if text2 is not None and fields[text2] else []
+                yield number, fields[reference], [fields[text1], *second], [fields[target]]
+            elif any(fields) or len(fields) > 1:  # no empty line
+                raise DataError(
+                    f"{file}, line {number}: {len(fields)} fields; the header has {len(header)}"
+                )
     except csv.Error as error:
         raise DataError(f"{file}, line {line}: not CSV: {error}") from error
 
 
-def _read_jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_jsonl(file: str) -> Iterator[_Line]:
     for number, line in enumerate(storage.read_text(file).split("\n"), 1):
         if not line.strip():
             continue
@@ -187,7 +188,10 @@ def _read_jsonl(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {str(error)[:100]}") from error
         check_keys(row, {"reference": str, "text": (str, list), "target": (str, list)}, where)
-        yield where, row
+        texts, targets = (
+            value if isinstance(value, list) else [value] for value in (row["text"], row["target"])
+        )
+        yield number, row["reference"], texts, targets
 
 
 def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:

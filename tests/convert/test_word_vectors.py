@@ -2,6 +2,8 @@
 
 import gzip
 import logging
+import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -194,6 +196,70 @@ def test_broken_lines_are_numbered(tmp_path, vocabulary, line, message):
     with pytest.raises(ValueError, match=message) as error:
         load_word_vectors(path, vocabulary, WIDTH)
     assert "bad.txt" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["long.txt.gz", "long.vec.gz", "long.zip", "long.txt"])
+def test_a_line_without_an_end_is_not_read_whole(tmp_path, vocabulary, name):
+    first = "the 1 2 3 4\n" if "vec" not in name else "9 4\nthe 1 2 3 4\n"
+    path = _write(tmp_path / name, first)
+    block = b"red" + b" 0.000000" * 1_000_000  # 9 MB
+    if path.suffix == ".gz":
+        with gzip.open(path, "ab", compresslevel=1) as file:
+            file.write(block)
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.txt", first.encode() + block)
+    else:
+        path.write_bytes(first.encode() + block)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"{name}.*, line [23]: longer than 1,048,576 bytes"):
+            load_word_vectors(path, vocabulary, WIDTH)
+        assert tracemalloc.get_traced_memory()[1] < 6e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_first_line_of_huge_numbers_is_no_header(tmp_path, vocabulary):
+    path = tmp_path / "a.vec"
+    path.write_text("9" * 5000 + " 4\nred 1 2 3 4\n")
+    with pytest.raises(ValueError, match=r"a\.vec, line 1: 1 numbers, where"):
+        load_word_vectors(path, vocabulary, WIDTH)
+
+
+def _mark(archive, at, value):
+    """Change two bytes in the headers of an archive's files: at the file, and in the directory."""
+    content = bytearray(archive)
+    for magic, shift in ((b"PK\3\4", at), (b"PK\1\2", at + 2)):
+        start = content.index(magic) + shift
+        content[start : start + 2] = value.to_bytes(2, "little")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "reason"),
+    [
+        (6, 1, "is encrypted, password required"),
+        (6, 0x41, "strong encryption"),
+        (8, 9, "compression method"),
+        (8, 77, "compression method"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_archives_that_python_cannot_unpack(tmp_path, vocabulary, at, value, reason, count):
+    path = tmp_path / "glove.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(count):
+            archive.writestr(f"{number}.txt", lines()[0])
+    path.write_bytes(_mark(path.read_bytes(), at, value))
+    with pytest.raises(ValueError, match=rf"glove\.zip/0\.txt cannot be .*{reason}.*: unpack the"):
+        load_word_vectors(path, vocabulary, WIDTH)
+
+
+def test_a_pipe_of_vectors_is_not_waited_for(tmp_path, vocabulary):
+    os.mkfifo(tmp_path / "glove.txt")
+    with pytest.raises(ValueError, match=r"glove\.txt: is a pipe, not a regular file"):
+        load_word_vectors(tmp_path / "glove.txt", vocabulary, WIDTH)
 
 
 def test_damaged_files(tmp_path, vocabulary):

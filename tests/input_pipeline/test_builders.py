@@ -28,6 +28,7 @@ from input_pipeline import examples, prepared
 from input_pipeline.builders import BUILDERS, base
 from input_pipeline.builders.base import ImageConfig
 from input_pipeline.images.check import check_images
+from input_pipeline.prepared_images import IMAGES
 from input_pipeline.readers.garments import read_settings
 from input_pipeline.reading import read_folder, read_records
 from input_pipeline.records import DataError
@@ -115,7 +116,7 @@ def _metadata(folder):
 
 
 def _image_records(folder):
-    source = tfds.builder_from_directory(folder).as_data_source(prepared.IMAGES)
+    source = tfds.builder_from_directory(folder).as_data_source(IMAGES)
     return [source[position] for position in range(len(source))]
 
 
@@ -216,7 +217,7 @@ def test_garments_keep_their_images_with_them():
 def test_several_shards_keep_the_order(tmp_path, count):
     raw = fake_data.circo(tmp_path / "raw")
     folder = _build(tmp_path / "out", raw, BUILDERS["circo"], num_shards=count)
-    files = [file.name for file in folder.glob(f"*-{prepared.IMAGES}.*")]
+    files = [file.name for file in folder.glob(f"*-{IMAGES}.*")]
     assert len(files) == count, files
     expected = DATA_SETS["circo"].read(str(raw))
     _same_images(folder, expected)

@@ -1,13 +1,17 @@
 """The rendered garments: pictures, captions, splits, the folder on disk, and the oracles."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -27,6 +31,7 @@ from input_pipeline.garments import (
 )
 from input_pipeline.garments.attributes import ATTRIBUTES, NAMES, Garment, garment
 
+ROOT = pathlib.Path(__file__).parents[2]
 A_DRESS = Garment("dress", "red", "dotted", "long", "v", "short")
 
 
@@ -384,6 +389,83 @@ def test_a_failing_child_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "_PROGRESS_SECONDS", 60)  # progress would list the folder
     with pytest.raises(RuntimeError, match=r"drawing garments failed(?s:.*)FileNotFoundError"):
         rendering.render(tmp_path / "missing", 2, seed=0, size=32)
+
+
+def _start(code: str, *arguments: object) -> subprocess.Popen:
+    """Start a program in the folder of the project; what it writes can be read."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+
+
+def _drawing_processes(directory: pathlib.Path) -> list[int]:
+    """The processes whose command line names a folder below, which begins with a dot."""
+    here = os.fsencode(directory) + b"/."
+    processes = [p for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()]
+    lines = {}
+    for process in processes:
+        with contextlib.suppress(OSError):
+            lines[int(process.name)] = (process / "cmdline").read_bytes()
+    return [number for number, line in lines.items() if here in line]
+
+
+RENDERED = """
+import pathlib, sys
+from cmap_jax.cli.termination import ending_on_sigterm
+from input_pipeline import garments
+from input_pipeline.garments import rendering
+rendering._IMAGES_PER_WORKER = 5000
+with ending_on_sigterm():
+    garments.prepare(pathlib.Path(sys.argv[1]), image_size=200)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="processes are listed in /proc")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_drawing_ends_with_the_program(tmp_path, number, status):
+    directory = tmp_path / "garments"
+    with _start(RENDERED, directory) as program:
+        _wait_for(lambda: list(tmp_path.glob(".garments.*/images/*.jpg")))
+        assert _drawing_processes(tmp_path)
+        program.send_signal(number)
+        _, errors = program.communicate(timeout=30)
+    assert program.returncode == status, errors
+    _wait_for(lambda: not _drawing_processes(tmp_path))
+    assert "Traceback" not in errors
+    left = list(tmp_path.iterdir())
+    assert not left if number == signal.SIGTERM else len(left) == 1  # the next run removes it
+
+
+def _wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+WITH_LIMIT = """
+import pathlib, resource, sys
+from input_pipeline.garments import folder, rendering
+if sys.argv[2] == "pictures":  # everything else is small
+    folder._dump = lambda content, path: None
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    folder.prepare(pathlib.Path(sys.argv[1]), train_triplets=9, val_queries=9, test_queries=9)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("what", ["pictures", "lists"])
+def test_a_full_disk_gets_one_line(tmp_path, what):
+    """A limit of a file's size stands for the disk."""
+    with _start(WITH_LIMIT, tmp_path / "garments", what) as program:
+        line, errors = program.communicate(timeout=60)
+    assert line == (
+        f"{tmp_path}/garments: the garments cannot be written: File too large; make room there, or "
+        "give another directory\n"
+    ), errors
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_drawing_needs_neither_tensorflow_nor_jax():

@@ -1,6 +1,8 @@
 """Image files of every kind: which can be used, why not, and what is special about them."""
 
+import contextlib
 import io
+import os
 import pathlib
 import struct
 import sys
@@ -252,3 +254,61 @@ def kinds():
 @pytest.mark.parametrize(("content", "traits"), [pytest.param(c, t, id=n) for n, c, t in kinds()])
 def test_traits(content, traits):
     assert find_traits(io.BytesIO(content)) == traits <= set(TRAITS)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A program `gs` in PATH, before any other; return the file that it writes when started."""
+    started = tmp_path / "started"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {started}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # which PIL remembers
+    return started
+
+
+def iptc(content):
+    """An IPTC file with another file in it, which PIL opens."""
+    fields = {(3, 20): b"\0\0\0\x40", (3, 30): b"\0\0\0\x40", (3, 60): b"\1\0", (3, 120): b"\5"}
+    records = [*fields.items(), ((8, 10), content)]
+    return b"".join(
+        bytes([0x1C, *tag]) + struct.pack(">H", len(value)) + value for tag, value in records
+    )
+
+
+POSTSCRIPT = encode(Image.new("RGB", (8, 8), "red"), "EPS")
+STARTING = {
+    "eps": POSTSCRIPT,
+    "eps with a preview": b"\xc5\xd0\xd3\xc6"
+    + struct.pack("<7L", 32, len(POSTSCRIPT), 0, 0, 0, 0, 0)
+    + POSTSCRIPT,
+    "iptc": iptc(POSTSCRIPT),
+}
+
+
+@pytest.mark.parametrize("name", STARTING)
+def test_no_picture_starts_a_program(name, ghostscript, tmp_path, recwarn):
+    content = STARTING[name]
+    with Image.open(io.BytesIO(content)) as image, contextlib.suppress(Exception):
+        image.load()
+    assert ghostscript.exists(), "PIL itself starts the program"
+    ghostscript.unlink()
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    kind = "not an image: " if name == "iptc" else "unsupported format: PostScript; convert it to"
+    assert check_image_file(path).startswith(kind)
+    assert find_traits(io.BytesIO(content)) == frozenset()
+    for source in (content, path):
+        with pytest.raises(ImageReadError, match=kind):
+            read_image(source)
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_device_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "picture.png")
+    with pytest.raises(ImageReadError, match=r"picture\.png: is a (pipe|device), not a regular"):
+        read_image(tmp_path / "picture.png")
+    assert check_image_file(tmp_path / "picture.png") == "not a file"

@@ -1,6 +1,7 @@
 """Folders of features: what is written is read, a writer goes on, and damage is named."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -135,6 +136,11 @@ def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path):
     assert FeatureFiles(str(tmp_path)).rows == {"a": 0, "b": 1, "d": 3}
 
 
+def _put_pipe(folder):
+    (folder / "00001.npy").unlink()
+    os.mkfifo(folder / "00001.npy")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -149,6 +155,7 @@ def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path):
         (lambda f: (f / MANIFEST).write_text('{"format": 1}'), r"manifest\.json is damaged"),
         (lambda f: (f / MANIFEST).write_text("[]"), "another form than this version"),
         (lambda f: (f / MANIFEST).write_text("{"), "not JSON at line 1"),
+        (_put_pipe, r"00001\.npy: is a pipe, not a regular file"),
     ],
 )
 def test_damage_is_named(tmp_path, damage, message):
