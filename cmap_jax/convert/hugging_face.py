@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from cmap_jax.convert.hugging_face_config import read_fields
 from cmap_jax.convert.state_dict import (
     WeightsError,
-    check_finite,
     check_names,
+    check_numbers,
     read_state_dict,
 )
 from cmap_jax.models.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
@@ -274,7 +274,7 @@ def _translate(
         for name in theirs
     }
     check_names(expected, state, folder)
-    check_finite({name: state[name] for name in expected}, folder)
+    check_numbers({name: state[name] for name in expected}, folder)
     ours = {}
     for path, theirs in sources.items():
         layers = [_our_layout(path, state[name]) for name in theirs]
