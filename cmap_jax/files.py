@@ -5,11 +5,12 @@ import json
 import os
 import re
 import stat
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from cmap_jax import temporaries
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 
@@ -150,17 +151,25 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     file or the new one, complete.
     """
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with scratch_file(path) as scratch:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             if not is_remote(path):
                 os.fsync(file.fileno())
         scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+
+
+def scratch_file(path: str | os.PathLike) -> contextlib.AbstractContextManager[epath.Path]:
+    """Give an empty temporary file beside ``path``; see `temporaries.scratch`."""
+    parent = epath.Path(path).parent
+    return temporaries.scratch(parent, is_folder=False, is_local=not is_remote(path))
+
+
+def scratch_folder(path: str | os.PathLike) -> contextlib.AbstractContextManager[epath.Path]:
+    """Give an empty temporary folder beside ``path``; see `temporaries.scratch`."""
+    parent = epath.Path(path).parent
+    return temporaries.scratch(parent, is_folder=True, is_local=not is_remote(path))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -202,11 +211,6 @@ def complete_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
     Raises:
         OSError: ``path`` is a file, or a folder that is not empty.
     """
-    path = epath.Path(path)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with scratch_folder(path) as scratch:
         yield scratch
         scratch.rename(path)
-    finally:
-        if scratch.exists():
-            scratch.rmtree()
