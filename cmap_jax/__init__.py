@@ -32,6 +32,7 @@ with epy.lazy_api_imports(globals()):
         scoring,
         serving,
         sharding,
+        temporaries,
         trained,
         training,
         visualization,

@@ -151,13 +151,25 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     file or the new one, complete.
     """
     path = epath.Path(path)
-    with scratch_file(path) as scratch:
+    with _naming(path), scratch_file(path) as scratch:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             if not is_remote(path):
                 os.fsync(file.fileno())
         scratch.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    """Name the result in an error of the system about its temporary, or about no path at all."""
+    try:
+        yield
+    except OSError as error:
+        named = os.fspath(error.filename or "") if not isinstance(error.filename, int) else ""
+        if error.errno is not None and (not named or temporaries.is_within(named)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def scratch_file(path: str | os.PathLike) -> contextlib.AbstractContextManager[epath.Path]:
@@ -175,7 +187,9 @@ def scratch_folder(path: str | os.PathLike) -> contextlib.AbstractContextManager
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write a JSON file, indented, with keys in their order; a list of scalars takes one line."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    write_text(path, _PLAIN_LIST.sub(_join_lines, text) + "\n")
+    text = _PLAIN_LIST.sub(_join_lines, text) + "\n"
+    # A path whose bytes are no UTF-8 has characters that UTF-8 lacks; JSON's escapes keep them.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 # JSON escapes line breaks inside strings: a bracket before a line break always opens a list.
@@ -200,6 +214,11 @@ def check_can_write(folder: str | os.PathLike) -> None:
         raise NotADirectoryError(f"{folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder}: no permission to write into {nearest}")
+    try:  # permissions do not tell of a full disk, a quota or a file that may not be changed
+        with scratch_file(nearest / "check"):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(folder)) from error
 
 
 @contextlib.contextmanager
@@ -211,6 +230,6 @@ def complete_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
     Raises:
         OSError: ``path`` is a file, or a folder that is not empty.
     """
-    with scratch_folder(path) as scratch:
+    with _naming(path), scratch_folder(path) as scratch:
         yield scratch
         scratch.rename(path)

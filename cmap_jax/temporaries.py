@@ -54,6 +54,11 @@ def scratch(parent: epath.Path, *, is_folder: bool, is_local: bool) -> Iterator[
             os.close(lock)
 
 
+def is_within(path: str) -> bool:
+    """Tell whether a path is that of a temporary, or of something in one."""
+    return any(_NAME.fullmatch(part) for part in path.split(os.sep))
+
+
 def remove_abandoned(folder: str | os.PathLike) -> None:
     """Remove the temporaries in a local folder whose processes have ended.
 

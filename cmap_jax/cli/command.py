@@ -18,7 +18,7 @@ from typing import NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from cmap_jax.cli import errors
+from cmap_jax.cli import errors, utf8
 
 _TRAIN = "train"  # it takes the flags of main.py, which absl parses
 _SUBCOMMANDS = (
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; None: those of this process.
     """
+    if argv is None:
+        utf8.use_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == [_TRAIN]:
         from cmap_jax.cli import train

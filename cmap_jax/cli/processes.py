@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -95,7 +95,7 @@ def join(
 
 
 @contextlib.contextmanager
-def ending_together(program: str) -> Iterator[None]:
+def ending_together(program: str, amended: Callable[[str], str] = str) -> Iterator[None]:
     """End this process at once when it fails; JAX tells the other processes, which end too.
 
     An ordinary exit of the interpreter would wait for the other processes, and they for this one.
@@ -103,6 +103,7 @@ def ending_together(program: str) -> Iterator[None]:
 
     Args:
         program: command as it was typed, with which the message begins.
+        amended: see `errors.expected_errors`.
     """
     try:
         yield
@@ -114,7 +115,7 @@ def ending_together(program: str) -> Iterator[None]:
         sys.stdout.flush()
         if os.environ.get("CMAP_TRACEBACK"):
             traceback.print_exception(error)
-        sys.stderr.write(f"{program}: {_message(error)}\n")
+        sys.stderr.write(f"{program}: {amended(_message(error))}\n")
         sys.stderr.flush()
         os._exit(status_of(error))
 

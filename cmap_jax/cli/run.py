@@ -11,7 +11,12 @@ from cmap_jax.cli.results_table import results_table
 from cmap_jax.config_fields import Kind, differences
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.evaluation.results import Result
-from cmap_jax.evaluation.results_file import RANKINGS, read_results, results_path
+from cmap_jax.evaluation.results_file import (
+    RANKINGS,
+    check_can_write_results,
+    read_results,
+    results_path,
+)
 from cmap_jax.evaluation.workdir import evaluate_workdir
 from cmap_jax.facts import DataFacts
 from cmap_jax.files import check_can_write
@@ -120,7 +125,7 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
     config.eval.captions = captions_for(
         config.data.name, config.model.variant, config.eval.captions
     )
-    check_can_write(workdir)
+    check_can_write_results(workdir, config.data.name, rankings=config.eval.rankings)
     if config.data.features:
         _check_features(config, workdir)
     datasets = input_pipeline.create_datasets(

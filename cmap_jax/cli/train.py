@@ -4,6 +4,7 @@ cmap train --config=configs/garments.py
 cmap train --help
 """
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from absl import logging as absl_logging
 
 from cmap_jax.cli import flags
 from cmap_jax.cli.errors import expected_errors
+from cmap_jax.cli.resumed import for_resumed_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,7 +32,9 @@ def _main(argv: list[str]) -> None:
     absl_logging.get_absl_handler().addFilter(_is_ours_or_serious)
     program = os.path.basename(argv[0])
     config, workdir = flags.CONFIG.value, flags.WORKDIR.value
-    with expected_errors(program):
+    evaluates = flags.MODE.value == "evaluate"
+    amended = str if evaluates else functools.partial(for_resumed_run, workdir=workdir)
+    with expected_errors(program, amended=amended):
         # The import stands here because --help and a wrong flag need not wait for JAX.
         from cmap_jax.cli import compilation_cache, devices, processes
 
@@ -48,11 +52,10 @@ def _main(argv: list[str]) -> None:
             process_index=flags.PROCESS_INDEX.value,
             cluster=flags.CLUSTER.value,
         )
-        with processes.ending_together(program):
+        with processes.ending_together(program, amended):
             # The import stands here because TensorFlow takes seconds to load.
             from cmap_jax.cli import run
 
-            evaluates = flags.MODE.value == "evaluate"
             run.run(config, workdir, evaluate_only=evaluates, command=flags.command(program))
 
 
