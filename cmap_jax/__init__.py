@@ -64,6 +64,7 @@ __all__ = [
     "scoring",
     "serving",
     "sharding",
+    "temporaries",
     "trained",
     "training",
     "visualization",

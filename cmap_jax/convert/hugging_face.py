@@ -25,6 +25,7 @@ from cmap_jax.convert.state_dict import (
     check_numbers,
     read_state_dict,
 )
+from cmap_jax.files import check_regular_file
 from cmap_jax.models.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from cmap_jax.processing.hub import CONFIG, WEIGHTS, fetch, parts_of_index
 
@@ -344,6 +345,8 @@ def _weight_files(folder: epath.Path) -> list[epath.Path]:
     Raises:
         FileNotFoundError: none, or not all that the index lists.
     """
+    for name in WEIGHTS:
+        check_regular_file(folder / name)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(

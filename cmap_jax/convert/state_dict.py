@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from cmap_jax.convert import torch_file
+from cmap_jax.files import check_regular_file
 
 _SHOWN = 8  # names of each kind in an error
 _ADVICE = re.compile(r" Please use | Check the documentation ")
@@ -79,6 +80,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         WeightsError: not such a file, or one with other things than tensors.
     """
     path = epath.Path(path)
+    check_regular_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -173,6 +175,7 @@ def foreign_names(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> tuple
 
 def _import_torch(path: epath.Path) -> Any:
     """Return PyTorch, to read a file that is there."""
+    check_regular_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from cmap_jax.files import scratch_file
+from cmap_jax.files import check_regular_file, scratch_file
 from cmap_jax.progress import track
 from cmap_jax.retrieval.backends import record as record_lib
 from cmap_jax.retrieval.backends.entry import BackendEntry
@@ -158,6 +158,7 @@ def _write(faiss: ModuleType, index: Any, folder: str) -> dict[str, int]:
 
 def _checksum(path: str) -> int:
     """Return a file's CRC-32."""
+    check_regular_file(path)
     crc = 0
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):
