@@ -65,7 +65,8 @@ def from_workdir(source: str, data_config: str | None = None) -> str:
         source: path of the workdir, or of the JSON file.
         data_config: a --config value whose data set replaces the stored one; None to keep it.
     """
-    return f"{_FROM_WORKDIR}:{json.dumps([source, data_config])}"
+    plain = data_config is None and not source.startswith("[")
+    return f"{_FROM_WORKDIR}:{source if plain else json.dumps([source, data_config])}"
 
 
 def read(config_file: str) -> ConfigDict:

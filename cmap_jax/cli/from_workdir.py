@@ -20,9 +20,10 @@ def get_config(argument: str) -> ConfigDict:
     """Return what `read` returns.
 
     Args:
-        argument: its two arguments as a JSON list, since a path may have any character.
+        argument: its first argument, or both as a JSON list, since a path may have any character.
+            A path that begins as a list does is in a list.
     """
-    return read(*json.loads(argument))
+    return read(*(json.loads(argument) if argument.startswith("[") else [argument]))
 
 
 def read(source: str, data_config: str | None = None) -> ConfigDict:
