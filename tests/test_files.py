@@ -143,7 +143,7 @@ def test_what_cannot_be_written_names_the_result(tmp_path, monkeypatch):
     (tmp_path / "b").mkdir()
     with pytest.raises(IsADirectoryError) as error:
         write_text(tmp_path / "b", "text")
-    assert error.value.filename == str(tmp_path / "b")
+    assert str(tmp_path / "b") in str(error.value)
     assert os.listdir(tmp_path) == ["b"]
 
 

@@ -25,10 +25,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals, statistics
+from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
 from cmap_jax.evaluation.results import EvaluationFacts, ProtocolResult, Result
 from cmap_jax.files import check_can_write, read_json, write_json, write_text
 from cmap_jax.protocols import Protocol, with_concept
@@ -150,13 +149,13 @@ def read_results(path: str | os.PathLike) -> StoredResults:
 
 
 def _check_numbers(name: str, result: ProtocolResult) -> None:
-    """Refuse numbers that are missing or not finite, where the queries' ranks give one.
+    """Refuse numbers that are not finite, and a file that lacks those of the protocol.
 
     Raises:
         KeyError, TypeError, ValueError: names the protocol and the number.
     """
-    every_query_once = np.ones((1, len(result.outcomes)))
-    for number in statistics(result.protocol, result.outcomes, every_query_once):
+    protocol = result.protocol
+    for number in dict.fromkeys([protocol.headline_name, *protocol.metrics, *result.numbers]):
         if not math.isfinite(result.numbers[number]):
             raise ValueError(f"{name} has {number} = {result.numbers[number]}")
     for part in ("gallery", "queries"):
