@@ -12,6 +12,7 @@ A command that was stopped goes on where it stopped. Flags behind -- are Apache 
 import argparse
 import itertools
 import json
+import shlex
 import time
 from typing import Any
 
@@ -175,7 +176,7 @@ def _summary(report: Any, out: str, seconds: float) -> str:
             f"{about.unreadable:,} of the pictures, which are not in the index; "
             f"{report.unreadable} has the reasons, such as {_examples(report.unreadable)}"
         )
-    lines["next"] = f"cmap search {out} --image FILE --text CAPTION"
+    lines["next"] = f"cmap search {shlex.quote(out)} --image FILE --text CAPTION"
     return "\n".join(f"{name:11}{text}" for name, text in lines.items())
 
 

@@ -1,5 +1,7 @@
 """The train and evaluate modes of main.py, which end with a table of results."""
 
+import shlex
+
 import jax
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -54,13 +56,14 @@ def run(
     if jax.process_index() > 0:
         return
     print_results(config, workdir)
-    print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
+    name = shlex.quote(workdir)
+    print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={name}")
     if config.eval.rankings:
         print(f"Each query's first images are in {workdir}/{RANKINGS}")
     else:
         print(
             f"Next, each query's first 50 images: {command} --mode=evaluate "
-            f"--workdir={workdir} --config.eval.rankings=true"
+            f"--workdir={name} --config.eval.rankings=true"
         )
 
 

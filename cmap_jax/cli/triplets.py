@@ -11,6 +11,7 @@ status is 1 where training on the triplets would fail.
 
 import argparse
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -207,6 +208,6 @@ def _guesses(summary: Summary) -> str:
 
 def _next_step(out: str, images: str) -> str:
     return (
-        f"cmap train --config=configs/folder.py:pretrained --config.data.directory={out} "
-        f"--config.data.image_directory={images} --config.eval.shortcuts=true"
+        f"cmap train --config=configs/folder.py:pretrained --config.data.directory={shlex.quote(out)} "
+        f"--config.data.image_directory={shlex.quote(images)} --config.eval.shortcuts=true"
     )

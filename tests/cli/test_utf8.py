@@ -21,7 +21,7 @@ def test_a_command_prints_and_opens_any_path(tmp_path, name):
     said = done.stderr.decode()
     assert done.returncode == 1
     shown = name if name.isprintable() else "no-utf8-\\udcff"
-    assert f"{shown} was not evaluated yet: cmap evaluate {shown}" in said
+    assert f"{shown} was not evaluated yet: cmap evaluate '{shown}'" in said
     assert "Traceback" not in said
 
 
