@@ -9,11 +9,14 @@ import traceback
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.errors import explain, status_of
 from cmap_jax.training.stopping import Stopped
+from cmap_jax.workdir.same_run import mark_of_run
 
 _logger = logging.getLogger(__name__)
 
@@ -92,6 +95,26 @@ def join(
         jax.local_device_count(),
         jax.device_count(),
     )
+
+
+def check_same_config(config: ConfigDict) -> None:
+    """Refuse a run whose processes have different configs; all processes must call this.
+
+    Fields that may change at every start, such as folders, may differ between hosts.
+
+    Raises:
+        ValueError: this process or another has another config than process 0; says which.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = np.frombuffer(bytes.fromhex(mark_of_run(config)), np.uint8)
+    marks = multihost_utils.process_allgather(mark)
+    others = [str(i) for i, other in enumerate(marks) if not np.array_equal(other, marks[0])]
+    if others:
+        raise ValueError(
+            f"{'process' if len(others) == 1 else 'processes'} {', '.join(others)} of the run got "
+            "another config than process 0: start all of them with the same --config flags"
+        )
 
 
 @contextlib.contextmanager

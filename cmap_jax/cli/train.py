@@ -53,6 +53,7 @@ def _main(argv: list[str]) -> None:
             cluster=flags.CLUSTER.value,
         )
         with processes.ending_together(program, amended):
+            processes.check_same_config(config)
             # The import stands here because TensorFlow takes seconds to load.
             from cmap_jax.cli import run
 

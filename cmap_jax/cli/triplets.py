@@ -207,7 +207,8 @@ def _guesses(summary: Summary) -> str:
 
 
 def _next_step(out: str, images: str) -> str:
+    out, images = shlex.quote(out), shlex.quote(images)
     return (
-        f"cmap train --config=configs/folder.py:pretrained --config.data.directory={shlex.quote(out)} "
-        f"--config.data.image_directory={shlex.quote(images)} --config.eval.shortcuts=true"
+        f"cmap train --config=configs/folder.py:pretrained --config.data.directory={out} "
+        f"--config.data.image_directory={images} --config.eval.shortcuts=true"
     )
