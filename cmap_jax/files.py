@@ -213,7 +213,10 @@ def check_can_write(folder: str | os.PathLike) -> None:
     if not nearest.is_dir():
         raise NotADirectoryError(f"{folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder}: no permission to write into {nearest}")
+        raise PermissionError(
+            f"{folder}: no permission to write into {nearest}; ask its owner for it, or name "
+            "another folder"
+        )
     try:  # permissions do not tell of a full disk, a quota or a file that may not be changed
         with scratch_file(nearest / "check"):
             pass
