@@ -13,7 +13,8 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from cmap_jax.cli import train
+from cmap_jax.cli import train, utf8
 
 if __name__ == "__main__":
+    utf8.use_utf8()
     train.main(sys.argv)

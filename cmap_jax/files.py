@@ -5,11 +5,12 @@ import json
 import os
 import re
 import stat
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from cmap_jax import temporaries
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 
@@ -150,23 +151,45 @@ def write_bytes(path: str | os.PathLike, content: bytes | memoryview) -> None:
     file or the new one, complete.
     """
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with _naming(path), scratch_file(path) as scratch:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             if not is_remote(path):
                 os.fsync(file.fileno())
         scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    """Name the result in an error of the system about its temporary, or about no path at all."""
+    try:
+        yield
+    except OSError as error:
+        named = os.fspath(error.filename or "") if not isinstance(error.filename, int) else ""
+        if error.errno is not None and (not named or temporaries.is_within(named)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+def scratch_file(path: str | os.PathLike) -> contextlib.AbstractContextManager[epath.Path]:
+    """Give an empty temporary file beside ``path``; see `temporaries.scratch`."""
+    parent = epath.Path(path).parent
+    return temporaries.scratch(parent, is_folder=False, is_local=not is_remote(path))
+
+
+def scratch_folder(path: str | os.PathLike) -> contextlib.AbstractContextManager[epath.Path]:
+    """Give an empty temporary folder beside ``path``; see `temporaries.scratch`."""
+    parent = epath.Path(path).parent
+    return temporaries.scratch(parent, is_folder=True, is_local=not is_remote(path))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write a JSON file, indented, with keys in their order; a list of scalars takes one line."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    write_text(path, _PLAIN_LIST.sub(_join_lines, text) + "\n")
+    text = _PLAIN_LIST.sub(_join_lines, text) + "\n"
+    # A path whose bytes are no UTF-8 has characters that UTF-8 lacks; JSON's escapes keep them.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 # JSON escapes line breaks inside strings: a bracket before a line break always opens a list.
@@ -190,7 +213,15 @@ def check_can_write(folder: str | os.PathLike) -> None:
     if not nearest.is_dir():
         raise NotADirectoryError(f"{folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder}: no permission to write into {nearest}")
+        raise PermissionError(
+            f"{folder}: no permission to write into {nearest}; ask its owner for it, or name "
+            "another folder"
+        )
+    try:  # permissions do not tell of a full disk, a quota or a file that may not be changed
+        with scratch_file(nearest / "check"):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(folder)) from error
 
 
 @contextlib.contextmanager
@@ -202,11 +233,6 @@ def complete_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
     Raises:
         OSError: ``path`` is a file, or a folder that is not empty.
     """
-    path = epath.Path(path)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with _naming(path), scratch_folder(path) as scratch:
         yield scratch
         scratch.rename(path)
-    finally:
-        if scratch.exists():
-            scratch.rmtree()

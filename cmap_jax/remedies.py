@@ -18,6 +18,11 @@ _FIELD = re.compile(
 )
 
 
+def named_fields(message: str) -> tuple[str, ...]:
+    """Return the fields that a message names with --config flags, each once."""
+    return tuple(dict.fromkeys(match["field"] for match in _FIELD.finditer(message)))
+
+
 def spelled(message: str, spelling: Mapping[str, str]) -> str:
     """Return a message with its --config flags as a command spells them.
 

@@ -1,5 +1,6 @@
 """Paths as people type them."""
 
+import errno
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import pytest
 from etils import epath
 
 from cmap_jax.files import (
+    check_can_write,
     check_regular_file,
     check_regular_files,
     expand,
@@ -16,6 +18,7 @@ from cmap_jax.files import (
     read_bytes,
     read_json,
     read_text,
+    write_text,
 )
 
 
@@ -124,3 +127,35 @@ def test_links_to_regular_files_are_read(tmp_path):
     for name in ("dangling", "nothing", "file/below"):
         with pytest.raises(OSError, match=name):
             read_bytes(tmp_path / name)
+
+
+def test_what_cannot_be_written_names_the_result(tmp_path, monkeypatch):
+    """The system's error names no path, or that of the temporary."""
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left") as error:
+            write_text(tmp_path / "a.json", "text")
+    assert error.value.filename == str(tmp_path / "a.json")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        write_text(tmp_path / "b", "text")
+    assert str(tmp_path / "b") in str(error.value)
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_folder_that_only_a_write_shows_to_be_full(tmp_path, monkeypatch):
+    """Permissions allow the write, and the disk, a quota or a mark of the file system does not."""
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    check_can_write(tmp_path / "new" / "deep")
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(epath.Path(tmp_path).__class__, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space left") as error:
+        check_can_write(tmp_path / "new" / "deep")
+    assert error.value.filename == str(tmp_path / "new" / "deep")

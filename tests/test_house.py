@@ -30,6 +30,7 @@ LAYERS = [
         "remedies",
         "scoring",
         "sharding",
+        "temporaries",
     },
     {"models", "losses"},
     {"convert"},
@@ -48,6 +49,7 @@ KNOWN_TO_THE_PIPELINE = {
     "progress",
     "protocols",
     "remedies",
+    "temporaries",
 }
 # Packages of one layer that may not import each other.
 STRANGERS = {("models", "losses"), ("losses", "models")}

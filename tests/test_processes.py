@@ -22,11 +22,14 @@ _HEARTBEAT = 10  # seconds
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Start main.py in a workdir, as so many processes of so many devices each."""
+    """Start main.py in a workdir, as so many processes of so many devices each.
+
+    ``own`` has an argument for each process alone; the last of several values counts.
+    """
     data = write_fashion_iq(tmp_path_factory.mktemp("data"))
     cache = tmp_path_factory.mktemp("cache")
 
-    def start(workdir, processes=1, devices=1, *more):
+    def start(workdir, processes=1, devices=1, *more, own=()):
         arguments = [
             f"--config={ROOT / 'configs' / 'fashioniq.py'}:debug",
             f"--config.data.directory={data}",
@@ -52,17 +55,16 @@ def start(tmp_path_factory):
         }
         started = []
         for index in range(processes):
-            own = arguments
+            line = [*arguments, *filter(None, own[index : index + 1])]
             if processes > 1:
-                own = [
-                    *arguments,
+                line += [
                     f"--coordinator=localhost:{port}",
                     f"--process_count={processes}",
                     f"--process_index={index}",
                 ]
             started.append(
                 subprocess.Popen(
-                    [sys.executable, str(ROOT / "main.py"), *own],
+                    [sys.executable, str(ROOT / "main.py"), *line],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -101,6 +103,34 @@ def alone(start, tmp_path_factory):
     ((_, errors),) = _end([process])
     assert process.returncode == 0, errors[-3000:]
     return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("--config.data.directory=/nowhere", "process 1 of 2: /nowhere: no such folder"),
+        ("--workdir=/proc/nowhere", "process 1 of 2: /proc/nowhere: "),
+    ],
+)
+def test_a_fault_in_one_process_ends_both(start, tmp_path, fault, message):
+    since = time.monotonic()
+    processes = start(tmp_path, 2, 1, own=("", fault))
+    written = _end(processes)
+    assert time.monotonic() - since < _HEARTBEAT + 60
+    assert message in written[1][1]
+    assert "another task died" in written[0][1] or "lost another process" in written[0][1]
+    assert all(process.returncode != 0 for process in processes)
+
+
+@pytest.mark.slow
+def test_processes_with_different_configs_are_refused(start, tmp_path):
+    processes = start(tmp_path, 2, 1, own=("", "--config.seed=3"))
+    written = _end(processes)
+    assert [process.returncode for process in processes] == [1, 1]
+    for _, errors in written:
+        assert "process 1 of the run got another config than process 0" in errors
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.slow

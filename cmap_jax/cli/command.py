@@ -18,7 +18,8 @@ from typing import NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-from cmap_jax.cli import errors
+
+from cmap_jax.cli import errors, utf8
 from cmap_jax.cli.termination import ending_on_sigterm
 
 _TRAIN = "train"  # it takes the flags of main.py, which absl parses
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; None: those of this process.
     """
+    if argv is None:
+        utf8.use_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == [_TRAIN]:
         from cmap_jax.cli import train

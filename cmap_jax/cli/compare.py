@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 
 from etils import epath
@@ -79,7 +80,9 @@ def _files(paths: Sequence[str]) -> list[str]:
         if not given.is_dir():
             problems.append(f"{given}: no such workdir or file of results")
         elif (given / CONFIG).exists():
-            problems.append(f"{given} was not evaluated yet: cmap evaluate {given}")
+            problems.append(
+                f"{given} was not evaluated yet: cmap evaluate {shlex.quote(str(given))}"
+            )
         else:
             problems.append(f"{given} is not a workdir: it has no {CONFIG} and no {EVALUATION}")
     if problems:

@@ -1,6 +1,7 @@
 """The files that --config names: Python with a `get_config`, or a workdir's config.json."""
 
 import difflib
+import json
 import pathlib
 import runpy
 import traceback
@@ -64,8 +65,8 @@ def from_workdir(source: str, data_config: str | None = None) -> str:
         source: path of the workdir, or of the JSON file.
         data_config: a --config value whose data set replaces the stored one; None to keep it.
     """
-    other = "" if data_config is None else f"|{data_config}"
-    return f"{_FROM_WORKDIR}:{source}{other}"
+    plain = data_config is None and not source.startswith("[")
+    return f"{_FROM_WORKDIR}:{source if plain else json.dumps([source, data_config])}"
 
 
 def read(config_file: str) -> ConfigDict:

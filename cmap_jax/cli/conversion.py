@@ -1,6 +1,7 @@
 """The result of reading a source for `cmap convert`, and what several kinds of sources share."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -100,6 +101,7 @@ def with_temperature(variables: Mapping[str, Any], config: ConfigDict) -> dict[s
 
 def next_steps(workdir: str) -> tuple[str, ...]:
     """Return the lines that say how a converted model is used."""
+    workdir = shlex.quote(workdir)
     return (
         "It was trained on no data set's triplets: its numbers are marked as zero-shot.",
         f"Next: cmap evaluate {workdir} --data fashion_iq --dir ...",

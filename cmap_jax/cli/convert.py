@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cmap_jax.cli import convert_magiclens, convert_release, convert_towers
 from cmap_jax.cli.arguments import path
 from cmap_jax.cli.conversion import Conversion
+from cmap_jax.files import check_can_write, check_regular_file
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.hub import is_hub_id
 from cmap_jax.processing.images import READINGS
@@ -107,6 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert a source; an error leaves no workdir behind."""
     if os.path.exists(arguments.out):
         raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
+    check_can_write(arguments.out)
+    check_regular_file(arguments.source)
     kind = _kind(arguments.source)
     for flag in _FLAGS:
         if getattr(arguments, flag) is not None and flag not in kind.flags:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import pathlib
+import shlex
 
 from ml_collections import ConfigDict
 
@@ -63,7 +64,7 @@ def read(arguments: argparse.Namespace) -> Conversion:
             f"Left out, since their classes are not loaded: {', '.join(checkpoint.left_out)}."
         )
     notes.append(
-        f"Next: python main.py --mode=evaluate --workdir={arguments.out} "
+        f"Next: python main.py --mode=evaluate --workdir={shlex.quote(arguments.out)} "
         "--config.data.directory=..."
     )
     return Conversion(

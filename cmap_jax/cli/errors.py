@@ -4,10 +4,11 @@ With the environment variable CMAP_TRACEBACK=1 the traceback is shown all the sa
 """
 
 import contextlib
+import errno
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 from cmap_jax.remedies import spelled
@@ -28,6 +29,20 @@ _EXTRAS = {
 }
 _BUCKET = re.compile(r"\b[a-z][a-z0-9]*://[^\s'\",)]+")
 _PIPE_CLOSED = 141  # exit status of a program that SIGPIPE ends, as shells report it
+# The system's errors that a person can mend, each with its remedy.
+_REMEDIES = {
+    errno.EACCES: "Ask its owner for the permission, or name a path that you may use",
+    errno.EPERM: "Ask its owner for the permission, or name a path that you may use",
+    errno.EROFS: "Name a folder on a disk that can be written",
+    errno.ENOSPC: "Free some of the disk, or name a folder on another one",
+    errno.EDQUOT: "Free some of your quota, or name a folder on another disk",
+    errno.EMFILE: "Raise the limit of this shell, ulimit -n 4096, and start again",
+    errno.ENFILE: "End other programs of this machine, and start again",
+    errno.ENAMETOOLONG: "Give a shorter name",
+    errno.EIO: "The disk or the connection to it is at fault: check it, or name another one",
+}
+# An error of the system inside another's text: its number, reason and, quoted, its path.
+_NUMBERED = re.compile(r"\[Errno \d+\] ([^:'\"\n]+)(?:: (?:'([^']*)'|\"([^\"]*)\"))?")
 _LONGEST = 300  # characters of a storage server's answer that a message shows
 
 
@@ -43,7 +58,10 @@ def end_with(program: str, message: str, status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def expected_errors(
-    program: str, spelling: Mapping[str, str] | None = None, status: int = 1
+    program: str,
+    spelling: Mapping[str, str] | None = None,
+    status: int = 1,
+    amended: Callable[[str], str] = str,
 ) -> Iterator[None]:
     """Turn errors in the block that the user can mend into one line and an exit status.
 
@@ -51,6 +69,7 @@ def expected_errors(
         program: the command as it was typed; begins the line.
         spelling: the command's flags for config fields; see `remedies.spelled`.
         status: the exit status after an error that no signal caused; see `status_of`.
+        amended: adds to a line what holds in the command at hand; see `resumed.for_resumed_run`.
     """
     try:
         yield
@@ -62,7 +81,7 @@ def expected_errors(
         line = explain(error)
         if line is None or (os.environ.get("CMAP_TRACEBACK") and isinstance(error, Exception)):
             raise
-        end_with(program, spelled(line, spelling or {}), status_of(error, status))
+        end_with(program, spelled(amended(line), spelling or {}), status_of(error, status))
 
 
 def status_of(error: BaseException, otherwise: int = 1) -> int:
@@ -88,8 +107,11 @@ def explain(error: BaseException) -> str | None:
         return _explain_missing_package(error)
     if _is_storage_error(error) and (match := _BUCKET.search(_text(error))):
         return _explain_bucket(match[0].rstrip(".:"), _text(error))
+    text = _text(error)
+    if remedy := _system_remedy(text):
+        return f"{text.rstrip('.')}. {remedy}"
     if isinstance(error, ValueError | OSError | FloatingPointError):
-        return _text(error)
+        return text
     # Imported here since it loads JAX, which takes seconds.
     from cmap_jax.training.stopping import Stopped
 
@@ -99,7 +121,18 @@ def explain(error: BaseException) -> str | None:
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return _NUMBERED.sub(_without_number, str(error))
+
+
+def _without_number(match: re.Match) -> str:
+    reason, *paths = match.groups()
+    path = next(filter(None, paths), None)
+    return f"{path}: {reason}" if path else reason
+
+
+def _system_remedy(text: str) -> str | None:
+    """Return the remedy of a system's error that a text states, in whatever exception it came."""
+    return next((r for number, r in _REMEDIES.items() if os.strerror(number) in text), None)
 
 
 def _is_storage_error(error: BaseException) -> bool:

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     from input_pipeline.registry import find_data_set
 
     workdir_lib.read_description(arguments.workdir)  # refuses a folder that is none
-    config = from_workdir.get_config(arguments.workdir)
+    config = from_workdir.read(arguments.workdir)
     if arguments.data:
         from_workdir.use_data_set(config, find_data_set(arguments.data).name)
     if arguments.dir:

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -100,10 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _next_step(arguments: argparse.Namespace) -> str:
     """Return what the features are for: a run to come, or evaluations of the model."""
+    out = shlex.quote(arguments.out)
     if arguments.model is not None:
-        return f"cmap evaluate {arguments.model} --features {arguments.out}"
+        return f"cmap evaluate {shlex.quote(arguments.model)} --features {out}"
     return (
-        f"train with --config.data.features={arguments.out} --config.data.augment=false beside the "
+        f"train with --config.data.features={out} --config.data.augment=false beside the "
         "flags given here"
     )
 

@@ -6,8 +6,10 @@ python main.py --mode=evaluate --workdir=runs/cirr --config=configs/circo.py \
 python main.py --mode=describe --config=runs/garments/config.json
 """
 
+import json
 import runpy
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from cmap_jax.workdir import description as workdir
@@ -15,17 +17,26 @@ from configs import default
 
 
 def get_config(argument: str) -> ConfigDict:
+    """Return what `read` returns.
+
+    Args:
+        argument: its first argument, or both as a JSON list, since a path may have any character.
+            A path that begins as a list does is in a list.
+    """
+    return read(*(json.loads(argument) if argument.startswith("[") else [argument]))
+
+
+def read(source: str, data_config: str | None = None) -> ConfigDict:
     """Return a stored config in which fields that are None take overrides of their type.
 
     Args:
-        argument: path of the workdir or the JSON file. After a "|" there may be a --config value,
-            whose data set replaces the stored one.
+        source: path of the workdir or the JSON file.
+        data_config: a --config value, whose data set replaces the stored one; None to keep it.
 
     Raises:
         ValueError: the stored config is broken; names the file.
     """
-    source, _, other_file = argument.partition("|")
-    is_file = source.endswith(".json")
+    is_file = source.endswith(".json") and not epath.Path(source).is_dir()
     stored = workdir.read_config_file(source) if is_file else workdir.read_config(source)
     config = default.get_config()
     with config.unlocked():
@@ -33,8 +44,8 @@ def get_config(argument: str) -> ConfigDict:
             config.update(stored)
         except (TypeError, ValueError) as error:  # a value of another type
             raise ValueError(f"{source}: {error}") from error
-    if other_file:
-        path, _, other_argument = other_file.partition(":")
+    if data_config:
+        path, _, other_argument = data_config.partition(":")
         use_data_set(config, runpy.run_path(path)["get_config"](other_argument).data.name)
     return config
 

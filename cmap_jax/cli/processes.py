@@ -6,14 +6,17 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.errors import explain, status_of
 from cmap_jax.training.stopping import Stopped
+from cmap_jax.workdir.same_run import mark_of_run
 
 _logger = logging.getLogger(__name__)
 
@@ -94,8 +97,28 @@ def join(
     )
 
 
+def check_same_config(config: ConfigDict) -> None:
+    """Refuse a run whose processes have different configs; all processes must call this.
+
+    Fields that may change at every start, such as folders, may differ between hosts.
+
+    Raises:
+        ValueError: this process or another has another config than process 0; says which.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = np.frombuffer(bytes.fromhex(mark_of_run(config)), np.uint8)
+    marks = multihost_utils.process_allgather(mark)
+    others = [str(i) for i, other in enumerate(marks) if not np.array_equal(other, marks[0])]
+    if others:
+        raise ValueError(
+            f"{'process' if len(others) == 1 else 'processes'} {', '.join(others)} of the run got "
+            "another config than process 0: start all of them with the same --config flags"
+        )
+
+
 @contextlib.contextmanager
-def ending_together(program: str) -> Iterator[None]:
+def ending_together(program: str, amended: Callable[[str], str] = str) -> Iterator[None]:
     """End this process at once when it fails; JAX tells the other processes, which end too.
 
     An ordinary exit of the interpreter would wait for the other processes, and they for this one.
@@ -103,6 +126,7 @@ def ending_together(program: str) -> Iterator[None]:
 
     Args:
         program: command as it was typed, with which the message begins.
+        amended: see `errors.expected_errors`.
     """
     try:
         yield
@@ -114,7 +138,7 @@ def ending_together(program: str) -> Iterator[None]:
         sys.stdout.flush()
         if os.environ.get("CMAP_TRACEBACK"):
             traceback.print_exception(error)
-        sys.stderr.write(f"{program}: {_message(error)}\n")
+        sys.stderr.write(f"{program}: {amended(_message(error))}\n")
         sys.stderr.flush()
         os._exit(status_of(error))
 

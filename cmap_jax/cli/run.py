@@ -1,5 +1,7 @@
 """The train and evaluate modes of main.py, which end with a table of results."""
 
+import shlex
+
 import jax
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -11,7 +13,12 @@ from cmap_jax.cli.results_table import results_table
 from cmap_jax.config_fields import Kind, differences
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.evaluation.results import Result
-from cmap_jax.evaluation.results_file import RANKINGS, read_results, results_path
+from cmap_jax.evaluation.results_file import (
+    RANKINGS,
+    check_can_write_results,
+    read_results,
+    results_path,
+)
 from cmap_jax.evaluation.workdir import evaluate_workdir
 from cmap_jax.facts import DataFacts
 from cmap_jax.files import check_can_write
@@ -49,13 +56,14 @@ def run(
     if jax.process_index() > 0:
         return
     print_results(config, workdir)
-    print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={workdir}")
+    name = shlex.quote(workdir)
+    print(f"\nEverything is in {workdir}; its curves: tensorboard --logdir={name}")
     if config.eval.rankings:
         print(f"Each query's first images are in {workdir}/{RANKINGS}")
     else:
         print(
             f"Next, each query's first 50 images: {command} --mode=evaluate "
-            f"--workdir={workdir} --config.eval.rankings=true"
+            f"--workdir={name} --config.eval.rankings=true"
         )
 
 
@@ -120,7 +128,7 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
     config.eval.captions = captions_for(
         config.data.name, config.model.variant, config.eval.captions
     )
-    check_can_write(workdir)
+    check_can_write_results(workdir, config.data.name, rankings=config.eval.rankings)
     if config.data.features:
         _check_features(config, workdir)
     datasets = input_pipeline.create_datasets(

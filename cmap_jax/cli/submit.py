@@ -19,6 +19,7 @@ from etils import epath
 from cmap_jax.cli.arguments import add_near_names, path
 from cmap_jax.cli.captions import add_captions, captions_for
 from cmap_jax.evaluation import submission
+from cmap_jax.files import check_can_write
 from input_pipeline.registry import DATA_SETS
 
 SPELLING = {
@@ -90,6 +91,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _write(arguments: argparse.Namespace) -> None:
     if epath.Path(arguments.out).exists():
         raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
+    check_can_write(arguments.out)
     # Imported here, as a check needs none of it and TensorFlow takes seconds to load.
     import jax
     import tensorflow as tf

@@ -4,6 +4,7 @@ cmap train --config=configs/garments.py
 cmap train --help
 """
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from absl import logging as absl_logging
 
 from cmap_jax.cli import flags
 from cmap_jax.cli.errors import expected_errors
+from cmap_jax.cli.resumed import for_resumed_run
 from cmap_jax.cli.termination import ending_on_sigterm
 
 
@@ -32,7 +34,9 @@ def _main(argv: list[str]) -> None:
     absl_logging.get_absl_handler().addFilter(_is_ours_or_serious)
     program = os.path.basename(argv[0])
     config, workdir = flags.CONFIG.value, flags.WORKDIR.value
-    with expected_errors(program):
+    evaluates = flags.MODE.value == "evaluate"
+    amended = str if evaluates else functools.partial(for_resumed_run, workdir=workdir)
+    with expected_errors(program, amended=amended):
         # The import stands here because --help and a wrong flag need not wait for JAX.
         from cmap_jax.cli import compilation_cache, devices, processes
 
@@ -50,11 +54,11 @@ def _main(argv: list[str]) -> None:
             process_index=flags.PROCESS_INDEX.value,
             cluster=flags.CLUSTER.value,
         )
-        with processes.ending_together(program):
+        with processes.ending_together(program, amended):
+            processes.check_same_config(config)
             # The import stands here because TensorFlow takes seconds to load.
             from cmap_jax.cli import run
 
-            evaluates = flags.MODE.value == "evaluate"
             run.run(config, workdir, evaluate_only=evaluates, command=flags.command(program))
 
 

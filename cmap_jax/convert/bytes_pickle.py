@@ -11,6 +11,7 @@ from typing import BinaryIO
 from etils import epath
 
 from cmap_jax.convert.state_dict import WeightsError
+from cmap_jax.files import check_regular_file
 
 _BYTES = {"SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
 # Operations beside these that a pickle of bytes may have: headings, and notes of where objects are.
@@ -43,6 +44,7 @@ def read_bytes_pickle(path: str | os.PathLike) -> bytes:
         WeightsError: another content, or a file that is damaged or truncated; names it.
     """
     path = epath.Path(path)
+    check_regular_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     content, stopped = None, False

@@ -21,10 +21,11 @@ from ml_collections import ConfigDict
 from cmap_jax.convert.hugging_face_config import read_fields
 from cmap_jax.convert.state_dict import (
     WeightsError,
-    check_finite,
     check_names,
+    check_numbers,
     read_state_dict,
 )
+from cmap_jax.files import check_regular_file
 from cmap_jax.models.encoders import IMAGE_ENCODERS, TEXT_ENCODERS
 from cmap_jax.processing.hub import CONFIG, WEIGHTS, fetch, parts_of_index
 
@@ -274,7 +275,7 @@ def _translate(
         for name in theirs
     }
     check_names(expected, state, folder)
-    check_finite({name: state[name] for name in expected}, folder)
+    check_numbers({name: state[name] for name in expected}, folder)
     ours = {}
     for path, theirs in sources.items():
         layers = [_our_layout(path, state[name]) for name in theirs]
@@ -344,6 +345,8 @@ def _weight_files(folder: epath.Path) -> list[epath.Path]:
     Raises:
         FileNotFoundError: none, or not all that the index lists.
     """
+    for name in WEIGHTS:
+        check_regular_file(folder / name)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(

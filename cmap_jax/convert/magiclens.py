@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmap_jax.convert.bytes_pickle import read_bytes_pickle
-from cmap_jax.convert.state_dict import WeightsError, check_finite, check_names
+from cmap_jax.convert.state_dict import WeightsError, check_names, check_numbers
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders.clip import LARGEST_ID
 from configs import default
@@ -107,7 +107,7 @@ def load_magiclens(path: str | os.PathLike) -> MagicLensModel:
         raise WeightsError(f"{os.fspath(path)}: not MagicLens' weights: {error}") from error
     expected = released_arrays(shapes)
     check_names(expected, arrays, path)
-    check_finite(arrays, path)
+    check_numbers(arrays, path)
     params = {}
     for name, shape in shapes.items():
         if name == ("logit_scale",):
@@ -197,12 +197,12 @@ def infer_fields(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> d
         path: the file, for the message.
 
     Raises:
-        WeightsError: arrays that show a size are missing or have another number of axes.
+        WeightsError: arrays that show a size are missing, empty or have another number of axes.
     """
 
     def size(name: str, axis: int, axes: int) -> int:
         array = arrays.get(name)
-        if array is None or array.ndim != axes:
+        if array is None or array.ndim != axes or not array.size:
             state = "is missing" if array is None else f"is of the shape {array.shape}"
             raise WeightsError(
                 f"{os.fspath(path)}: not MagicLens' weights: {name} {state}. Give "

@@ -97,7 +97,7 @@ def read_reference_checkpoint(path: str | os.PathLike) -> ReferenceCheckpoint:
     state = {k: v for k, v in state.items() if not k.startswith(_UNUSED) and not is_counter(k)}
     if state.get("temperature", np.empty(0)).size == 1:
         state["temperature"] = state["temperature"].reshape(())
-    config = infer_model_config(state)
+    config = infer_model_config(state, path)
     variables = to_variables(CMAP.from_config(config), state, path)
     epoch = _number(content.get("epoch"))
     return ReferenceCheckpoint(
@@ -136,9 +136,9 @@ def _number(value: Any) -> float | None:
     """Return a finite number of Python's or NumPy's or a tensor's; None for anything else."""
     try:
         value = value.item() if hasattr(value, "item") else value
-    except (ValueError, RuntimeError, TypeError):  # several numbers
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+    except (ValueError, RuntimeError, TypeError, OverflowError):  # several numbers, or a huge one
         return None
-    is_number = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if is_number else None
 
 
@@ -157,16 +157,24 @@ def _arguments(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def infer_model_config(state: Mapping[str, np.ndarray]) -> ConfigDict:
+def infer_model_config(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> ConfigDict:
     """Return the ``config.model`` of a state dict, from its names and shapes.
 
     Settings that no shape shows are as released: the interaction goes down, and the LSTM's maximum
     includes the padding. A size whose tensor is missing keeps its default.
+
+    Raises:
+        WeightsError: a tensor that shows a size has no numbers; names it and the file.
     """
     config = default.get_config().model
 
     def size(name: str, axis: int, otherwise: int) -> int:
         shape = state[name].shape if name in state else ()
+        if 0 in shape:
+            raise WeightsError(
+                f"{os.fspath(path)}: {name} is of the shape {shape}, without any number: take "
+                "another checkpoint"
+            )
         return int(shape[axis]) if axis < len(shape) else otherwise
 
     config.embed_dim = size("Transform_m.0.weight", 0, config.embed_dim)

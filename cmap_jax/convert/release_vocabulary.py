@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from cmap_jax.files import check_regular_file
 from cmap_jax.processing.tokenizer import Vocabulary
 
 _MODULES = ("vocab", "__main__")
@@ -32,6 +33,7 @@ def load_release_vocabulary(path: str | os.PathLike) -> Vocabulary:
         ValueError: not such a file, or one that names anything else; nothing of it runs.
     """
     path = epath.Path(path)
+    check_regular_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

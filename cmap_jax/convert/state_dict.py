@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from cmap_jax.convert import torch_file
+from cmap_jax.files import check_regular_file
 
 _SHOWN = 8  # names of each kind in an error
 _ADVICE = re.compile(r" Please use | Check the documentation ")
@@ -22,6 +23,10 @@ _DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -31,7 +36,9 @@ _DTYPES = {
     "U16": np.uint16,
     "U8": np.uint8,
     "BOOL": np.bool_,
+    "C64": np.complex64,
 }
+_SMALL = (np.float16, ml_dtypes.bfloat16, *(_DTYPES[n] for n in _DTYPES if n.startswith("F8")))
 _PARALLEL = "module."  # the prefix of every name under torch's DataParallel
 
 
@@ -73,6 +80,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         WeightsError: not such a file, or one with other things than tensors.
     """
     path = epath.Path(path)
+    check_regular_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -86,6 +94,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _read_tensors(file: IO[bytes], path: epath.Path) -> dict[str, np.ndarray]:
     try:
         return torch_file.read_tensors(file)
+    except torch_file.UnusableError as error:
+        raise WeightsError(f"{path}: {error}") from None
     except torch_file.RefusedError as error:
         raise _refused(path, str(error)) from None
     except Exception as error:  # a damaged pickle leads the reader anywhere
@@ -93,8 +103,8 @@ def _read_tensors(file: IO[bytes], path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
-    """Return floating-point numbers of 16 bits as float32, and others as they are."""
-    return array.astype(np.float32) if array.dtype in (np.float16, ml_dtypes.bfloat16) else array
+    """Return floating-point numbers of 8 or 16 bits as float32, and others as they are."""
+    return array.astype(np.float32) if array.dtype in _SMALL else array
 
 
 def read_torch_file(
@@ -165,6 +175,7 @@ def foreign_names(path: str | os.PathLike, allowed: Iterable[Any] = ()) -> tuple
 
 def _import_torch(path: epath.Path) -> Any:
     """Return PyTorch, to read a file that is there."""
+    check_regular_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -178,7 +189,11 @@ def _import_torch(path: epath.Path) -> Any:
 
 
 def to_numpy(state: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Return a torch state dict as arrays, the names without DataParallel's ``module.``."""
+    """Return a torch state dict as arrays, the names without DataParallel's ``module.``.
+
+    Raises:
+        WeightsError: not a state dict, or a tensor of it is no dense one; names it.
+    """
     import torch
 
     if not isinstance(state, Mapping) or not all(
@@ -186,11 +201,32 @@ def to_numpy(state: Any, path: str | os.PathLike) -> dict[str, np.ndarray]:
     ):
         raise WeightsError(f"{os.fspath(path)}: not a state dict: names with tensors are expected")
 
+    for name, tensor in state.items():
+        if kind := _unusable_kind(tensor):
+            raise WeightsError(f"{os.fspath(path)}: {name} is {kind}")
+
     def array(tensor: torch.Tensor) -> np.ndarray:
-        low = tensor.dtype in (torch.float16, torch.bfloat16)
-        return (tensor.float() if low else tensor).detach().numpy()
+        low = tensor.is_floating_point() and tensor.element_size() < 4
+        return (tensor.float() if low else tensor).detach().resolve_neg().numpy()
 
     return _without_parallel({name: array(tensor) for name, tensor in state.items()})
+
+
+def _unusable_kind(tensor: Any) -> str | None:
+    """Return what a torch tensor is that no weight can be, with the remedy; None for a weight."""
+    import torch
+
+    if tensor.is_nested:
+        return torch_file.NESTED
+    if tensor.layout != torch.strided:
+        return torch_file.SPARSE
+    if tensor.is_meta:
+        return torch_file.META
+    if tensor.is_quantized:
+        return torch_file.QUANTIZED
+    if tensor.is_complex():
+        return torch_file.COMPLEX
+    return None
 
 
 def _without_parallel(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -230,22 +266,39 @@ def check_names(
         raise WeightsError(f"{os.fspath(path)} does not fit the model.\n  " + "\n  ".join(problems))
 
 
-def check_finite(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Refuse weights that are NaN or infinite: every score of such a model would be NaN.
+def check_numbers(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """Refuse weights that are not real numbers of floating point, or not finite as float32.
+
+    Whole numbers are the codes of quantized weights, whose scales would be lost. Every score of a
+    model with a weight that is NaN or infinite would be NaN.
 
     Raises:
         WeightsError: names them, and how many of their numbers it is.
     """
+    for name, array in arrays.items():
+        if array.dtype.kind == "c":
+            raise WeightsError(f"{os.fspath(path)}: {name} is {torch_file.COMPLEX}")
+        if array.dtype.kind != "f":
+            raise WeightsError(
+                f"{os.fspath(path)}: {name} has whole numbers ({array.dtype}), and weights are of "
+                "floating point: take the model that is not quantized"
+            )
     broken = [
         f"{name} ({count:,} of {array.size:,})"
         for name, array in arrays.items()
-        if array.dtype.kind == "f" and (count := array.size - int(np.isfinite(array).sum()))
+        if (count := _not_finite(array))
     ]
     if broken:
         raise WeightsError(
             f"{os.fspath(path)}: weights that are NaN or infinite: {_shorten(broken)}. Take a "
             "checkpoint from before training diverged"
         )
+
+
+def _not_finite(array: np.ndarray) -> int:
+    """Return how many numbers are NaN or infinite as float32, whose range float64 exceeds."""
+    with np.errstate(over="ignore"):
+        return array.size - int(np.isfinite(array.astype(np.float32, copy=False)).sum())
 
 
 def _shorten(names: Sequence[str]) -> str:
@@ -259,15 +312,26 @@ def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     content = path.read_bytes()
     _check_no_pointer(content, path)
     try:
-        return {name: _to_array(tensor) for name, tensor in safetensors.deserialize(content)}
+        return {n: _to_array(tensor, n, path) for n, tensor in safetensors.deserialize(content)}
+    except WeightsError:
+        raise
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(
             f"{path}: not a safetensors file, or truncated: {error}. Fetch it again"
         ) from error
 
 
-def _to_array(tensor: Mapping[str, Any]) -> np.ndarray:
-    """Return a tensor of a safetensors file, floating point at least float32."""
+def _to_array(tensor: Mapping[str, Any], name: str, path: epath.Path) -> np.ndarray:
+    """Return a tensor of a safetensors file, floating point at least float32.
+
+    Raises:
+        WeightsError: of a type that no weight has, such as the scales and codes of 4 bits.
+    """
+    if tensor["dtype"] not in _DTYPES:
+        raise WeightsError(
+            f"{path}: {name} is of the type {tensor['dtype']}, which is read with scales that lie "
+            "elsewhere: take the model that is not quantized"
+        )
     numbers = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
     return _widened(numbers.reshape(tensor["shape"]))
 

@@ -28,11 +28,57 @@ _TYPES = {
     "CharStorage": "<i1",
     "ByteStorage": "<u1",
     "BoolStorage": "?",
+    "ComplexFloatStorage": "<c8",
+    "ComplexDoubleStorage": "<c16",
+    "QInt8Storage": "<i1",
+    "QUInt8Storage": "<u1",
+    "QInt32Storage": "<i4",
+    "UntypedStorage": "<u1",
+}
+# NumPy's types of the tensors that PyTorch describes by their type and bytes that have none.
+_UNTYPED = {
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "uint64": "<u8",
+}
+
+# Tensors that no weight can be, each with its remedy.
+SPARSE = "a sparse tensor: save tensor.to_dense() in its place"
+META = "a tensor of the device meta, which has no numbers: save the model with its weights"
+QUANTIZED = "a quantized tensor: save tensor.dequantize() in its place"
+NESTED = "a nested tensor, which no weight is: take another file"
+COMPLEX = "a tensor of complex numbers, and weights are real: take another file"
+VIEW = "a view that negates or conjugates: save tensor.resolve_neg().resolve_conj() in its place"
+_OTHERS = {
+    "torch._utils._rebuild_sparse_tensor": SPARSE,
+    "torch._utils._rebuild_meta_tensor_no_storage": META,
+    "torch._utils._rebuild_qtensor": QUANTIZED,
+    "torch._utils._rebuild_nested_tensor": NESTED,
+}
+# Names that descriptions of these tensors use, and that mean nothing here.
+_UNUSED = {"torch.Size", "torch.serialization._get_layout"}
+_UNUSED_VALUES = {
+    *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"),
+    *("bool", "complex32", "complex64", "complex128", "per_tensor_affine", "per_channel_affine"),
 }
 
 
 class RefusedError(Exception):
     """A file that holds or names more than tensors; says what it is."""
+
+
+class UnusableError(Exception):
+    """A tensor that no weight can be; gives its name, its kind and the remedy."""
+
+
+class _Other(NamedTuple):
+    """A tensor that no weight can be; its kind and the remedy."""
+
+    kind: str
 
 
 class _Storage(NamedTuple):
@@ -84,6 +130,7 @@ def read_tensors(file: IO[bytes]) -> dict[str, np.ndarray]:
     Raises:
         RefusedError: the file names something else than tensors are made of, or holds
             something else than a dict of them; says which.
+        UnusableError: a tensor is sparse, quantized, nested or without numbers; names it.
         Exception: a damaged file, or another kind of file.
     """
     is_zip = zipfile.is_zipfile(file)
@@ -136,9 +183,13 @@ def _describe(file: IO[bytes]) -> Mapping[str, _Tensor]:
     """Unpickle the description of a state dict."""
     tensors = _Unpickler(file).load()
     if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tensors.items()
+        isinstance(name, str) and isinstance(tensor, _Tensor | _Other)
+        for name, tensor in tensors.items()
     ):
         raise RefusedError("not a state dict: names with tensors are expected")
+    for name, tensor in tensors.items():
+        if isinstance(tensor, _Other):
+            raise UnusableError(f"{name} is {tensor.kind}")
     return tensors
 
 
@@ -161,7 +212,8 @@ def _arrays(
 def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
     """Return a tensor as an array of its own, in the order of its axes."""
     steps = [stride * numbers.itemsize for stride in tensor.stride]
-    view = np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.size, steps)
+    offset = tensor.offset * numbers.itemsize
+    view = np.ndarray(tensor.size, numbers.dtype, buffer=numbers, offset=offset, strides=steps)
     return np.array(view, order="C")
 
 
@@ -177,8 +229,18 @@ class _Unpickler(pickle.Unpickler):
             return _Function(_make_tensor)
         if full == "torch._utils._rebuild_parameter":
             return _Function(lambda tensor, *_: tensor)
-        if module == "torch" and name in _TYPES:
+        if full == "torch._utils._rebuild_tensor_v3":
+            return _Function(_make_untyped_tensor)
+        if full in _OTHERS:
+            return _Function(lambda *_: _Other(_OTHERS[full]))
+        if module in ("torch", "torch.storage") and name in _TYPES:
             return _TYPES[name]
+        if module == "torch" and name in _UNTYPED:
+            return np.dtype(_UNTYPED[name])
+        if full in _UNUSED:
+            return _Function(lambda *_: None)
+        if module == "torch" and name in _UNUSED_VALUES:
+            return None
         raise RefusedError(f"it names {full}")
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -191,8 +253,24 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(key, np.dtype(dtype), _natural(count))
 
 
-def _make_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
+def _make_untyped_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, gradient: Any, hooks: Any, dtype: Any, *marks
+) -> _Tensor | _Other:
+    """Describe a tensor whose storage has bytes, and whose type is told beside it."""
+    if dtype is None:  # complex numbers of 32 bits
+        return _Other(COMPLEX)
+    if not isinstance(storage, _Storage) or not isinstance(dtype, np.dtype):
+        raise RefusedError("it describes a tensor without its storage or type")
+    typed = _Storage(storage.key, dtype, storage.count // dtype.itemsize)
+    return _make_tensor(typed, offset, size, stride, gradient, hooks, *marks)
+
+
+def _make_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, hooks: Any = (), *marks: Any
+) -> _Tensor | _Other:
     """Describe a tensor, whose numbers must lie inside its storage."""
+    if any(marks):  # they say that its numbers are negated or conjugated when they are read
+        return _Other(VIEW)
     size, stride = (tuple(_natural(number) for number in numbers) for numbers in (size, stride))
     if not isinstance(storage, _Storage) or len(size) != len(stride):
         raise RefusedError("it describes a tensor without its storage or axes")

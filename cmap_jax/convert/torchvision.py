@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from cmap_jax.convert.state_dict import check_finite, check_names, read_state_dict
+from cmap_jax.convert.state_dict import check_names, check_numbers, read_state_dict
 from cmap_jax.models.encoders.resnet import ResNet
 
 # Our names of a layer's arrays, with torchvision's.
@@ -80,7 +80,7 @@ def translate(
     """
     expected = {names[p]: to_torch_shape(p, shape.shape) for p, shape in shapes.items()}
     check_names(expected, state, path)
-    check_finite(state, path)
+    check_numbers(state, path)
     return flax.traverse_util.unflatten_dict(
         {p: np.array(to_our_layout(p, state[names[p]]), order="C") for p in shapes}
     )
@@ -111,11 +111,12 @@ def load_network(
     variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images)
     shapes = flax.traverse_util.flatten_dict(variables)
     state = {
-        name: array.astype(np.float32)
+        name: array
         for name, array in read_state_dict(path).items()
         if not is_counter(name) and not name.startswith(ignored)
     }
-    return translate({p: name_of(p[1:]) for p in shapes}, shapes, state, path)
+    translated = translate({p: name_of(p[1:]) for p in shapes}, shapes, state, path)
+    return jax.tree.map(lambda x: x.astype(np.float32), translated)
 
 
 def under_backbone(variables: Mapping[str, Any]) -> dict[str, Any]:

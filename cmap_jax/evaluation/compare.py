@@ -55,6 +55,11 @@ def compare(first: StoredResults, second: StoredResults) -> dict[str, dict[str, 
 
 def _differences(first: ProtocolResult, second: ProtocolResult) -> dict[str, Difference]:
     intervals = bootstrap_differences(first.protocol, first.outcomes, second.outcomes)
+    lacking = [n for n in intervals if n not in first.numbers or n not in second.numbers]
+    if lacking:
+        raise ValueError(
+            f"{first.protocol.name}: one of them lacks {', '.join(lacking)}; evaluate both again"
+        )
     return {
         name: Difference(first.numbers[name], second.numbers[name], interval)
         for name, interval in intervals.items()

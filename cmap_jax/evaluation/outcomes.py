@@ -115,11 +115,15 @@ class Outcomes:
 
         Results of earlier versions have no ties. They can be read all the same, because a
         comparison refuses them by the name of their protocol.
+
+        Raises:
+            KeyError, TypeError, ValueError: the fields have another form; a list has another number
+                of entries than there are queries, or an entry that is no rank, precision or count.
         """
         subset = fields["subset_rank"]
         tied = fields.get("tied")
         precisions = fields["average_precision"].items()
-        return cls(
+        outcomes = cls(
             groups=fields["groups"],
             annotation=np.asarray(fields["annotation"], np.int64),
             rank=np.asarray(fields["rank"], np.float64),
@@ -128,6 +132,25 @@ class Outcomes:
             tied=None if tied is None else np.asarray(tied, np.int64),
             skipped=fields["skipped"],
         )
+        outcomes._check()
+        return outcomes
+
+    def _check(self) -> None:
+        """Refuse lists of different lengths, and numbers that no evaluation gives."""
+        lists = {"annotation": self.annotation, "rank": self.rank, "tied": self.tied}
+        if self.subset_rank is not None:
+            lists["subset_rank"] = self.subset_rank
+        lists |= {f"average_precision {k}": v for k, v in self.average_precision.items()}
+        count = sum(self.groups.values())
+        for name, values in lists.items():
+            if values.shape != (count,):
+                raise ValueError(f"{name} has {len(values)} entries for {count} queries")
+            # A query outside its subset has a subset rank below zero.
+            least = -np.inf if name == "subset_rank" else 0
+            most = 1 if name.startswith("average_precision") else np.inf
+            wrong = ~(np.isfinite(values) & (values >= least) & (values <= most))
+            if wrong.any():
+                raise ValueError(f"{name} has {values[wrong][0]} at position {wrong.argmax()}")
 
 
 def statistics(

@@ -20,6 +20,7 @@ with "-" in place of "/" and a JSON object a line.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -28,11 +29,12 @@ from etils import epath
 
 from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
 from cmap_jax.evaluation.results import EvaluationFacts, ProtocolResult, Result
-from cmap_jax.files import read_json, write_json, write_text
+from cmap_jax.files import check_can_write, read_json, write_json, write_text
 from cmap_jax.protocols import Protocol, with_concept
 from cmap_jax.workdir.description import read_config
 
 EVALUATION, RANKINGS = "evaluation.json", "rankings"
+_LONGEST = 200  # characters of a reason in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,8 @@ class StoredResults:
             )
             for name, numbers in content["protocols"].items()
         }
+        for name, result in results.items():
+            _check_numbers(name, result)
         facts = EvaluationFacts.from_dict(content["facts"])
         return cls(content["step"], Result(results), facts)
 
@@ -136,11 +140,44 @@ def read_results(path: str | os.PathLike) -> StoredResults:
     content = read_json(path)
     try:
         return StoredResults.from_dict(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{os.fspath(path)} is no evaluation.json of this version: write it again with "
-            "python main.py --mode=evaluate --workdir=..."
+            f"{os.fspath(path)} is no evaluation.json of this version ({reason[:_LONGEST]}): write "
+            "it again with python main.py --mode=evaluate --workdir=..."
         ) from error
+
+
+def _check_numbers(name: str, result: ProtocolResult) -> None:
+    """Refuse numbers that are not finite, and conditions that no comparison can be made under.
+
+    Raises:
+        KeyError, TypeError, ValueError: names the protocol and the number.
+    """
+    for number, value in result.numbers.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} has {number} = {value}")
+    for part in ("gallery", "queries"):
+        result.conditions[part]
+
+
+def check_can_write_results(workdir: str | os.PathLike, data_name: str, *, rankings: bool) -> None:
+    """Refuse a workdir into which `write_results` could not write, before the evaluation.
+
+    Args:
+        workdir: must be a workdir.
+        data_name: name of the data set.
+        rankings: whether rankings are written too.
+
+    Raises:
+        OSError: a file, a folder or a missing permission is in the way; names it.
+    """
+    check_can_write(workdir)
+    if rankings:
+        check_can_write(epath.Path(workdir) / RANKINGS)
+    path = results_path(workdir, data_name)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, where the results belong; move it away")
 
 
 def with_intervals(result: Result) -> Result:

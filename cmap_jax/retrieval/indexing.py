@@ -44,6 +44,7 @@ from cmap_jax.retrieval.index_files.writing import (
 )
 from cmap_jax.retrieval.pictures import Entry, PictureEncoder, Source, embedding_shape
 from cmap_jax.retrieval.rounding_loss import Loss, measure
+from cmap_jax.temporaries import remove_abandoned
 from cmap_jax.trained import Trained
 from cmap_jax.workdir.lock import LOCK, WorkdirLock
 
@@ -114,6 +115,7 @@ def check_destination(folder: str | os.PathLike, update: bool) -> Manifest | Non
                 "it up to date (update, or --update), or name a new folder"
             )
         return manifest
+    remove_abandoned(path)
     names = {p.name for p in path.iterdir()} if path.is_dir() else set()
     if any(not name.startswith(LOCK) for name in names) and not generations(folder):
         raise ValueError(f"{os.fspath(folder)} holds other files; name a new folder")

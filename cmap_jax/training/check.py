@@ -42,6 +42,11 @@ def check_config(config: ConfigDict, *, training: bool = True) -> None:
             f"config.train.batch_size={config.train.batch_size} is not a multiple of "
             f"config.train.micro_batch_size={micro}"
         )
+    if training and config.train.batch_size == 1:
+        raise ValueError(
+            "config.train.batch_size is 1, and a batch's other targets are what a query is told "
+            "from: nothing would be learned; set it to 2 or more"
+        )
     # One number a level, high to low; a variant with one level uses the first.
     for field in ("matching_weights", "preservation_weights", "margins"):
         numbers = config.loss[field]

@@ -15,6 +15,7 @@ import numpy as np
 
 from cmap_jax.config_fields import flatten
 from cmap_jax.files import check_can_write, is_remote, write_bytes, write_json
+from cmap_jax.temporaries import remove_abandoned
 from input_pipeline.features.description import (
     DTYPES,
     IDS,
@@ -35,6 +36,7 @@ def check_destination(directory: str) -> None:
     if is_remote(directory):
         raise ValueError(f"{directory}: features are memory-mapped: name a local folder")
     check_can_write(directory)
+    remove_abandoned(directory)
     if os.path.isdir(directory) and MANIFEST not in (names := os.listdir(directory)) and names:
         raise ValueError(f"{directory} holds other files; name a new folder")
 

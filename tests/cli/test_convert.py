@@ -1,6 +1,7 @@
 """`cmap convert`: from the authors' file to a workdir that evaluates, loads and is fine-tuned."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -141,10 +142,15 @@ def test_refusals(tmp_path, capsys):
     def refused(*arguments: str) -> str:
         assert command.main(["convert", str(path), "--out", str(tmp_path / "out"), *arguments]) == 1
         assert not (tmp_path / "out").exists()
-        assert not list(tmp_path.glob(".out*"))
+        assert not list(tmp_path.glob(".cmap*"))
         return capsys.readouterr().err
 
     assert "model_best.pth: no such file" in refused("--vocab", str(data))
+    os.mkfifo(path)
+    assert "model_best.pth: is a pipe, not a regular file" in refused("--vocab", str(data))
+    path.unlink()
+    nowhere = str(data / "captions" / "cap.dress.train.json" / "out")
+    assert "is a file, not a folder" in refused("--vocab", str(data), "--out", nowhere)
     _released(path, words + 1)
     message = refused("--vocab", str(data))
     assert f"gives {words} words" in message

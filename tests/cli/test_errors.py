@@ -24,7 +24,31 @@ def _ended(capsys, error, **options):
         (KeyboardInterrupt(), 130, "interrupted"),
         (Stopped("stopped at step 3 of 6", 143), 143, "stopped at step 3 of 6"),
         (Stopped("stopped at step 3 of 6", 130), 130, "stopped at step 3 of 6"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "/x: Permission denied. Ask its owner for the permission, or name a path that you may "
+            "use",
+        ),
+        (
+            ValueError("config.x: [Errno 24] Too many open files: '/a b'"),
+            1,
+            "config.x: /a b: Too many open files. Raise the limit of this shell, ulimit -n 4096, "
+            "and start again",
+        ),
+        # Libraries in C++ raise the system's errors as classes of their own.
+        (
+            RuntimeError("write of /x: No space left on device"),
+            1,
+            "write of /x: No space left on device. Free some of the disk, or name a folder on "
+            "another one",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x"),
+            1,
+            "/x: Read-only file system. Name a folder on a disk that can be written",
+        ),
+        (OSError("[Errno 2] No such file or directory: '/y'"), 1, "/y: No such file or directory"),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),
             1,

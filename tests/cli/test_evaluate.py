@@ -142,7 +142,7 @@ def test_main_takes_the_data_set_of_a_config_beside_a_workdir(trained):
     assert config.data.directory is None
     assert config.model.embed_dim == from_workdir.get_config(str(trained)).model.embed_dim
     # The workdir's own data set keeps its folder.
-    own = from_workdir.get_config(f"{trained}|{ROOT / 'configs' / 'cirr.py'}")
+    own = from_workdir.read(str(trained), str(ROOT / "configs" / "cirr.py"))
     assert own.data == from_workdir.get_config(str(trained)).data
 
 

@@ -102,6 +102,15 @@ def test_circo_from_end_to_end(trained, tmp_path, capsys):
     assert "--captions chooses the texts that --workdir answers" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_found_first(trained, tmp_path, capsys, monkeypatch):
+    data = write_cirr(tmp_path / "data")
+    monkeypatch.setattr(cmap_jax, "load", None)  # nothing is loaded before
+    out = str(data / "captions" / "cap.rc2.val.json" / "out")
+    arguments = ["submit", "cirr", str(data), "--workdir", str(trained), "--out", out]
+    assert command.main(arguments) == 1
+    assert "is a file, not a folder" in capsys.readouterr().err
+
+
 def test_nothing_is_left_behind(trained, tmp_path, capsys, monkeypatch):
     data = write_cirr(tmp_path / "data")
 

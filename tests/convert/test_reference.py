@@ -143,6 +143,7 @@ _SETTINGS.frozen = True
         ({"epoch": torch.tensor(3)}, (None, 3, None, 0)),
         ({"epoch": torch.ones(2), "best_score": torch.ones(2)}, (None, None, None, 0)),
         ({"epoch": "three", "best_score": "good"}, (None, None, None, 0)),
+        ({"epoch": 10**400, "best_score": torch.tensor(1j)}, (None, None, None, 0)),
         ({"epoch": 2.0, "best_score": 41}, (None, 2, 41.0, 0)),
         ({"best_score": {"val": float("nan"), "test": 3, 0: [1]}}, (None, None, {"test": 3.0}, 0)),
         ({"best_score": {}}, (None, None, None, 0)),

@@ -10,6 +10,7 @@ from cmap_jax.evaluation.outcomes import Outcomes, summarize
 from cmap_jax.evaluation.results import EvaluationFacts, ImageOrigin, ProtocolResult, Result
 from cmap_jax.evaluation.results_file import (
     StoredResults,
+    check_can_write_results,
     keep_other_captions,
     keep_shortcuts,
     read_results,
@@ -200,3 +201,49 @@ def test_files_of_earlier_versions_lack_facts():
     stored = StoredResults.from_dict(content)
     assert stored.facts == EvaluationFacts(data_set=DataFacts())
     assert stored.result.protocols[SHOES].intervals == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("rank", [0.0, float("nan"), 2.0], "rank has nan at position 1"),
+        ("rank", [0.0, float("inf"), 2.0], "rank has inf at position 1"),
+        ("rank", [0.0, 1.0], "rank has 2 entries for 3 queries"),
+        ("rank", [0.0, -2.0, 1.0], "rank has -2.0 at position 1"),
+        ("tied", [0, 0, -1], "tied has -1 at position 2"),
+        ("annotation", [0, float("nan"), 1], "cannot convert float NaN"),
+        ("annotation", [0, 10**400, 1], "too large"),
+        ("subset_rank", [float("nan")] * 3, "subset_rank has nan at position 0"),
+    ],
+)
+def test_lists_that_no_evaluation_writes(tmp_path, part, values, message):
+    content = _stored().to_dict()
+    content["outcomes"][SHOES][part] = values
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"evaluation\.json is no .*{message}.*write it again"):
+        read_results(tmp_path / "evaluation.json")
+
+
+def test_numbers_that_are_not_finite(tmp_path):
+    content, path = _stored().to_dict(), tmp_path / "evaluation.json"
+    content["protocols"][SHOES]["mean_rank"] = float("nan")
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"evaluation\.json is no .*shoes has mean_rank = nan"):
+        read_results(path)
+    content = _stored().to_dict()
+    del content["conditions"][SHOES]["gallery"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"evaluation\.json is no .*it lacks 'gallery'"):
+        read_results(path)
+
+
+def test_a_place_for_results_is_looked_for_first(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"name": "shoes"}}))
+    check_can_write_results(tmp_path, "shoes", rankings=True)
+    (tmp_path / "rankings").write_text("")
+    check_can_write_results(tmp_path, "shoes", rankings=False)
+    with pytest.raises(NotADirectoryError, match="rankings is a file, not a folder"):
+        check_can_write_results(tmp_path, "shoes", rankings=True)
+    (tmp_path / "evaluation.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"evaluation\.json: is a folder"):
+        check_can_write_results(tmp_path, "shoes", rankings=False)

@@ -3,8 +3,9 @@
 import functools
 
 import pytest
-from small import small_config
+from small import one_device, small_config
 
+from cmap_jax import sharding
 from cmap_jax.training.check import check_config
 
 
@@ -24,6 +25,8 @@ from cmap_jax.training.check import check_config
         ("model.remat", "all", 'remat must be "none", "products" or "blocks"'),
         ("distributed.heartbeat_timeout_seconds", 0, r"heartbeat_timeout_seconds must be 1"),
         ("eval.every_epochs", 0, r"config\.eval\.every_epochs"),
+        ("optimizer.learning_rate", float("inf"), r"learning_rate must be 0 or more, not inf"),
+        ("optimizer.learning_rate", float("nan"), r"learning_rate must be 0 or more, not nan"),
         ("seed", -1, r"config\.seed must be 0 to 4294967295, not -1"),
         ("model.text.gru.word_dim", 0, r"config\.model\.text\.gru\.word_dim must be 1 or more"),
         ("loss.margins", (0.6, "x", 0.3), "must have 3 numbers"),
@@ -42,4 +45,13 @@ def test_impossible_fields(field, value, message):
     *parts, name = field.split(".")
     functools.reduce(lambda part, key: part[key], parts, config)[name] = value
     with pytest.raises(ValueError, match=message):
+        check_config(config)
+
+
+def test_a_batch_of_one_triplet_has_nothing_to_learn_from(monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: one_device())
+    config = small_config()
+    config.train.batch_size = 1
+    check_config(config, training=False)  # runs that an earlier version has trained so
+    with pytest.raises(ValueError, match=r"batch_size is 1, .* set it to 2 or more"):
         check_config(config)

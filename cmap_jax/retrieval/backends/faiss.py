@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from cmap_jax.files import check_regular_file, scratch_file
 from cmap_jax.progress import track
 from cmap_jax.retrieval.backends import record as record_lib
 from cmap_jax.retrieval.backends.entry import BackendEntry
@@ -163,17 +164,18 @@ def _write(faiss: ModuleType, index: Any, folder: str) -> dict[str, int]:
     """Write an index under a temporary name, rename it, and return its size and checksum."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, _FILE)
-    scratch = f"{path}.tmp"
-    faiss.write_index(index, scratch)
-    facts = {"bytes": os.path.getsize(scratch), "crc32": _checksum(scratch)}
-    with open(scratch, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    with scratch_file(path) as scratch:
+        faiss.write_index(index, os.fspath(scratch))
+        facts = {"bytes": os.path.getsize(scratch), "crc32": _checksum(os.fspath(scratch))}
+        with open(scratch, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
     return facts
 
 
 def _checksum(path: str) -> int:
     """Return a file's CRC-32."""
+    check_regular_file(path)
     crc = 0
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):

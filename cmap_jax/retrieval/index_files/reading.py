@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float32
 
-from cmap_jax.files import is_remote
+from cmap_jax.files import check_regular_file, is_remote
 from cmap_jax.progress import track
 from cmap_jax.retrieval.catalogue import INTEGER, NUMBER, Item
 from cmap_jax.retrieval.index_files import quantization
@@ -311,6 +311,7 @@ def _to_array(values: list[Any], kind: str) -> np.ndarray:
 
 def _checksum(path: str) -> int | None:
     """Return the CRC-32 of a file's bytes; None if there is no file."""
+    check_regular_file(path)
     crc = 0
     try:
         with epath.Path(path).open("rb") as file:

@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from cmap_jax.files import (
     check_can_write,
     is_remote,
     read_json,
+    scratch_folder,
     write_bytes,
     write_json,
     write_text,
@@ -350,14 +350,12 @@ def _link(old: epath.Path, new: epath.Path) -> bool:
     """Give a file a second name, which replaces another file; return whether that is possible."""
     if is_remote(old):
         return False
-    scratch = new.with_name(f".{new.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        os.link(old, scratch)
-        scratch.replace(new)
+        with scratch_folder(new) as scratch:
+            os.link(old, scratch / new.name)
+            (scratch / new.name).replace(new)
     except OSError:  # a file system without hard links
         return False
-    finally:
-        scratch.unlink(missing_ok=True)  # it is left where both are one file already
     return True
 
 
