@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -41,14 +42,67 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def check_regular_file(path: str | os.PathLike) -> None:
+    """Refuse a pipe, a device or a socket, whose reading could wait for ever or have no end.
+
+    A path with nothing there and a folder are accepted: opening them fails at once. A link is
+    followed, and a file in a bucket is always regular.
+
+    Raises:
+        ValueError: it is no regular file; names it.
+        OSError: it cannot be looked at, for want of a permission.
+    """
+    if is_remote(path):
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = next((name for is_kind, name in _NOT_REGULAR if is_kind(mode)), "a device")
+        raise ValueError(
+            f"{os.fspath(path)}: is {kind}, not a regular file; put a copy of its content there"
+        )
+
+
+# Functions of a file's mode, and the name of the kind of file for which they are true.
+_NOT_REGULAR = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+
+
+def check_regular_files(folder: str | os.PathLike) -> None:
+    """Check a local folder's files at any depth, as `check_regular_file` does.
+
+    For folders that another library reads, such as a checkpoint.
+
+    Raises:
+        ValueError: one of them is no regular file; names it.
+    """
+    if is_remote(folder):
+        return
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            check_regular_file(os.path.join(parent, name))
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """Return a regular file's content.
+
+    Raises:
+        FileNotFoundError: no such file; names it.
+        ValueError: no regular file; see `check_regular_file`.
+    """
+    check_regular_file(path)
+    return epath.Path(path).read_bytes()
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Return a UTF-8 file's text.
 
     Raises:
         FileNotFoundError: no such file; names it.
-        ValueError: not UTF-8; names the file and the byte.
+        ValueError: not UTF-8, or no regular file; names the file.
     """
-    return decode_text(epath.Path(path).read_bytes(), path)
+    return decode_text(read_bytes(path), path)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -56,7 +110,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON; names the file, line and column.
+        ValueError: not JSON, or no regular file; names the file.
     """
     return parse_json(read_text(path), path)
 

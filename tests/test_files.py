@@ -3,11 +3,20 @@
 import os
 import pathlib
 import re
+import socket
 
 import pytest
 from etils import epath
 
-from cmap_jax.files import expand, is_remote
+from cmap_jax.files import (
+    check_regular_file,
+    check_regular_files,
+    expand,
+    is_remote,
+    read_bytes,
+    read_json,
+    read_text,
+)
 
 
 @pytest.fixture
@@ -75,3 +84,43 @@ def test_a_file_that_is_called_so_is_meant(home):
     # A mark that can be expanded is never taken literally, even where a folder "~" exists.
     os.makedirs("~/runs")
     assert expand("~/runs") == f"{home}/runs"
+
+
+def _pipe(path):
+    os.mkfifo(path)
+
+
+def _device(path):
+    path.symlink_to("/dev/zero")
+
+
+def _socket(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)  # a socket's path must be short
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(_pipe, "a pipe"), (_device, "a device"), (_socket, "a socket")]
+)
+def test_only_regular_files_are_read(make, kind, tmp_path, monkeypatch):
+    """Anything else could wait for ever, or have no end."""
+    path = tmp_path / "below" / "file"
+    path.parent.mkdir()
+    monkeypatch.chdir(path.parent)
+    make(path)
+    for read in (check_regular_file, read_bytes, read_text, read_json):
+        with pytest.raises(ValueError, match=f"{path}: is {kind}, not a regular file"):
+            read(path)
+    with pytest.raises(ValueError, match=f"{path}: is {kind}"):
+        check_regular_files(tmp_path)
+
+
+def test_links_to_regular_files_are_read(tmp_path):
+    (tmp_path / "file").write_text("[1]")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nothing")
+    assert read_json(tmp_path / "link") == [1]
+    check_regular_files(tmp_path)
+    for name in ("dangling", "nothing", "file/below"):
+        with pytest.raises(OSError, match=name):
+            read_bytes(tmp_path / name)
