@@ -5,6 +5,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from cmap_jax.workdir import (
         about,
+        config_form,
         description,
         fingerprint,
         lock,
@@ -15,6 +16,7 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "about",
+    "config_form",
     "description",
     "fingerprint",
     "lock",
