@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
+from cmap_jax.config_fields import check_values
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training import curves
@@ -111,9 +112,10 @@ def open_run(
 
     Raises:
         OSError: the workdir cannot be written.
-        ValueError: the workdir holds a run with another config or other data, the vocabulary does
-            not fit the config, or no saved state can be used.
+        ValueError: a value of the config is impossible, the workdir holds a run with another config
+            or other data, the vocabulary does not fit the config, or no saved state can be used.
     """
+    check_values(config)
     resumes = workdir_lib.has_checkpoint(workdir)
     check_same_run(workdir, config)
     check_same_data(datasets, workdir)
