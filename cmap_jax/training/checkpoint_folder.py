@@ -24,9 +24,7 @@ _logger = logging.getLogger(__name__)
 
 # The folder for checkpoints that cannot be used, where they do not block new ones of their step.
 DAMAGED = "damaged"
-# Exceptions by which Orbax fails to write, and to read.
-_WRITE_ERRORS = (ValueError, OSError, jax.errors.JaxRuntimeError)
-READ_ERRORS = (*_WRITE_ERRORS, KeyError, TypeError)
+_WRITE_ERRORS = (ValueError, OSError, jax.errors.JaxRuntimeError)  # by which Orbax fails to write
 
 
 class _Manager(ocp.CheckpointManager):

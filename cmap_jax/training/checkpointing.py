@@ -17,14 +17,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from cmap_jax.training.checkpoint_folder import READ_ERRORS, CheckpointFolder, in_short
+from cmap_jax.training.checkpoint_folder import CheckpointFolder, in_short
 from cmap_jax.training.finite import not_finite
 from cmap_jax.training.progress import Progress
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.workdir import about as about_lib
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
-from cmap_jax.workdir.weights import AVERAGE, check_variables, variables_to_save
+from cmap_jax.workdir.weights import AVERAGE, READ_ERRORS, check_variables, variables_to_save
 
 _logger = logging.getLogger(__name__)
 

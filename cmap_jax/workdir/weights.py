@@ -10,9 +10,11 @@ import orbax.checkpoint as ocp
 
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.workdir import about as about_lib
-from cmap_jax.workdir.description import BEST, CHECKPOINTS, CONFIG, absolute
+from cmap_jax.workdir.description import BEST, CHECKPOINTS, CONFIG, absolute, saved_steps
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
 
+# Exceptions by which a damaged checkpoint cannot be read.
+READ_ERRORS = (ValueError, KeyError, TypeError, OSError, jax.errors.JaxRuntimeError)
 AVERAGE = "average"  # the part of a saved state that holds the moving average, if it has one
 
 
@@ -107,18 +109,16 @@ def read_variables(
         shardings,
     )
     for folder, item in ((BEST, "variables"), (CHECKPOINTS, "state")):
-        path = absolute(workdir) / folder
-        if not path.is_dir():
+        steps = saved_steps(workdir, folder)
+        if not steps:
             continue
+        path, step = absolute(workdir) / folder, max(steps)
         with ocp.CheckpointManager(path) as manager:
-            step = manager.latest_step()
-            if step is None:
-                continue
             try:
                 about = about_lib.read(manager, step)
                 about_lib.check_workdir(about, workdir)
                 return step, _read_verified(manager, step, item, expected, about)
-            except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
+            except READ_ERRORS as error:
                 raise ValueError(
                     f"{path / str(step)} cannot be read as the model that {CONFIG} describes: "
                     f"{error}"
