@@ -50,7 +50,11 @@ class CheckpointFolder:
             workdir: absolute path or URL of the workdir.
             name: name of the folder in it.
             keep: number of latest checkpoints that are kept, 1 or more.
+
+        Raises:
+            NotADirectoryError, ValueError: as `saved_steps`.
         """
+        workdir_lib.saved_steps(workdir, name)  # refuses a folder that cannot be opened
         self._workdir, self._name = workdir, name
         self._being_written: str | None = None
         options = ocp.CheckpointManagerOptions(

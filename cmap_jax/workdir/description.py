@@ -32,7 +32,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cmap_jax.facts import DataFacts
-from cmap_jax.files import is_remote, read_json, write_json
+from cmap_jax.files import check_regular_file, is_remote, read_json, write_json
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizers import tokenizer_class
 from cmap_jax.processing.tokenizing import Tokenizer
@@ -211,6 +211,7 @@ def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int
 
     Raises:
         NotADirectoryError: there is something else in its place; names it.
+        ValueError: a checkpoint's metadata are in no regular file; names it.
     """
     folder = absolute(workdir) / part
     if not folder.is_dir() and os.path.lexists(folder):
@@ -218,6 +219,9 @@ def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int
             f"{folder}: a folder of checkpoints belongs here, or a link to one that exists; move "
             "it away"
         )
+    if not is_remote(folder) and folder.is_dir():
+        for checkpoint in folder.iterdir():  # Orbax reads these files when it opens the folder
+            check_regular_file(checkpoint / "_CHECKPOINT_METADATA")
     # Orbax lists complete checkpoints only. In a bucket, where folders cannot be renamed, it marks
     # a complete one with a file.
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
