@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from cmap_jax.files import decode_text, parse_json
+from cmap_jax.files import decode_text, parse_json, read_bytes
 from cmap_jax.processing.hub import CONFIG, TOKENIZER, fetch, is_hub_id
 
 _POINTER = b"version https://git-lfs"  # begins what Git leaves in place of a large file
@@ -76,9 +76,9 @@ def read_published(path: epath.Path) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, or a pointer that Git LFS leaves in place of the file.
+        ValueError: it is empty, no regular file, or a pointer that Git LFS leaves in place of the file.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     if not content:
         raise ValueError(f"{path}: zero bytes")
     if content.startswith(_POINTER):

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from etils import epath
 
-from cmap_jax.files import read_json, write_bytes, write_json
+from cmap_jax.files import read_bytes, read_json, write_bytes, write_json
 from cmap_jax.processing.pieces import JsonPieces, Pieces, SentencePieces
 from cmap_jax.processing.tokenizing import Text, Tokenizer, captions_of, join_captions
 
@@ -113,7 +113,7 @@ class SubwordTokenizer(Tokenizer):
         try:
             settings = Settings.from_dict(fields)
             path = epath.Path(folder) / settings.file
-            return cls(path.read_bytes(), settings)
+            return cls(read_bytes(path), settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)}: damaged: {error}") from error
 
