@@ -76,7 +76,7 @@ def read_published(path: epath.Path) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, no regular file, or a pointer that Git LFS leaves in place of the file.
+        ValueError: it is empty, no regular file, or a pointer that Git LFS leaves in its place.
     """
     content = read_bytes(path)
     if not content:
