@@ -49,8 +49,8 @@ def _is_alike(value: Any, usual: Any, field: Field) -> bool:
     if value is None:
         return field.optional or usual is None
     if usual is None:
-        return isinstance(value, str | int | float | list)
+        return isinstance(value, str | int | float | list | tuple)
     if isinstance(usual, tuple):
-        return isinstance(value, list)
+        return isinstance(value, list | tuple)  # a default that earlier versions lack is a tuple
     is_number = isinstance(usual, float) and type(value) is int
     return type(value) is type(usual) or is_number
