@@ -142,6 +142,17 @@ def test_a_record_of_an_earlier_version_has_its_mark_compared(workdir):
         about_lib.check_workdir(_about(workdir), workdir)
 
 
+def test_a_field_of_the_environment_that_was_renamed_changes_no_mark(workdir):
+    _without(workdir, "describes", "step", "digest")
+    with _edited(workdir / CONFIG) as config:
+        text = config["model"]["text"]
+        text["tokenizer_files"] = text.pop("tokenizer_path")
+        for name in ("sum", "magiclens"):  # fields that such a version lacked
+            del config["model"][name]
+    about_lib.check_workdir(_about(workdir), workdir)
+    assert cmap_jax.load(workdir).config.model.text.tokenizer_path is None
+
+
 def test_a_folder_that_was_renamed_says_its_step(workdir):
     (workdir / BEST / "0").rename(workdir / BEST / "7")
     with pytest.raises(ValueError, match="named 7, but what it holds is of step 0; rename it to 0"):
