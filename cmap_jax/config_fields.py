@@ -22,7 +22,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-_LARGEST = 3e38  # nearly the largest number in single precision
+# Nearly the largest number in single precision, the smallest above 0, and the largest below 1.
+_LARGEST, _SMALLEST, _BELOW_ONE = 3e38, 1e-37, 1 - 1e-7
 
 
 class Kind(enum.IntEnum):
@@ -184,9 +185,9 @@ FIELDS: Mapping[str, Field] = {
     "loss.alpha": _run(least=0, most=1),
     "loss.preservation_reduction": _run(choices=("sum", "mean")),
     "optimizer.learning_rate": _run(least=0, most=_LARGEST),
-    "optimizer.b1": _run(least=0, most=1 - 1e-9),
-    "optimizer.b2": _run(least=0, most=1 - 1e-9),
-    "optimizer.eps": _run(least=0, most=_LARGEST),
+    "optimizer.b1": _run(least=0, most=_BELOW_ONE),
+    "optimizer.b2": _run(least=0, most=_BELOW_ONE),
+    "optimizer.eps": _run(least=_SMALLEST, most=_LARGEST),
     "optimizer.weight_decay": _run(least=0, most=_LARGEST),
     # The kinds are in `cmap_jax.training.parameter_groups`.
     "optimizer.undecayed": _run(added=True),

@@ -31,6 +31,7 @@ from cmap_jax.processing import images as images_lib
 from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.processing.unread_texts import check_lengths, describe_unread
 from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.about import describe
 from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.fingerprint import digest
 from cmap_jax.workdir.same_run import function_of_model, mark_of_run
@@ -373,6 +374,6 @@ def write_model(
         raise ValueError("the variables are not those of the model")
     with complete_folder(workdir_lib.absolute(workdir)) as scratch:
         with ocp.CheckpointManager(scratch / workdir_lib.BEST) as manager:
-            mark = mark_of_run(description.config)
-            manager.save(0, args=variables_to_save(variables, mark))
+            mark, record = mark_of_run(description.config), describe(description)
+            manager.save(0, args=variables_to_save(variables, mark, 0, record))
         workdir_lib.write_description(scratch, description)

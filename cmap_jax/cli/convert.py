@@ -19,6 +19,7 @@ from cmap_jax.models.cmap import CMAP
 from cmap_jax.processing.hub import is_hub_id
 from cmap_jax.processing.images import READINGS
 from cmap_jax.trained import write_model
+from cmap_jax.workdir.description import absolute
 
 
 class _Kind(NamedTuple):
@@ -106,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert a source; an error leaves no workdir behind."""
-    if os.path.exists(arguments.out):
+    if absolute(arguments.out).exists():
         raise FileExistsError(f"{arguments.out} exists; name a new folder with --out")
     check_can_write(arguments.out)
     check_regular_file(arguments.source)

@@ -8,10 +8,12 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from cmap_jax.training import (
         check,
+        checkpoint_folder,
         checkpointing,
         curves,
         display,
         feed,
+        finite,
         frozen_encoder,
         gradients,
         initial_weights,
@@ -33,10 +35,12 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "check",
+    "checkpoint_folder",
     "checkpointing",
     "curves",
     "display",
     "feed",
+    "finite",
     "frozen_encoder",
     "gradients",
     "initial_weights",

@@ -1,14 +1,15 @@
 """Checkpoints of a run: the latest states to continue from and, separately, the best variables.
 
 Writes go on in the background, and a checkpoint appears under its name only when it is complete.
-Each checkpoint holds a fingerprint of its arrays and its run's mark. Both are checked at reading:
-a truncated or foreign checkpoint is named in a warning, and the one before it is used.
+Each checkpoint holds a fingerprint of its arrays and a record of whose they are. Both are checked
+at reading: a truncated or foreign checkpoint is named in a warning, and the one before it is used.
+The first state that a run writes is read back at once, lest a run go on that could never continue.
 """
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,52 +17,48 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from cmap_jax.training.checkpoint_folder import CheckpointFolder, in_short
+from cmap_jax.training.finite import not_finite
 from cmap_jax.training.progress import Progress
 from cmap_jax.training.train_state import TrainState
+from cmap_jax.workdir import about as about_lib
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
-from cmap_jax.workdir.weights import AVERAGE, check_variables, variables_to_save
+from cmap_jax.workdir.weights import AVERAGE, READ_ERRORS, check_variables, variables_to_save
 
 _logger = logging.getLogger(__name__)
-
-# The folder for checkpoints that cannot be used, where they do not block new ones of their step.
-DAMAGED = "damaged"
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, made to leave the agreement on when to stop to `StopRequest`.
-
-    JAX's preemption service expects a single sequence of calls with rising numbers, and
-    `StopRequest` makes these calls. Orbax would add calls numbered by training steps, and the
-    processes could then agree on a number that no call ever has.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        """Return False: `StopRequest` says when a run is asked to stop."""
-        return False
 
 
 class Checkpoints:
     """The two folders of checkpoints in a workdir."""
 
-    def __init__(self, workdir: str | os.PathLike, keep: int, run: str):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        keep: int,
+        run: str,
+        describes: Mapping[str, Any] | None = None,
+    ):
         """Open the two folders, and make them if needed.
 
         Args:
             workdir: folder of the run, local or in a bucket.
             keep: number of latest states that are kept, 1 or more.
             run: mark of the config and seed, as `same_run.mark_of_run` returns it.
+            describes: the result of `cmap_jax.workdir.about.describe`; None: the mark alone is
+                recorded and compared.
         """
         self._root = workdir_lib.absolute(workdir)
-        self._run = run
-        self._latest = self._manager(workdir_lib.CHECKPOINTS, keep)
+        self._run, self._describes = run, describes
+        self._latest = CheckpointFolder(self._root, workdir_lib.CHECKPOINTS, keep)
         # Two are kept: until the state that knows of the new best is written, a resumed run needs
         # the earlier one.
-        self._best = self._manager(workdir_lib.BEST, 2)
+        self._best = CheckpointFolder(self._root, workdir_lib.BEST, 2)
+        self._can_be_read = False  # whether a state was read from the folder
 
     def latest_step(self) -> int | None:
         """Return the step of the latest state, or None."""
-        return self._latest.latest_step()
+        return max(self._latest.steps(), default=None)
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Save a state to continue from; a no-op where the latest checkpoint is of its step.
@@ -71,24 +68,24 @@ class Checkpoints:
             progress: facts about the run so far, saved beside the arrays.
 
         Raises:
-            OSError: this checkpoint or the one before could not be written; earlier ones are whole.
+            FloatingPointError: an array is not finite; nothing is written.
+            OSError: this checkpoint, the one before or the best variables could not be written, or
+                the first one could not be read back; earlier ones are whole.
         """
         step = int(state.step)
         if step == self.latest_step():
             return
         tree = _as_tree(state)
-        about = {
-            "run": self._run,
-            "fingerprint": fingerprint(tree),
-            "progress": progress.to_dict(),
-        }
-        with self.explained(f"the state of step {step}"):
-            self._latest.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about)
-                ),
-            )
+        self._check_finite(tree, step)
+        # A state that knows of a best must not be there without it.
+        self._best.wait()
+        about = about_lib.to_save(
+            self._run, step, fingerprint(tree), self._describes, progress=progress.to_dict()
+        )
+        content = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=about)
+        self._latest.save(step, content, f"a checkpoint, the state of step {step},")
+        if not self._can_be_read:
+            self._read_back(step, tree)
 
     def save_best(self, state: TrainState) -> None:
         """Save the variables as the best so far; the earlier best stays until `save` is called.
@@ -97,14 +94,19 @@ class Checkpoints:
             state: the state whose variables are the best.
 
         Raises:
+            FloatingPointError: an array is not finite; nothing is written.
             OSError: the variables could not be written.
         """
-        step = int(state.step)
-        with self.explained(f"the best variables, of step {step}"):
-            # A run that was killed before its next state was saved may have left variables.
-            if step in self._best.all_steps():
-                self._best.delete(step)
-            self._best.save(step, args=variables_to_save(state.variables_to_use, self._run))
+        step, variables = int(state.step), state.variables_to_use
+        self._check_finite(variables, step)
+        self._best.wait()
+        for later in [s for s in self._best.steps() if s > step]:
+            self._best.put_away(later)  # left by a run whose states are no longer there
+        # A run that was killed before its next state was saved may have left variables.
+        if step in self._best.steps():
+            self._best.delete(step)
+        content = variables_to_save(variables, self._run, step, self._describes)
+        self._best.save(step, content, f"the best variables, of step {step},")
 
     def restore(self, like: TrainState) -> tuple[TrainState, Progress]:
         """Restore the latest good state.
@@ -121,21 +123,20 @@ class Checkpoints:
             ValueError: no state can be used; says why for each of them.
         """
         problems = []
-        steps = sorted(self._latest.all_steps(), reverse=True)
+        steps = self._latest.steps()[::-1]
         for step in steps:
             restored, problem = None, "another process could not read it"
             try:
                 restored = self._restore(step, like)
-            except (ValueError, KeyError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
-                problem = _in_short(error)
+            except READ_ERRORS as error:
+                problem = in_short(error)
             if not _all_processes(restored is not None):
-                path = self._root / workdir_lib.CHECKPOINTS / str(step)
-                problems.append(f"{path}: {problem}")
+                problems.append(f"{self._latest.path / str(step)}: {problem}")
                 _logger.warning("Cannot continue from %s", problems[-1])
                 continue
             for bad in [s for s in steps if s > step]:
-                self._put_away(workdir_lib.CHECKPOINTS, bad)
-            self._latest.reload()
+                self._latest.put_away(bad)
+            self._can_be_read = True
             self._restore_best(*restored)
             return restored
         raise ValueError(
@@ -144,42 +145,34 @@ class Checkpoints:
             + f"\nStart again in another folder with --workdir=..., or delete {self._root}"
         )
 
-    @contextlib.contextmanager
-    def explained(
-        self,
-        subject: str,
-        errors: tuple[type[Exception], ...] = (ValueError, OSError, jax.errors.JaxRuntimeError),
-    ) -> Iterator[None]:
-        """Turn the errors of a failed write into an OSError that says which state is whole.
-
-        Args:
-            subject: grammatical subject of the message, such as "the curves".
-            errors: exceptions by which the write may fail.
+    def check(self) -> None:
+        """Raise the error of a background write that has failed; waits for none.
 
         Raises:
-            OSError: one of them was raised.
+            OSError: a checkpoint could not be written; names it.
         """
-        try:
-            yield
-        except errors as error:
-            good = max(workdir_lib.saved_steps(self._root), default=None)
-            raise OSError(
-                f"{subject} could not be written to {self._root}: {_in_short(error)}. "
-                + (f"The state of step {good} is whole" if good else "No state was written yet")
-                + ": free some space, if there is none, and run again to continue"
-            ) from error
+        self._latest.check()
+        self._best.check()
 
     def wait(self) -> None:
-        """Return when all writes are complete."""
-        with self.explained("a checkpoint"):
-            self._latest.wait_until_finished()
-            self._best.wait_until_finished()
+        """Return when all writes are complete.
+
+        Raises:
+            OSError: a checkpoint could not be written; names it.
+        """
+        self._latest.wait()
+        self._best.wait()
 
     def close(self) -> None:
-        """Complete all writes and release the folders."""
-        self.wait()
-        self._latest.close()
-        self._best.close()
+        """Complete all writes and release the folders.
+
+        Raises:
+            OSError: a checkpoint could not be written; names it.
+        """
+        try:
+            self._latest.close()
+        finally:
+            self._best.close()
 
     def __enter__(self) -> "Checkpoints":
         """Return the checkpoints; they are closed at the end of the block."""
@@ -197,33 +190,24 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 self.close()
 
-    def _manager(self, folder: str, count: int) -> _Manager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=count,
-            create=True,
-            cleanup_tmp_directories=True,  # a run killed in the middle of a write leaves them
-            # Both managers write in the background. Without a prefix, the barriers at which the
-            # processes wait for one another would have the same names for both.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                barrier_sync_key_prefix=folder
-            ),
-        )
-        return _Manager(self._root / folder, options=options)
-
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-        about = self._latest.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        about = about["about"]
-        if about["run"] != self._run:
-            raise ValueError("it belongs to another run")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(like)))
-        tree = self._latest.restore(step, args=args)["state"]
+        about = self._latest.read_about(step)
+        self._check_same(about)
+        progress = Progress.from_dict(about.get("progress"))
+        tree = self._latest.restore(step, _as_tree(like))
         check_fingerprint(tree, about["fingerprint"])
-        return TrainState(**tree), Progress.from_dict(about["progress"])
+        about_lib.check_number(int(tree["step"]), step)
+        if names := not_finite(tree):
+            raise ValueError(f"it has values that are not finite, in {_few(names)}")
+        return TrainState(**tree), progress
+
+    def _check_same(self, about: Mapping[str, Any]) -> None:
+        about_lib.check_same(about, self._run, self._describes)
 
     def _restore_best(self, state: TrainState, progress: Progress) -> None:
         """Bring the best variables to the step that a restored state knows as the best."""
         known = progress.best_step
-        for step in self._best.all_steps():
+        for step in self._best.steps():
             if known is None or step > known:
                 # The run was killed before it saved a state that knows of them; the resumed run
                 # will save them again.
@@ -231,14 +215,13 @@ class Checkpoints:
         if known is None:
             return
         problem = "they are not there"
-        if known in self._best.all_steps():
+        if known in self._best.steps():
             try:
-                check_variables(self._root, known, self._run, state.variables_to_use)
+                check_variables(self._root, known, state.variables_to_use, self._check_same)
                 return
-            except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
-                problem = _in_short(error)
-            self._put_away(workdir_lib.BEST, known)
-            self._best.reload()
+            except READ_ERRORS as error:
+                problem = in_short(error)
+            self._best.put_away(known)
         if int(state.step) == known:
             self.save_best(state)
             return
@@ -250,17 +233,50 @@ class Checkpoints:
         )
         progress.forget_best()
 
-    def _put_away(self, folder: str, step: int) -> None:
-        """Move a checkpoint to ``damaged/``; all processes wait until it is moved."""
-        if jax.process_index() == 0:
-            target = self._root / DAMAGED / folder / str(step)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.rmtree()
-            (self._root / folder / str(step)).rename(target)
-            _logger.warning("It was moved to %s", target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"put away {folder} {step}")
+    def _read_back(self, step: int, tree: Mapping[str, Any]) -> None:
+        """Refuse to go on where the state that was just written cannot be read.
+
+        It is read into the host's memory, since the devices' may hold no second state.
+        """
+        self._latest.wait()
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = ocp.args.PyTreeRestore(shapes, restore_args=kinds)
+        try:
+            # A manager that has restored with these arguments refuses to save with others.
+            with ocp.CheckpointManager(self._latest.path) as manager:
+                about = about_lib.read(manager, step)
+                content = manager.restore(step, args=ocp.args.Composite(state=state))
+            check_fingerprint(content["state"], about["fingerprint"])
+        except READ_ERRORS as error:
+            raise OSError(
+                f"{self._latest.path / str(step)} was written and cannot be read back: "
+                f"{in_short(error)}. The run ends here, since it could never continue: choose "
+                "another folder with --workdir=..."
+            ) from error
+        self._can_be_read = True
+
+    def _check_finite(self, tree: Mapping[str, Any], step: int) -> None:
+        names = not_finite(tree)
+        if names:
+            self.wait()
+            raise FloatingPointError(
+                f"after step {step} there are values that are not finite in {_few(names)}, and "
+                f"nothing of it was saved. {advice(self.latest_step())}"
+            )
+
+
+def advice(good: int | None) -> str:
+    """Return sentences on what can be done after a step that went wrong.
+
+    Args:
+        good: step of the last state that was saved; None: there is none.
+    """
+    saved = f"The last good checkpoint is of step {good}" if good else "None was saved"
+    return (
+        f"{saved}. Try a lower --config.optimizer.learning_rate or --config.optimizer.clip_norm=1 "
+        "in a new run, with another --workdir=..."
+    )
 
 
 def _all_processes(good: bool) -> bool:
@@ -270,10 +286,9 @@ def _all_processes(good: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(good)).all())
 
 
-def _in_short(error: Exception) -> str:
-    """Return an error's first 300 characters; storage libraries print pages of settings."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]}..."
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more arrays" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

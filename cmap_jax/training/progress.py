@@ -1,7 +1,6 @@
 """Progress of a run besides its arrays: the best evaluation so far, and means not yet written."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -60,10 +59,37 @@ class Progress:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Progress":
+    def from_dict(cls, fields: Any) -> "Progress":
         """Return the progress that `to_dict` was called on.
 
         Args:
             fields: the dict, after a round trip through JSON.
+
+        Raises:
+            ValueError: it has another form; names the field.
         """
-        return cls(**{**fields, "log": PendingMeans(**fields["log"])})
+        _check_names(cls, fields, "the progress")
+        log = fields.get("log")
+        _check_names(PendingMeans, log, "the progress's log")
+        for name, value in fields.items():
+            is_good = name == "log" or _is_number(value, whole=name != "best_recall")
+            if not is_good and not (name == "best_step" and value is None):
+                raise ValueError(f"the progress's {name} is {value!r:.40}")
+        for name in ("sums", "states"):
+            values = log.get(name, {})
+            if not isinstance(values, dict) or not all(map(_is_number, values.values())):
+                raise ValueError(f"the progress's log.{name} is {values!r:.40}")
+        if not _is_number(log.get("count", 0), whole=True):
+            raise ValueError(f"the progress's log.count is {log['count']!r:.40}")
+        return cls(**{**fields, "log": PendingMeans(**log)})
+
+
+def _check_names(kind: type, fields: Any, subject: str) -> None:
+    """Refuse something else than an object with a class's fields, all or some."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(fields, dict) or not set(fields) <= known:
+        raise ValueError(f"{subject} is {fields!r:.40}")
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    return type(value) is int or (type(value) is float and not whole)

@@ -16,6 +16,7 @@ from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.evaluation.results import Result
 from cmap_jax.evaluation.workdir import evaluate_workdir
 from cmap_jax.training import curves
+from cmap_jax.training.checkpoint_folder import explained
 from cmap_jax.training.checkpointing import Checkpoints
 from cmap_jax.training.display import Display
 from cmap_jax.training.feed import DeviceFeed
@@ -107,10 +108,10 @@ class TrainingRun:
     def at_work(self) -> Iterator[None]:
         """Feed the devices, catch the requests to stop, and close all files at the end."""
         # TensorFlow writes the curves' file, and has errors of its own for a full disk.
-        explained = self.checkpoints.explained("the curves", (tf.errors.OpError,))
+        readable = explained(self.workdir, "the curves", (tf.errors.OpError,))
         writing = metric_writers.ensure_flushes(self.writer)
         display = contextlib.closing(self.display)
-        with display, self.checkpoints, explained, writing, self.stop, self.feed:
+        with display, self.checkpoints, readable, writing, self.stop, self.feed:
             yield
 
     def observe(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -122,7 +123,9 @@ class TrainingRun:
 
         Raises:
             FloatingPointError: the loss or gradient of a step is not finite.
+            OSError: a checkpoint could not be written in the background.
         """
+        self.checkpoints.check()
         self.feed.working_on(metrics["loss/total"])
         self.watch(step, metrics)
         if step % self.config.train.log_every_steps == 0:
@@ -157,6 +160,7 @@ class TrainingRun:
 
         Raises:
             Stopped: the run was asked to stop, and the evaluation is pending.
+            FloatingPointError, OSError: as `save`.
         """
         self._check()
         data = self.datasets.evaluations["val"]
@@ -181,6 +185,10 @@ class TrainingRun:
 
         Args:
             step: the state's step.
+
+        Raises:
+            FloatingPointError: a loss, a gradient or an array of the state is not finite.
+            OSError: a checkpoint could not be written or read back.
         """
         self._check()
         # The curves come first: a resumed run never logs again what lies before its checkpoint.

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cmap_jax import sharding
+from cmap_jax.config_fields import check_values
 from cmap_jax.evaluation.evaluator import Evaluator
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.training import curves
@@ -41,6 +42,7 @@ from cmap_jax.training.train_step import TrainStep, make_train_step
 from cmap_jax.training.training_log import TrainingLog
 from cmap_jax.training.watch import FinishedStep, LossWatch
 from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.about import describe
 from cmap_jax.workdir.lock import WorkdirLock
 from cmap_jax.workdir.same_run import check_same_run, mark_of_run
 
@@ -110,9 +112,10 @@ def open_run(
 
     Raises:
         OSError: the workdir cannot be written.
-        ValueError: the workdir holds a run with another config or other data, the vocabulary does
-            not fit the config, or no saved state can be used.
+        ValueError: a value of the config is impossible, the workdir holds a run with another config
+            or other data, the vocabulary does not fit the config, or no saved state can be used.
     """
+    check_values(config)
     resumes = workdir_lib.has_checkpoint(workdir)
     check_same_run(workdir, config)
     check_same_data(datasets, workdir)
@@ -192,22 +195,21 @@ def _resume(plan: _Plan, programs: _Programs) -> _Opened:
 
 def _claim(plan: _Plan) -> Checkpoints:
     """Make the folders of the checkpoints, and let the workdir describe itself from now on."""
+    description = workdir_lib.Description(
+        config=plan.config,
+        tokenizer=plan.datasets.tokenizer,
+        preprocessing=plan.datasets.preprocessing,
+        protocols=protocols_of(plan.datasets),
+        facts=plan.datasets.facts.to_dict(),
+    )
     checkpoints = Checkpoints(
         plan.workdir,
         keep=plan.config.train.checkpoints_to_keep,
         run=mark_of_run(plan.config),
+        describes=describe(description),
     )
     if jax.process_index() == 0:
-        workdir_lib.write_description(
-            plan.workdir,
-            workdir_lib.Description(
-                config=plan.config,
-                tokenizer=plan.datasets.tokenizer,
-                preprocessing=plan.datasets.preprocessing,
-                protocols=protocols_of(plan.datasets),
-                facts=plan.datasets.facts.to_dict(),
-            ),
-        )
+        workdir_lib.write_description(plan.workdir, description)
     return checkpoints
 
 

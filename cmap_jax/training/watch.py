@@ -9,7 +9,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from cmap_jax.training.checkpointing import Checkpoints
+from cmap_jax.training.checkpointing import Checkpoints, advice
 
 _logger = logging.getLogger(__name__)
 
@@ -119,8 +119,6 @@ class LossWatch:
         good = self._checkpoints.latest_step()
         terms = ", ".join(f"{name} = {value}" for name, value in finished.measurements.items())
         raise FloatingPointError(
-            f"the loss or gradient of step {finished.step} is not finite: {terms}. "
-            + (f"The last good checkpoint is of step {good}. " if good else "None was saved. ")
-            + "Try a lower --config.optimizer.learning_rate or --config.optimizer.clip_norm=1, or "
-            "leave out such steps with --config.train.non_finite=skip"
+            f"the loss or gradient of step {finished.step} is not finite: {terms}. {advice(good)}, "
+            "or leave out such steps there with --config.train.non_finite=skip"
         )

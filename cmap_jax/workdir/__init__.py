@@ -3,6 +3,26 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.workdir import description, fingerprint, lock, renamed_fields, same_run, weights
+    from cmap_jax.workdir import (
+        about,
+        config_form,
+        description,
+        fingerprint,
+        lock,
+        lock_owner,
+        renamed_fields,
+        same_run,
+        weights,
+    )
 
-__all__ = ["description", "fingerprint", "lock", "renamed_fields", "same_run", "weights"]
+__all__ = [
+    "about",
+    "config_form",
+    "description",
+    "fingerprint",
+    "lock",
+    "lock_owner",
+    "renamed_fields",
+    "same_run",
+    "weights",
+]

@@ -22,6 +22,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -31,12 +32,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cmap_jax.facts import DataFacts
-from cmap_jax.files import is_remote, read_json, write_json
+from cmap_jax.files import check_regular_file, is_remote, read_json, write_json
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizers import tokenizer_class
 from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.protocols import Protocol
 from cmap_jax.workdir import renamed_fields
+from cmap_jax.workdir.config_form import check_form
 
 CONFIG, MODEL = "config.json", "model.json"
 PARAMETERS = "parameters.txt"
@@ -100,30 +102,54 @@ def read_description(workdir: str | os.PathLike) -> Description:
             f"{workdir} is not a workdir: it has no {CONFIG}. Train one with python main.py "
             f"--config=configs/garments.py --workdir={workdir}"
         )
-    about = read_json(workdir / MODEL)
-    if about.get("format") != _FORMAT:
-        raise ValueError(
-            f"{workdir / MODEL} has format {about.get('format')}, this version of cmap_jax reads "
-            f"{_FORMAT}"
-        )
+    check_form(read_json(workdir / CONFIG), workdir / CONFIG)
+    about = _read_model_file(workdir / MODEL)
     tokenizer = tokenizer_class(config.model.text.tokenizer).load(workdir)
     if len(tokenizer) != config.model.text.vocabulary_size:
         raise ValueError(
             f"{workdir}: its tokenizer has {len(tokenizer)} words, but the model was made for "
             f"{config.model.text.vocabulary_size}: it belongs to another model"
         )
-    return Description(
-        config=config,
-        tokenizer=tokenizer,
-        preprocessing=ImagePreprocessing.from_dict(about["preprocessing"]),
-        protocols=tuple(Protocol.from_dict(fields) for fields in about["protocols"]),
-        facts=about["facts"],
-    )
+    return Description(config=config, tokenizer=tokenizer, **about)
+
+
+def _read_model_file(path: epath.Path) -> dict[str, Any]:
+    """Return the fields of a `Description` that ``model.json`` holds.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another format or form; names the file and the field.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: it is a JSON object, not {content!r:.40}")
+    if content.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} has format {content.get('format')!r:.40}, this version of cmap_jax reads "
+            f"{_FORMAT}"
+        )
+    read = {
+        "preprocessing": lambda fields: ImagePreprocessing.from_dict(dict(fields)),
+        "protocols": lambda items: tuple(Protocol.from_dict(fields) for fields in items),
+        "facts": lambda fields: DataFacts.from_dict(fields) and dict(fields),
+    }
+    parts = {}
+    for name, parse in read.items():
+        try:
+            parts[name] = parse(content[name])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = "is missing" if name not in content else f"cannot be used: {error}"
+            raise ValueError(f'{path}: its "{name}" {reason}') from error
+    return parts
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict | None:
-    """Return a workdir's config; None for a folder without one."""
-    path = epath.Path(workdir) / CONFIG
+    """Return a workdir's config; None for a folder without one.
+
+    Raises:
+        ValueError: a broken file; or no workdir can have this path.
+    """
+    path = absolute(workdir) / CONFIG
     return read_config_file(path) if path.exists() else None
 
 
@@ -182,17 +208,46 @@ def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int
     Args:
         workdir: a folder, local or in a bucket; it need not exist.
         part: `CHECKPOINTS` for the states of a run, `BEST` for its best variables.
+
+    Raises:
+        NotADirectoryError: there is something else in its place; names it.
+        ValueError: a checkpoint's metadata are in no regular file; names it.
     """
-    folder = epath.Path(workdir) / part
+    folder = absolute(workdir) / part
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise NotADirectoryError(
+            f"{folder}: a folder of checkpoints belongs here, or a link to one that exists; move "
+            "it away"
+        )
+    if not is_remote(folder) and folder.is_dir():
+        for checkpoint in folder.iterdir():  # Orbax reads these files when it opens the folder
+            check_regular_file(checkpoint / "_CHECKPOINT_METADATA")
     # Orbax lists complete checkpoints only. In a bucket, where folders cannot be renamed, it marks
     # a complete one with a file.
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
 def absolute(workdir: str | os.PathLike) -> epath.Path:
-    """Return a workdir's absolute path, as Orbax needs it; the URL of a bucket is unchanged."""
+    """Return a workdir's absolute path, as Orbax needs it; the URL of a bucket is unchanged.
+
+    Raises:
+        ValueError: the path has characters by which Orbax would read or write elsewhere.
+    """
     path = os.fspath(workdir)
-    return epath.Path(path if is_remote(path) else os.path.abspath(path))
+    path = path if is_remote(path) else os.path.abspath(path)
+    if wrong := _MISTAKEN.search(path):
+        raise ValueError(
+            f"{ascii(path)[1:-1]}: no workdir can have {wrong[0]!a} in its path, which the "
+            "storage library takes for a pattern or for another name: rename the folder, or make "
+            "a link to it (ln -s) without it and give the link"
+        )
+    return epath.Path(path)
+
+
+# Orbax searches for its files by patterns that begin with the path, in which brackets, stars and
+# question marks match other names and a backslash nothing. A folder named "gs:" is taken for a
+# bucket's scheme. Control characters break messages, and surrogates are no UTF-8.
+_MISTAKEN = re.compile(r"[\[*?\\\x00-\x1f\x7f\ud800-\udfff]|(?<=/)(?:gs|s3|az):(?=/|$)")
 
 
 def _lists_to_tuples(value: Any) -> Any:

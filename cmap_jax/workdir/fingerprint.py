@@ -22,7 +22,7 @@ def fingerprint(tree: Any) -> dict[str, int]:
         # One program is compiled for each shape; a parameter shares it with its moments and with
         # layers of the same shape. The programs run one after the other: on a CPU that emulates
         # several devices, collectives of concurrent programs can deadlock for want of threads.
-        halves = [_sum_on_host(x) if _is_on_host(x) else jax.device_get(_sum(x)) for _, x in named]
+        halves = [_sum_on_host(x) if is_on_host(x) else jax.device_get(_sum(x)) for _, x in named]
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(low) | int(high) << 32
         for (path, _), (low, high) in zip(named, halves, strict=True)
@@ -50,7 +50,7 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(numbers.encode()).hexdigest()[:16]
 
 
-def _is_on_host(x: np.ndarray | jax.Array) -> bool:
+def is_on_host(x: np.ndarray | jax.Array) -> bool:
     """Return whether this process's CPU memory holds all of an array, so that NumPy can read it."""
     if isinstance(x, np.ndarray):
         return True

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import pathlib
 import socket
 import threading
 import time
@@ -25,12 +24,22 @@ from jax.experimental import multihost_utils
 
 from cmap_jax.files import is_remote
 from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.lock_owner import (
+    STALE,
+    is_alive,
+    is_of_this_system,
+    parse,
+    start_of,
+    system,
+)
 
 _logger = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 _INTERVAL = 10.0  # seconds between two heartbeats
-_STALE = 60.0  # seconds since the last heartbeat after which a run elsewhere counts as dead
+# Seconds for which a lock that seems stale is watched: the clocks of two hosts may differ, and a
+# living run changes its lock within an interval.
+_WATCH = 1.5 * _INTERVAL
 
 
 class WorkdirInUse(OSError):  # noqa: N818
@@ -72,8 +81,9 @@ class WorkdirLock:
 
     The file names the host, the process and the time of the last heartbeat, which a thread renews.
     A lock is stale, and is taken over, if its process no longer exists on this system or, on any
-    other system, if its last heartbeat is a minute old. A run that was merely suspended for so long
-    learns from `check` that it has lost the lock.
+    other system, if its last heartbeat is a minute from now by this system's clock and no other
+    comes while the lock is watched. A run that was merely suspended for so long learns from `check`
+    that it has lost the lock.
     """
 
     def __init__(self, workdir: str | os.PathLike, flag: str = "--workdir=..."):
@@ -102,8 +112,10 @@ class WorkdirLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._create():
             owner = self._read()
-            if owner is not None and _is_alive(owner):
+            if owner is not None and is_alive(owner):
                 raise WorkdirInUse(self._refusal(owner))
+            if owner is not None and not is_of_this_system(owner):
+                self._watch(owner)
             _logger.warning("%s was left by a run that was killed; it is taken over", self._path)
             is_removed = owner is None or self._remove(owner)
             if not (is_removed and self._create()):
@@ -151,6 +163,28 @@ class WorkdirLock:
             return False
         return True
 
+    def _watch(self, owner: dict[str, Any]) -> None:
+        """Refuse a lock whose heartbeat seems stale, and is renewed within some seconds.
+
+        Args:
+            owner: content of the lock.
+
+        Raises:
+            WorkdirInUse: the lock has changed.
+        """
+        _logger.warning(
+            "%s seems to be left by a run that was killed elsewhere; it is watched for %.0f s, "
+            "since the clocks may differ",
+            self._path,
+            _WATCH,
+        )
+        end = time.monotonic() + _WATCH
+        while time.monotonic() < end:
+            time.sleep(_WATCH / 15)
+            now = self._read()
+            if now is not None and now != owner:
+                raise WorkdirInUse(self._refusal(now))
+
     def _remove(self, owner: dict[str, Any]) -> bool:
         """Remove a stale lock, and return whether it is gone.
 
@@ -164,7 +198,7 @@ class WorkdirLock:
             self._path.rename(aside)
         except FileNotFoundError:
             return True
-        if _parse(aside).get("token") != owner.get("token"):
+        if parse(aside).get("token") != owner.get("token"):
             aside.rename(self._path)
             return False
         aside.unlink(missing_ok=True)
@@ -174,9 +208,9 @@ class WorkdirLock:
         return json.dumps(
             {
                 "host": socket.gethostname(),
-                "system": _system(),
+                "system": system(),
                 "process": os.getpid(),
-                "process_started": _start_of(os.getpid()),
+                "process_started": start_of(os.getpid()),
                 "started": self._started,
                 "alive": time.time(),
                 "token": self._token,
@@ -186,7 +220,7 @@ class WorkdirLock:
     def _read(self) -> dict[str, Any] | None:
         """Return the content of the lock file, or None if there is no file."""
         try:
-            return _parse(self._path)
+            return parse(self._path)
         except FileNotFoundError:
             return None
 
@@ -206,55 +240,33 @@ class WorkdirLock:
 
     def _refusal(self, owner: dict[str, Any]) -> str:
         """Return a message that names the owner and says what to do."""
+        if "process" not in owner:
+            subject = f"{self._path} does not say by which run it was written"
+        else:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["started"]))
+            subject = (
+                f"{self._path.parent} is in use by process {owner['process']} on {owner['host']}, "
+                f"since {since}"
+            )
         age = time.time() - owner.get("alive", time.time())
-        started = time.localtime(owner.get("started", time.time()))
-        since = time.strftime("%Y-%m-%d %H:%M:%S", started)
+        when = f"{age:.0f} s ago" if age >= 0 else f"{-age:.0f} s ahead of this system's clock"
         return (
-            f"{self._path.parent} is in use by process {owner.get('process', '?')} on "
-            f"{owner.get('host', '?')}, since {since}, last heartbeat {age:.0f} s ago. Stop it, or "
-            f"choose {self._other_folder}; if it is dead, its lock is stale "
-            f"{_STALE:.0f} s after the last heartbeat"
+            f"{subject}, last heartbeat {when}. Stop it, or choose {self._other_folder}; "
+            f"{self._end(owner)}"
         )
 
-
-def _parse(path: epath.Path) -> dict[str, Any]:
-    """Return a lock file's content; one that is half-written counts from its last change."""
-    try:
-        owner = json.loads(path.read_text())
-    except ValueError:
-        owner = None
-    if isinstance(owner, dict) and isinstance(owner.get("alive"), int | float):
-        return owner
-    return {"alive": path.stat().mtime}
-
-
-def _is_alive(owner: dict[str, Any]) -> bool:
-    """Tell whether the run that wrote a lock may still be at work."""
-    if owner.get("system") == _system() and isinstance(owner.get("process"), int):
-        # The start is compared too: the system may have given the number to another process.
-        return _start_of(owner["process"]) == owner.get("process_started")
-    return time.time() - owner["alive"] < _STALE
-
-
-def _system() -> str:
-    """Return an identifier of the boot and container within which process numbers are unique."""
-    try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux
-        return socket.gethostname()
-
-
-def _start_of(process: int) -> str | None:
-    """Return when a process of this system started, in clock ticks; None if it does not exist."""
-    try:
-        fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        if os.path.isdir("/proc/self"):
-            return None
-        try:  # outside Linux, only the existence of a process can be asked
-            os.kill(process, 0)
-        except OSError:
-            return None
-        return "unknown"
-    return None if fields[0] in "ZX" else fields[19]
+    def _end(self, owner: dict[str, Any]) -> str:
+        """Return when a lock becomes void, or how to end one that does not."""
+        if "alive" not in owner:
+            return f"if there is no such run, remove {self._path}"
+        if not is_of_this_system(owner):
+            return (
+                "if it is dead, its lock is taken over at a start more than "
+                f"{STALE:.0f} s after the last heartbeat"
+            )
+        if owner["process_started"] is None:
+            return (
+                "its lock does not say when that process started: if it is another program today, "
+                f"remove {self._path}"
+            )
+        return "if it ends or is killed, its lock is void at once"

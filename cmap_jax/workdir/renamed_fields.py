@@ -26,6 +26,8 @@ _RENAMED = {
     "model.text.dropout": ("model.text.lstm.dropout",),
     "model.text.lstm_pool_padding": ("model.text.lstm.pool_padding",),
 }
+# The same for fields of the environment, renamed since: runs that have the old name continue.
+_RENAMED_ENVIRONMENT = {"model.text.tokenizer_files": ("model.text.tokenizer_path",)}
 _RENAMED_VALUES = {("model.text.encoder", "bigru"): "gru"}
 # The values, in versions that had the old names, of fields that did not exist then.
 _ADDED = {
@@ -41,7 +43,7 @@ _DEFAULTS = {"eval.gallery_chunk": 1024}
 
 def new_names(name: str) -> tuple[str, ...]:
     """Return the names today of a field that was renamed, such as "model.image.depth"; or none."""
-    return _RENAMED.get(name, ())
+    return (_RENAMED | _RENAMED_ENVIRONMENT).get(name, ())
 
 
 def has_old_names(content: Mapping[str, Any]) -> bool:
@@ -55,7 +57,7 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
     if has_old_names(content):
         for name, value in _ADDED.items():
             _set(translated, name, value)
-    for old, names in _RENAMED.items():
+    for old, names in (_RENAMED | _RENAMED_ENVIRONMENT).items():
         if _has(translated, old):
             *parents, field = old.split(".")
             value = functools.reduce(operator.getitem, parents, translated).pop(field)

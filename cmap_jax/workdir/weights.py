@@ -9,9 +9,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from cmap_jax.models.cmap import CMAP
-from cmap_jax.workdir.description import BEST, CHECKPOINTS, CONFIG, absolute
+from cmap_jax.workdir import about as about_lib
+from cmap_jax.workdir.description import BEST, CHECKPOINTS, CONFIG, absolute, saved_steps
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
 
+# Exceptions by which a damaged checkpoint cannot be read.
+READ_ERRORS = (ValueError, KeyError, TypeError, OSError, jax.errors.JaxRuntimeError)
 AVERAGE = "average"  # the part of a saved state that holds the moving average, if it has one
 
 
@@ -26,40 +29,48 @@ def with_average(variables: Mapping[str, Any], average: Mapping[str, Any]) -> di
     return flax.traverse_util.unflatten_dict(flat | averaged)
 
 
-def variables_to_save(variables: Any, mark: str) -> ocp.args.Composite:
+def variables_to_save(
+    variables: Any, mark: str, step: int, describes: Mapping[str, Any] | None
+) -> ocp.args.Composite:
     """Return the content of a checkpoint of ``best/``, as Orbax's `CheckpointManager` saves it.
 
     Args:
         variables: all variables of the model.
         mark: identifies the run; see `cmap_jax.workdir.same_run.mark_of_run`.
+        step: training steps of the variables.
+        describes: the result of `about.describe`; None: nothing describes the model.
     """
-    about = {"run": mark, "fingerprint": fingerprint(variables)}
     return ocp.args.Composite(
-        variables=ocp.args.StandardSave(variables), about=ocp.args.JsonSave(about)
+        variables=ocp.args.StandardSave(variables),
+        about=about_lib.to_save(mark, step, fingerprint(variables), describes),
     )
 
 
-def check_variables(workdir: str | os.PathLike, step: int, mark: str, like: Any) -> None:
+def check_variables(
+    workdir: str | os.PathLike,
+    step: int,
+    like: Any,
+    check: Callable[[Mapping[str, Any]], None],
+) -> None:
     """Refuse a checkpoint of ``best/`` that is damaged or belongs to another run.
 
     Args:
         workdir: a folder that holds ``best/``, local or in a bucket.
         step: training step of the checkpoint.
-        mark: the mark that `variables_to_save` was given.
         like: arrays with the shapes, dtypes and shardings to read the variables with.
+        check: raises a ValueError for a record of another run; see `cmap_jax.workdir.about`.
 
     Raises:
-        ValueError: another run's mark, or an array that differs from the saved one.
+        ValueError: another run's record, or an array that differs from the saved one.
     """
     expected = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
     # A manager that has restored with these arguments refuses to save with others: use a new one.
     with ocp.CheckpointManager(absolute(workdir) / BEST) as manager:
-        args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        if manager.restore(step, args=args)["about"]["run"] != mark:
-            raise ValueError("they belong to another run")
-        _read_verified(manager, step, "variables", expected)
+        about = about_lib.read(manager, step)
+        check(about)
+        _read_verified(manager, step, "variables", expected, about)
 
 
 def read_variables(
@@ -70,6 +81,9 @@ def read_variables(
 ) -> tuple[int, Any]:
     """Return the step and the best variables of a workdir; the latest ones before an evaluation.
 
+    The record beside the variables is compared with the workdir's files; see
+    `cmap_jax.workdir.about`.
+
     Args:
         workdir: a folder that holds ``best/`` or ``checkpoints/``, local or in a bucket.
         model: the model that the workdir's config describes.
@@ -78,7 +92,8 @@ def read_variables(
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
-        ValueError: a checkpoint that is damaged or does not fit the model; names it.
+        ValueError: a checkpoint that is damaged, does not fit the model, or was saved with other
+            files than those of the workdir; names it.
     """
     expected = jax.eval_shape(
         lambda: model.init(jax.random.key(0), **CMAP.example_inputs(image_size))
@@ -94,16 +109,16 @@ def read_variables(
         shardings,
     )
     for folder, item in ((BEST, "variables"), (CHECKPOINTS, "state")):
-        path = absolute(workdir) / folder
-        if not path.is_dir():
+        steps = saved_steps(workdir, folder)
+        if not steps:
             continue
+        path, step = absolute(workdir) / folder, max(steps)
         with ocp.CheckpointManager(path) as manager:
-            step = manager.latest_step()
-            if step is None:
-                continue
             try:
-                return step, _read_verified(manager, step, item, expected)
-            except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
+                about = about_lib.read(manager, step)
+                about_lib.check_workdir(about, workdir)
+                return step, _read_verified(manager, step, item, expected, about)
+            except READ_ERRORS as error:
                 raise ValueError(
                     f"{path / str(step)} cannot be read as the model that {CONFIG} describes: "
                     f"{error}"
@@ -111,12 +126,17 @@ def read_variables(
     raise FileNotFoundError(f"{os.fspath(workdir)} has no checkpoint yet")
 
 
-def _read_verified(manager: ocp.CheckpointManager, step: int, item: str, expected: Any) -> Any:
+def _read_verified(
+    manager: ocp.CheckpointManager,
+    step: int,
+    item: str,
+    expected: Any,
+    about: Mapping[str, Any],
+) -> Any:
     """Return an item's arrays, those that ``expected`` has, and verify their fingerprints.
 
     A state's moving average is read in place of the variables that have one.
     """
-    about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
     saved = {tuple(name.split("/")) for name in about["fingerprint"]}
     wanted = {
         (AVERAGE, *path) if (AVERAGE, *path) in saved else path: array

@@ -30,7 +30,10 @@ def trained(tmp_path_factory):
     [
         ("seed", -1, "config.seed must be 0 to"),
         ("optimizer.b1", 1.0, "config.optimizer.b1 must be 0 to"),
-        ("optimizer.eps", -1.0, "config.optimizer.eps must be 0 or more, not -1.0"),
+        ("optimizer.b2", 1 - 1e-9, "config.optimizer.b2 must be 0 to 0.9999999, not 0.999999999"),
+        ("optimizer.eps", -1.0, "config.optimizer.eps must be 1e-37 or more, not -1.0"),
+        ("optimizer.eps", 0.0, "config.optimizer.eps must be 1e-37 or more, not 0.0"),
+        ("optimizer.groups.text.weight_decay", -1e-3, "weight_decay must be 0 or more, not -0.001"),
         ("optimizer.learning_rate", float("inf"), "learning_rate must be 0 or more, not inf"),
         ("optimizer.weight_decay", float("nan"), "weight_decay must be 0 or more, not nan"),
         ("model.variant", "cnap", "config.model.variant must be one of cmap"),

@@ -1,10 +1,15 @@
 """Checkpoints that are damaged, foreign or half-written; a full disk; fingerprints."""
 
+import json
 import os
+import pathlib
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +18,9 @@ import pytest
 
 import cmap_jax
 from cmap_jax import sharding
+from cmap_jax.training import checkpointing, finite
 from cmap_jax.training.checkpointing import Checkpoints
+from cmap_jax.training.finite import not_finite
 from cmap_jax.training.progress import Progress
 from cmap_jax.training.train_state import TrainState
 from cmap_jax.workdir import description as workdir_lib
@@ -260,3 +267,222 @@ def test_damaged_weights_are_not_loaded(tmp_path):
         shutil.rmtree(path)
     with pytest.raises(ValueError, match=r"best/0 cannot be read as the model"):
         cmap_jax.load(workdir)
+
+
+def _rewrite_about(checkpoint, change):
+    path = checkpoint / "about" / "metadata"
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about["progress"].update(best_recall=1e9),
+        lambda about: about.update(run=5),
+        lambda about: about.update(fingerprint=[]),
+        lambda about: about.update(step="6"),
+        lambda about: about.pop("fingerprint"),
+        # An earlier version's, which has no digest.
+        lambda about: about.pop("digest") and about.update(progress=7),
+        lambda about: about.pop("digest") and about["progress"].update(best_step="3"),
+        lambda about: about.pop("digest") and about["progress"].update(best_recall=None),
+        lambda about: about.pop("digest") and about["progress"].update(log={"sums": [1]}),
+        lambda about: about.pop("digest") and about["progress"].update(log={"count": True}),
+        lambda about: about.pop("digest") and about["progress"].update(more=1),
+    ],
+)
+def test_a_record_that_was_changed_is_damaged(change, tmp_path, caplog):
+    _write(tmp_path, (3, 6))
+    _rewrite_about(tmp_path / "checkpoints" / "6", change)
+    state, _ = _restore(tmp_path)
+    assert int(state.step) == 3
+    assert f"Cannot continue from {tmp_path}/checkpoints/6: " in caplog.text
+    assert (tmp_path / "damaged" / "checkpoints" / "6").is_dir()
+
+
+def test_records_of_earlier_versions_are_read(tmp_path):
+    _write(tmp_path, (3, 6))
+    for folder in ("checkpoints", "best"):
+        for step in ("3", "6"):
+            _rewrite_about(
+                tmp_path / folder / step, lambda about: [about.pop("digest"), about.pop("step")]
+            )
+    state, progress = _restore(tmp_path)
+    assert int(state.step) == progress.best_step == 6
+    assert (tmp_path / "best" / "6").is_dir()
+
+
+@pytest.mark.parametrize("has_step", [True, False])
+def test_a_folder_with_another_number_than_its_state(has_step, tmp_path, caplog):
+    """Put away, lest Orbax leave out the states that follow; alone, it says how to rename it."""
+    _write(tmp_path, (3, 6))
+    folder = tmp_path / "checkpoints"
+    if not has_step:
+        _rewrite_about(folder / "6", lambda about: [about.pop("digest"), about.pop("step")])
+    (folder / "6").rename(folder / "99")
+    assert int(_restore(tmp_path)[0].step) == 3
+    assert "named 99, but what it holds is of step 6; rename it to 6" in caplog.text
+    assert (tmp_path / "damaged" / "checkpoints" / "99").is_dir()
+    _write(tmp_path, (6,))
+    assert int(_restore(tmp_path)[0].step) == 6
+    shutil.rmtree(folder / "3")
+    (folder / "6").rename(folder / "7")
+    with pytest.raises(ValueError, match=r"no checkpoint .*\n.*checkpoints/7: .* rename it to 6"):
+        _restore(tmp_path)
+
+
+def test_a_state_that_orbax_leaves_out_is_an_error(tmp_path):
+    _write(tmp_path, (3,))
+    (tmp_path / "checkpoints" / "3").rename(tmp_path / "checkpoints" / "99")
+    checkpoints = Checkpoints(tmp_path, 5, "run")
+    with pytest.raises(OSError, match=r"state of step 6, could not .* a later number, 99"):
+        checkpoints.save(_state(6), _progress(6))
+
+
+def test_best_variables_with_another_number_are_not_believed(tmp_path, caplog):
+    _write(tmp_path, (3,))
+    (tmp_path / "best" / "3").rename(tmp_path / "best" / "9")
+    state, progress = _restore(tmp_path)
+    assert (int(state.step), progress.best_step) == (3, 3)
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["3"]
+
+
+def test_best_variables_left_by_lost_states_do_not_block_others(tmp_path):
+    """Orbax would leave out all that have a lower number."""
+    _write(tmp_path, (3, 6))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with Checkpoints(tmp_path, 5, "run") as checkpoints:
+        checkpoints.save_best(_state(3))
+    assert {p.name for p in (tmp_path / "best").iterdir()} == {"3"}
+    assert (tmp_path / "damaged" / "best" / "6").is_dir()
+
+
+def test_a_state_waits_for_its_best(tmp_path, monkeypatch):
+    """A best whose background write fails is named, and no state that knows of it is written."""
+    _write(tmp_path, (3,))
+    checkpoints = Checkpoints(tmp_path, 5, "run")
+    with monkeypatch.context() as patch:
+        _fail_in_the_background(patch)
+        checkpoints.save_best(_state(6))
+        with pytest.raises(OSError, match="the best variables, of step 6, could not be written"):
+            checkpoints.save(_state(6), _progress(6))
+    assert workdir_lib.saved_steps(tmp_path) == [3]
+    assert _restore(tmp_path)[1].best_step == 3
+
+
+def test_a_failed_background_write_is_noticed_when_it_has_ended(tmp_path, monkeypatch):
+    """Between two steps, and under its own step."""
+    _write(tmp_path, (3,))
+    checkpoints = Checkpoints(tmp_path, 5, "run")
+    checkpoints.restore(_like())
+    with monkeypatch.context() as patch:
+        _fail_in_the_background(patch)
+        checkpoints.save(_state(6), _progress(3))
+        message = "the state of step 6, could not be written .*the disk is away"
+        for _ in range(500):
+            if not checkpoints._latest._manager.is_saving_in_progress():
+                break
+            checkpoints.check()
+            time.sleep(0.01)
+        with pytest.raises(OSError, match=message):
+            checkpoints.check()
+    checkpoints.check()
+    checkpoints.close()
+
+
+def _fail_in_the_background(patch):
+    from orbax.checkpoint._src.checkpointers.async_checkpointer import AsyncCheckpointer
+
+    wait = AsyncCheckpointer.wait_until_finished
+
+    def fail(self):
+        wait(self)
+        if threading.current_thread().name == "save_finalize":
+            raise OSError("the disk is away")
+
+    patch.setattr(AsyncCheckpointer, "wait_until_finished", fail)
+
+
+def test_the_first_state_is_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpointing, "check_fingerprint", _differ)
+    checkpoints = Checkpoints(tmp_path, 5, "run")
+    with pytest.raises(OSError, match=r"3 was written and cannot be read back: .*--workdir="):
+        checkpoints.save(_state(3), _progress(3))
+    monkeypatch.undo()
+    checkpoints = Checkpoints(tmp_path, 5, "run")
+    checkpoints.save(_state(6), _progress(6))
+    monkeypatch.setattr(checkpointing, "check_fingerprint", _differ)
+    checkpoints.save(_state(9), _progress(9))  # the second is not
+    checkpoints.close()
+
+
+def _differ(*_):
+    raise ValueError("it is damaged")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("params", "params/kernel"), ("opt_state", "opt_state/mu"), ("batch_stats", "batch_st")],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_not_saved(part, name, value, tmp_path):
+    _write(tmp_path, (3,))
+    state = _state(6)
+    bad = {key: x.at[(0,) * x.ndim].set(value) for key, x in getattr(state, part).items()}
+    state = state.replace(**{part: bad})
+    with Checkpoints(tmp_path, 5, "run") as checkpoints:
+        message = f"after step 6 .* not finite in {name}.* last good checkpoint is of step 3"
+        with pytest.raises(FloatingPointError, match=message):
+            checkpoints.save(state, _progress(6))
+        if part != "opt_state":
+            with pytest.raises(FloatingPointError, match=message):
+                checkpoints.save_best(state)
+    assert workdir_lib.saved_steps(tmp_path) == [3]
+    assert {p.name for p in (tmp_path / "best").iterdir()} == {"3"}
+
+
+def test_finite_values_on_devices_and_host():
+    mesh = sharding.make_mesh()
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.int32):
+        good = jnp.ones((8, 4), dtype)
+        assert not not_finite({"a": good, "b": jax.device_put(good, sharding.replicated(mesh))})
+        assert finite._all_finite(good)
+    bad = jnp.ones((8, 4), jnp.bfloat16).at[7, 3].set(jnp.nan)
+    assert not finite._all_finite(bad)
+    split = jax.device_put(bad, sharding.split_over_devices(mesh))
+    assert not_finite({"a": bad, "b": {"c": split}, "d": jnp.ones(2)}) == ["a", "b/c"]
+
+
+def test_checkpoints_behind_a_link(tmp_path):
+    """To a disk with more space, from which what is damaged is moved away all the same."""
+    elsewhere = pathlib.Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        (tmp_path / "checkpoints").symlink_to(elsewhere)
+        _write(tmp_path, (3, 6))
+        _truncate(elsewhere / "6")
+        assert int(_restore(tmp_path)[0].step) == 3
+        assert (tmp_path / "damaged" / "checkpoints" / "6").is_dir()
+    finally:
+        shutil.rmtree(elsewhere)
+
+
+@pytest.mark.parametrize("part", ["state/manifest.ocdbt", "about/metadata"])
+def test_a_pipe_inside_a_state_is_not_waited_for(part, tmp_path, caplog):
+    _write(tmp_path, (3, 6))
+    path = tmp_path / "checkpoints" / "6" / part
+    path.unlink()
+    os.mkfifo(path)
+    assert int(_restore(tmp_path)[0].step) == 3
+    assert f"{path}: is a pipe, not a regular file" in caplog.text
+
+
+def test_a_pipe_in_place_of_the_metadata_is_refused(tmp_path):
+    """Orbax reads them all when it opens the folder."""
+    _write(tmp_path, (3, 6))
+    path = tmp_path / "checkpoints" / "6" / "_CHECKPOINT_METADATA"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{path}: is a pipe, not a regular file"):
+        _restore(tmp_path)

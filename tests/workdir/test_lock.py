@@ -5,12 +5,32 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from cmap_jax.workdir import lock as lock_lib
 from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock, lock_workdir
+
+
+@pytest.fixture(autouse=True)
+def brief_watch(monkeypatch):
+    """Watch a lock that seems stale for a moment only."""
+    monkeypatch.setattr(lock_lib, "_WATCH", 0.15)
+
+
+def _lock_of_another_host(folder, **fields):
+    owner = {
+        "host": "elsewhere",
+        "system": "elsewhere",
+        "process": 1,
+        "process_started": "1",
+        "started": 0.0,
+        "alive": time.time(),
+        "token": "theirs",
+    }
+    (folder / "run.lock").write_text(json.dumps(owner | fields))
 
 
 def test_a_second_run_is_refused(tmp_path):
@@ -122,3 +142,102 @@ def test_a_refused_lock_ends_all_processes(tmp_path, monkeypatch):
         lock_workdir(tmp_path),
     ):
         pytest.fail("it went on")
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_a_living_run_whose_clock_is_wrong_keeps_its_lock(skew, tmp_path, caplog):
+    """Its lock looks an hour old, or is of the future, and is renewed while it is watched."""
+    _lock_of_another_host(tmp_path, alive=time.time() + skew)
+    renewal = threading.Timer(
+        0.05, _lock_of_another_host, [tmp_path], {"alive": time.time() + skew + 10}
+    )
+    renewal.start()
+    when = r"\d+ s ahead of this system's clock" if skew > 0 else r"\d+ s ago"
+    message = rf"process 1 on elsewhere, .*last heartbeat {when}.*taken over at a start more than"
+    with pytest.raises(WorkdirInUse, match=message), WorkdirLock(tmp_path):
+        pass
+    renewal.join()
+    assert "is watched for 0 s, since the clocks may differ" in caplog.text
+    assert json.loads((tmp_path / "run.lock").read_text())["token"] == "theirs"
+
+
+def test_a_lock_of_the_future_that_nobody_renews_is_taken_over(tmp_path):
+    _lock_of_another_host(tmp_path, alive=time.time() + 1e8)
+    with WorkdirLock(tmp_path) as lock:
+        lock.check()
+
+
+def test_a_lock_without_a_start_time(tmp_path):
+    """Void where its process does not exist; else it says that a file may have to be removed."""
+    with WorkdirLock(tmp_path):
+        owner = json.loads((tmp_path / "run.lock").read_text())
+    del owner["process_started"]
+    (tmp_path / "run.lock").write_text(json.dumps(owner))
+    with (
+        pytest.raises(WorkdirInUse, match=f"another program today, remove {tmp_path}/run.lock"),
+        WorkdirLock(tmp_path),
+    ):
+        pass
+    (tmp_path / "run.lock").write_text(json.dumps(owner | {"process": 2**31 - 1}))
+    with WorkdirLock(tmp_path) as lock:
+        lock.check()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[1]",
+        b'{"alive": true}',
+        b'{"alive": 1e999, "started": 1e999, "process": 1}',
+        b'{"alive": 0, "started": 1e300, "process": 1}',
+        b'{"alive": 0, "started": 0, "process": 1' + b"0" * 400 + b"}",
+        b'{"alive": ' + b"9" * 5000 + b"}",
+        b'{"alive": 0, "started": 0, "process": "me"}',
+        b'{"alive": 0, "started": 0, "process": 1, "host": {}}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+)
+def test_a_lock_of_any_content(content, tmp_path):
+    """It counts from its last change, as one that is being written."""
+    path = tmp_path / "run.lock"
+    path.write_bytes(content)
+    with (
+        pytest.raises(WorkdirInUse, match=f"{path} does not say by which run it was written"),
+        WorkdirLock(tmp_path),
+    ):
+        pass
+    os.utime(path, (0, 0))
+    with WorkdirLock(tmp_path) as lock:
+        lock.check()
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.lock")
+    with pytest.raises(WorkdirInUse, match="does not say by which run"), WorkdirLock(tmp_path):
+        pass
+    os.utime(tmp_path / "run.lock", (0, 0))
+    with WorkdirLock(tmp_path) as lock:
+        lock.check()
+
+
+def test_a_link_to_nothing_in_place_of_a_lock(tmp_path):
+    (tmp_path / "run.lock").symlink_to("nothing")
+    with pytest.raises(WorkdirInUse, match=f"remove {tmp_path}/run.lock"), WorkdirLock(tmp_path):
+        pass
+
+
+def test_a_clock_that_jumps_costs_a_run_nothing(tmp_path, monkeypatch):
+    """Its process can be looked up on its own system, whatever the heartbeats say."""
+    monkeypatch.setattr(lock_lib, "_INTERVAL", 0.02)
+    clock = time.time
+    with WorkdirLock(tmp_path) as lock:
+        for jump in (1e6, -1e6, 0):
+            monkeypatch.setattr(time, "time", lambda jump=jump: clock() + jump)
+            with (
+                pytest.raises(WorkdirInUse, match="if it ends or is killed"),
+                WorkdirLock(tmp_path),
+            ):
+                pass
+            time.sleep(0.1)
+            lock.check()
