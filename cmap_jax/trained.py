@@ -11,8 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import pathlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -28,10 +26,9 @@ from cmap_jax.models.composers import Halves
 from cmap_jax.models.encoders import text_entry, text_settings
 from cmap_jax.models.variant_checks import check_halves
 from cmap_jax.processing import images as images_lib
-from cmap_jax.processing.tokenizing import Tokenizer
 from cmap_jax.processing.unread_texts import check_lengths, describe_unread
 from cmap_jax.workdir import description as workdir_lib
-from cmap_jax.workdir.about import describe
+from cmap_jax.workdir.about import describe, digests_of_files
 from cmap_jax.workdir.description import Description
 from cmap_jax.workdir.fingerprint import digest
 from cmap_jax.workdir.same_run import function_of_model, mark_of_run
@@ -103,7 +100,7 @@ class Trained:
         about = {
             "function": function_of_model(self.config),
             "dtype": self.config.model.dtype,
-            "tokenizer": _digest_of_files(self.tokenizer),
+            "tokenizer": digests_of_files(self.tokenizer),
             "preprocessing": self.preprocessing.to_dict(),
             "variables": digest(self.variables),
         }
@@ -302,14 +299,6 @@ class Trained:
         reads_padding = text_entry(model).reads_padding(text_settings(model))
         width = None if reads_padding else self.tokenizer.width or TEXT_WIDTH
         return BatchEncoder(self.model, text_width=width, text_limit=self.text_limit)
-
-
-def _digest_of_files(tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the SHA-256 of each file that a tokenizer writes, by the file's name."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        files = sorted(pathlib.Path(folder).iterdir())
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _unreadable(reasons: Mapping[int, str], total: int) -> str:

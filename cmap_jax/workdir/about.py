@@ -101,7 +101,7 @@ def describe(description: Description) -> dict[str, Any]:
     about = {
         "config": description.config.to_dict(),
         "preprocessing": description.preprocessing.to_dict(),
-        "tokenizer": _files_of(description.tokenizer),
+        "tokenizer": digests_of_files(description.tokenizer),
         "facts": facts,
     }
     return json.loads(json.dumps(about))
@@ -199,8 +199,11 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= _LONG else f"sha256 {_digest(value)[:16]}"
 
 
-def _files_of(tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the digest of each file, by name, that a tokenizer writes into a workdir."""
+def digests_of_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return a digest of each file, by name, that a tokenizer writes into a workdir.
+
+    A digest has the first 16 hexadecimal digits of the SHA-256.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         return {
