@@ -207,7 +207,6 @@ def _guesses(summary: Summary) -> str:
 
 
 def _next_step(out: str, images: str) -> str:
-    out, images = shlex.quote(out), shlex.quote(images)
     return (
         "cmap train --config=configs/folder.py:pretrained "
         f"--config.data.directory={shlex.quote(out)} "
