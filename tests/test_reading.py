@@ -14,6 +14,7 @@ from small import init, small_config
 from cmap_jax import load
 from cmap_jax.cli import from_workdir
 from cmap_jax.cli.run import evaluate, read_for_evaluation
+from cmap_jax.facts import DataFacts
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.protocols import PROTOCOLS
@@ -130,7 +131,7 @@ def test_another_way_in_the_middle_of_a_run_is_refused(written):
     datasets = types.SimpleNamespace(
         tokenizer=description.tokenizer,
         preprocessing=description.preprocessing,
-        facts=types.SimpleNamespace(to_dict=dict),
+        facts=DataFacts.from_dict(description.facts),
     )
     check_same_data(datasets, folder)
     datasets.preprocessing = dataclasses.replace(description.preprocessing, read_as="upright")

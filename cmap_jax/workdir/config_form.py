@@ -25,7 +25,7 @@ def check_form(stored: Mapping[str, Any], path: str | os.PathLike) -> None:
         ValueError: names the file and the field.
     """
     # The earliest versions lacked fields on which a model does not depend.
-    needed = Kind.TRAINED if renamed_fields.has_old_names(stored) else Kind.ENVIRONMENT
+    needed = Kind.TRAINED if renamed_fields.has_old_names(stored) else Kind.RUN
     values, defaults = flatten(renamed_fields.translate(stored)), flatten(default.get_config())
     for name, field in FIELDS.items():
         if name not in defaults:

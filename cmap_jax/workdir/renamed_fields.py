@@ -10,7 +10,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from cmap_jax.config_fields import FIELDS, flatten
+from cmap_jax.config_fields import FIELDS, Kind, flatten
 from configs import default
 
 # The old name of each field, with its names today.
@@ -63,7 +63,7 @@ def translate(content: Mapping[str, Any]) -> dict[str, Any]:
             value = functools.reduce(operator.getitem, parents, translated).pop(field)
             for name in names:
                 _set(translated, name, _RENAMED_VALUES.get((old, value), value))
-    for name, value in _added().items():
+    for name, value in (_added() | _environment()).items():
         if _lacks(translated, name):
             _set(translated, name, value)
     for name, value in _DEFAULTS.items():
@@ -88,6 +88,17 @@ def _added() -> dict[str, Any]:
     """Return the fields that earlier versions lack, with their defaults."""
     defaults = flatten(default.get_config())
     return {name: defaults[name] for name, field in FIELDS.items() if field.added}
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    """Return the fields that do not belong to a run, with their defaults.
+
+    A stored config may lack any of them: each version has its own, and no model depends on them.
+    """
+    defaults = flatten(default.get_config())
+    kind = Kind.ENVIRONMENT
+    return {n: defaults[n] for n, field in FIELDS.items() if n in defaults and field.kind == kind}
 
 
 def _has(content: Any, name: str) -> bool:
