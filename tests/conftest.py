@@ -112,6 +112,17 @@ def real_data():
 def failing_reads():
     """Collect the coroutines that Orbax drops after a failed read, before another test runs."""
     yield
+    _collect()
+
+
+@pytest.fixture(scope="module")
+def module_of_failing_reads():
+    """Do the same once for a module, whose tests ignore what the coroutines say: it takes long."""
+    yield
+    _collect()
+
+
+def _collect() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gc.collect()

@@ -76,6 +76,7 @@ class FakeRetriever:
         searched: a tuple for each search: number of queries, k, filter.
         warmed: arguments of each `warm_up`.
         gate: an event that searches wait for.
+        is_asked: an event that the first search sets.
         fault: raised by searches; None for none.
         closed: an event that `close` sets.
     """
@@ -99,6 +100,7 @@ class FakeRetriever:
         self.warmed: list[tuple] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.is_asked = threading.Event()
         self.fault: Exception | None = None
         self.closed = threading.Event()
 
@@ -109,6 +111,7 @@ class FakeRetriever:
         self.warmed.append((tuple(batch_sizes), k))
 
     def compose(self, queries: Sequence[Query]) -> ComposedQuery:
+        self.is_asked.set()
         self.gate.wait()
         self.composed.append(len(queries))
         rows = np.array([self._vector(query) for query in queries], np.float32)

@@ -29,7 +29,7 @@ from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
 # Orbax drops coroutines where a read or a write fails, and they complain when they are collected.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.usefixtures("failing_reads"),
+    pytest.mark.usefixtures("module_of_failing_reads"),
 ]
 
 

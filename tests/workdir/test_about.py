@@ -25,7 +25,7 @@ from cmap_jax.workdir.description import (
 # Orbax drops coroutines where a read fails, and they complain when they are collected.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.usefixtures("failing_reads"),
+    pytest.mark.usefixtures("module_of_failing_reads"),
 ]
 
 
