@@ -90,6 +90,23 @@ def add_near_names(parser: argparse.ArgumentParser, default: str | None = "fail"
     )
 
 
+def add_backend_arguments(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Add ``--backend`` and ``--set``, whose values `settings_from` reads.
+
+    Args:
+        parser: the parser of a subcommand.
+        meaning: help of ``--backend``, which says when the backend is used.
+    """
+    parser.add_argument("--backend", metavar="NAME", help=meaning)
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a setting of the backend; may be given several times",
+    )
+
+
 def settings_from(assignments: Sequence[str]) -> dict[str, str]:
     """Return the settings of a search backend that the flags ``--set NAME=VALUE`` assign.
 

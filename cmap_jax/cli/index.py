@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from cmap_jax.cli.arguments import path, settings_from
+from cmap_jax.cli.arguments import add_backend_arguments, path, settings_from
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.progress import format_seconds
@@ -64,16 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="bring an index up to date: embed new and changed pictures, drop deleted ones",
     )
-    parser.add_argument(
-        "--backend", metavar="NAME", help="prepare the index for this search backend"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a setting of the backend; may be given several times",
-    )
+    add_backend_arguments(parser, "prepare the index for this search backend")
     parser.add_argument(
         "--runner",
         metavar="NAME",

@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 from PIL import Image, ImageOps
 
-from cmap_jax.cli.arguments import path, settings_from
+from cmap_jax.cli.arguments import add_backend_arguments, path, settings_from
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.tables import table
@@ -86,16 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path,
         help="the model's folder; default: where it was when the index was made",
     )
-    parser.add_argument(
-        "--backend", metavar="NAME", help="search with this one in place of the index's own"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a setting of the backend; may be given several times",
-    )
+    add_backend_arguments(parser, "search with this one in place of the index's own")
 
 
 def run(arguments: argparse.Namespace) -> int:
