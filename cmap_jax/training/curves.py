@@ -73,6 +73,10 @@ def tags(result: Result, prefix: str = "") -> dict[str, float]:
         for half, numbers in results.shortcuts.items()
         if numbers is not None
         for name, value in numbers.items()
+    } | {
+        f"{prefix}overlap/{protocol}/{name}": value
+        for protocol, results in result.protocols.items()
+        for name, value in results.overlap.items()
     }
 
 

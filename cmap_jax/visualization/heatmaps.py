@@ -29,6 +29,7 @@ from cmap_jax.numerics import inverse_norm
 from cmap_jax.processing.images import preprocess_image
 from cmap_jax.trained import Trained
 
+_NOISE = 1e-6  # a map below this part of the score is nothing but rounding
 STRONGEST = 3  # dimensions that have heat maps of their own, unless a caller says how many
 
 
@@ -194,8 +195,14 @@ class HeatPrograms:
         # A cotangent for each branch and map: those of the other branches are 0.
         wanted = wanted * jnp.eye(branches)[:, None, :, None, None, None]
         gradients = jax.vmap(jax.vmap(pull_back))(wanted)[0]
+        noise = _NOISE * jnp.abs(parts).sum(-1)[..., None, None]  # [K, L, B, 1, 1]
+        heat = {}
+        for number, level in enumerate(self._model.levels):
+            if maps[level].ndim == 4:
+                cam = grad_cam(maps[level], gradients[level])
+                heat[level] = jnp.where(cam > noise[:, number, None], cam, 0)
         return ImageHeat(
-            heat={level: grad_cam(x, gradients[level]) for level, x in maps.items() if x.ndim == 4},
+            heat=heat,
             scores=parts.sum(-1),
             dimensions=jnp.moveaxis(dimensions, -1, 2),
             contributions=jnp.moveaxis(values, -1, 2),
