@@ -129,7 +129,7 @@ def write_results(
     # Without an earlier file, or with one that cannot be read, there is nothing to keep.
     with contextlib.suppress(OSError, ValueError):
         earlier = read_results(path)
-        stored = keep_other_captions(keep_extras(stored, earlier), earlier)
+        stored = keep_other_captions(keep_shortcuts(stored, earlier), earlier)
     write_json(path, stored.to_dict())
 
 
@@ -193,7 +193,7 @@ def with_intervals(result: Result) -> Result:
     )
 
 
-def keep_extras(stored: StoredResults, earlier: StoredResults) -> StoredResults:
+def keep_shortcuts(stored: StoredResults, earlier: StoredResults) -> StoredResults:
     """Return results with shortcuts and overlaps of an earlier evaluation where they have none.
 
     Only those of the same variables on the same data, under the same conditions, are kept.

@@ -189,9 +189,7 @@ class ImageEncoder(nn.Module):
         is_encoded = isinstance(images, Mapping)
         outputs = images if is_encoded else self._outputs(images, train=False)
         return {
-            level: at_least_float32(
-                jnp.maximum(x, 0) if self._takes_positive_part(level, x) else x
-            )
+            level: at_least_float32(jnp.maximum(x, 0) if self._takes_positive_part(level, x) else x)
             for level, x in self._interact(outputs).items()
         }
 

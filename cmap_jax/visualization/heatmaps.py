@@ -244,9 +244,7 @@ def grad_cam(
     See docs/method.md, section 13.
     """
     weights = jnp.mean(gradients, axis=(-3, -2))
-    products = jnp.einsum(
-        "...bc,bhwc->...bhw", weights, maps, precision=jax.lax.Precision.HIGHEST
-    )
+    products = jnp.einsum("...bc,bhwc->...bhw", weights, maps, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(products, 0)
 
 
