@@ -99,7 +99,8 @@ class Evaluator:
         Args:
             variables: the model's variables.
             data: an `input_pipeline.batching.EvaluationData`, or an object with its attributes and
-                methods; ``load`` is called for an overlap alone. Splits of the same ``sizes`` share all compiled programs.
+                methods; ``load`` is called for an overlap alone. Splits of the same ``sizes`` share
+                all compiled programs.
             rankings: whether the best images of every query are recorded.
             examples: number of queries of the first protocol, spread evenly, whose best images are
                 recorded.

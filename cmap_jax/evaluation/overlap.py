@@ -5,17 +5,21 @@ See docs/method.md, section 13.
     measure = OverlapMeasure(model, mesh, count=64)
     measure(variables, data, data.evaluations[0], gallery)["target_iou"]     # 0.31
 
-The numbers, each a mean over queries and levels, by name:
+The numbers are means over queries and levels. Pictures are "reference" and "target":
 
-    "<picture>_iou", "<picture>_correlation"       of the two heat maps on the "reference" and on the
-                                                   "target"; with "/high" and so on, at a level
-    "empty_maps"                                   percent of the pairs that have no such numbers
-    "attention_overlap"                            of the two attentions, 0 to 1
-    "modified_entropy", "preserved_entropy"        of the attentions, nats
+    "<picture>_iou", "<picture>_correlation"
+        intersection over union, 0 to 1, and correlation of the two parts' heat maps; followed by
+        "/high" and so on, the same at one level
+    "empty_maps"
+        percent of the pairs of heat maps of which one is empty, so that they have no such numbers
+    "attention_overlap"
+        the part of the two attentions that they have in common, 0 to 1
+    "modified_entropy", "preserved_entropy"
+        entropies of the attentions, nats
     "modified_text_distance", "preserved_text_distance"
-                                                   cosine distance of the part of the target that
-                                                   each attention weights to the text, 0 to 2
-    "queries"                                      how many queries were measured
+        cosine distance to the text of the target under each attention, 0 to 2
+    "queries"
+        number of queries that were measured
 """
 
 from collections.abc import Iterator, Mapping, Sequence

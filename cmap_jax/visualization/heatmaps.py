@@ -194,7 +194,7 @@ class HeatPrograms:
         wanted = jnp.concatenate([jnp.ones((1, *parts.shape)), one_hot])
         # A cotangent for each branch and map: those of the other branches are 0.
         wanted = wanted * jnp.eye(branches)[:, None, :, None, None, None]
-        gradients = jax.vmap(jax.vmap(pull_back))(wanted)[0]
+        gradients = jax.vmap(jax.vmap(pull_back))(wanted.astype(parts.dtype))[0]
         noise = _NOISE * jnp.abs(parts).sum(-1)[..., None, None]  # [K, L, B, 1, 1]
         heat = {}
         for number, level in enumerate(self._model.levels):

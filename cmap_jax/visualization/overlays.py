@@ -26,7 +26,7 @@ _BAR = (180, 12)  # the legend's width and height
 _PAPER, _INK, _GREY, _HAIRLINE = (255, 255, 255), (32, 32, 32), (112, 112, 112), (216, 216, 216)
 _EMPTY = (232, 232, 232)
 # Shares of the colour over the picture at the weakest and the strongest point.
-_WEAKEST, _STRONGEST = 0.45, 0.85
+_WEAKEST, _STRONGEST = 0.4, 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _draw_legend(sheet: Image.Image, y: int) -> None:
     pen = ImageDraw.Draw(sheet)
     x = _MARGIN + _LABEL
     write(pen, (x, y), ["0"], size=_SMALL, colour=_GREY)
-    words = ["most of this picture; each has its own scale"]
+    words = ["the strongest point; every picture has a scale of its own"]
     write(pen, (x + _BAR[0] + 2 * _GAP + 8, y), words, size=_SMALL, colour=_GREY)
     shares = np.broadcast_to(np.linspace(0, 1, _BAR[0]), (_BAR[1], _BAR[0]))
     bar = Image.fromarray(_blend(np.full((*shares.shape, 1), 128), shares))
