@@ -200,7 +200,8 @@ class HeatPrograms:
         for number, level in enumerate(self._model.levels):
             if maps[level].ndim == 4:
                 cam = grad_cam(maps[level], gradients[level])
-                heat[level] = jnp.where(cam > noise[:, number, None], cam, 0)
+                is_seen = jnp.max(cam, axis=(-2, -1), keepdims=True) > noise[:, number, None]
+                heat[level] = jnp.where(is_seen, cam, 0)
         return ImageHeat(
             heat=heat,
             scores=parts.sum(-1),
