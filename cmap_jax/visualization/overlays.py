@@ -101,7 +101,9 @@ def overlay_rows(
     for (name, heat), pixels in zip(heats, pictures, strict=True):
         for k, branch in enumerate(maps.branches if heat.heat else ()):
             groups = {
-                level: list(_tiles(heat, k, maps.levels.index(level), level, number))
+                _header(level, heat.heat[level]): list(
+                    _tiles(heat, k, maps.levels.index(level), level, number)
+                )
                 for level in maps.levels
                 if level in heat.heat
             }
@@ -110,6 +112,11 @@ def overlay_rows(
             tile = Tile(heat.rollout[number], ("all parts alike",))
             rows.append(OverlayRow(f"{name}\nattention roll-out", pixels, {"": [tile]}))
     return rows
+
+
+def _header(level: str, maps: np.ndarray) -> str:
+    """Return a level's name with the size of its maps, which are drawn larger and smooth."""
+    return f"{level}, {maps.shape[-2]} x {maps.shape[-1]} points"
 
 
 def _tiles(heat: ImageHeat, branch: int, row: int, level: str, number: int) -> Iterator[Tile]:

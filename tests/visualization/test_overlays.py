@@ -61,7 +61,7 @@ def test_the_sheet_has_a_row_a_part_and_a_tile_a_map():
         for name in ("reference", "target")
         for part in ("modified", "preserved", "attention roll-out")
     ]
-    tiles = rows[4].groups["low"]  # the target's preserved part
+    tiles = rows[4].groups["low, 4 x 4 points"]  # the target's preserved part
     dimension, part = maps.target.dimensions[1, 2, 0, 1], maps.target.contributions[1, 2, 0, 1]
     assert list(tiles[1].lines) == [f"dimension {dimension}", f"adds {part:+.3f}"]
     np.testing.assert_array_equal(tiles[1].heat, maps.target.heat["low"][1, 1, 1])
