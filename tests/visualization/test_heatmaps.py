@@ -59,10 +59,10 @@ def test_gradients_are_those_of_finite_differences():
         np.testing.assert_allclose(heat.reference.scores[0], parts(maps[0], maps[0])[0], atol=1e-9)
         for level, k in (("mid", 0), ("low", 1)):
             cam = _numeric_cam(lambda x, k=k: parts(maps[0], x)[k].sum(0), maps[1], level)
-            assert cam.any()
             np.testing.assert_allclose(heat.target.heat[level][k, 0], cam, atol=1e-8)
         cam = _numeric_cam(lambda x: parts(x, maps[1])[1].sum(0), maps[0], "low")
         np.testing.assert_allclose(heat.reference.heat["low"][1, 0], cam, atol=1e-8)
+        assert heat.target.heat["low"][:, 0].max() > 0
         # The modified part does not read the reference, which is scored like a target.
         cam = _numeric_cam(lambda x: parts(maps[0], x)[0].sum(0), maps[0], "high")
         np.testing.assert_allclose(heat.reference.heat["high"][0, 0], cam, atol=1e-8)
