@@ -44,7 +44,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def test_an_evaluation_measures_spread_queries(tmp_path):
     trained = small_trained(image_name="cells")
-    records = cirr.ENTRY.read(fake_data.cirr(tmp_path), None)
+    records = cirr.DATA_SET.read(str(fake_data.cirr(tmp_path)))
     loader = open_loader(records, trained.preprocessing, FailedImages("fail"))
     data = EvaluationData(
         records.evaluations["val"], trained.tokenizer, trained.preprocessing, loader, batch_size=4
