@@ -55,6 +55,7 @@ class StoredResults:
     def to_dict(self) -> dict[str, Any]:
         """Return the content for JSON."""
         results = self.result.protocols
+        overlap = {name: dict(r.overlap) for name, r in results.items() if r.overlap}
         return {
             "step": self.step,
             "protocols": {name: dict(r.numbers) for name, r in results.items()},
@@ -63,7 +64,7 @@ class StoredResults:
                 for name, r in results.items()
             },
             "shortcuts": {name: dict(r.shortcuts) for name, r in results.items() if r.shortcuts},
-            "overlap": {name: dict(r.overlap) for name, r in results.items() if r.overlap},
+            **({"overlap": overlap} if overlap else {}),
             "facts": self.facts.to_dict(),
             "definitions": {name: r.protocol.to_dict() for name, r in results.items()},
             "conditions": {name: dict(r.conditions) for name, r in results.items()},
