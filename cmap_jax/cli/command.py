@@ -34,6 +34,7 @@ _SUBCOMMANDS = (
     "submit",
     "index",
     "search",
+    "explain",
     "serve",
     "demo",
     "triplets",

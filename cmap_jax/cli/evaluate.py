@@ -28,6 +28,7 @@ SPELLING = {
     "data.near_names=accept": "--near-names",
     "data.features": "--features",
     "eval.captions": "--captions",
+    "eval.overlap": "--overlap",
     OTHERS: "python main.py --mode=evaluate --workdir=...",
 }
 _ROWS = 8  # default number of queries in a picture
@@ -64,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shortcuts",
         action="store_true",
         help="also measure the text alone and the image alone; later evaluations keep the numbers",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also compare the modified and the preserved part, heat maps and attentions, on N "
+        "queries of each split; later evaluations keep the numbers",
     )
     parser.add_argument(
         "--grid", metavar="FILE", type=path, help="draw some queries with their first images"
@@ -103,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         config.data.near_names = arguments.near_names
     config.eval.rankings = arguments.rankings or bool(arguments.grid)
     config.eval.shortcuts = arguments.shortcuts
+    config.eval.overlap = arguments.overlap
     config.eval.captions = arguments.captions
     # This machine may have other devices than the run had. Neither field changes a number.
     config.mesh.data, config.mesh.fsdp = -1, 1
@@ -123,6 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse impossible arguments before anything is read."""
+    if arguments.overlap < 0:
+        raise ValueError(f"--overlap must be 0 or more, not {arguments.overlap}")
     if arguments.protocol and not arguments.grid:
         raise ValueError("--protocol says whose queries --grid draws: give --grid FILE too")
     if arguments.protocol and arguments.protocol not in PROTOCOLS:
