@@ -70,14 +70,15 @@ def train(arguments: argparse.Namespace) -> None:
                 data = loaded[name]
                 epochs = data.config.train.epochs * setting.length
                 steps = arguments.steps or epochs * data.steps_per_epoch
-                if (name, title, seed, steps) in done:
+                too_long = setting.length > preservation_data.SETS[name].longest
+                if too_long or (name, title, seed, steps) in done:
                     continue
                 if time.monotonic() - started > arguments.limit:
                     print(f"the limit of {arguments.limit:.0f} s is reached", flush=True)
                     return
                 key = name, setting.variant
                 if key not in trainers:
-                    longest = preservation_data.LONGEST * data.config.train.epochs
+                    longest = preservation_data.SETS[name].longest * data.config.train.epochs
                     trainers[key] = Trainer(
                         data,
                         setting.variant,
@@ -112,7 +113,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", help="with --prepare: the data set's folder")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/loss"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/loss/results.json"))
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds; no run starts later")
+    parser.add_argument(
+        "--limit", type=float, default=math.inf, help="seconds; no run starts later"
+    )
     parser.add_argument(
         "--data", nargs="+", choices=preservation_data.SETS, default=list(preservation_data.SETS)
     )

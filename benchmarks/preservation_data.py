@@ -8,28 +8,46 @@ import dataclasses
 import functools
 import importlib
 import io
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness  # noqa: F401 - puts the root of the repository on the path
 import numpy as np
 from PIL import Image
 
-from cmap_jax.files import read_json, write_bytes, write_json
+from cmap_jax.files import read_bytes, write_bytes, write_json
+from cmap_jax.processing.images import ImagePreprocessing, load_square
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.workdir.description import read_config_file
 from input_pipeline.images.augmentation import center_crop, cut
 from input_pipeline.records import Evaluation, Query
 
-# Name of a data set: its config and the config's argument, the split that is evaluated, and config
-# fields to change.
+
+class Set(NamedTuple):
+    """A data set.
+
+    Attributes:
+        config: module of its config.
+        argument: the config's argument.
+        split: the split that is evaluated.
+        changes: config fields to change.
+        longest: the longest run, in times of the config's epochs.
+    """
+
+    config: str
+    argument: str
+    split: str
+    changes: dict[str, Any]
+    longest: int
+
+
 SETS = {
-    "photographs": ("fashion200k", "debug", "val", {"train.epochs": 24}),
-    "garments": ("garments", "", "test", {}),
+    "photographs": Set("fashion200k", "debug", "val", {"train.epochs": 24}, 3),
+    "garments": Set("garments", "", "test", {}, 1),
 }
-LONGEST = 3  # times the config's epochs: the longest run
 
 
 def prepare(name: str, source: str, folder: pathlib.Path, seeds: int) -> None:
@@ -38,23 +56,21 @@ def prepare(name: str, source: str, folder: pathlib.Path, seeds: int) -> None:
     Args:
         name: a key of `SETS`.
         source: the data set's own folder.
-        folder: receives ``<name>.npz`` and ``<name>.json``.
+        folder: receives ``<name>.npz`` and ``<name>.config.json``.
         seeds: number of seeds, from 0, whose batches are written.
     """
-    from cmap_jax.processing.images import load_square
     from input_pipeline import create_datasets
 
-    config, split = _config(name, source), SETS[name][2]
+    config = _config(name, source)
     batches = {}
     for seed in range(seeds):
         config.seed = seed
         datasets = create_datasets(config)
-        batches[seed] = _batches(datasets.train, config.train.epochs * LONGEST)
-    evaluation = datasets.evaluations[split]
+        batches[seed] = _batches(datasets.train, config.train.epochs * SETS[name].longest)
+    evaluation = datasets.evaluations[SETS[name].split]
     loader = datasets.train._loader
     ids = list(dict.fromkeys([*datasets.train._source.image_ids(), *evaluation.image_ids]))
     rows = dict(zip(loader.keys(ids), range(len(ids)), strict=True))
-    squares = [np.asarray(load_square(loader.source.where(i), loader.preprocessing)) for i in ids]
     texts, arrays = _Texts(datasets.train.text_width), {}
     for seed, plan in batches.items():
         keys = np.array([[rows[k] for pair in b["image"] for k in pair] for b in plan], np.uint16)
@@ -62,12 +78,7 @@ def prepare(name: str, source: str, folder: pathlib.Path, seeds: int) -> None:
         arrays[f"crops_{seed}"] = np.stack([b["crop"] for b in plan]).astype(np.uint8)
         arrays[f"texts_{seed}"] = np.stack([texts.rows(b) for b in plan]).astype(np.uint16)
     tokens, lengths = texts.arrays()
-    encoded, offsets = _encode(squares)
-    out = io.BytesIO()
-    np.savez_compressed(
-        out, encoded=encoded, offsets=offsets, tokens=tokens, lengths=lengths, **arrays
-    )
-    write_bytes(folder / f"{name}.npz", out.getvalue())
+    files = [_encode(loader.source.where(i), loader.preprocessing) for i in ids]
     config.model.text.vocabulary_size = len(datasets.tokenizer)
     write_json(folder / f"{name}.config.json", config.to_dict())
     about = {
@@ -76,16 +87,26 @@ def prepare(name: str, source: str, folder: pathlib.Path, seeds: int) -> None:
         "sizes": dataclasses.asdict(evaluation.sizes),
         "evaluations": [_plain(e, datasets.tokenizer) for e in evaluation.evaluations],
     }
-    write_json(folder / f"{name}.json", about)
+    out = io.BytesIO()
+    np.savez_compressed(
+        out,
+        encoded=np.frombuffer(b"".join(files), np.uint8),
+        offsets=np.cumsum([0, *map(len, files)]),
+        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+        tokens=tokens,
+        lengths=lengths,
+        **arrays,
+    )
+    write_bytes(folder / f"{name}.npz", out.getvalue())
 
 
 def _config(name: str, source: str) -> Any:
     """Return the config of the runs on a data set."""
-    module, argument, _, changes = SETS[name]
-    config = importlib.import_module(f"configs.{module}").get_config(argument)
+    module = importlib.import_module(f"configs.{SETS[name].config}")
+    config = module.get_config(SETS[name].argument)
     config.data.directory = source
     config.data.cache_gb = 0.0
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict(SETS[name].changes)
     return config
 
 
@@ -115,15 +136,19 @@ class _Texts:
         return np.array(tokens, np.uint16), np.array(lengths, np.uint8)
 
 
-def _encode(squares: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures without loss as one array of bytes, and where each begins and ends."""
-    files = []
-    for square in squares:
-        file = io.BytesIO()
-        Image.fromarray(square).save(file, "WEBP", lossless=True, quality=100, method=4)
-        files.append(file.getvalue())
-    offsets = np.cumsum([0, *map(len, files)])
-    return np.frombuffer(b"".join(files), np.uint8), offsets
+def _encode(path: str, preprocessing: ImagePreprocessing) -> bytes:
+    """Return a file of a picture's square: its own file if it is the square, else a new one."""
+    square = load_square(path, preprocessing)
+    content = read_bytes(path)
+    if np.array_equal(_decode(content), np.asarray(square)):
+        return content
+    file = io.BytesIO()
+    square.save(file, "WEBP", lossless=True, quality=100, method=4)
+    return file.getvalue()
+
+
+def _decode(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def _plain(evaluation: Evaluation, tokenizer: Any) -> dict:
@@ -162,13 +187,13 @@ class Data:
 
 def load(name: str, folder: pathlib.Path) -> Data:
     """Read what `prepare` wrote."""
-    about = read_json(folder / f"{name}.json")
     config = read_config_file(folder / f"{name}.config.json")
     with np.load(folder / f"{name}.npz") as file:
         arrays = dict(file)
+    about = json.loads(arrays.pop("about").tobytes())
     encoded, offsets = arrays.pop("encoded").tobytes(), arrays.pop("offsets")
     files = [encoded[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-    squares = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+    squares = np.stack(list(map(_decode, files)))
     return Data(
         config=config,
         squares=squares,
@@ -265,6 +290,8 @@ def _evaluation(fields: dict) -> Evaluation:
     queries = []
     for query in fields["queries"]:
         known = {f.name: query[f.name] for f in dataclasses.fields(Query)}
-        queries.append(Query(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}))
+        queries.append(
+            Query(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        )
     galleries = {name: tuple(ids) for name, ids in fields["galleries"].items()}
     return Evaluation(PROTOCOLS[fields["protocol"]], galleries, tuple(queries), fields["skipped"])
