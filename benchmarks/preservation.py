@@ -12,6 +12,7 @@ repeated, and none starts after the limit. The fourth prints the results in Mark
 """
 
 import argparse
+import concurrent.futures
 import math
 import pathlib
 import time
@@ -59,37 +60,47 @@ def train(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     runs = read_json(arguments.out)["runs"] if arguments.out.exists() else []
     done = {(run["data"], run["setting"], run["seed"], run["steps"]) for run in runs}
-    trainers: dict[tuple[str, str], Trainer] = {}
-    loaded: dict[str, preservation_data.Data] = {}
-    for seed in arguments.seeds:
-        for name in arguments.data:
-            for title in arguments.settings:
-                setting = SETTINGS[title]
-                if name not in loaded:
-                    loaded[name] = preservation_data.load(name, arguments.folder)
-                data = loaded[name]
-                epochs = data.config.train.epochs * setting.length
-                steps = arguments.steps or epochs * data.steps_per_epoch
-                too_long = setting.length > preservation_data.SETS[name].longest
-                if too_long or (name, title, seed, steps) in done:
-                    continue
-                if time.monotonic() - started > arguments.limit:
-                    print(f"the limit of {arguments.limit:.0f} s is reached", flush=True)
-                    return
-                key = name, setting.variant
-                if key not in trainers:
-                    longest = preservation_data.SETS[name].longest * data.config.train.epochs
-                    trainers[key] = Trainer(
-                        data,
-                        setting.variant,
-                        longest=longest * data.steps_per_epoch,
-                        chunk=_chunk(arguments.steps or data.steps_per_epoch),
-                    )
-                result = trainers[key].run(setting, seed, steps)
-                runs.append({"data": name, "setting": title, "seed": seed, **result})
-                device = jax.devices()[0].device_kind
-                write_json(arguments.out, {"device": device, "jax": jax.__version__, "runs": runs})
-                print(_summary(runs[-1], time.monotonic() - started), flush=True)
+    wanted = [
+        (name, title, seed)
+        for seed in arguments.seeds
+        for name in arguments.data
+        for title in arguments.settings
+        if SETTINGS[title].length <= preservation_data.SETS[name].longest
+    ]
+    data = {name: preservation_data.load(name, arguments.folder) for name in arguments.data}
+
+    def length(name: str, title: str) -> int:
+        epochs = data[name].config.train.epochs * SETTINGS[title].length
+        return arguments.steps or epochs * data[name].steps_per_epoch
+
+    wanted = [run for run in wanted if (*run, length(*run[:2])) not in done]
+    keys = dict.fromkeys((name, SETTINGS[title].variant) for name, title, _ in wanted)
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # compilation takes the longest
+        trainers = {k: pool.submit(_trainer, data[k[0]], *k, arguments.steps) for k in keys}
+        for name, title, seed in wanted:
+            if time.monotonic() - started > arguments.limit:
+                print(f"the limit of {arguments.limit:.0f} s is reached", flush=True)
+                break
+            trainer = trainers[name, SETTINGS[title].variant].result()
+            result = trainer.run(SETTINGS[title], seed, length(name, title))
+            runs.append({"data": name, "setting": title, "seed": seed, **result})
+            device = jax.devices()[0].device_kind
+            write_json(arguments.out, {"device": device, "jax": jax.__version__, "runs": runs})
+            print(_summary(runs[-1], time.monotonic() - started), flush=True)
+
+
+def _trainer(data: preservation_data.Data, name: str, variant: str, steps: int | None) -> Trainer:
+    """Return a trainer whose programs are compiled."""
+    longest = preservation_data.SETS[name].longest * data.config.train.epochs
+    trainer = Trainer(
+        data,
+        variant,
+        longest=longest * data.steps_per_epoch,
+        chunk=_chunk(steps or data.steps_per_epoch),
+    )
+    seconds = trainer.compile()
+    print(f"{name}, {variant}: compiled in {seconds:.0f} s", flush=True)
+    return trainer
 
 
 def _chunk(steps: int, most: int = 60) -> int:
@@ -114,7 +125,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/loss"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/loss/results.json"))
     parser.add_argument(
-        "--limit", type=float, default=math.inf, help="seconds; no run starts later"
+        "--limit", type=float, default=math.inf, help="seconds after which no run starts"
     )
     parser.add_argument(
         "--data", nargs="+", choices=preservation_data.SETS, default=list(preservation_data.SETS)

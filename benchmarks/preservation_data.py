@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -192,7 +193,7 @@ def load(name: str, folder: pathlib.Path) -> Data:
         arrays = dict(file)
     about = json.loads(arrays.pop("about").tobytes())
     encoded, offsets = arrays.pop("encoded").tobytes(), arrays.pop("offsets")
-    files = [encoded[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    files = [encoded[a:b] for a, b in itertools.pairwise(offsets)]
     squares = np.stack(list(map(_decode, files)))
     return Data(
         config=config,

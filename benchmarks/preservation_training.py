@@ -115,6 +115,20 @@ class Trainer:
         )
         self._train = jax.jit(self._train_chunk, donate_argnums=0)
 
+    def compile(self) -> float:
+        """Compile all programs, and return the seconds that it took."""
+        started = time.perf_counter()
+        batches = self._data.batches(0)
+        part = {name: jnp.asarray(x[: self._chunk]) for name, x in batches.items()}
+        rates = jnp.zeros(self._longest, jnp.float32)
+        settings = Setting(self._model.variant).arrays(self._data.config.loss, 1)
+        state = self._create(0)
+        arguments = (part, rates, settings, self._arrays)
+        self._train = self._train.lower(state, *arguments).compile()
+        self._evaluator(state.variables, self._data.split)
+        self._measure(state.variables)
+        return time.perf_counter() - started
+
     def run(self, setting: Setting, seed: int, steps: int | None = None) -> dict[str, Any]:
         """Train with a setting and return its results.
 
