@@ -20,10 +20,10 @@ import flax
 import harness  # noqa: F401 - puts the root of the repository on the path
 import jax
 import numpy as np
-from PIL import Image
 
 from cmap_jax.files import read_bytes, write_bytes, write_json
 from cmap_jax.models.composers import find_variant
+from cmap_jax.processing.image_files import open_as
 from cmap_jax.processing.images import ImagePreprocessing, load_square
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.training.frozen_encoder import FrozenEncoder
@@ -174,7 +174,7 @@ def _flatten(weights: Any) -> dict[str, np.ndarray]:
 
 
 def _decode(content: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    return np.asarray(open_as(io.BytesIO(content)).convert("RGB"))
 
 
 def _plain(evaluation: Evaluation, tokenizer: Any) -> dict:
@@ -318,11 +318,11 @@ class Split:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens [N, T] and lengths [N] of texts of the split, int32."""
-        found = [self._tokens[text] for text in texts]
-        tokens = np.zeros((len(found), self.sizes.tokens), np.int32)
-        for row, ids in zip(tokens, found, strict=True):
+        known = [self._tokens[text] for text in texts]
+        tokens = np.zeros((len(known), self.sizes.tokens), np.int32)
+        for row, ids in zip(tokens, known, strict=True):
             row[: len(ids)] = ids
-        return tokens, np.array([len(ids) for ids in found], np.int32)
+        return tokens, np.array([len(ids) for ids in known], np.int32)
 
     def load(self, image_ids: Sequence[str]) -> tuple[list[int], np.ndarray]:
         """Return the rows of the pictures that can be read, which are all, and the pictures."""
