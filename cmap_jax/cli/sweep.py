@@ -231,9 +231,11 @@ class _Report:
 
     def end(self) -> int:
         """Print the tables, and return the exit status: 1 if a run has failed."""
+        from cmap_jax.cli.results_table import sweep_tables
+
         self._write()
         if any(row.results.stored for row in self._results.rows):
-            print(describe(self._results.rows))
+            print(sweep_tables(self._results.rows))
             print(
                 f"\n{TABLE}, {FIGURES} and {PLOT} are in {self._folder}; again: cmap compare "
                 f"{shlex.quote(str(self._folder))}"
@@ -261,24 +263,6 @@ class _Report:
 
     def _missing(self) -> dict[str, list[int]]:
         return {row.row.name: row.missing for row in self._results.rows}
-
-
-def describe(rows: Sequence[Any]) -> str:
-    """Return the tables of rows of runs for the terminal.
-
-    Args:
-        rows: `cmap_jax.sweeps.results.RowRuns`, the first with results.
-    """
-    from cmap_jax.cli.tables import table
-    from cmap_jax.sweeps import tables
-    from cmap_jax.sweeps.results import summarize
-
-    summaries = summarize(rows)
-    lines = tables.notes(summaries, {row.row.name: row.missing for row in rows})
-    parts = []
-    for head, *body in tables.tables(summaries):
-        parts.append(table([head, *([f"  {cells[0]}", *cells[1:]] for cells in body)]))
-    return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def _machine() -> dict[str, Any]:

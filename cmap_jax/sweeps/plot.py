@@ -69,7 +69,7 @@ def _draw_panel(axes: Any, rows: Sequence[RowSummary], protocol: str, column: st
         if number is None:
             continue
         values = list(number.values.values())
-        if height == 0:
+        if height == 0 and len(rows) > 1:
             axes.axvline(number.mean, color=_GREY, linewidth=0.8, linestyle="--", zorder=0)
         axes.plot([min(values), max(values)], [height] * 2, color=_GREY, linewidth=1.2, zorder=1)
         axes.scatter(values, [height] * len(values), s=10, color=_GREY, zorder=2)

@@ -11,9 +11,9 @@ from cmap_jax.protocols import Protocol
 from cmap_jax.sweeps.results import RowSummary
 
 _NOTE = (
-    "Means over the seeds, ± half of their range, in percent. Differences from {first} with their "
-    "95% intervals, by a paired bootstrap over annotations and seeds; * where the interval "
-    "excludes zero."
+    "Means over the seeds, ± half of their range, in percent. Differences from {first} over the "
+    "seeds that both have, with their 95% intervals by a paired bootstrap over annotations and "
+    "seeds; * where the interval excludes zero."
 )
 _FEW = 3  # seeds below which an interval says little of other seeds
 
