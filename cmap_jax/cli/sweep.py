@@ -100,7 +100,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     hyper = Hyper()
     get_hyper = config_files.read_hyper(arguments.config)
     parts = [get_hyper(hyper)] if get_hyper else []
-    settings = hyper.product([*parts, read_vary(arguments.vary)])
+    # Named before they are combined: a row's own name stands for the fields of its part alone.
+    parts = map(plan_lib.named, [*parts, read_vary(arguments.vary)])
+    settings = hyper.product(list(parts))
     file = pathlib.Path(arguments.config.partition(":")[0])
     name = file.parent.name if file.name == "config.json" else file.stem
     return Plan(

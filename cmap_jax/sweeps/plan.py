@@ -6,7 +6,6 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cmap_jax.files import read_json, write_json
 from cmap_jax.sweeps.hyper import NAME, Settings
@@ -134,8 +133,7 @@ def make_rows(settings: Settings, otherwise: str) -> tuple[Row, ...]:
             raise ValueError(f"{name}: the name of a field begins with config., or is {NAME!r}")
         if name == SEED:
             raise ValueError(f"{SEED} is set by --seeds; leave it out of the settings")
-    labels = _short_names(settings)
-    names = [row.get(NAME) or _describe(row, labels) or otherwise for row in settings]
+    names = [row.get(NAME, otherwise) for row in named(settings)]
     overrides = [tuple(f"--{k}={v}" for k, v in row.items() if k != NAME) for row in settings]
     for kind, values in (("name", names), ("settings", overrides)):
         value, count = Counter(values).most_common(1)[0]
@@ -144,6 +142,18 @@ def make_rows(settings: Settings, otherwise: str) -> tuple[Row, ...]:
             raise ValueError(f"{count} rows have the same {kind}: {shown}; make them differ")
     folders = _folders(names)
     return tuple(map(Row, names, folders, overrides))
+
+
+def named(settings: Settings) -> Settings:
+    """Return settings whose rows have names: their own, or else their fields with the values.
+
+    A row that sets no field and has no name of its own stays without one.
+    """
+    labels = _short_names(settings)
+    return [
+        {NAME: ", ".join(f"{labels[k]}={v}" for k, v in row.items()), **row} if row else row
+        for row in settings
+    ]
 
 
 def check_continues(folder: str | os.PathLike, plan: Plan) -> None:
@@ -186,10 +196,6 @@ def _short_names(settings: Settings) -> Mapping[str, str]:
     fields = dict.fromkeys(name for row in settings for name in row)
     ends = Counter(name.rpartition(".")[2] for name in fields)
     return {f: e if ends[e := f.rpartition(".")[2]] == 1 else f for f in fields}
-
-
-def _describe(row: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    return ", ".join(f"{labels[name]}={value}" for name, value in row.items())
 
 
 def _folders(names: Sequence[str]) -> list[str]:
