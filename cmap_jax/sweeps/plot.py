@@ -15,6 +15,8 @@ _INK, _GREY, _MARK = "#202020", "#8c8c8c", "#0072b2"
 _PANEL, _ROW, _EDGES = 2.6, 0.32, 1.1  # inches: width of a panel, height of a row, what is around
 _LETTER = 0.075  # inches, the mean width of a letter of a row's name
 _LONGEST = 40  # letters of a row's name
+_LEGEND = "dots: seeds; diamonds: means"
+_COMPARED = f"{_LEGEND}, filled where the 95% interval of the difference from {{first}} excludes 0"
 
 
 def check_installed() -> None:
@@ -56,6 +58,10 @@ def draw(rows: Sequence[RowSummary], title: str) -> bytes:
         line[0].set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
         line[0].set_title(name, loc="left", fontsize=10, color=_INK)
     figure.suptitle(title, fontsize=11, color=_INK)
+    legend = _LEGEND
+    if any(row.differences for row in rows):
+        legend = _COMPARED.format(first=_short(rows[0].runs.row.name))
+    figure.supxlabel(legend, fontsize=8, color=_INK)
     encoded = io.BytesIO()
     # Without the version of matplotlib the same rows give the same bytes.
     figure.savefig(encoded, format="png", dpi=150, metadata={"Software": None})
@@ -72,7 +78,7 @@ def _draw_panel(axes: Any, rows: Sequence[RowSummary], protocol: str, column: st
         if height == 0 and len(rows) > 1:
             axes.axvline(number.mean, color=_GREY, linewidth=0.8, linestyle="--", zorder=0)
         axes.plot([min(values), max(values)], [height] * 2, color=_GREY, linewidth=1.2, zorder=1)
-        axes.scatter(values, [height] * len(values), s=10, color=_GREY, zorder=2)
+        axes.scatter(values, [height] * len(values), s=10, color=_INK, zorder=4)
         difference = row.differences.get(protocol, {}).get(column)
         filled = difference is not None and difference.is_significant()
         face = _MARK if filled else "white"
