@@ -3,6 +3,9 @@
 import json
 import os
 import pathlib
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,14 +31,22 @@ FAKE = pathlib.Path(__file__).parents[1] / "fake_run.py"
 _MOST = {"cmap": 40, "artemis": 25}  # ranks below it are drawn
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """A folder with the results that runs will have, where stand-ins take the place of runs."""
-    folder = tmp_path / "results"
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with the results of each variant and seed."""
+    folder = tmp_path_factory.mktemp("stored")
     for variant in _MOST:
         for seed in range(3):
-            stored = _stored(variant, seed, oracles={"shoes": {"text_oracle": {"R@10": 12.5}}})
-            write_json(folder / f"{variant}-{seed}.json", stored.to_dict())
+            results = _stored(variant, seed, oracles={"shoes": {"text_oracle": {"R@10": 12.5}}})
+            write_json(folder / f"{variant}-{seed}.json", results.to_dict())
+    return folder
+
+
+@pytest.fixture
+def results(stored, tmp_path, monkeypatch):
+    """A folder with the results that runs will have, where stand-ins take the place of runs."""
+    folder = tmp_path / "results"
+    shutil.copytree(stored, folder)
     monkeypatch.setattr(process, "program", lambda: [sys.executable, str(FAKE), str(folder)])
     monkeypatch.setattr(process, "_RETRY", 0.05)
     # tests/sweeps/test_plot.py draws real ones.
@@ -323,6 +334,32 @@ def test_get_hyper_gives_the_rows(results, tmp_path, monkeypatch, capsys):
         file.write_text(_HYPER.partition("    weights")[0] + f"    {body}\n")
         assert command.main(line[:3]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_the_commands_of_the_document(results, tmp_path, monkeypatch):
+    """Each is run as it stands in docs/sweeps.md, and so is the config."""
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    first, *compare = (
+        shlex.split(line, comments=True)
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+        for line in block.splitlines()
+    )
+    assert first[:2] == ["cmap", "sweep"]
+    assert command.main(first[1:]) == 0
+    shutil.copytree("runs/garments-sweep", "runs/more-sweep")
+    assert len(compare) == 3
+    for line in compare:
+        assert command.main(line[1:]) == 0, line
+    pathlib.Path("mine.py").write_text(re.search(r"^```python\n(.*?)^```", text, re.M | re.S)[1])
+    assert command.main(["sweep", "--config=mine.py", "--seeds=1", "--only=artemis"]) == 0
+    plan = json.loads(pathlib.Path("runs/mine-sweep/sweep.json").read_text())
+    assert [row["name"] for row in plan["rows"]] == [
+        *("preservation_weights=(1.0, 1.0, 0.5), learning_rate=0.0005",),
+        *("preservation_weights=(1.0, 1.0, 0.5), learning_rate=0.001",),
+        *("preservation_weights=(0.0, 0.0, 0.0), learning_rate=0.0005",),
+        *("preservation_weights=(0.0, 0.0, 0.0), learning_rate=0.001", "artemis"),
+    ]
 
 
 @pytest.mark.parametrize(
