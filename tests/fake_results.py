@@ -8,7 +8,7 @@ from cmap_jax.evaluation.results_file import StoredResults, with_intervals
 from cmap_jax.facts import DataFacts
 from cmap_jax.protocols import PROTOCOLS
 
-COUNT = 120  # queries
+COUNT = 60  # queries
 
 
 def fake_results(ranks, name="shoes", gallery="abc", oracles=None) -> StoredResults:

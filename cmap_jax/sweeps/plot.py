@@ -38,6 +38,20 @@ def draw(rows: Sequence[RowSummary], title: str) -> bytes:
         rows: one or more rows of a table.
         title: stands above the panels.
     """
+    figure = _draw_panels(rows)
+    legend = _LEGEND
+    if any(row.differences for row in rows):
+        legend = _COMPARED.format(first=_short(rows[0].runs.row.name))
+    figure.suptitle(title, fontsize=11, color=_INK)
+    figure.supxlabel(legend, fontsize=8, color=_INK)
+    encoded = io.BytesIO()
+    # Without the version of matplotlib the same rows give the same bytes.
+    figure.savefig(encoded, format="png", dpi=150, metadata={"Software": None})
+    return encoded.getvalue()
+
+
+def _draw_panels(rows: Sequence[RowSummary]) -> Any:
+    """Return a figure with all panels."""
     # pyplot would keep the figure and choose a window system.
     from matplotlib.figure import Figure
 
@@ -57,15 +71,7 @@ def draw(rows: Sequence[RowSummary], title: str) -> bytes:
         line[0].set_yticks(range(len(rows)), names)
         line[0].set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
         line[0].set_title(name, loc="left", fontsize=10, color=_INK)
-    figure.suptitle(title, fontsize=11, color=_INK)
-    legend = _LEGEND
-    if any(row.differences for row in rows):
-        legend = _COMPARED.format(first=_short(rows[0].runs.row.name))
-    figure.supxlabel(legend, fontsize=8, color=_INK)
-    encoded = io.BytesIO()
-    # Without the version of matplotlib the same rows give the same bytes.
-    figure.savefig(encoded, format="png", dpi=150, metadata={"Software": None})
-    return encoded.getvalue()
+    return figure
 
 
 def _draw_panel(axes: Any, rows: Sequence[RowSummary], protocol: str, column: str) -> None:
