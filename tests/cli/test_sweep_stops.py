@@ -11,7 +11,7 @@ import time
 import pytest
 from command_line import ROOT
 from fake_data import fashion_iq as write_fashion_iq
-from fake_sweep import CONFIG, FAKE, VARY, starts_of, sweep_in, wait_for
+from fake_sweep import CONFIG, FAKE, MOST, VARY, starts_of, sweep_in, wait_for
 
 from cmap_jax.cli import command, devices, sweep
 from cmap_jax.cli.devices import FoundDevices
