@@ -57,6 +57,7 @@ HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photograp
 FAISS = ["faiss-cpu>=1.9"]
 # Milvus Lite is in pure Python since 3.0, and brings faiss-cpu.
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.0"]
+PLOT = ["matplotlib>=3.9"]  # draws the plots of sweeps
 PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
 SERVE = ["fastapi>=0.120", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.34"]
 
@@ -82,6 +83,7 @@ setup(
         "faiss": FAISS,
         "milvus": MILVUS,
         "parquet": PARQUET,
+        "plot": PLOT,
         "serve": SERVE,
         "test": [
             *PREPARE,
@@ -90,6 +92,7 @@ setup(
             *FAISS,
             *MILVUS,
             *PARQUET,
+            *PLOT,
             *SERVE,
             "beartype>=0.20",
             "httpx2>=2",  # the client of Starlette's tests

@@ -37,7 +37,7 @@ LAYERS = [
     {"encoding", "workdir", "trained"},
     {"visualization", "retrieval"},
     {"evaluation"},
-    {"training", "serving", "reporting"},
+    {"training", "serving", "reporting", "sweeps"},
     {"cli"},
 ]
 # The parts of `cmap_jax` that `input_pipeline` may import.

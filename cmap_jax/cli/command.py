@@ -31,6 +31,7 @@ _SUBCOMMANDS = (
     "show",
     "evaluate",
     "compare",
+    "sweep",
     "submit",
     "index",
     "search",
@@ -38,7 +39,7 @@ _SUBCOMMANDS = (
     "demo",
     "triplets",
 )
-_TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value
+_TAKE_OVERRIDES = ("extract", "sweep")  # subcommands with main.py's --config.any.field=value
 
 # Matches an error of argparse and captures the words that it did not recognise.
 _UNKNOWN = re.compile(r"(?:unrecognized arguments|invalid choice): (.*?)(?: \(choose|$)")

@@ -1,4 +1,4 @@
-"""The content of a file of results as tables for the terminal."""
+"""The content of a file of results, or of a sweep, as tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,8 @@ from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.results import Numbers, ProtocolResult
 from cmap_jax.evaluation.results_file import StoredResults
 from cmap_jax.facts import UnreadTexts
+from cmap_jax.sweeps import tables
+from cmap_jax.sweeps.results import RowRuns, summarize
 
 
 def results_table(stored: StoredResults) -> str:
@@ -52,6 +54,20 @@ def results_table(stored: StoredResults) -> str:
             "be compared with published ones."
         )
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
+
+
+def sweep_tables(rows: Sequence[RowRuns]) -> str:
+    """Return the rows of a sweep as tables: means over the seeds, differences from the first row.
+
+    Args:
+        rows: one or more, at least one of them with results.
+    """
+    summaries = summarize(rows)
+    lines = tables.notes(summaries, {row.row.name: row.missing for row in rows})
+    parts = []
+    for head, *body in tables.tables(summaries):
+        parts.append(table([head, *([f"  {cells[0]}", *cells[1:]] for cells in body)]))
+    return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def _unbeaten(result: ProtocolResult, ceilings: Mapping[str, Numbers]) -> list[str]:

@@ -227,8 +227,8 @@ def bootstrap_intervals(
     An annotation's queries are drawn together, because they are not independent. Each category is
     resampled by itself and keeps its number of annotations.
     """
-    draws = _draw_statistics(protocol, [outcomes], seed)[0]
-    return {name: _interval(values) for name, values in draws.items()}
+    draws = draw_statistics(protocol, [outcomes], seed)[0]
+    return {name: interval(values) for name, values in draws.items()}
 
 
 def bootstrap_differences(
@@ -243,19 +243,23 @@ def bootstrap_differences(
         first.annotation, second.annotation
     ):
         raise ValueError(f"{protocol.name}: the two results count different queries")
-    a, b = _draw_statistics(protocol, [first, second], seed)
-    return {name: _interval(b[name] - a[name]) for name in a}
+    a, b = draw_statistics(protocol, [first, second], seed)
+    return {name: interval(b[name] - a[name]) for name in a}
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95% interval of a number's draws, [DRAWS]."""
     low, high = np.percentile(values, CONFIDENCE)
     return float(low), float(high)
 
 
-def _draw_statistics(
-    protocol: Protocol, all_outcomes: Sequence[Outcomes], seed: int
+def draw_statistics(
+    protocol: Protocol, all_outcomes: Sequence[Outcomes], seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
-    """Return the draws of every number, [DRAWS] each, for several outcomes of the same queries."""
+    """Return the draws of every number, [DRAWS] each, for several outcomes of the same queries.
+
+    Outcomes of the same queries are resampled alike under the same seed, in one call or in several.
+    """
     rng = np.random.default_rng(seed)
     like = all_outcomes[0]
     at_once = max(1, min(DRAWS, _AT_ONCE // len(like)))
