@@ -44,6 +44,7 @@ TRAINING = [
     "clu>=0.0.12",
     "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
     "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
+    "matplotlib>=3.9",  # draws the curves
     f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
     f"tensorflow>=2.20; {_NO_CPU_BUILD}",
     "tensorflow-datasets>=4.9.9",

@@ -8,6 +8,9 @@ WORKDIR/config.json        the whole config
         best/              the variables with the best recall on the val split
         damaged/           checkpoints that could not be read, if there were any
         run.lock           the lock of a run, while it works here
+        events.out.*       the curves of a run, for TensorBoard
+        curves.png         the same curves as a picture
+        pictures/          the best images of a few queries at each evaluation, by protocol
         evaluation.json    metrics of the best variables, by protocol; evaluation-<name>.json for
                            another data set
         rankings/          the first images of each query, with config.eval.rankings
@@ -42,6 +45,7 @@ from cmap_jax.workdir.config_form import check_form
 
 CONFIG, MODEL = "config.json", "model.json"
 PARAMETERS = "parameters.txt"
+CURVES, PICTURES = "curves.png", "pictures"
 CHECKPOINTS, BEST = "checkpoints", "best"
 CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained
 ZERO_SHOT = "zero_shot"  # key of the fact that a model was trained on no data set's triplets
