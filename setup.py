@@ -69,7 +69,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cmap_jax*", "configs*", "input_pipeline*"]),
-    package_data={"cmap_jax.serving": ["page/*"]},
+    package_data={"cmap_jax.reporting": ["style.css"], "cmap_jax.serving": ["page/*"]},
     entry_points={"console_scripts": ["cmap = cmap_jax.cli.command:main"]},
     python_requires=">=3.11",
     install_requires=CORE if os.environ.get("CMAP_JAX_WITHOUT_TENSORFLOW") else CORE + TRAINING,

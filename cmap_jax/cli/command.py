@@ -31,6 +31,7 @@ _SUBCOMMANDS = (
     "show",
     "evaluate",
     "compare",
+    "report",
     "submit",
     "index",
     "search",

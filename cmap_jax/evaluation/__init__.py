@@ -12,6 +12,7 @@ with epy.lazy_api_imports(globals()):
         ranking,
         results,
         results_file,
+        results_rows,
         submission,
         workdir,
     )
@@ -25,6 +26,7 @@ __all__ = [
     "ranking",
     "results",
     "results_file",
+    "results_rows",
     "submission",
     "workdir",
 ]
