@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cmap_jax.reporting.document import Picture
 
 __all__ = ["SPELLING", "add_arguments", "run"]
-_ROWS, _COLUMNS = 6, 6  # queries of a picture, and the best images shown of each
+_ROWS, _COLUMNS = 6, 5  # queries of a picture, and the best images shown of each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

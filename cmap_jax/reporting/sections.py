@@ -11,6 +11,7 @@ from typing import Any
 from cmap_jax.config_fields import flatten
 from cmap_jax.evaluation.results_file import StoredResults
 from cmap_jax.evaluation.results_rows import columns_of, header, labelled, notes, rows_of
+from cmap_jax.files import format_json
 from cmap_jax.protocols import Protocol
 from cmap_jax.reporting.document import (
     Block,
@@ -73,29 +74,41 @@ def sections_of(material: Material) -> list[Section]:
     return [part for part in parts if part.blocks]
 
 
+_SHORTCUTS = (
+    "“Text alone” and “image alone” are the same model with the other half of each query taken away: "
+    "a method that composes must be clearly above both."
+)
+_ORACLES = (
+    "Lines in brackets are computed from the data: the most that a guess can reach which knows the "
+    "named part of each query."
+)
+_COUNTING = (
+    "Intervals are of 95%, by resampling annotations. Ties count in nobody's favor: a rank is the "
+    "mean over the orders of images with equal scores."
+)
+
+
 def _results(stored: StoredResults) -> Iterator[Block]:
-    """Yield a table for each protocol, its rules, and the remarks on all of them."""
-    for name, result in stored.result.protocols.items():
+    """Yield a table for each protocol, the rules, and the remarks on all of them."""
+    results = stored.result.protocols
+    lines = []
+    for name, result in results.items():
         columns = columns_of(result.protocol)
-        remark = None
         rows = rows_of(name, stored)
-        if name in PUBLISHED:
-            remark = why_not_comparable(name, stored)
-            if remark is None:
-                rows += _published_rows(PUBLISHED[name], columns)
-        yield Table(header(columns), rows, caption=f"{labelled(name, stored)}, percent")
-        if remark:
-            yield Paragraph(f"The published numbers of {name} are not shown: {remark}.")
         if name not in PUBLISHED:
-            yield Paragraph(f"No published number of {name} is known to this library.")
-        if any(result.shortcuts.values()):
-            yield Paragraph(
-                "“text alone” and “image alone” are the same model with the other half of each "
-                "query taken away: a method that composes must be clearly above both."
-            )
-        yield Table([], _rules(result.protocol), numeric=False, caption=f"The rules of {name}")
-    if lines := notes(stored):
-        yield Notes(lines)
+            lines.append(f"{name}: no published number is known to this library.")
+        elif reason := why_not_comparable(name, stored):
+            lines.append(f"{name}: the published numbers are not shown, since {reason}.")
+        else:
+            rows += _published_rows(PUBLISHED[name], columns)
+        yield Table(header(columns), rows, caption=f"{labelled(name, stored)}, percent")
+    if any(half for result in results.values() for half in result.shortcuts.values()):
+        lines.append(_SHORTCUTS)
+    if stored.facts.data_set.oracles:
+        lines.append(_ORACLES)
+    yield Notes([*notes(stored), *lines, _COUNTING])
+    rules = [_rules(result.protocol) for result in results.values()]
+    yield Table(_RULES, rules, numeric=False, caption="The rules behind the numbers")
 
 
 def _published_rows(published: Published, columns: Sequence[str]) -> Iterator[list[str]]:
@@ -114,17 +127,19 @@ def _cells(numbers: Mapping[str, float], columns: Sequence[str], prefix: str = "
     return ["" if value is None else f"{value:.2f}" for value in values]
 
 
-def _rules(protocol: Protocol) -> list[list[str]]:
+_RULES = (
+    *("protocol", "gallery", "captions", "right images", "the reference is", "averaging"),
+    *("headline", "version"),
+)
+
+
+def _rules(protocol: Protocol) -> list[str]:
+    """Return the cells below `_RULES`."""
+    mean = ", ".join(protocol.headline)
     return [
-        ["gallery", protocol.gallery],
-        ["captions", protocol.captions],
-        ["right images", protocol.correct],
-        ["the query's reference", protocol.reference],
-        ["averaging", protocol.averaging],
-        ["headline", f"{protocol.headline_name}, the mean of {', '.join(protocol.headline)}"],
-        ["ties", "count in nobody's favor: a rank is the mean over the orders of equal images"],
-        ["intervals", "95%, by resampling annotations"],
-        ["version of the rules", str(protocol.version)],
+        *(protocol.name, protocol.gallery, protocol.captions, protocol.correct),
+        *(protocol.reference, protocol.averaging),
+        *(f"{protocol.headline_name}, the mean of {mean}", str(protocol.version)),
     ]
 
 
@@ -196,7 +211,7 @@ def _config(material: Material) -> Iterator[Block]:
     if rows:
         caption = "Fields that differ from configs/default.py"
         yield Table(["field", "value", "default"], rows, numeric=False, caption=caption)
-    yield Folded("The whole config (config.json)", json.dumps(config, indent=2, default=str))
+    yield Folded("The whole config (config.json)", format_json(config))
 
 
 def _shown(value: Any) -> str:

@@ -79,11 +79,12 @@ def draw_curves(curves: Curves, kind: Literal["png", "svg"]) -> bytes:
     if not drawn:
         raise ValueError("nothing to draw: no curves")
     rows = math.ceil(len(drawn) / _COLUMNS)
+    last = max(step for lines in drawn.values() for values in lines.values() for step in values)
     with matplotlib.rc_context(_STYLE):
         figure = Figure((_COLUMNS * _WIDTH, rows * _HEIGHT), layout="constrained")
         grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
         for axes, (title, lines) in zip(grid, drawn.items(), strict=False):
-            _draw_panel(axes, title, lines)
+            _draw_panel(axes, title, lines, last)
         for axes in grid[len(drawn) :]:
             axes.set_axis_off()
         encoded = io.BytesIO()
@@ -98,16 +99,22 @@ def _saving(kind: str) -> dict[str, Any]:
     return {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type"))}
 
 
-def _draw_panel(axes: "Axes", title: str, lines: Mapping[str, Mapping[int, float]]) -> None:
-    axes.set_title(title, loc="left")
+def _draw_panel(
+    axes: "Axes", title: str, lines: Mapping[str, Mapping[int, float]], last: int
+) -> None:
+    """Draw lines over the steps up to ``last``, the same in all panels."""
+    axes.set_title(title.replace("_", " "), loc="left")
     for (name, values), (color, style) in zip(lines.items(), _looks(len(lines)), strict=True):
         marker = "." if len(values) <= _FEW else ""
-        axes.plot(*_points(values), color=color, ls=style, marker=marker, label=name, lw=1.4)
+        label = name.replace("_", " ")
+        axes.plot(*_points(values), color=color, ls=style, marker=marker, label=label, lw=1.4)
     axes.set_xlabel("step")
-    axes.margins(x=0.02)
+    axes.set_xlim(0, max(1, 1.02 * last))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4))
     axes.spines[["top", "right"]].set_visible(False)
     if len(lines) > 1:
-        axes.legend(fontsize=8, ncols=math.ceil(len(lines) / 6))
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
 def _points(values: Mapping[int, float]) -> tuple[Sequence[int], Sequence[float]]:
