@@ -75,8 +75,8 @@ def sections_of(material: Material) -> list[Section]:
 
 
 _SHORTCUTS = (
-    "“Text alone” and “image alone” are the same model with the other half of each query taken away: "
-    "a method that composes must be clearly above both."
+    "“Text alone” and “image alone” are the same model with the other half of each query taken "
+    "away: a method that composes must be clearly above both."
 )
 _ORACLES = (
     "Lines in brackets are computed from the data: the most that a guess can reach which knows the "

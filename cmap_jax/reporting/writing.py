@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from etils import epath
 from PIL import Image
 
-from cmap_jax.files import check_can_write, read_bytes, write_bytes, write_text
+from cmap_jax.files import check_can_write, read_bytes, write_bytes
 from cmap_jax.reporting.document import Document, Picture
 from cmap_jax.reporting.html import to_html
 from cmap_jax.reporting.markdown import file_of, to_markdown
@@ -53,8 +53,10 @@ def write_report(document: Document, path: str | os.PathLike) -> None:
     folder = path.with_suffix("")
     for picture in document.pictures():
         write_bytes(folder / file_of(picture), picture.content)
-    write_text(path.with_suffix(".md"), to_markdown(document, folder.name))
-    write_text(path, to_html(document))
+    texts = {".md": to_markdown(document, folder.name), _SUFFIX: to_html(document)}
+    for suffix, text in texts.items():
+        # A name whose bytes are no UTF-8 is shown by its escapes.
+        write_bytes(path.with_suffix(suffix), text.encode("utf-8", "backslashreplace"))
 
 
 def curves_picture(curves: Curves) -> Picture:
