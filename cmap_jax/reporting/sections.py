@@ -91,17 +91,19 @@ _COUNTING = (
 def _results(stored: StoredResults) -> Iterator[Block]:
     """Yield a table for each protocol, the rules, and the remarks on all of them."""
     results = stored.result.protocols
-    lines = []
+    lines, unknown = [], []
     for name, result in results.items():
         columns = columns_of(result.protocol)
         rows = rows_of(name, stored)
         if name not in PUBLISHED:
-            lines.append(f"{name}: no published number is known to this library.")
+            unknown.append(name)
         elif reason := why_not_comparable(name, stored):
             lines.append(f"{name}: the published numbers are not shown, since {reason}.")
         else:
             rows += _published_rows(PUBLISHED[name], columns)
         yield Table(header(columns), rows, caption=f"{labelled(name, stored)}, percent")
+    if unknown:
+        lines.append(f"No published numbers are known to this library of {', '.join(unknown)}.")
     if any(half for result in results.values() for half in result.shortcuts.values()):
         lines.append(_SHORTCUTS)
     if stored.facts.data_set.oracles:
