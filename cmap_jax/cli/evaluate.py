@@ -14,7 +14,7 @@ from etils import epath
 from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
-from cmap_jax.cli.evaluated import SPELLING, add_evaluated, config_of, split_of
+from cmap_jax.cli.evaluated import SPELLING, add_evaluated, config_of, protocol_of, split_of
 from cmap_jax.evaluation.pictures import choose_queries, queries_grid, results_title
 from cmap_jax.evaluation.results import ProtocolResult
 from cmap_jax.protocols import PROTOCOLS
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     config.eval.shortcuts = arguments.shortcuts
     use_compilation_cache(None)
     datasets = run.read_for_evaluation(config, arguments.workdir)
-    protocol = _drawn_protocol(datasets, arguments.protocol)  # before the long work
+    protocol = protocol_of(datasets, arguments.protocol)  # before the long work
     result = run.evaluate(config, arguments.workdir, datasets)
     step = run.print_results(config, arguments.workdir)
     file = results_path(arguments.workdir, config.data.name)
@@ -85,18 +85,6 @@ def _check(arguments: argparse.Namespace) -> None:
         check_destination(arguments.grid)
         if arguments.count < 1:
             raise ValueError(f"--count must be 1 or more, not {arguments.count}")
-
-
-def _drawn_protocol(datasets: Any, name: str | None) -> str:
-    """Return the protocol whose queries are drawn: ``name``, or the first of the data set.
-
-    Raises:
-        ValueError: the data set is not evaluated by that protocol; lists its protocols.
-    """
-    names = [e.protocol.name for data in datasets.evaluations.values() for e in data.evaluations]
-    if name is not None and name not in names:
-        raise ValueError(f"--protocol {name}: this data set has {', '.join(names)}")
-    return name or names[0]
 
 
 def _draw(result: ProtocolResult, datasets: Any, model: str, arguments: argparse.Namespace) -> None:

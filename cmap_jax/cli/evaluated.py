@@ -89,3 +89,15 @@ def split_of(datasets: Any, protocol: str) -> Any:
         for data in datasets.evaluations.values()
         if any(e.protocol.name == protocol for e in data.evaluations)
     )
+
+
+def protocol_of(datasets: Any, name: str | None) -> str:
+    """Return the protocol whose queries are drawn: ``name``, or the first of the data set.
+
+    Raises:
+        ValueError: the data set is not evaluated by that protocol; lists its protocols.
+    """
+    names = [e.protocol.name for data in datasets.evaluations.values() for e in data.evaluations]
+    if name is not None and name not in names:
+        raise ValueError(f"--protocol {name}: this data set has {', '.join(names)}")
+    return name or names[0]

@@ -18,7 +18,7 @@ from etils import epath
 from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
-from cmap_jax.cli.evaluated import SPELLING, add_evaluated, config_of, split_of
+from cmap_jax.cli.evaluated import SPELLING, add_evaluated, config_of, protocol_of, split_of
 from cmap_jax.remedies import spelled
 
 if TYPE_CHECKING:
@@ -80,7 +80,11 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
     workdir = arguments.workdir
     file = results_path(workdir, config.data.name)
     stored = read_results(file) if file.exists() else None
+    if stored is None and arguments.stored:
+        raise ValueError(f"{workdir} has no results of {config.data.name} yet: leave out --stored")
     datasets = _read_data(arguments, config, must=stored is None)
+    if not isinstance(datasets, str):
+        protocol_of(datasets, arguments.protocol)  # refused before the long work
     stored = _evaluated(arguments, config, datasets, stored)
     description = workdir_lib.read_description(workdir)
     material = Material(
@@ -135,8 +139,6 @@ def _evaluated(
     from cmap_jax.cli import run as run_lib
     from cmap_jax.evaluation.results_file import read_results, results_path
 
-    if stored is None and arguments.stored:
-        raise ValueError(f"{arguments.workdir} has no results yet: leave out --stored")
     missing = _missing(arguments, stored)
     if not missing or arguments.stored or isinstance(datasets, str):
         return stored
@@ -195,9 +197,9 @@ def _grids(
 
     if isinstance(datasets, str):
         return datasets
-    name = arguments.protocol or next(iter(stored.result.protocols))
+    name = protocol_of(datasets, arguments.protocol)
     if name not in stored.result.protocols:
-        raise ValueError(f"--protocol {name}: there is {', '.join(stored.result.protocols)}")
+        return f"There are no stored results of {name}: leave out --stored to evaluate."
     result = stored.result.protocols[name]
     records = read_rankings(arguments.workdir, result)
     if records is None:

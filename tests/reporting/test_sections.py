@@ -2,7 +2,7 @@
 
 import types
 
-from test_published import stored_results
+from published_results import stored_results
 
 from cmap_jax.facts import DataFacts
 from cmap_jax.processing.images import ImagePreprocessing
