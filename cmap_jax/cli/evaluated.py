@@ -97,7 +97,12 @@ def protocol_of(datasets: Any, name: str | None) -> str:
     Raises:
         ValueError: the data set is not evaluated by that protocol; lists its protocols.
     """
-    names = [e.protocol.name for data in datasets.evaluations.values() for e in data.evaluations]
+    names = protocols_of(datasets)
     if name is not None and name not in names:
         raise ValueError(f"--protocol {name}: this data set has {', '.join(names)}")
     return name or names[0]
+
+
+def protocols_of(datasets: Any) -> list[str]:
+    """Return the names of the protocols that a data set is evaluated by, in their order."""
+    return [e.protocol.name for data in datasets.evaluations.values() for e in data.evaluations]

@@ -18,7 +18,14 @@ from etils import epath
 from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
-from cmap_jax.cli.evaluated import SPELLING, add_evaluated, config_of, protocol_of, split_of
+from cmap_jax.cli.evaluated import (
+    SPELLING,
+    add_evaluated,
+    config_of,
+    protocol_of,
+    protocols_of,
+    split_of,
+)
 from cmap_jax.remedies import spelled
 
 if TYPE_CHECKING:
@@ -91,6 +98,7 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
         description=description,
         origin=workdir_lib.read_origin(workdir),
         stored=stored,
+        remarks=[f"Beware: {stale}."] if (stale := _stale(workdir, stored)) else [],
         overlap=read_overlap(file),
         curves=_curves(workdir),
         grids=_grids(arguments, datasets, stored),
@@ -139,31 +147,48 @@ def _evaluated(
     from cmap_jax.cli import run as run_lib
     from cmap_jax.evaluation.results_file import read_results, results_path
 
-    missing = _missing(arguments, stored)
-    if not missing or arguments.stored or isinstance(datasets, str):
+    if arguments.stored or isinstance(datasets, str):
         return stored
-    print(f"Evaluating, since {missing} (--stored shows what is stored) ...")
-    config.eval.rankings = config.eval.shortcuts = True
-    run_lib.evaluate(config, arguments.workdir, datasets)
-    return read_results(results_path(arguments.workdir, config.data.name))
+    if missing := _missing(arguments, datasets, stored):
+        print(f"Evaluating, since {missing} (--stored shows what is stored) ...")
+        config.eval.rankings = config.eval.shortcuts = True
+        run_lib.evaluate(config, arguments.workdir, datasets)
+        stored = read_results(results_path(arguments.workdir, config.data.name))
+    return stored
 
 
-def _missing(arguments: argparse.Namespace, stored: "StoredResults | None") -> str | None:
+def _missing(
+    arguments: argparse.Namespace, datasets: Any, stored: "StoredResults | None"
+) -> str | None:
     """Return in words why stored results are not enough for a report; None: they are."""
     from cmap_jax.evaluation.results_file import read_rankings
-    from cmap_jax.workdir.description import BEST, saved_steps
 
     if stored is None:
         return "there are no results yet"
-    best = saved_steps(arguments.workdir, BEST)
-    if best and stored.step not in best:
-        return f"the results are those of step {stored.step:,}, and the best variables are later"
-    for name, result in stored.result.protocols.items():
+    if stale := _stale(arguments.workdir, stored):
+        return stale
+    for name in protocols_of(datasets):
+        result = stored.result.protocols.get(name)
+        if result is None:
+            return f"there are no results of {name}"
         if not result.shortcuts:
             return f"there are no shortcuts of {name}"
         if read_rankings(arguments.workdir, result) is None:
             return f"there are no rankings of {name} that belong to its results"
     return None
+
+
+def _stale(workdir: str, stored: "StoredResults") -> str | None:
+    """Return in words that other variables are the best now than were evaluated, or None."""
+    from cmap_jax.workdir.description import BEST, saved_steps
+
+    best = saved_steps(workdir, BEST)
+    if not best or stored.step in best:
+        return None
+    return (
+        f"the results are of step {stored.step:,}, and the best variables are now of step "
+        f"{max(best):,}"
+    )
 
 
 def _curves(workdir: str) -> "Picture | str":

@@ -37,6 +37,7 @@ class Material:
         description: the model.
         origin: software and machine of its training.
         stored: the results.
+        remarks: sentences that come before the results.
         overlap: measures of overlapping regions by protocol and name; empty where not measured.
         curves: the picture of the curves, or the reason why there is none.
         grids: pictures of queries, or the reason why there are none.
@@ -50,6 +51,7 @@ class Material:
     description: Description
     origin: Origin
     stored: StoredResults
+    remarks: Sequence[str]
     overlap: Mapping[str, Mapping[str, float]]
     curves: Picture | str
     grids: Sequence[Picture] | str
@@ -63,7 +65,7 @@ class Material:
 def sections_of(material: Material) -> list[Section]:
     """Return all sections of a report in their order."""
     parts = [
-        Section("Results", list(_results(material.stored))),
+        Section("Results", list(_results(material.stored, material.remarks))),
         Section("Queries", _pictures(material.grids)),
         Section("Regions", list(_regions(material))),
         Section("Curves", _pictures(material.curves)),
@@ -88,8 +90,10 @@ _COUNTING = (
 )
 
 
-def _results(stored: StoredResults) -> Iterator[Block]:
-    """Yield a table for each protocol, the rules, and the remarks on all of them."""
+def _results(stored: StoredResults, remarks: Sequence[str]) -> Iterator[Block]:
+    """Yield remarks, a table for each protocol, notes on all of them, and the rules."""
+    if remarks:
+        yield Notes(remarks)
     results = stored.result.protocols
     lines, unknown = [], []
     for name, result in results.items():

@@ -32,6 +32,7 @@ def _material(**fields) -> Material:
         "description": description,
         "origin": Origin({"jax": "9.8.7"}, "abc123", {"devices": "8 x H1000"}),
         "stored": stored_results(NAME, DataFacts()),
+        "remarks": [],
         "overlap": {},
         "curves": _PICTURE,
         "grids": [_PICTURE],
@@ -74,6 +75,10 @@ def test_numbers_of_another_gallery_are_not_beside_published_ones():
     assert "42.68" not in str(blocks)
     (notes,) = _kind(blocks, Notes)
     assert any("the gallery has 16 images here and 15,536 there" in line for line in notes.lines)
+
+
+def test_remarks_come_first():
+    assert _blocks("Results", remarks=["stale"])[0] == Notes(["stale"])
 
 
 def test_what_is_not_there_is_said():
