@@ -299,8 +299,7 @@ def _commands(arguments: argparse.Namespace, description: Any) -> list[str]:
 
 def _here() -> dict[str, str]:
     """Return where and when this report is written, by name."""
-    from cmap_jax import __version__
-    from cmap_jax.workdir.description import hardware
+    from cmap_jax.workdir.description import hardware, versions
 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"written on": today, "cmap_jax": __version__, **hardware()}
+    return {"written on": today, **hardware(), **versions()}

@@ -91,7 +91,7 @@ def write_description(workdir: str | os.PathLike, description: Description) -> N
             "preprocessing": description.preprocessing.to_dict(),
             "protocols": [protocol.to_dict() for protocol in description.protocols],
             "facts": dict(description.facts),
-            "versions": _versions(),
+            "versions": versions(),
             "git_commit": _git_commit(),
             "hardware": hardware(),
         },
@@ -320,14 +320,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Return the version of Python, and of each installed package that a result depends on."""
+    numbers = {"python": platform.python_version()}
     for package in ("cmap_jax", *_PACKAGES):
         try:
-            versions[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
             continue
-    return versions
+    return numbers
 
 
 def _git_commit() -> str | None:

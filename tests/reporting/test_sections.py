@@ -64,7 +64,7 @@ def test_published_numbers_of_the_same_protocol_stand_below():
     assert rows["  shirt"][1:4] == ["25.52", "48.63", ""]
     assert rows["published: ARTEMIS"][1:4] == ["", "", "38.17"]
     assert rows["published: SPRC (vision-language)"][3] == "64.85"
-    assert "51.03" not in str(rows)  # of another gallery
+    assert "51.03" not in str(rows)  # It belongs to another gallery.
     assert len({len(row) for row in [results.header, *results.rows]}) == 1
     assert rules.rows[0][:3] == [NAME, PROTOCOLS[NAME].gallery, "both orders"]
 
