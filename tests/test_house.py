@@ -25,7 +25,6 @@ LAYERS = [
         "files",
         "numerics",
         "processing",
-        "reporting",
         "progress",
         "protocols",
         "remedies",

@@ -372,8 +372,9 @@ def test_tensorboard_gets_the_parameters_and_what_queries_find(undisturbed):
     # The same pictures, and the curves, are files for people without TensorBoard.
     files = sorted((workdir / "pictures" / "fashioniq-original").iterdir())
     assert [file.name for file in files] == ["00000003.jpg", "00000006.jpg"]
-    assert Image.open(files[0]).size == (int(width), int(height))
-    assert Image.open(workdir / "curves.png").width > 500
+    with Image.open(files[0]) as sheet, Image.open(workdir / "curves.png") as drawn:
+        assert sheet.size == (int(width), int(height))
+        assert drawn.width > 500
 
 
 @pytest.mark.slow
