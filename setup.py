@@ -44,6 +44,7 @@ TRAINING = [
     "clu>=0.0.12",
     "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
     "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
+    "matplotlib>=3.9",  # draws curves and the plots of sweeps
     f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
     f"tensorflow>=2.20; {_NO_CPU_BUILD}",
     "tensorflow-datasets>=4.9.9",
@@ -57,7 +58,6 @@ HEIF = ["pillow-heif>=0.20"]  # reads HEIC, the format of many phones' photograp
 FAISS = ["faiss-cpu>=1.9"]
 # Milvus Lite is in pure Python since 3.0, and brings faiss-cpu.
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.0"]
-PLOT = ["matplotlib>=3.9"]  # draws the plots of sweeps
 PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
 SERVE = ["fastapi>=0.120", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.34"]
 
@@ -69,7 +69,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cmap_jax*", "configs*", "input_pipeline*"]),
-    package_data={"cmap_jax.serving": ["page/*"]},
+    package_data={"cmap_jax.reporting": ["style.css"], "cmap_jax.serving": ["page/*"]},
     entry_points={"console_scripts": ["cmap = cmap_jax.cli.command:main"]},
     python_requires=">=3.11",
     install_requires=CORE if os.environ.get("CMAP_JAX_WITHOUT_TENSORFLOW") else CORE + TRAINING,
@@ -83,7 +83,6 @@ setup(
         "faiss": FAISS,
         "milvus": MILVUS,
         "parquet": PARQUET,
-        "plot": PLOT,
         "serve": SERVE,
         "test": [
             *PREPARE,
@@ -92,7 +91,6 @@ setup(
             *FAISS,
             *MILVUS,
             *PARQUET,
-            *PLOT,
             *SERVE,
             "beartype>=0.20",
             "httpx2>=2",  # the client of Starlette's tests

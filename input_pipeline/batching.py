@@ -270,6 +270,8 @@ class EvaluationData:
     def read_image(self, image_id: str) -> Image.Image | ImageReadError:
         """Return an image as the model reads it, to show; an error where it cannot be read."""
         source = self._loader.source
+        if image_id not in self.positions:
+            return ImageReadError("in no gallery")
         try:
             return read_image(source.read(image_id), self._preprocessing)
         except (OSError, DataError, ImageReadError) as error:

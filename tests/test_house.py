@@ -178,6 +178,7 @@ input_pipeline.create_datasets
         "convert",
         "evaluation",
         "processing",
+        "reporting",
         "retrieval",
         "serving",
         "training",

@@ -32,6 +32,7 @@ _SUBCOMMANDS = (
     "evaluate",
     "compare",
     "sweep",
+    "report",
     "submit",
     "index",
     "search",

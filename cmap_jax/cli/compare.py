@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from cmap_jax.cli.arguments import path
-from cmap_jax.cli.results_table import labelled, sweep_tables
+from cmap_jax.cli.results_table import sweep_tables
 from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.compare import Difference, compare
 from cmap_jax.evaluation.results_file import EVALUATION, StoredResults, read_results
+from cmap_jax.evaluation.results_rows import labelled
 from cmap_jax.files import is_remote
 from cmap_jax.sweeps import tables
 from cmap_jax.sweeps.plan import is_sweep

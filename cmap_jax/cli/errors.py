@@ -15,7 +15,6 @@ from cmap_jax.remedies import spelled
 
 # Packages that an extra of setup.py installs, and the extra's name.
 _EXTRAS = {
-    "matplotlib": "plot",
     "torch": "torch",
     "apache_beam": "prepare",
     "mlcroissant": "prepare",

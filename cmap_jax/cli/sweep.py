@@ -65,9 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the runs that are not complete, and write the table after each of them."""
-    from cmap_jax.sweeps import plot
-
-    plot.check_installed()
     plan = _plan(arguments)
     folder = _folder(arguments)
     plan_lib.check_continues(folder, plan)

@@ -13,6 +13,7 @@ with epy.lazy_api_imports(globals()):
         ranking,
         results,
         results_file,
+        results_rows,
         submission,
         workdir,
     )
@@ -27,6 +28,7 @@ __all__ = [
     "ranking",
     "results",
     "results_file",
+    "results_rows",
     "submission",
     "workdir",
 ]

@@ -1,7 +1,4 @@
-"""A picture of a sweep's table: a dot for each seed, a mark for each mean, panel by panel.
-
-It needs matplotlib, which the extra "plot" installs.
-"""
+"""A picture of a sweep's table: a dot for each seed, a mark for each mean, panel by panel."""
 
 import io
 from collections.abc import Sequence
@@ -17,15 +14,6 @@ _LETTER = 0.075  # inches, the mean width of a letter of a row's name
 _LONGEST = 40  # letters of a row's name
 _LEGEND = "dots: seeds; diamonds: means"
 _COMPARED = f"{_LEGEND}, filled where the 95% interval of the difference from {{first}} excludes 0"
-
-
-def check_installed() -> None:
-    """Refuse a sweep whose plot could not be drawn, before its runs.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    import matplotlib  # noqa: F401
 
 
 def draw(rows: Sequence[RowSummary], title: str) -> bytes:

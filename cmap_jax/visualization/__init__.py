@@ -3,6 +3,6 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.visualization import grids, lettering
+    from cmap_jax.visualization import curves, grids, lettering
 
-__all__ = ["grids", "lettering"]
+__all__ = ["curves", "grids", "lettering"]

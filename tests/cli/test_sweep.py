@@ -192,12 +192,6 @@ def test_mistakes_are_answered_before_any_run(results, tmp_path, capsys, flags, 
     assert not folder.exists()
 
 
-def test_a_plot_needs_its_package(results, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert sweep_in(tmp_path / "sweep") == 1
-    assert "pip install 'cmap_jax[plot]'" in capsys.readouterr().err
-
-
 def test_a_folder_of_something_else(results, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert sweep_in(tmp_path) == 1
