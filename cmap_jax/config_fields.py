@@ -222,6 +222,7 @@ FIELDS: Mapping[str, Field] = {
     "eval.gallery_chunk": _run(least=1, optional=True),
     "eval.rankings": _run(),
     "eval.shortcuts": _run(),
+    "eval.overlap": _environment(least=0, added=True),
     "eval.captions": _run(choices=("one", "concept"), optional=True, added=True),
     "data.name": _run(),
     # Whether data in another folder are the same, read in the same way, is checked by their words,

@@ -258,6 +258,9 @@ def get_config() -> ConfigDict:
     # True: also evaluate with the text alone and with the image alone, to show how much of the
     # recall needs no composition.
     config.eval.shortcuts = False
+    # Queries of each split's first protocol on which the modified and the preserved part are
+    # compared: their heat maps and attentions (docs/method.md, section 13). 0: none.
+    config.eval.overlap = 0
     # Texts of a data set whose queries name a concept that reference and targets share (CIRCO).
     # "one": the query's caption; "concept": "find {concept} but {caption}". Each has protocols of
     # its own. None: "concept" for the variant "magiclens", which was published so, else "one".

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -276,6 +277,15 @@ class EvaluationData:
             return read_image(source.read(image_id), self._preprocessing)
         except (OSError, DataError, ImageReadError) as error:
             return ImageReadError(f"{source.where(image_id)}: {error}")
+
+    def load(self, image_ids: Sequence[str]) -> tuple[list[int], Any]:
+        """Load some images in one batch, as `image_batches` has them.
+
+        Returns:
+            The positions in ``image_ids`` of the images that did not fail, and their pixels, uint8
+            [N, S, S, 3], or features.
+        """
+        return next(central_crops(image_ids, len(image_ids), self._loader))
 
     def image_batch_count(self) -> int:
         """Return the number of image batches."""

@@ -36,6 +36,7 @@ _SUBCOMMANDS = (
     "submit",
     "index",
     "search",
+    "explain",
     "serve",
     "demo",
     "triplets",

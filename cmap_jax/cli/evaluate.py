@@ -20,7 +20,7 @@ from cmap_jax.evaluation.results import ProtocolResult
 from cmap_jax.protocols import PROTOCOLS
 from cmap_jax.visualization.grids import check_destination, save
 
-__all__ = ["SPELLING", "add_arguments", "run"]
+SPELLING = {**SPELLING, "eval.overlap": "--overlap"}
 _ROWS = 8  # default number of queries in a picture
 
 
@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shortcuts",
         action="store_true",
         help="also measure the text alone and the image alone; later evaluations keep the numbers",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also compare the modified and the preserved part, heat maps and attentions, on N "
+        "queries of each split; later evaluations keep the numbers",
     )
     parser.add_argument(
         "--grid", metavar="FILE", type=path, help="draw some queries with their first images"
@@ -59,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     config.eval.rankings = arguments.rankings or bool(arguments.grid)
     config.eval.shortcuts = arguments.shortcuts
+    config.eval.overlap = arguments.overlap
     use_compilation_cache(None)
     datasets = run.read_for_evaluation(config, arguments.workdir)
     protocol = protocol_of(datasets, arguments.protocol)  # before the long work
@@ -75,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse impossible arguments before anything is read."""
+    if arguments.overlap < 0:
+        raise ValueError(f"--overlap must be 0 or more, not {arguments.overlap}")
     if arguments.protocol and not arguments.grid:
         raise ValueError("--protocol says whose queries --grid draws: give --grid FILE too")
     if arguments.protocol and arguments.protocol not in PROTOCOLS:

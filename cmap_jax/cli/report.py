@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
     """Return the report's document."""
-    from cmap_jax.evaluation.results_file import read_overlap, read_results, results_path
+    from cmap_jax.evaluation.results_file import read_results, results_path
     from cmap_jax.reporting.document import Document
     from cmap_jax.reporting.sections import Material, sections_of
     from cmap_jax.reporting.writing import heatmap_pictures
@@ -99,7 +99,7 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
         origin=workdir_lib.read_origin(workdir),
         stored=stored,
         remarks=[f"Beware: {stale}."] if (stale := _stale(workdir, stored)) else [],
-        overlap=read_overlap(file),
+        overlap={n: r.overlap for n, r in stored.result.protocols.items() if r.overlap},
         curves=_curves(workdir),
         grids=_grids(arguments, datasets, stored),
         heatmaps=tuple(heatmap_pictures(workdir)),

@@ -179,7 +179,12 @@ def evaluate(config: ConfigDict, workdir: str, datasets: input_pipeline.Datasets
         Stopped: Ctrl-C or SIGTERM asked the program to stop; nothing is written.
     """
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    evaluator = Evaluator(CMAP.from_config(config), mesh, gallery_chunk=config.eval.gallery_chunk)
+    evaluator = Evaluator(
+        CMAP.from_config(config),
+        mesh,
+        gallery_chunk=config.eval.gallery_chunk,
+        overlap=config.eval.overlap,
+    )
     with StopRequest() as stop:
         try:
             return evaluate_workdir(

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from cmap_jax import scoring, sharding
 from cmap_jax.encoding import EncodePrograms, ImageEmbeddings
 from cmap_jax.evaluation.outcomes import Outcomes, summarize
+from cmap_jax.evaluation.overlap import OverlapMeasure
 from cmap_jax.evaluation.ranking import Ranking
 from cmap_jax.evaluation.results import Numbers, ProtocolResult, Result
 from cmap_jax.models.cmap import CMAP
@@ -61,7 +62,9 @@ class Evaluator:
     batches; the embeddings and the result are the same in all of them.
     """
 
-    def __init__(self, model: CMAP, mesh: Mesh, *, gallery_chunk: int | None = None):
+    def __init__(
+        self, model: CMAP, mesh: Mesh, *, gallery_chunk: int | None = None, overlap: int = 0
+    ):
         """Compile nothing yet; the programs are kept from call to call.
 
         Args:
@@ -69,10 +72,16 @@ class Evaluator:
             mesh: devices; batches are sharded over them.
             gallery_chunk: images that a device scores at once; None: by the device and the number
                 of queries.
+            overlap: queries of each first protocol on which the modified and the preserved part
+                are compared; see `cmap_jax.evaluation.overlap`. 0: none.
+
+        Raises:
+            ValueError: an overlap of a method without these parts.
         """
         self._mesh = mesh
         self._gallery_chunk = gallery_chunk
         self._programs = EncodePrograms(model, mesh)
+        self._measure_overlap = OverlapMeasure(model, mesh, overlap) if overlap else None
         self._optional = find_variant(model.variant).optional
 
     def __call__(
@@ -90,7 +99,8 @@ class Evaluator:
         Args:
             variables: the model's variables.
             data: an `input_pipeline.batching.EvaluationData`, or an object with its attributes and
-                methods. Splits of the same ``sizes`` share all compiled programs.
+                methods; ``load`` is called for an overlap alone. Splits of the same ``sizes`` share
+                all compiled programs.
             rankings: whether the best images of every query are recorded.
             examples: number of queries of the first protocol, spread evenly, whose best images are
                 recorded.
@@ -118,11 +128,15 @@ class Evaluator:
             outcomes = _collect(evaluation, ranked)
             records = [record for r in ranked.values() for record in r.records]
             is_first = not results
+            overlap = {}
+            if is_first and self._measure_overlap:
+                overlap = self._measure_overlap(variables, data, evaluation, pictures.gallery)
             results[name] = ProtocolResult(
                 protocol=evaluation.protocol,
                 numbers=_numbers(evaluation, outcomes),
                 outcomes=outcomes,
                 conditions=evaluation.conditions(),
+                overlap=overlap,
                 rankings=records if rankings else [],
                 examples=[r for r in records if r["query"] in chosen] if is_first else [],
             )

@@ -33,6 +33,8 @@ class ProtocolResult:
         shortcuts: the numbers of the same model with one half of each query taken away, by the half
             that is left, "text" or "image"; None where this half scores all images alike. Empty
             where shortcuts were not asked for.
+        overlap: how much the modified and the preserved part have in common, by name; see
+            `cmap_jax.evaluation.overlap`. Empty where it was not asked for.
         rankings: a record a query, see `ranking.Ranking`; empty where they were not asked for.
         examples: records of a few queries; empty where they were not asked for.
         intervals: 95% interval of every number; empty in a result that is not stored yet, since
@@ -44,6 +46,7 @@ class ProtocolResult:
     outcomes: Outcomes
     conditions: Mapping[str, Any]
     shortcuts: Mapping[str, Numbers | None] = dataclasses.field(default_factory=dict)
+    overlap: Numbers = dataclasses.field(default_factory=dict)
     rankings: Sequence[Mapping[str, Any]] = ()
     examples: Sequence[Mapping[str, Any]] = ()
     intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)

@@ -6,6 +6,7 @@ This module alone knows the form of the file:
     "protocols"    the numbers by protocol: {"fashioniq/original": {"mR": 41.6, "R@10": ...}}
     "intervals"    the 95% interval of each number by protocol, by resampling annotations
     "shortcuts"    by protocol and half of the query, the numbers or null; where asked for
+    "overlap"      by protocol, the numbers of `overlap.OverlapMeasure`; where asked for
     "facts"        facts of the data and the variables; see `results.EvaluationFacts`
     "definitions"  the rules by protocol; see `cmap_jax.protocols.Protocol`
     "conditions"   version of the rules and digests of galleries and queries, by protocol
@@ -63,6 +64,7 @@ class StoredResults:
     def to_dict(self) -> dict[str, Any]:
         """Return the content for JSON."""
         results = self.result.protocols
+        overlap = {name: dict(r.overlap) for name, r in results.items() if r.overlap}
         return {
             "step": self.step,
             "protocols": {name: dict(r.numbers) for name, r in results.items()},
@@ -71,6 +73,7 @@ class StoredResults:
                 for name, r in results.items()
             },
             "shortcuts": {name: dict(r.shortcuts) for name, r in results.items() if r.shortcuts},
+            **({"overlap": overlap} if overlap else {}),
             "facts": self.facts.to_dict(),
             "definitions": {name: r.protocol.to_dict() for name, r in results.items()},
             "conditions": {name: dict(r.conditions) for name, r in results.items()},
@@ -91,6 +94,7 @@ class StoredResults:
                 outcomes=Outcomes.from_dict(content["outcomes"][name]),
                 conditions=content["conditions"][name],
                 shortcuts=content.get("shortcuts", {}).get(name, {}),
+                overlap=content.get("overlap", {}).get(name, {}),
                 intervals={
                     number: (low, high)
                     for number, (low, high) in content.get("intervals", {}).get(name, {}).items()
@@ -116,8 +120,8 @@ def write_results(
 ) -> None:
     """Write an evaluation's results and, where there are any, its rankings.
 
-    Results under another caption policy, and shortcuts, that were measured before with the same
-    variables on the same data, and not this time, are kept.
+    Results under another caption policy, shortcuts and overlaps that were measured before with the
+    same variables on the same data, and not this time, are kept.
 
     Args:
         workdir: the workdir of the model.
@@ -188,34 +192,13 @@ def rankings_path(workdir: str | os.PathLike, protocol: str) -> epath.Path:
     return epath.Path(workdir) / RANKINGS / f"{protocol.replace('/', '-')}.jsonl"
 
 
-def read_overlap(path: str | os.PathLike) -> dict[str, dict[str, float]]:
-    """Return how far the preserved and the modified regions overlap, by protocol and measure.
-
-    The result is empty for an evaluation that did not measure it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the numbers have another form; names the file.
-    """
-    overlap = read_json(path).get("overlap", {})
-    try:
-        return {
-            protocol: {name: float(value) for name, value in numbers.items()}
-            for protocol, numbers in overlap.items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'{os.fspath(path)}: its "overlap" must hold numbers by protocol and name'
-        ) from error
-
-
 def _check_numbers(name: str, result: ProtocolResult) -> None:
     """Refuse numbers that are not finite, and conditions that no comparison can be made under.
 
     Raises:
         KeyError, TypeError, ValueError: names the protocol and the number.
     """
-    for number, value in result.numbers.items():
+    for number, value in [*result.numbers.items(), *result.overlap.items()]:
         if not math.isfinite(value):
             raise ValueError(f"{name} has {number} = {value}")
     for part in ("gallery", "queries"):
@@ -252,17 +235,21 @@ def with_intervals(result: Result) -> Result:
 
 
 def keep_shortcuts(stored: StoredResults, earlier: StoredResults) -> StoredResults:
-    """Return results with the shortcuts of an earlier evaluation where they have none.
+    """Return results with shortcuts and overlaps of an earlier evaluation where they have none.
 
-    Only shortcuts of the same variables on the same data, under the same conditions, are kept.
+    Only those of the same variables on the same data, under the same conditions, are kept.
     """
     if _stamp(stored) != _stamp(earlier):
         return stored
     results = dict(stored.result.protocols)
     for name, old in earlier.result.protocols.items():
         now = results.get(name)
-        if now and not now.shortcuts and now.conditions == old.conditions:
-            results[name] = dataclasses.replace(now, shortcuts=old.shortcuts)
+        if now and now.conditions == old.conditions:
+            results[name] = dataclasses.replace(
+                now,
+                shortcuts=now.shortcuts or old.shortcuts,
+                overlap=now.overlap or old.overlap,
+            )
     return dataclasses.replace(stored, result=Result(results))
 
 

@@ -48,6 +48,7 @@ def notes(stored: StoredResults) -> list[str]:
         for name, result in results.items()
         if "tied_queries" in result.numbers
     ]
+    lines += [_overlap(name, r.overlap) for name, r in results.items() if r.overlap]
     for name, result in results.items():
         lines += _unbeaten(result, (facts.oracles or {}).get(name, {}))
     if stored.facts.zero_shot:
@@ -82,6 +83,20 @@ def _unbeaten(result: ProtocolResult, ceilings: Mapping[str, Numbers]) -> list[s
         f"{protocol.name}: {headline} is not clearly above what a part of the query reaches: "
         f"{', '.join(unbeaten)}."
     ]
+
+
+def _overlap(name: str, numbers: Numbers) -> str:
+    """Return a line about the overlap of the modified and the preserved part."""
+    shown = {
+        "heat maps on the target, intersection over union": "target_iou",
+        "correlation": "target_correlation",
+        "attentions": "attention_overlap",
+    }
+    parts = [f"{words} {numbers[key]:.3f}" for words, key in shown.items() if key in numbers]
+    return (
+        f"{name}: overlap of the modified and the preserved part on {numbers['queries']} queries: "
+        f"{', '.join(parts)}."
+    )
 
 
 def _unread_texts(unread: Mapping[str, UnreadTexts]) -> list[str]:

@@ -231,6 +231,14 @@ class CMAP(nn.Module):
         """
         return self.image_encoder(images, train=train)
 
+    def image_maps(self, images: Array | Features) -> dict[str, Float[Array, "B *shape"]]:
+        """Return each level's map as it is pooled, or a vector; see `ImageEncoder.maps`."""
+        return self.image_encoder.maps(images)
+
+    def embed_maps(self, maps: Features) -> Float[Array, "L B D"]:
+        """Return the embeddings as `encode_references` has them of images with `image_maps`."""
+        return self.image_encoder.embed_maps(maps)
+
     def embed_gallery(
         self, references: Float[Array, "L B D"], *, train: bool = False
     ) -> Float[Array, "L B D"]:

@@ -2,6 +2,8 @@
 
 The encoder has two halves. `ImageEncoder.features` runs the backbone, and `ImageEncoder.embed` does
 the rest. Where the backbone is frozen, an image's features can be computed once and stored.
+`ImageEncoder.maps` and `ImageEncoder.embed_maps` split it at the pooling instead, to ask where in a
+picture an embedding comes from.
 """
 
 from collections.abc import Mapping
@@ -161,8 +163,47 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: not [B, H, W, 3], or sides that the backbone does not take.
         """
-        entry = IMAGE_ENCODERS[self.family]
-        pictures = entry.pictures_of(self.settings)
+        kept = self._outputs(images, train)
+        if self.interacts:
+            return kept
+        return {level: self._pool(level, x) for level, x in kept.items()}
+
+    def maps(
+        self, images: UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"] | Features
+    ) -> dict[str, Float[Array, "B *shape"]]:
+        """Return each level's map as its pooling sees it.
+
+        See docs/method.md, section 13. Numbers that the generalised mean replaces by its floor are
+        0 here, since they have no effect.
+
+        Args:
+            images: images, or their `features`.
+
+        Returns:
+            For each level [B, h, w, C], float32 or better; or a vector [B, C] where the backbone
+            gives one, or where ``images`` are features that are pooled already.
+
+        Raises:
+            ValueError: as `features`.
+        """
+        is_encoded = isinstance(images, Mapping)
+        outputs = images if is_encoded else self._outputs(images, train=False)
+        return {
+            level: at_least_float32(jnp.maximum(x, 0) if self._takes_positive_part(level, x) else x)
+            for level, x in self._interact(outputs).items()
+        }
+
+    def embed_maps(self, maps: Features) -> Float[Array, "L B D"]:
+        """Return the pyramid of the images that have these `maps`."""
+        if not self.has_heads:
+            return at_least_float32(jnp.stack([maps[level] for level in self.levels]))
+        vectors = [self._pool(level, maps[level]) for level in self.levels]
+        embeddings = [head(x) for head, x in zip(self.heads, vectors, strict=True)]
+        return l2_normalize(at_least_float32(jnp.stack(embeddings)))
+
+    def _outputs(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """Return the backbone's outputs at the wanted levels; raises as `features`."""
+        pictures = IMAGE_ENCODERS[self.family].pictures_of(self.settings)
         sides = images.shape[1:3]
         if images.ndim != 4 or images.shape[-1] != 3 or not all(map(pictures.accepts, sides)):
             allowed = pictures.side or f"multiples of {pictures.multiple}"
@@ -170,10 +211,7 @@ class ImageEncoder(nn.Module):
                 f"images must be [B, H, W, 3] with H and W {allowed}, not {images.shape}"
             )
         outputs = self.backbone(normalize_images(images, pictures), train=train)
-        kept = {level: outputs[level] for level in self.levels}
-        if self.interacts:
-            return kept
-        return {level: self._pool(level, x) for level, x in kept.items()}
+        return {level: outputs[level] for level in self.levels}
 
     def embed(self, features: Features) -> Float[Array, "L B D"]:
         """Return the pyramid of the images that have these `features`.
@@ -181,14 +219,14 @@ class ImageEncoder(nn.Module):
         Args:
             features: all levels of the encoder, in any floating dtype.
         """
+        return self.embed_maps(self._interact(features))
+
+    def _interact(self, features: Features) -> dict[str, jax.Array]:
+        """Return what is pooled: the features themselves, or after the interaction."""
         maps = [self._in_own_dtype(features[level]) for level in self.levels]
-        if not self.has_heads:
-            return at_least_float32(jnp.stack(maps))
-        if self.interacts:
+        if self.has_heads and self.interacts:
             maps = self.interaction(*maps)
-        vectors = [self._pool(level, x) for level, x in zip(self.levels, maps, strict=True)]
-        embeddings = [head(x) for head, x in zip(self.heads, vectors, strict=True)]
-        return l2_normalize(at_least_float32(jnp.stack(embeddings)))
+        return dict(zip(self.levels, maps, strict=True))
 
     def _in_own_dtype(self, x: jax.Array) -> jax.Array:
         """Return a map in the dtype of the products, and a vector in float32 or better."""
@@ -198,10 +236,14 @@ class ImageEncoder(nn.Module):
         """Return a level's map as a vector, [B, C]; a vector is unchanged."""
         if features.ndim == 2:
             return features
+        if self._takes_positive_part(level, features):
+            return generalized_mean(features)
+        return jnp.mean(at_least_float32(features), axis=(1, 2))
+
+    def _takes_positive_part(self, level: str, features: jax.Array) -> bool:
+        """Whether a level's map is pooled by the generalised mean, and not by the mean."""
         entry = IMAGE_ENCODERS[self.family]
         # The interaction leaves the deepest map as it is.
         is_own_map = not self.interacts or level == LEVELS[0]
         is_signed = is_own_map and level in entry.signed(self.settings)
-        if entry.pooling == "mean" or is_signed:
-            return jnp.mean(at_least_float32(features), axis=(1, 2))
-        return generalized_mean(features)
+        return features.ndim == 4 and entry.pooling != "mean" and not is_signed

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax import sharding
 from cmap_jax.config_fields import check_values
+from cmap_jax.evaluation.overlap import check_parts
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders import image_entry, image_settings
 from cmap_jax.models.image_encoder import LEVELS
@@ -71,4 +72,6 @@ def check_config(
         raise ValueError(f"config.data.{error}") from error
     known = config.copy_and_resolve_references()
     known.model.text.vocabulary_size = known.model.text.vocabulary_size or 1
-    CMAP.from_config(known)
+    model = CMAP.from_config(known)
+    if config.eval.overlap:
+        check_parts(model)

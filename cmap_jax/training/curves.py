@@ -113,15 +113,15 @@ def tags(result: Result, prefix: str = "") -> dict[str, float]:
         result: results of one or more protocols.
         prefix: first part of every tag, such as ``best/``.
     """
+    parts = {}
+    for protocol, results in result.protocols.items():
+        parts[f"{prefix}{protocol}"] = results.numbers
+        parts[f"{prefix}overlap/{protocol}"] = results.overlap
+        for half, numbers in results.shortcuts.items():
+            parts[f"{prefix}shortcuts/{half}/{protocol}"] = numbers or {}
     return {
-        f"{prefix}{protocol}/{name}": value
-        for protocol, results in result.protocols.items()
-        for name, value in results.numbers.items()
-    } | {
-        f"{prefix}shortcuts/{half}/{protocol}/{name}": value
-        for protocol, results in result.protocols.items()
-        for half, numbers in results.shortcuts.items()
-        if numbers is not None
+        f"{part}/{name}": value
+        for part, numbers in parts.items()
         for name, value in numbers.items()
     }
 

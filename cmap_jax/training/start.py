@@ -257,7 +257,12 @@ def _assemble(
         progress=opened.progress,
         train_step=display.compiled(train_step, "the training step"),
         feed=feed,
-        evaluator=Evaluator(plan.model, plan.mesh, gallery_chunk=config.eval.gallery_chunk),
+        evaluator=Evaluator(
+            plan.model,
+            plan.mesh,
+            gallery_chunk=config.eval.gallery_chunk,
+            overlap=config.eval.overlap,
+        ),
         checkpoints=opened.checkpoints,
         writer=opened.writer,
         watch=watch,

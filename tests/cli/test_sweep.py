@@ -5,7 +5,6 @@ import pathlib
 import re
 import shlex
 import shutil
-import sys
 
 import numpy as np
 import pytest

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.encoders.entry import ImageEntry, Setting, TextEntry
+from cmap_jax.models.encoders.rollout import roll_out
 from cmap_jax.models.encoders.text_tower import (
     FROZEN,
     TEXT_SETTINGS,
@@ -84,6 +85,13 @@ class ClipVision(VisionTower):
         )
         feature = at_least_float32(project(pooled))
         return {"high": feature, **self.feature_maps(tokens, rows, columns)}
+
+
+def patch_weights(
+    tower: ClipVision, params: Any, tokens: Float[Array, "B T D"]
+) -> Float[Array, "B P"]:
+    """Return the weights of the patches in the class token, whose feature is taken."""
+    return roll_out(tower, params, tokens)[0][:, 0, 1:]
 
 
 class ClipText(Tower):
@@ -166,6 +174,7 @@ ENTRY = ImageEntry(
     layers=LAYERS,
     pretrained=_PRETRAINED("image"),
     feature_width=lambda settings: settings["projection"],
+    patch_weights=patch_weights,
     check=functools.partial(check_vision, "clip"),
 )
 TEXT_ENTRY = TextEntry(

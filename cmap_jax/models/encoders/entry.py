@@ -207,6 +207,9 @@ class ImageEntry:
             heads; None: it projects none.
         why_unsteady: from the settings to the reason why a frozen backbone's outputs for an image
             are not the same in training as in evaluation, and the remedy; empty: they are.
+        patch_weights: called with (module, params, tokens), where tokens [B, T, D] enter the first
+            block of a transformer; returns the weights of the patches in its feature, [B, P], by
+            attention roll-out. None: the encoder is no transformer.
         check: called with ``config.model``; raises ValueError for what no single field shows.
     """
 
@@ -222,6 +225,7 @@ class ImageEntry:
     pretrained: Pretrained | None = None
     feature_width: Callable[[Mapping[str, Any]], int] | None = None
     why_unsteady: Callable[[Mapping[str, Any]], str] = lambda settings: ""
+    patch_weights: Callable[[nn.Module, Any, Any], Any] | None = None
     check: Callable[[Any], None] = _nothing_to_check
 
     def levels_of(self, settings: Mapping[str, Any]) -> tuple[str, ...]:

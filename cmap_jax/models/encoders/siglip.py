@@ -4,6 +4,7 @@ See docs/method.md, section 9.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cmap_jax.models.encoders.entry import ImageEntry, Setting, TextEntry
+from cmap_jax.models.encoders.rollout import attention_weights, roll_out
 from cmap_jax.models.encoders.text_tower import (
     FROZEN,
     TEXT_SETTINGS,
@@ -107,6 +109,19 @@ class SiglipVision(VisionTower):
         return {"high": feature, **self.feature_maps(tokens, rows, columns)}
 
 
+def patch_weights(
+    tower: SiglipVision, params: Any, tokens: Float[Array, "B T D"]
+) -> Float[Array, "B P"]:
+    """Return the weights of the patches in what the probe of the pooling attends to."""
+    rolled, tokens = roll_out(tower, params, tokens)
+    norm = layer_norm(tower.epsilon, tower.dtype, "post_norm")
+    tokens = norm.apply({"params": params["post_norm"]}, tokens)
+    pooling = params["pooling"]
+    probe = jnp.broadcast_to(pooling["probe"], (tokens.shape[0], 1, tokens.shape[-1]))
+    seen = jnp.mean(attention_weights(pooling["attention"], probe, tokens), axis=1)
+    return jnp.einsum("bqt,btp->bp", seen, rolled)
+
+
 class SiglipText(Tower):
     """SigLIP's text tower.
 
@@ -162,6 +177,7 @@ ENTRY = ImageEntry(
     layers=LAYERS,
     pretrained=_PRETRAINED("image"),
     feature_width=lambda settings: settings["width"],
+    patch_weights=patch_weights,
     check=functools.partial(check_vision, "siglip"),
 )
 TEXT_ENTRY = TextEntry(

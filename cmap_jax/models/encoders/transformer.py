@@ -39,6 +39,8 @@ TOWER_SETTINGS: Mapping[str, Setting] = {
 }
 # The layers of every tower, for layer-wise decay: the embeddings, and then the blocks.
 LAYERS = ("(patch|class|token|position)_embedding|pre_norm", STACK)
+# The name under "intermediates" of the tokens that enter a tower's first block.
+ENTERING = "entering_tokens"
 _SMALLEST_PUBLISHED = 384  # width of the smallest published towers
 
 
@@ -179,6 +181,20 @@ class Tower(nn.Module):
     remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
+    def block(self, *, causal: bool = False) -> Block:
+        """Return the module that every block of the stack is."""
+        return Block(
+            heads=self.heads,
+            mlp_width=self.mlp_width,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            causal=causal,
+            # The residual stream's variance then does not grow with the depth.
+            out_std=(2 * self.layers * self.width) ** -0.5,
+            dtype=self.dtype,
+            parent=None,
+        )
+
     def run_blocks(
         self, x: Float[Array, "B T D"], *, causal: bool = False, after: Sequence[int] = ()
     ) -> tuple[Float[Array, "B T D"], dict[int, Float[Array, "B T D"]]]:
@@ -192,17 +208,8 @@ class Tower(nn.Module):
         Returns:
             The tokens after the last block, and after each block in ``after`` by its number.
         """
-        block = Block(
-            heads=self.heads,
-            mlp_width=self.mlp_width,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            causal=causal,
-            # The residual stream's variance then does not grow with the depth.
-            out_std=(2 * self.layers * self.width) ** -0.5,
-            dtype=self.dtype,
-            parent=None,
-        )
+        block = self.block(causal=causal)
+        self.sow("intermediates", ENTERING, x)  # kept where a caller asks for intermediates alone
         example = jnp.zeros((1, 1, self.width), self.dtype)
 
         def init(key: jax.Array) -> Any:
