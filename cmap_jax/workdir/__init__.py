@@ -12,6 +12,7 @@ with epy.lazy_api_imports(globals()):
         lock_owner,
         renamed_fields,
         same_run,
+        tensors,
         weights,
     )
 
@@ -24,5 +25,6 @@ __all__ = [
     "lock_owner",
     "renamed_fields",
     "same_run",
+    "tensors",
     "weights",
 ]
