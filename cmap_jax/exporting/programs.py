@@ -150,8 +150,8 @@ def _export(name: str, function: Callable[..., Any], *arguments: Any) -> export.
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"the program {name} cannot be exported for any number of rows: {reason} In its code "
-            "take sizes from shapes, give them to jax.numpy and not to numpy, and compare none with "
-            "a number; or leave the programs out with --no-programs"
+            "take sizes from shapes, use jax.numpy on them and not numpy, and compare none with a "
+            "number; or leave the programs out with --no-programs"
         ) from error
 
 
