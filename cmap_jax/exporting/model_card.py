@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 from huggingface_hub import EvalResult, ModelCardData
 
-from cmap_jax import __version__
+import cmap_jax
 from cmap_jax.evaluation.results_file import StoredResults
 from cmap_jax.exporting import programs as programs_lib
 from cmap_jax.exporting.folder import PROGRAMS, SUFFIX
@@ -105,7 +105,7 @@ def _summary(trained: Trained) -> str:
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     return (
         "A model for composed image retrieval: a reference image and a text that says what should "
-        f"be different find an image. Made with cmap_jax {__version__}.\n\n| | |\n|---|---|\n"
+        f"be different find an image. Made with cmap_jax {cmap_jax.__version__}.\n\n| | |\n|---|---|\n"
         + "\n".join(lines)
     )
 

@@ -1,4 +1,4 @@
-"""The folder of an exported model: loaded as a workdir, compared with its record, shown by a hub."""
+"""The folder of an exported model: loaded as a workdir, held to its record, shown by a hub."""
 
 import json
 import re
