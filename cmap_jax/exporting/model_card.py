@@ -105,8 +105,8 @@ def _summary(trained: Trained) -> str:
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     return (
         "A model for composed image retrieval: a reference image and a text that says what should "
-        f"be different find an image. Made with cmap_jax {cmap_jax.__version__}.\n\n| | |\n|---|---|\n"
-        + "\n".join(lines)
+        f"be different find an image. Made with cmap_jax {cmap_jax.__version__}.\n\n"
+        + "\n".join(["| | |", "|---|---|", *lines])
     )
 
 

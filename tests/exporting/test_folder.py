@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from fake_data import cirr as write_cirr
 from safetensors import safe_open
 from small import one_device, small_config, write_workdir
 
@@ -153,6 +154,20 @@ def test_changed_files_are_refused(exported, damage, message):
 
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_as_the_workdir_is(tmp_path):
+    """The same numbers, of the same variables, on all devices."""
+    workdir = write_workdir(tmp_path / "run", "cirr", "cirr/val")
+    data, out = write_cirr(tmp_path / "data"), tmp_path / "exported"
+    assert main(["evaluate", str(workdir), "--dir", str(data)]) == 0
+    assert main(["export", str(workdir), "--out", str(out), "--no-programs"]) == 0
+    stored = [json.loads((f / "evaluation.json").read_text()) for f in (workdir, out)]
+    assert stored[0]["protocols"] == stored[1]["protocols"]
+    (out / "evaluation.json").unlink()
+    assert main(["evaluate", str(out), "--dir", str(data)]) == 0
+    assert json.loads((out / "evaluation.json").read_text()) == stored[0]
 
 
 def test_what_depends_on_a_machine_may_be_set(exported):

@@ -119,7 +119,7 @@ def test_a_method_that_depends_on_the_number_of_queries_is_refused():
         {"variant": "sum", "image_name": "siglip"},
         {"variant": "magiclens", "image_name": "clip"},
         {"dtype": "bfloat16"},
-        {"remat": True},
+        {"remat": "blocks"},
     ],
 )
 def test_every_encoder_can_be_exported(model):
