@@ -21,6 +21,7 @@ _NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 CORE = [
     "absl-py>=2.1",
     "etils[epath,epy]>=1.9",
+    "flatbuffers>=24.3",  # imported by jax.export, which does not declare it
     "flax>=0.12",
     "huggingface_hub>=1.0",
     "jax>=0.9",

@@ -30,6 +30,7 @@ _SUBCOMMANDS = (
     "doctor",
     "show",
     "evaluate",
+    "export",
     "compare",
     "sweep",
     "report",

@@ -13,6 +13,7 @@ with epy.lazy_api_imports(globals()):
         lock_owner,
         renamed_fields,
         same_run,
+        tensors,
         weights,
     )
 
@@ -26,5 +27,6 @@ __all__ = [
     "lock_owner",
     "renamed_fields",
     "same_run",
+    "tensors",
     "weights",
 ]

@@ -6,6 +6,8 @@ WORKDIR/config.json        the whole config
         model.json         preprocessing, protocols, facts of the data, versions, commit, hardware
         checkpoints/       the latest training states, from which the run continues
         best/              the variables with the best recall on the val split
+        model.safetensors  the variables of an exported model, in place of both; see
+                           `cmap_jax.workdir.tensors`
         damaged/           checkpoints that could not be read, if there were any
         run.lock           the lock of a run, while it works here
         events.out.*       the curves of a run, for TensorBoard
@@ -53,6 +55,7 @@ PARAMETERS = "parameters.txt"
 CURVES, PICTURES = "curves.png", "pictures"
 HEATMAPS = "heatmaps"
 CHECKPOINTS, BEST = "checkpoints", "best"
+TENSORS = "model.safetensors"
 CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained
 ZERO_SHOT = "zero_shot"  # key of the fact that a model was trained on no data set's triplets
 # Version of model.json; increased when code that reads the old form would misread the new one.
@@ -185,14 +188,15 @@ def has_checkpoint(workdir: str | os.PathLike) -> bool:
 def unfinished(workdir: str | os.PathLike) -> tuple[int, int] | None:
     """Return the last saved step and the total steps of a run that is not finished.
 
-    The result is None for a finished run, and for a workdir that was converted and holds no run.
+    The result is None for a finished run, and for a workdir that was converted or exported and
+    holds no run.
 
     Raises:
         FileNotFoundError, ValueError: as `read_description`.
     """
     description = read_description(workdir)
     items = DataFacts.from_dict(description.facts).training_items
-    if CONVERTED_FROM in description.facts or items is None:
+    if CONVERTED_FROM in description.facts or is_exported(workdir) or items is None:
         return None
     train = description.config.train
     total = train.epochs * (items // train.batch_size)
@@ -206,11 +210,16 @@ def check_has_weights(workdir: str | os.PathLike) -> None:
     Raises:
         FileNotFoundError: the run has not saved anything yet.
     """
-    if not saved_steps(workdir, BEST) and not saved_steps(workdir):
+    if not (saved_steps(workdir, BEST) or saved_steps(workdir) or is_exported(workdir)):
         raise FileNotFoundError(
             f"{os.fspath(workdir)} has no checkpoint yet: its run has not reached the end of an "
             "epoch. Run it again to continue"
         )
+
+
+def is_exported(workdir: str | os.PathLike) -> bool:
+    """Tell whether a workdir holds an exported model, and no run."""
+    return (absolute(workdir) / TENSORS).exists()
 
 
 def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int]:
