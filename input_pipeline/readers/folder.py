@@ -13,16 +13,28 @@ file name where only one image has it. A text is one caption or a list of two (i
 column, ``text2``); a line of JSONL may list several targets. The gallery consists of the images
 that the table itself names; a ``gallery.txt`` (an image a line) makes a second gallery. Triplets
 that `cmap triplets` made come with ``guesses.json``, see `input_pipeline.triplets.stamp`.
+
+Lines of ``val.jsonl`` and ``test.jsonl`` may say more of a query::
+
+    {"reference": ["dresses/12.jpg", "dresses/15.jpg"], "text": "is red",
+     "target": ["dresses/97.jpg", "dresses/98.jpg"], "wrong": ["dresses/13.jpg"],
+     "paraphrases": ["in red", ["the color is red", "not blue"]]}
+
+Several references are one query (docs/method.md, section 1, several references). ``wrong`` lists
+images that a person judged to be wrong, and ``paraphrases`` further texts that mean the same. A
+table with either field, even an empty one, is evaluated under "folder/val-judged" too
+(docs/method.md, section 6, several right and explicit wrong images); "folder/val" reads neither.
 """
 
 import collections
 import csv
+import dataclasses
 import io
 import json
 import logging
 import posixpath
-from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 from cmap_jax.processing.images import UPRIGHT
 from cmap_jax.protocols import PROTOCOLS
@@ -54,8 +66,51 @@ _SPLITS = ("train", "val", "test")
 _COLUMNS = ("reference", "text", "target")
 GALLERY = "gallery.txt"
 
-_Rows = list[tuple[str, tuple[str, ...], tuple[str, ...]]]  # reference, captions, targets
-_Line = tuple[int, Any, list[Any], list[Any]]  # number of its line; reference, texts, targets
+# Fields of JSONL by which a person judges; what training reads has none of them.
+_WRONG, _PARAPHRASES = "wrong", "paraphrases"
+_JUDGED = (_WRONG, _PARAPHRASES)
+
+
+class _Line(NamedTuple):
+    """A line of a table before its images and texts are checked.
+
+    Attributes:
+        number: of the line in its file.
+        references, texts, targets, wrong: lists of what was written there.
+        paraphrases: lists of one text or two.
+        judged: whether the line has one of the fields `_JUDGED`.
+    """
+
+    number: int
+    references: list[Any]
+    texts: list[Any]
+    targets: list[Any]
+    wrong: Sequence[Any] = ()
+    paraphrases: Sequence[list[Any]] = ()
+    judged: bool = False
+
+
+class _Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        references: ids of one image or several.
+        texts: the captions of the text, and then those of each paraphrase.
+        targets: ids of the right images.
+        wrong: ids of the explicit wrong images.
+        judged: whether the row has one of the fields `_JUDGED`.
+    """
+
+    references: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    targets: tuple[str, ...]
+    wrong: tuple[str, ...]
+    judged: bool
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions of the text, without the paraphrases."""
+        return self.texts[0]
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
@@ -87,19 +142,18 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     evaluations = {}
     for split in ("val", "test"):
         if split in tables:
-            queries = tuple(_queries(tables[split]))
-            searched = dict.fromkeys(i for q in queries for i in (q.reference, *q.targets))
-            evaluations[split] = tuple(
-                Evaluation(PROTOCOLS[f"folder/{split}{suffix}"], {"all": gallery}, queries)
-                for suffix, gallery in (("", tuple(searched)), ("-gallery", listed))
-                if gallery
-            )
+            evaluations[split] = tuple(_evaluations(split, tables[split], listed))
     train = [
-        Triplet(reference, target, order)
-        for reference, captions, targets in tables.get("train", ())
-        for target in targets
-        for order in dict.fromkeys((captions, captions[::-1]))
+        Triplet(row.references[0], target, order)
+        for row in tables.get("train", ())
+        for target in row.targets
+        for order in dict.fromkeys((row.captions, row.captions[::-1]))
     ]
+    paraphrases = {
+        split: n
+        for split, rows in tables.items()
+        if (n := sum(len(row.texts) - len(set(row.texts)) for row in rows))
+    }
     repeated = {split: n for split, rows in tables.items() if (n := len(rows) - len(set(rows)))}
     for split, count in repeated.items():
         which = f"{count} rows repeat others; each" if count > 1 else "1 row repeats another; it"
@@ -112,11 +166,12 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         train=FixedTriplets(tuple(train)),
         evaluations=evaluations,
         vocabulary_captions=tuple(
-            c for _, captions, _ in tables.get("train", ()) for c in captions
+            caption for row in tables.get("train", ()) for caption in row.captions
         ),
         images=images,
         facts={
             **({"repeated_rows": repeated} if repeated else {}),
+            **({"repeated_paraphrases": paraphrases} if paraphrases else {}),
             **({"oracles": guesses} if (guesses := read_guesses(root)) else {}),
         },
         searched=folders,
@@ -132,22 +187,50 @@ def _find_table(root: str, here: Set[str], split: str) -> str | None:
     return storage.join(root, present[0]) if present else None
 
 
-def _read_table(
-    file: str, named: dict[str, str]
-) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Yield reference, captions and targets of every row; add its images to ``named``."""
-    rows = _read_csv(file) if file.endswith(".csv") else _read_jsonl(file)
-    for line, reference, texts, targets in rows:
-        where = f"{file}, line {line}"
-        if not 1 <= len(texts) <= 2:
-            raise DataError(f"{where}: a text is one caption or a list of two, not {len(texts)}")
-        if not targets:
-            raise DataError(f"{where}: no target")
-        for image in (reference, *targets):
+def _read_table(file: str, named: dict[str, str]) -> Iterator[_Row]:
+    """Yield every row; add its images to ``named``."""
+    is_train = posixpath.basename(file).startswith("train.")
+    lines = _read_csv(file) if file.endswith(".csv") else _read_jsonl(file)
+    for line in lines:
+        where = f"{file}, line {line.number}"
+        if is_train:
+            _check_trains(line, where)
+        for images, kind in ((line.references, "reference"), (line.targets, "target")):
+            if not images:
+                raise DataError(f"{where}: no {kind}")
+        for image in (*line.references, *line.targets, *line.wrong):
             if not isinstance(image, str) or image not in named:  # a name is checked once
                 named[check_path(image, where)] = where
-        captions = tuple([check_caption(text, where) for text in texts])
-        yield reference, captions, tuple(dict.fromkeys(targets))
+        texts = tuple([_check_text(text, where) for text in (line.texts, *line.paraphrases)])
+        if both := [i for i in line.wrong if i in line.targets]:
+            raise DataError(
+                f"{where}: {shown(both[0])} is both a target and wrong; take it out of one of them"
+            )
+        references, targets, wrong = (
+            tuple(dict.fromkeys(images)) for images in (line.references, line.targets, line.wrong)
+        )
+        yield _Row(references, texts, targets, wrong, line.judged)
+
+
+def _check_trains(line: _Line, where: str) -> None:
+    """Refuse a line of the training table that only an evaluation can read."""
+    if line.judged:
+        raise DataError(
+            f"{where}: {_WRONG!r} and {_PARAPHRASES!r} are for val.jsonl and test.jsonl; to train "
+            "on a paraphrase, give it a line of its own"
+        )
+    if len(line.references) > 1:
+        raise DataError(
+            f"{where}: {len(line.references)} references; training reads one, several are for "
+            "val.jsonl and test.jsonl: give each a line of its own"
+        )
+
+
+def _check_text(captions: Sequence[Any], where: str) -> tuple[str, ...]:
+    """Return the captions of a text or a paraphrase."""
+    if not 1 <= len(captions) <= 2:
+        raise DataError(f"{where}: a text is one caption or a list of two, not {len(captions)}")
+    return tuple([check_caption(caption, where) for caption in captions])
 
 
 def _read_csv(file: str) -> Iterator[_Line]:
@@ -162,6 +245,11 @@ def _read_csv(file: str) -> Iterator[_Line]:
                     f"{file}, line 1: must have one column {column!r}; the header is "
                     f"{', '.join(map(shown, header))[:200] or 'empty'}"
                 )
+        if judged := [column for column in _JUDGED if column in header]:
+            raise DataError(
+                f"{file}, line 1: a column {judged[0]!r} is a list, which JSONL alone can hold: "
+                f"write {file.removesuffix('.csv')}.jsonl in place of it"
+            )
         reference, text1, target = map(header.index, _COLUMNS)
         text2 = len(header) - 1 - header[::-1].index("text2") if "text2" in header else None
         line = reader.line_num + 1
@@ -169,7 +257,7 @@ def _read_csv(file: str) -> Iterator[_Line]:
             number, line = line, reader.line_num + 1
             if len(fields) == len(header):
                 second = [fields[text2]] if text2 is not None and fields[text2] else []
-                yield number, fields[reference], [fields[text1], *second], [fields[target]]
+                yield _Line(number, [fields[reference]], [fields[text1], *second], [fields[target]])
             elif any(fields) or len(fields) > 1:  # no empty line
                 raise DataError(
                     f"{file}, line {number}: {len(fields)} fields; the header has {len(header)}"
@@ -187,11 +275,24 @@ def _read_jsonl(file: str) -> Iterator[_Line]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {str(error)[:100]}") from error
-        check_keys(row, {"reference": str, "text": (str, list), "target": (str, list)}, where)
-        texts, targets = (
-            value if isinstance(value, list) else [value] for value in (row["text"], row["target"])
+        judged = [key for key in _JUDGED if key in row] if isinstance(row, dict) else []
+        check_keys(row, dict.fromkeys((*_COLUMNS, *judged), (str, list)), where)
+        references, texts, targets, wrong, paraphrases = (
+            _as_list(row.get(key, [])) for key in (*_COLUMNS, *_JUDGED)
         )
-        yield number, row["reference"], texts, targets
+        yield _Line(
+            number=number,
+            references=references,
+            texts=texts,
+            targets=targets,
+            wrong=wrong,
+            paraphrases=[_as_list(text) for text in paraphrases],
+            judged=bool(judged),
+        )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
@@ -208,17 +309,45 @@ def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _queries(rows: _Rows) -> Iterator[Query]:
-    for number, (reference, captions, targets) in enumerate(rows):
-        for order, text in enumerate(dict.fromkeys((captions, captions[::-1]))):
-            yield Query(
-                id=f"{number}/{order}",
-                reference=reference,
-                captions=text,
-                targets=targets,
-                category="all",
-                annotation=f"{number}",
-            )
+def _evaluations(split: str, rows: Sequence[_Row], listed: tuple[str, ...]) -> Iterator[Evaluation]:
+    """Yield a split's evaluations, those by judgments only where a row has some."""
+    named = dict.fromkeys(i for row in rows for i in (*row.references, *row.targets, *row.wrong))
+    galleries = {"": tuple(named), "-gallery": listed}
+    forms = {"": tuple(_queries(rows))}
+    if any(row.judged for row in rows):
+        forms["-judged"] = tuple(_judged_queries(rows))
+    for form, queries in forms.items():
+        for suffix, gallery in galleries.items():
+            if gallery:
+                protocol = PROTOCOLS[f"folder/{split}{form}{suffix}"]
+                yield Evaluation(protocol, {"all": gallery}, queries)
+
+
+def _queries(rows: Iterable[_Row]) -> Iterator[Query]:
+    """Yield the queries by both caption orders; judgments play no part."""
+    for number, row in enumerate(rows):
+        for order, text in enumerate(dict.fromkeys((row.captions, row.captions[::-1]))):
+            yield _query(row, f"{number}", f"{number}/{order}", text)
+
+
+def _judged_queries(rows: Iterable[_Row]) -> Iterator[Query]:
+    """Yield a query for the text and for each paraphrase, with the explicit wrong images."""
+    for number, row in enumerate(rows):
+        for at, text in enumerate(dict.fromkeys(row.texts)):
+            query = _query(row, f"{number}", f"{number}/text{at}", text)
+            yield dataclasses.replace(query, wrong=row.wrong)
+
+
+def _query(row: _Row, annotation: str, name: str, captions: tuple[str, ...]) -> Query:
+    return Query(
+        id=name,
+        reference=row.references[0],
+        captions=captions,
+        targets=row.targets,
+        category="all",
+        annotation=annotation,
+        more_references=row.references[1:],
+    )
 
 
 def _locate(root: str, ids: Mapping[str, str]) -> tuple[dict[str, Image], tuple[str, ...]]:

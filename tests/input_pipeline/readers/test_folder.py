@@ -238,7 +238,8 @@ def test_broken_csv_is_refused(tmp_path, content, message):
         ("9" * 5_000, "line 2: not JSON: Exceeds the limit"),
         ('{"reference": "a", "text": "b"}', "line 2 must have a text or a list under 'target'"),
         ('{"reference": "a", "text": "b", "target": 3}', "under 'target'; it is 3"),
-        ('{"reference": ["a"], "text": "b", "target": "c"}', "a text under 'reference'; it is a l"),
+        ('{"reference": 3, "text": "b", "target": "c"}', "a list under 'reference'; it is 3"),
+        ('{"reference": [], "text": "b", "target": "c"}', "line 2: no reference"),
         ('{"reference": "a", "text": [], "target": "c"}', "one caption or a list of two, not 0"),
         ('{"reference": "a", "text": ["b", "b", "b"], "target": "c"}', "a list of two, not 3"),
         (
