@@ -37,6 +37,7 @@ _SUBCOMMANDS = (
     "serve",
     "demo",
     "triplets",
+    "judged",
 )
 _TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value
 

@@ -6,6 +6,7 @@ from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.results import Numbers, ProtocolResult
 from cmap_jax.evaluation.results_file import StoredResults
 from cmap_jax.facts import UnreadTexts
+from cmap_jax.protocols import LOWER_IS_BETTER
 
 
 def results_table(stored: StoredResults) -> str:
@@ -41,6 +42,9 @@ def results_table(stored: StoredResults) -> str:
     ]
     for name, result in stored.result.protocols.items():
         notes += _unbeaten(result, (facts.oracles or {}).get(name, {}))
+    faults = [n for columns in shapes for n in columns if n.startswith(LOWER_IS_BETTER)]
+    if faults:
+        notes.append(f"{' and '.join(dict.fromkeys(faults))}: the lower, the better.")
     if stored.facts.zero_shot:
         notes.append("zero-shot: the model was trained on no data set's triplets.")
     notes += _unread_texts(stored.facts.unread_texts)
@@ -97,6 +101,11 @@ def labelled(name: str, stored: StoredResults) -> str:
     return f"{name} (zero-shot)" if stored.facts.zero_shot else name
 
 
+def _span(interval: tuple[float, float] | None, digits: int) -> str:
+    """Return an interval for a cell, empty for a number over no query."""
+    return "-".join(f"{end:.{digits}f}" for end in interval or ())
+
+
 def _protocol_rows(
     label: str, result: ProtocolResult, columns: Sequence[str], ceilings: Mapping[str, Numbers]
 ) -> list[list[str]]:
@@ -119,15 +128,9 @@ def _protocol_rows(
 
     counts = [str(numbers["queries"]), str(numbers["gallery_images"])]
     rows = [[label, *cells(numbers), *ranks(numbers), *counts]]
-    spans = [result.intervals[column] for column in (*columns, "median_rank", "mean_rank")]
-    digits = [1] * len(columns) + [0, 1]
-    rows.append(
-        [
-            "  95% interval",
-            *(f"{low:.{d}f}-{high:.{d}f}" for (low, high), d in zip(spans, digits, strict=True)),
-            *("", ""),
-        ]
-    )
+    digits = dict.fromkeys(columns, 1) | {"median_rank": 0, "mean_rank": 1}
+    spans = [_span(result.intervals.get(name), d) for name, d in digits.items()]
+    rows.append(["  95% interval", *spans, "", ""])
     empty = [""] * 4
     for category in result.outcomes.groups:
         if f"{category}/{columns[0]}" in numbers:
