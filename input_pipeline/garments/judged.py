@@ -18,7 +18,16 @@ import numpy as np
 
 from cmap_jax.files import complete_folder, write_text
 from input_pipeline import storage
-from input_pipeline.garments.attributes import ATTRIBUTES, NAMES, ORDINAL, Garment, garment, grid
+from input_pipeline.garments.attributes import (
+    ATTRIBUTES,
+    COUNT,
+    NAMES,
+    ORDINAL,
+    SIZES,
+    Garment,
+    garment,
+    grid,
+)
 from input_pipeline.garments.captions import MOST_STEPS, Change, write
 from input_pipeline.garments.folder import STAMP
 from input_pipeline.readers.annotations import read_image_list
@@ -51,10 +60,10 @@ class JudgedQuery:
     wrong: tuple[Garment, ...]
 
 
-def violations(
-    references: tuple[Garment, ...], changes: tuple[Change, ...], members: np.ndarray
-) -> np.ndarray:
-    """Return the number of attributes in which each member is not as a query asks, [N] int.
+def admitted(
+    references: tuple[Garment, ...], changes: tuple[Change, ...]
+) -> tuple[np.ndarray, ...]:
+    """Return the values that a query admits, for each of `attributes.NAMES` a mask [size] bool.
 
     An attribute named by its value has that value. One named by steps of a scale, as in "is
     longer", has any value at least so many steps up or down from the references' value. Each other
@@ -63,22 +72,19 @@ def violations(
     Args:
         references: garments that agree in the attributes that are named by steps.
         changes: one of each attribute at most.
-        members: indices of garments, [N].
     """
-    codes = grid()[members]
     named = {change.attribute: change for change in changes}
-    count = np.zeros(len(members), np.int64)
-    for column, name in enumerate(NAMES):
-        values = ATTRIBUTES[name]
+    masks = []
+    for name, values in ATTRIBUTES.items():
         own = [values.index(getattr(reference, name)) for reference in references]
-        wanted = np.isin(np.arange(len(values)), own)
         if change := named.get(name):
-            wanted = _wanted(change, own[0])
-        count += ~wanted[codes[:, column]]
-    return count
+            masks.append(_admitted(change, own[0]))
+        else:
+            masks.append(np.array([number in own for number in range(len(values))]))
+    return tuple(masks)
 
 
-def _wanted(change: Change, before: int) -> np.ndarray:
+def _admitted(change: Change, before: int) -> np.ndarray:
     """Return the values of an attribute that a change admits, [size] bool."""
     values = ATTRIBUTES[change.attribute]
     if change.value is not None:
@@ -102,10 +108,11 @@ def draw(members: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[
         ValueError: `members` is so small that no query can be drawn.
     """
     members = np.asarray(members)
+    is_member = np.isin(np.arange(COUNT), members).reshape(SIZES)
     for _ in range(count):
         several = rng.random() < SEVERAL
         for _ in range(_TRIES):
-            if query := _draw_once(members, several, rng):
+            if query := _draw_once(members, is_member, several, rng):
                 yield query
                 break
         else:
@@ -115,8 +122,10 @@ def draw(members: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[
             )
 
 
-def _draw_once(members: np.ndarray, several: bool, rng: np.random.Generator) -> JudgedQuery | None:
-    """Draw a query, or None where the members do not answer it."""
+def _draw_once(
+    members: np.ndarray, is_member: np.ndarray, several: bool, rng: np.random.Generator
+) -> JudgedQuery | None:
+    """Draw a query, or None where the members do not answer it; `is_member` is their grid."""
     reference = garment(rng.choice(members))
     changes = _draw_changes(reference, rng)
     references = (reference,)
@@ -127,10 +136,14 @@ def _draw_once(members: np.ndarray, several: bool, rng: np.random.Generator) -> 
         if not alike.any():
             return None
         references += (garment(rng.choice(members[alike])),)
-    misses = violations(references, changes, members)
+    masks = admitted(references, changes)
+    if is_member[np.ix_(*masks)].sum() < LEAST_RIGHT:
+        return None
+    codes = grid()[members]
+    misses = sum(~mask[codes[:, column]] for column, mask in enumerate(masks))
     given = np.isin(members, [r.index for r in references])
     right, near = members[misses == 0], members[(misses == 1) & ~given]
-    if len(right) < LEAST_RIGHT or not len(near):
+    if not len(near):
         return None
     wrong = rng.choice(near, size=min(MOST_WRONG, len(near)), replace=False)
     return JudgedQuery(
