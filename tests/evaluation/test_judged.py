@@ -224,7 +224,7 @@ def test_metrics_without_their_precision_are_refused():
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """A folder with judgments, evaluated by an untrained model: evaluator, variables, data, result."""
+    """A folder with judgments, evaluated by an untrained model."""
     root = fake_data.judged_folder(tmp_path_factory.mktemp("judged"))
     records = folder.read(str(root))
     tokenizer = Vocabulary.build(["is red longer has a v"])
