@@ -202,6 +202,11 @@ def judged_folder(root: pathlib.Path) -> pathlib.Path:
     for i in range(16):
         image(root / f"{i}.jpg", i)
     (root / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"reference": f"{i}.jpg", "text": "is red longer has a v", "target": f"{i + 1}.jpg"}
+        for i in range(8, 15)
+    ]
+    (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     (root / "gallery.txt").write_text("".join(f"{i}.jpg\n" for i in range(16)))
     return root
 
@@ -239,4 +244,5 @@ DATA_SETS = {
     "circo unlisted": lambda root: circo(root, "unlabeled2017", listed=False),
     "folder": folder,
     "folder jsonl": lambda root: folder(root, suffix="jsonl"),
+    "folder judged": judged_folder,
 }

@@ -15,7 +15,6 @@ import shlex
 from cmap_jax.cli.arguments import path
 from cmap_jax.files import check_can_write
 
-SPELLING = {"count": "--count", "seed": "--seed"}
 _COUNT = 500
 
 
@@ -35,6 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the folder and print the next commands."""
     from input_pipeline.garments import judged
 
+    for name, least in (("count", 1), ("seed", 0)):
+        if (value := getattr(arguments, name)) < least:
+            raise ValueError(f"--{name} must be {least} or more, not {value}")
     if os.path.lexists(arguments.out):
         raise FileExistsError(f"--out: {arguments.out} is there already; give a new folder")
     check_can_write(os.path.dirname(os.path.abspath(arguments.out)))

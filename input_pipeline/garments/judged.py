@@ -194,12 +194,8 @@ def write_folder(garments: str, out: str | os.PathLike[str], *, count: int, seed
     Raises:
         FileNotFoundError: there are no garments.
         DataError: the list of the test split is broken.
-        ValueError: an impossible count or seed.
         OSError: ``out`` is there already and not empty, or nothing can be written there.
     """
-    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
     if not storage.exists(storage.join(garments, STAMP)):
         raise FileNotFoundError(
             f"{garments}: no {STAMP}, so no garments are rendered there; python main.py "

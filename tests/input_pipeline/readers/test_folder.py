@@ -316,7 +316,7 @@ def test_judgments_have_their_own_digests(tmp_path):
     root = judged_folder(tmp_path)
     one = folder.read(str(root)).evaluations["val"]
     table = root / "val.jsonl"
-    table.write_text(table.read_text().replace('"wrong": ["4.jpg"]', '"wrong": ["7.jpg"]'))
+    table.write_text(table.read_text().replace('"wrong": ["4.jpg"]', '"wrong": ["4.jpg", "5.jpg"]'))
     other = folder.read(str(root)).evaluations["val"]
     assert one[0].conditions() == other[0].conditions()
     assert one[2].conditions()["queries"] != other[2].conditions()["queries"]
