@@ -44,6 +44,7 @@ def _rows(queries: Sequence[Query]) -> list[list[Query]]:
 def _content(name: str, rows: Sequence[Sequence[Query]]) -> Finding:
     """Return the number of rows that each of a judged protocol's numbers is about."""
     texts = [len(row) for row in rows]
+    least = "always" if min(texts) == max(texts) else f"{min(texts)} to"
     counts = {
         "several right images": sum(len(row[0].targets) > 1 for row in rows),
         "explicit wrong images": sum(bool(row[0].wrong) for row in rows),
@@ -56,7 +57,7 @@ def _content(name: str, rows: Sequence[Sequence[Query]]) -> Finding:
     return Finding(
         kind="judgments",
         severity="note",
-        title=f"{number(len(rows), 'row')} of {name}: {parts} ({min(texts)} to "
+        title=f"{number(len(rows), 'row')} of {name}: {parts} ({least} "
         f"{number(max(texts), 'text')} a row)",
         count=len(rows),
         items=(),
