@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-_KINDS = ("R", "R_subset", "mAP", "mAP_multi", "wrong", "spread")  # of metrics, before "@K"
+_KINDS = ("R", "R_subset", "mAP", "mAP_multi", "wrong", "spread")  # the part before "@K"
 LOWER_IS_BETTER = ("wrong", "spread")  # kinds of metrics that measure a fault
 
 

@@ -92,7 +92,9 @@ def read_table(file: str, named: dict[str, str]) -> Iterator[Row]:
         references, targets, wrong = (
             tuple(dict.fromkeys(images)) for images in (line.references, line.targets, line.wrong)
         )
-        yield Row(references, texts, targets, wrong, line.judged)
+        yield Row(
+            references=references, texts=texts, targets=targets, wrong=wrong, judged=line.judged
+        )
 
 
 def _check_trains(line: _Line, where: str) -> None:
