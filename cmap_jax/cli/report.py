@@ -9,6 +9,7 @@ Where results, rankings or shortcuts are missing, the model is evaluated first.
 
 import argparse
 import datetime
+import itertools
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,11 +32,14 @@ from cmap_jax.remedies import spelled
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from cmap_jax.evaluation.results import ProtocolResult
     from cmap_jax.evaluation.results_file import StoredResults
     from cmap_jax.reporting.document import Picture
 
 __all__ = ["SPELLING", "add_arguments", "run"]
 _ROWS, _COLUMNS = 6, 5  # queries of a picture, and the best images shown of each
+_EXPLAINED = 3  # queries with heat maps
+_COMPARED = 64  # queries on which the modified and the preserved part are compared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +84,6 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
     from cmap_jax.evaluation.results_file import read_results, results_path
     from cmap_jax.reporting.document import Document
     from cmap_jax.reporting.sections import Material, sections_of
-    from cmap_jax.reporting.writing import heatmap_pictures
     from cmap_jax.workdir import description as workdir_lib
     from configs import default
 
@@ -94,18 +97,19 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
         protocol_of(datasets, arguments.protocol)  # refused before the long work
     stored = _evaluated(arguments, config, datasets, stored)
     description = workdir_lib.read_description(workdir)
+    overlap = {n: r.overlap for n, r in stored.result.protocols.items() if r.overlap}
     material = Material(
         description=description,
         origin=workdir_lib.read_origin(workdir),
         stored=stored,
         remarks=[f"Beware: {stale}."] if (stale := _stale(workdir, stored)) else [],
-        overlap={n: r.overlap for n, r in stored.result.protocols.items() if r.overlap},
+        overlap=overlap,
         curves=_curves(workdir),
         grids=_grids(arguments, datasets, stored),
-        heatmaps=tuple(heatmap_pictures(workdir)),
+        heatmaps=_heatmaps(arguments, config, datasets, stored),
         doctor=_examine(config, description, datasets),
         defaults=default.get_config().to_dict(),
-        commands=_commands(arguments, description),
+        commands=_commands(arguments, description, has_overlap=bool(overlap)),
         here=_here(),
     )
     name = epath.Path(workdir).absolute().name
@@ -152,6 +156,7 @@ def _evaluated(
     if missing := _missing(arguments, datasets, stored):
         print(f"Evaluating, since {missing} (--stored shows what is stored) ...")
         config.eval.rankings = config.eval.shortcuts = True
+        config.eval.overlap = _COMPARED if _has_parts(arguments.workdir) else 0
         run_lib.evaluate(config, arguments.workdir, datasets)
         stored = read_results(results_path(arguments.workdir, config.data.name))
     return stored
@@ -209,28 +214,18 @@ def _grids(
     arguments: argparse.Namespace, datasets: Any, stored: "StoredResults"
 ) -> "Sequence[Picture] | str":
     """Return pictures of the best, the worst and some random queries, or why there are none."""
-    import dataclasses
-
     from cmap_jax.evaluation.pictures import (
         choose_queries,
         order_queries,
         queries_grid,
         results_title,
     )
-    from cmap_jax.evaluation.results_file import read_rankings
     from cmap_jax.reporting.writing import grid_picture
 
-    if isinstance(datasets, str):
-        return datasets
-    name = protocol_of(datasets, arguments.protocol)
-    if name not in stored.result.protocols:
-        return f"There are no stored results of {name}: leave out --stored to evaluate."
-    result = stored.result.protocols[name]
-    records = read_rankings(arguments.workdir, result)
-    if records is None:
-        return "There are no rankings of these results: leave out --stored to evaluate again."
-    result = dataclasses.replace(result, rankings=records)
-    count, seed = arguments.count, arguments.seed
+    result = _shown(arguments, datasets, stored)
+    if isinstance(result, str):
+        return result
+    name, count, seed = result.protocol.name, arguments.count, arguments.seed
     chosen = {
         "random": (choose_queries(result, count, seed), f"drawn at random, seed {seed}"),
         "best": (order_queries(result, count, seed, worst=False), "whose right image is first"),
@@ -247,6 +242,76 @@ def _grids(
         )
         for kind, (of_kind, which) in chosen.items()
     ]
+
+
+def _shown(
+    arguments: argparse.Namespace, datasets: Any, stored: "StoredResults"
+) -> "ProtocolResult | str":
+    """Return the result, with rankings, whose queries are shown, or why there is none."""
+    import dataclasses
+
+    from cmap_jax.evaluation.results_file import read_rankings
+
+    if isinstance(datasets, str):
+        return datasets
+    name = protocol_of(datasets, arguments.protocol)
+    if name not in stored.result.protocols:
+        return f"There are no stored results of {name}: leave out --stored to evaluate."
+    result = stored.result.protocols[name]
+    records = read_rankings(arguments.workdir, result)
+    if records is None:
+        return "There are no rankings of these results: leave out --stored to evaluate again."
+    return dataclasses.replace(result, rankings=records)
+
+
+def _heatmaps(
+    arguments: argparse.Namespace, config: "ConfigDict", datasets: Any, stored: "StoredResults"
+) -> "Sequence[Picture] | str":
+    """Return heat maps of a few of the random queries, or why there are none."""
+    from cmap_jax.evaluation.pictures import choose_queries
+    from cmap_jax.processing.images import ImageReadError, preprocess_image
+    from cmap_jax.reporting.writing import grid_picture
+    from cmap_jax.trained import load
+    from cmap_jax.visualization.heatmaps import explain
+    from cmap_jax.visualization.overlays import overlay_rows, overlay_sheet
+
+    result = _shown(arguments, datasets, stored)
+    if isinstance(result, str):
+        return result
+    if config.data.features:
+        return "There are no heat maps: the model was evaluated on features, not on pictures."
+    data = split_of(datasets, result.protocol.name)
+    records = choose_queries(result, arguments.count, arguments.seed)[:_EXPLAINED]
+    pairs = [[data.read_image(i) for i in (r["reference"], r["targets"][0])] for r in records]
+    usable = [not any(isinstance(p, ImageReadError) for p in pair) for pair in pairs]
+    records, pairs = (list(itertools.compress(x, usable)) for x in (records, pairs))
+    if not records:
+        return "There are no heat maps: the pictures of the queries cannot be read."
+    trained = load(arguments.workdir)
+    references, targets = zip(*pairs, strict=True)
+    maps = explain(trained, references, [tuple(r["text"]) for r in records], targets)
+    sheets = []
+    for number, (record, pair) in enumerate(zip(records, pairs, strict=True)):
+        pixels = [preprocess_image(picture, trained.preprocessing) for picture in pair]
+        rows = overlay_rows(maps, number, pixels)
+        if not rows:
+            return "There are no heat maps: the model's encoder has neither maps nor attention."
+        query = f"{record['reference']} + {', '.join(record['text'])}"
+        text = f"Heat maps of {query}: where the score of {record['targets'][0]} comes from"
+        sheets.append(grid_picture(f"heatmap-{number + 1}", overlay_sheet(rows, query), text))
+    return sheets
+
+
+def _has_parts(workdir: str) -> bool:
+    """Tell whether a model has a modified and a preserved part that can be compared."""
+    from cmap_jax.evaluation.overlap import check_parts
+    from cmap_jax.trained import load
+
+    try:
+        check_parts(load(workdir).model)
+    except ValueError:
+        return False
+    return True
 
 
 def _examine(config: "ConfigDict", description: Any, datasets: Any) -> Any:
@@ -268,7 +333,7 @@ def _examine(config: "ConfigDict", description: Any, datasets: Any) -> Any:
         return f"The doctor did not examine the data: {error}."
 
 
-def _commands(arguments: argparse.Namespace, description: Any) -> list[str]:
+def _commands(arguments: argparse.Namespace, description: Any, *, has_overlap: bool) -> list[str]:
     """Return the command lines that make the model and these results again."""
     from cmap_jax.workdir.description import CONFIG, CONVERTED_FROM, read_origin
 
@@ -293,7 +358,8 @@ def _commands(arguments: argparse.Namespace, description: Any) -> list[str]:
         if value
     ]
     suffix = " ".join(["", *data])
-    lines += ["# the results", f"cmap evaluate {name}{suffix} --shortcuts --rankings"]
+    compared = f" --overlap {_COMPARED}" if has_overlap else ""
+    lines += ["# the results", f"cmap evaluate {name}{suffix} --shortcuts --rankings{compared}"]
     return [*lines, "# this report", f"cmap report {name}{suffix}"]
 
 
