@@ -21,6 +21,7 @@ _NO_CPU_BUILD = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 CORE = [
     "absl-py>=2.1",
     "etils[epath,epy]>=1.9",
+    "flatbuffers>=24.3",  # imported by jax.export, which does not declare it
     "flax>=0.12",
     "huggingface_hub>=1.0",
     "jax>=0.9",
@@ -44,6 +45,7 @@ TRAINING = [
     "clu>=0.0.12",
     "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
     "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
+    "matplotlib>=3.9",  # draws curves and the plots of sweeps
     f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
     f"tensorflow>=2.20; {_NO_CPU_BUILD}",
     "tensorflow-datasets>=4.9.9",
@@ -68,7 +70,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["cmap_jax*", "configs*", "input_pipeline*"]),
-    package_data={"cmap_jax.serving": ["page/*"]},
+    package_data={"cmap_jax.reporting": ["style.css"], "cmap_jax.serving": ["page/*"]},
     entry_points={"console_scripts": ["cmap = cmap_jax.cli.command:main"]},
     python_requires=">=3.11",
     install_requires=CORE if os.environ.get("CMAP_JAX_WITHOUT_TENSORFLOW") else CORE + TRAINING,

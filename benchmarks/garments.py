@@ -1,58 +1,30 @@
 """Recalls on the rendered garments: CMAP beside its ablations and the shortcuts, over seeds.
 
-python benchmarks/garments.py --runs=runs/benchmark --out=benchmarks/results/garments.json
+cmap sweep --config=benchmarks/garments.py --seeds 3 --workdir=runs/benchmark
 
-Every run is `python main.py --config=configs/garments.py` with the overrides below. A complete run
-is not repeated, so that the script can be stopped and started again. It prints a Markdown table of
-means over the seeds, ± half of the range.
+Every run has the config of configs/garments.py. The figures are runs/benchmark/table.json.
 """
 
-import argparse
-import pathlib
+from typing import Any
 
-import harness
-import training_runs
+from ml_collections import ConfigDict
 
-METHODS = {
-    "cmap": (),
-    "cmap, no preservation loss": ("--config.loss.preservation_weights=(0.,0.,0.)",),
-    "artemis": ("--config.model.variant=artemis",),
-    "text_only": ("--config.model.variant=text_only",),
-    "image_only": ("--config.model.variant=image_only",),
+from configs import garments
+
+METHODS: dict[str, dict[str, Any]] = {
+    "cmap": {},
+    "cmap, no preservation loss": {"config.loss.preservation_weights": (0.0, 0.0, 0.0)},
+    "artemis": {"config.model.variant": "artemis"},
+    "text_only": {"config.model.variant": "text_only"},
+    "image_only": {"config.model.variant": "image_only"},
 }
-PROTOCOLS = ("garments/test", "garments/all")
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    """Return a Markdown table of recalls, one row for each method."""
-    columns = [(p, r) for p in PROTOCOLS for r in training_runs.RECALLS]
-    rows = [
-        [name, *(cell for p in PROTOCOLS for cell in training_runs.recalls(turns, p))]
-        for name, turns in results.items()
-    ]
-    oracles = next(iter(results.values()))[0]["facts"]["oracles"]
-    for name in oracles[PROTOCOLS[0]]:
-        cells = [f"{oracles[p][name][r]:.1f}" for p, r in columns]
-        rows.append([f"({name.replace('_', ' ')})", *cells])
-    return harness.table(["method", *(f"{p} {r}" for p, r in columns)], rows)
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the config of all runs; ``arg`` as configs/garments.py takes it."""
+    return garments.get_config(arg)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/benchmark"))
-    parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    arguments = parser.parse_args()
-    results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
-    for seed in range(arguments.seeds):  # seed by seed, so that an early table has every method
-        for name in arguments.methods:
-            workdir = arguments.runs / training_runs.folder_name(name, seed)
-            flags = ("--config=configs/garments.py", f"--config.seed={seed}", *METHODS[name])
-            results[name].append({**training_runs.run(workdir, flags), "seed": seed})
-    print(table(results))
-    harness.write(arguments.out, {"results": results})
-
-
-if __name__ == "__main__":
-    main()
+def get_hyper(hyper: Any) -> list[dict[str, Any]]:
+    """Return a row for each method; the others are compared with the first."""
+    return [{"name": name, **fields} for name, fields in METHODS.items()]

@@ -185,11 +185,14 @@ def scratch_folder(path: str | os.PathLike) -> contextlib.AbstractContextManager
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a JSON file, indented, with keys in their order; a list of scalars takes one line."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    text = _PLAIN_LIST.sub(_join_lines, text) + "\n"
+    """Write a JSON file in the form of `format_json`."""
     # A path whose bytes are no UTF-8 has characters that UTF-8 lacks; JSON's escapes keep them.
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, (format_json(value) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def format_json(value: Any) -> str:
+    """Return JSON, indented, with keys in their order; a list of scalars takes one line."""
+    return _PLAIN_LIST.sub(_join_lines, json.dumps(value, indent=2, ensure_ascii=False))
 
 
 # JSON escapes line breaks inside strings: a bracket before a line break always opens a list.

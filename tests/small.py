@@ -4,6 +4,7 @@ import pathlib
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
@@ -75,7 +76,7 @@ class Bag(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array, *, train: bool) -> jax.Array:
         embedded = nn.Embed(self.vocabulary_size, self.embed_dim, name="words")(tokens)
-        valid = np.arange(tokens.shape[1]) < lengths[:, None]
+        valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
         return (embedded * valid[..., None]).sum(1)
 
 

@@ -37,7 +37,7 @@ LAYERS = [
     {"encoding", "workdir", "trained"},
     {"visualization", "retrieval"},
     {"evaluation"},
-    {"training", "serving", "reporting"},
+    {"training", "serving", "reporting", "exporting", "sweeps"},
     {"cli"},
 ]
 # The parts of `cmap_jax` that `input_pipeline` may import.
@@ -177,7 +177,9 @@ input_pipeline.create_datasets
         "",
         "convert",
         "evaluation",
+        "exporting",
         "processing",
+        "reporting",
         "retrieval",
         "serving",
         "training",

@@ -30,7 +30,10 @@ _SUBCOMMANDS = (
     "doctor",
     "show",
     "evaluate",
+    "export",
     "compare",
+    "sweep",
+    "report",
     "submit",
     "index",
     "search",
@@ -38,8 +41,9 @@ _SUBCOMMANDS = (
     "serve",
     "demo",
     "triplets",
+    "judged",
 )
-_TAKE_OVERRIDES = ("extract",)  # subcommands with main.py's --config.any.field=value
+_TAKE_OVERRIDES = ("extract", "sweep")  # subcommands with main.py's --config.any.field=value
 
 # Matches an error of argparse and captures the words that it did not recognise.
 _UNKNOWN = re.compile(r"(?:unrecognized arguments|invalid choice): (.*?)(?: \(choose|$)")

@@ -2,6 +2,9 @@
 
 cmap compare runs/a runs/b
 cmap compare runs/a runs/b runs/c/evaluation-circo.json --json
+cmap compare runs/garments-sweep     # a sweep's rows over all seeds; also several sweeps
+
+See docs/method.md, section 6.
 """
 
 import argparse
@@ -14,11 +17,15 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from cmap_jax.cli.arguments import path
-from cmap_jax.cli.results_table import labelled
+from cmap_jax.cli.results_table import sweep_tables
 from cmap_jax.cli.tables import table
 from cmap_jax.evaluation.compare import Difference, compare
 from cmap_jax.evaluation.results_file import EVALUATION, StoredResults, read_results
+from cmap_jax.evaluation.results_rows import labelled
 from cmap_jax.files import is_remote
+from cmap_jax.sweeps import tables
+from cmap_jax.sweeps.plan import is_sweep
+from cmap_jax.sweeps.results import SweepResults, summarize
 from cmap_jax.workdir.description import CONFIG
 
 # The differences by protocol and number.
@@ -27,20 +34,32 @@ _Differences = dict[str, dict[str, Difference]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's arguments."""
-    parser.add_argument("first", metavar="A", type=path, help="a workdir or a file of results")
     parser.add_argument(
-        "others", metavar="B", nargs="+", type=path, help="one or more results to compare with A"
+        "first", metavar="A", type=path, help="a workdir, a file of results, or a sweep's folder"
+    )
+    parser.add_argument(
+        "others",
+        metavar="B",
+        nargs="*",
+        type=path,
+        help="one or more results to compare with A; beside a sweep: none, or more sweeps",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print JSON in place of tables: by protocol and number; for several B, by name first",
+        help="print JSON in place of tables: by protocol and number; for several B, by name first; "
+        "for sweeps, the rows of their table.json",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare the results and print the differences."""
-    paths = _files([arguments.first, *arguments.others])
+    given = [arguments.first, *arguments.others]
+    if any(map(is_sweep, given)):
+        return _compare_sweeps(given, as_json=arguments.json)
+    if not arguments.others:
+        raise ValueError(f"compare {arguments.first} with what? Give more results after it")
+    paths = _files(given)
     results = dict(zip(_names(paths), map(read_results, paths), strict=True))
     (first, stored), *others = results.items()
     differences = {name: _compare(first, stored, name, other) for name, other in others}
@@ -62,6 +81,36 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for line in _not_shared(results):
         print(line)
+    return 0
+
+
+def _compare_sweeps(folders: Sequence[str], *, as_json: bool) -> int:
+    """Print the tables of sweeps, all rows compared with the first one's first.
+
+    Raises:
+        ValueError: one of several is no sweep, or no run is complete yet.
+    """
+    for folder in folders:
+        if not is_sweep(folder):
+            raise ValueError(
+                f"{folder} is no sweep, as the others are; a sweep's runs are workdirs too, such "
+                "as SWEEP/ROW/seed-0, and can be given one by one"
+            )
+    names = _names([os.path.normpath(folder) for folder in folders])
+    rows = []
+    for name, folder in zip(names, folders, strict=True):
+        sweep = SweepResults(folder, prefix=f"{name}/" if len(folders) > 1 else "")
+        sweep.read()
+        rows += sweep.rows
+    if not rows[0].results.stored:
+        raise ValueError(
+            f"no run of {rows[0].row.name}, the first row, is complete: continue the sweep with "
+            "its cmap sweep command"
+        )
+    if as_json:
+        print(json.dumps({"rows": tables.to_dict(summarize(rows))}, indent=2))
+    else:
+        print(sweep_tables(rows))
     return 0
 
 

@@ -5,6 +5,8 @@ import json
 import pathlib
 import runpy
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -91,6 +93,38 @@ def read(config_file: str) -> ConfigDict:
     if path != str(_FROM_WORKDIR):
         _check_fields(config, path)
     return config
+
+
+def read_hyper(config_file: str) -> Callable[[Any], Any] | None:
+    """Return a function that calls the ``get_hyper`` of a Python file; None where it has none.
+
+    The function raises UsageError where ``get_hyper`` raises or returns no list of dicts.
+
+    Raises:
+        UsageError: no such file, or it raises when it is read; names the line.
+    """
+    path = find(config_file).partition(":")[0]
+    if is_json(path):
+        return None
+    try:
+        get_hyper = runpy.run_path(path).get("get_hyper")
+    except Exception as error:
+        raise UsageError(_explain(error, path)) from error
+    if get_hyper is None:
+        return None
+
+    def call(hyper: Any) -> Any:
+        try:
+            settings = get_hyper(hyper)
+        except Exception as error:
+            raise UsageError(_explain(error, path)) from error
+        if not isinstance(settings, list) or not all(isinstance(row, dict) for row in settings):
+            raise UsageError(
+                f"{path}: its get_hyper must return a list of dicts, not {settings!r:.80}"
+            )
+        return settings
+
+    return call
 
 
 def check_json(path: str) -> None:

@@ -11,26 +11,16 @@ from typing import Any
 
 from etils import epath
 
-from cmap_jax.cli.arguments import add_near_names, path
-from cmap_jax.cli.captions import add_captions
+from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
+from cmap_jax.cli.evaluated import SPELLING, add_evaluated, config_of, protocol_of, split_of
 from cmap_jax.evaluation.pictures import choose_queries, queries_grid, results_title
 from cmap_jax.evaluation.results import ProtocolResult
 from cmap_jax.protocols import PROTOCOLS
-from cmap_jax.remedies import OTHERS
 from cmap_jax.visualization.grids import check_destination, save
 
-SPELLING = {
-    "data.directory": "--dir",
-    "data.image_directory": "--images",
-    "data.missing_images=skip": "--skip-unusable",
-    "data.near_names=accept": "--near-names",
-    "data.features": "--features",
-    "eval.captions": "--captions",
-    "eval.overlap": "--overlap",
-    OTHERS: "python main.py --mode=evaluate --workdir=...",
-}
+SPELLING = {**SPELLING, "eval.overlap": "--overlap"}
 _ROWS = 8  # default number of queries in a picture
 
 
@@ -39,25 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "workdir", type=path, help="the folder of the model; evaluation.json is written there"
     )
-    parser.add_argument("--data", metavar="NAME", help="another data set than the model's own")
-    parser.add_argument("--dir", metavar="DIR", type=path, help="the folder with its annotations")
-    parser.add_argument(
-        "--images", metavar="DIR", type=path, help="the folder with its images, if elsewhere"
-    )
-    parser.add_argument(
-        "--features",
-        metavar="DIR",
-        type=path,
-        help="read the features that cmap extract wrote there; --features= reads the images, where "
-        "the model was trained on features",
-    )
-    add_near_names(parser, default=None)
-    parser.add_argument(
-        "--skip-unusable",
-        action="store_true",
-        help="leave out unusable images and the queries that need them; the results say so",
-    )
-    add_captions(parser)
+    add_evaluated(parser)
     parser.add_argument(
         "--rankings", action="store_true", help="write the first images of each query"
     )
@@ -89,37 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     check_devices()
     # TensorFlow takes seconds to load, hence the imports in here.
-    from cmap_jax import sharding
-    from cmap_jax.cli import from_workdir, run
+    from cmap_jax.cli import run
     from cmap_jax.evaluation.results_file import results_path
-    from cmap_jax.numerics import round_up
-    from cmap_jax.workdir import description as workdir_lib
-    from input_pipeline.registry import find_data_set
 
-    workdir_lib.read_description(arguments.workdir)  # refuses a folder that is none
-    config = from_workdir.read(arguments.workdir)
-    if arguments.data:
-        from_workdir.use_data_set(config, find_data_set(arguments.data).name)
-    if arguments.dir:
-        config.data.directory = arguments.dir
-    if arguments.images:
-        config.data.image_directory = arguments.images
-    if arguments.features is not None:
-        config.data.features = arguments.features
-    if arguments.skip_unusable:
-        config.data.missing_images = "skip"
-    if arguments.near_names:
-        config.data.near_names = arguments.near_names
+    config = config_of(arguments)
     config.eval.rankings = arguments.rankings or bool(arguments.grid)
     config.eval.shortcuts = arguments.shortcuts
     config.eval.overlap = arguments.overlap
-    config.eval.captions = arguments.captions
-    # This machine may have other devices than the run had. Neither field changes a number.
-    config.mesh.data, config.mesh.fsdp = -1, 1
-    config.eval.batch_size = round_up(config.eval.batch_size, sharding.make_mesh().size)
     use_compilation_cache(None)
     datasets = run.read_for_evaluation(config, arguments.workdir)
-    protocol = _drawn_protocol(datasets, arguments.protocol)  # before the long work
+    protocol = protocol_of(datasets, arguments.protocol)  # before the long work
     result = run.evaluate(config, arguments.workdir, datasets)
     step = run.print_results(config, arguments.workdir)
     file = results_path(arguments.workdir, config.data.name)
@@ -147,26 +98,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--count must be 1 or more, not {arguments.count}")
 
 
-def _drawn_protocol(datasets: Any, name: str | None) -> str:
-    """Return the protocol whose queries are drawn: ``name``, or the first of the data set.
-
-    Raises:
-        ValueError: the data set is not evaluated by that protocol; lists its protocols.
-    """
-    names = [e.protocol.name for data in datasets.evaluations.values() for e in data.evaluations]
-    if name is not None and name not in names:
-        raise ValueError(f"--protocol {name}: this data set has {', '.join(names)}")
-    return name or names[0]
-
-
 def _draw(result: ProtocolResult, datasets: Any, model: str, arguments: argparse.Namespace) -> None:
     """Draw random queries of a protocol with their best images, and say where the picture is."""
     name = result.protocol.name
-    data = next(
-        data
-        for data in datasets.evaluations.values()
-        if any(e.protocol.name == name for e in data.evaluations)
-    )
+    data = split_of(datasets, name)
     records = choose_queries(result, arguments.count, arguments.seed)
     save(queries_grid(records, data.read_image, results_title(model, result)), arguments.grid)
     print(f"\n{len(records)} queries under {name} with their first images: {arguments.grid}")

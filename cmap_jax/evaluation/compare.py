@@ -37,6 +37,17 @@ def compare(first: StoredResults, second: StoredResults) -> dict[str, dict[str, 
     """Return the differences of two results, by protocol and number.
 
     Raises:
+        ValueError: as `check_comparable`.
+    """
+    ours, theirs = first.result.protocols, second.result.protocols
+    shared = check_comparable(first, second)
+    return {name: _differences(ours[name], theirs[name]) for name in shared}
+
+
+def check_comparable(first: StoredResults, second: StoredResults) -> list[str]:
+    """Return the protocols that two results share, under equal conditions.
+
+    Raises:
         ValueError: they share no protocol; or one that they share was measured on other galleries,
             queries or images, or under another version of its rules. Says which.
     """
@@ -50,7 +61,7 @@ def compare(first: StoredResults, second: StoredResults) -> dict[str, dict[str, 
     problems = [p for name in shared if (p := _why_not(name, first, second))]
     if problems:
         raise ValueError("these results cannot be compared:\n  " + "\n  ".join(problems))
-    return {name: _differences(ours[name], theirs[name]) for name in shared}
+    return shared
 
 
 def _differences(first: ProtocolResult, second: ProtocolResult) -> dict[str, Difference]:

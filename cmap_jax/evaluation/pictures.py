@@ -34,6 +34,31 @@ def choose_queries(result: ProtocolResult, count: int, seed: int) -> list[Mappin
     return [result.rankings[i] for i in sorted(chosen)]
 
 
+def order_queries(
+    result: ProtocolResult, count: int, seed: int, *, worst: bool
+) -> list[Mapping[str, Any]]:
+    """Return the records of the queries whose best right image has the lowest or highest rank.
+
+    Among queries of equal rank some are drawn at random, and an annotation is shown once: its
+    caption orders often have neighboring ranks.
+
+    Args:
+        result: a result with rankings.
+        count: number of queries; fewer where there are not so many annotations.
+        seed: the same seed draws the same queries.
+        worst: whether the highest ranks come first, or the lowest.
+    """
+    ranked = [record for record in result.rankings if record["rank"] is not None]
+    mixed = [ranked[i] for i in np.random.default_rng(seed).permutation(len(ranked))]
+    mixed.sort(key=lambda record: record["rank"], reverse=worst)
+    once: dict[tuple, Mapping[str, Any]] = {}
+    for record in mixed:
+        once.setdefault(
+            (record["reference"], frozenset(record["text"]), *record["targets"]), record
+        )
+    return list(once.values())[:count]
+
+
 def queries_grid(
     records: Sequence[Mapping[str, Any]],
     read_image: Callable[[str], Drawable],
@@ -69,7 +94,24 @@ def result_row(
         rank=record["rank"],
         names=(record["reference"], *ids),
         tied=record["tied"],
+        right=_right_one(record, read_image, columns),
     )
+
+
+def _right_one(
+    record: Mapping[str, Any], read_image: Callable[[str], Drawable], columns: int
+) -> tuple[Drawable, str] | None:
+    """Return a right image that is not among the first ``columns``, with its rank and id."""
+    top, targets = record["top"], record["targets"]
+    if record["rank"] is None or not set(top[:columns]).isdisjoint(targets):
+        return None
+    nearest = next((i for i in top if i in targets), None)
+    if nearest is None and len(targets) > 1:
+        # A record does not say which of several is the best one beyond its list.
+        first = f"1 of {len(targets)}, the best at {record['rank'] + 1:,.0f}"
+        return read_image(targets[0]), f"{first} · {targets[0]}"
+    image = nearest or targets[0]
+    return read_image(image), f"rank {record['rank'] + 1:,.0f} · {image}"
 
 
 def results_title(model: str, result: ProtocolResult) -> str:

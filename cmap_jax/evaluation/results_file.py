@@ -11,6 +11,8 @@ This module alone knows the form of the file:
     "definitions"  the rules by protocol; see `cmap_jax.protocols.Protocol`
     "conditions"   version of the rules and digests of galleries and queries, by protocol
     "outcomes"     the rank of each query by protocol; see `outcomes.Outcomes`
+    "overlap"      by protocol, measures of the overlap of the preserved and the modified regions;
+                   where they were asked for
 
 Results on the data set that the model was trained on are ``WORKDIR/evaluation.json``, those on
 another one ``WORKDIR/evaluation-<name>.json``; the caption policies of a data set share a file, in
@@ -30,7 +32,14 @@ from etils import epath
 
 from cmap_jax.evaluation.outcomes import Outcomes, bootstrap_intervals
 from cmap_jax.evaluation.results import EvaluationFacts, ProtocolResult, Result
-from cmap_jax.files import check_can_write, read_json, write_json, write_text
+from cmap_jax.files import (
+    check_can_write,
+    parse_json,
+    read_json,
+    read_text,
+    write_json,
+    write_text,
+)
 from cmap_jax.protocols import Protocol, with_concept
 from cmap_jax.workdir.description import read_config
 
@@ -123,8 +132,7 @@ def write_results(
     for name, results in result.protocols.items():
         if results.rankings:
             lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in results.rankings]
-            file = f"{name.replace('/', '-')}.jsonl"
-            write_text(epath.Path(workdir) / RANKINGS / file, "".join(lines))
+            write_text(rankings_path(workdir, name), "".join(lines))
     stored = StoredResults(step, with_intervals(result), facts)
     path = results_path(workdir, facts.data.name)
     # Without an earlier file, or with one that cannot be read, there is nothing to keep.
@@ -150,6 +158,38 @@ def read_results(path: str | os.PathLike) -> StoredResults:
             f"{os.fspath(path)} is no evaluation.json of this version ({reason[:_LONGEST]}): write "
             "it again with python main.py --mode=evaluate --workdir=..."
         ) from error
+
+
+def read_rankings(
+    workdir: str | os.PathLike, result: ProtocolResult
+) -> list[dict[str, Any]] | None:
+    """Return the records of a workdir's rankings that belong to a stored result.
+
+    Args:
+        workdir: a workdir with results.
+        result: its result under one protocol.
+
+    Returns:
+        A record a query, see `ranking.Ranking`; None where there are none, or where they are those
+        of another evaluation, whose ranks differ.
+
+    Raises:
+        ValueError: the file of the rankings is broken; names it.
+    """
+    path = rankings_path(workdir, result.protocol.name)
+    if not path.exists():
+        return None
+    records = [parse_json(line, path) for line in read_text(path).split("\n") if line]
+    try:
+        ranks = [record["rank"] for record in records if record["rank"] is not None]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a line is no record of a query; evaluate again") from error
+    return records if ranks == result.outcomes.rank.tolist() else None
+
+
+def rankings_path(workdir: str | os.PathLike, protocol: str) -> epath.Path:
+    """Return the path of the rankings under a protocol, whether they exist or not."""
+    return epath.Path(workdir) / RANKINGS / f"{protocol.replace('/', '-')}.jsonl"
 
 
 def _check_numbers(name: str, result: ProtocolResult) -> None:

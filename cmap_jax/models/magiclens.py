@@ -153,7 +153,7 @@ class MagicLens(nn.Module):
             dtype=self.dtype,
             name="pooler",
         )
-        queries = jnp.broadcast_to(query, (len(tokens), 1, features))
+        queries = jnp.broadcast_to(query, (tokens.shape[0], 1, features))
         pooled = CenteredNorm(name="pooler_norm")(pooler(queries, tokens)[:, 0])  # [B, D]
         squared = jnp.sum(jnp.square(pooled), axis=-1, keepdims=True)
         embedding = pooled * jax.lax.rsqrt(squared + _EMBEDDING_EPS)

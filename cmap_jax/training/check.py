@@ -12,19 +12,22 @@ from cmap_jax.processing.images import RELEASED, ImagePreprocessing
 from cmap_jax.training.parameter_groups import check_groups
 
 
-def check_config(config: ConfigDict, *, training: bool = True) -> None:
+def check_config(
+    config: ConfigDict, *, training: bool = True, device_count: int | None = None
+) -> None:
     """Refuse an impossible config before any data are read.
 
     Args:
         config: a whole config.
         training: False for an evaluation, which ignores whether the training batch can be split
             over the devices.
+        device_count: number of devices that batches are split over; None: those of the mesh.
 
     Raises:
         ValueError: names the field and the values that are possible.
     """
     check_values(config)
-    devices = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp).size
+    devices = device_count or sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp).size
     micro = config.train.micro_batch_size or config.train.batch_size
     settings, image = image_settings(config.model), f"config.model.image.{config.model.image.name}"
     for field, value, parts, unit in (

@@ -79,10 +79,12 @@ class Checkpoints:
         self._check_finite(tree, step)
         # A state that knows of a best must not be there without it.
         self._best.wait()
-        about = about_lib.to_save(
+        about = about_lib.make(
             self._run, step, fingerprint(tree), self._describes, progress=progress.to_dict()
         )
-        content = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=about)
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about)
+        )
         self._latest.save(step, content, f"a checkpoint, the state of step {step},")
         if not self._can_be_read:
             self._read_back(step, tree)

@@ -74,7 +74,7 @@ class TrainingRun:
         feed: the batches that are still to come, on the devices.
         evaluator: evaluates the variables; its programs are compiled once a run.
         checkpoints: the states to continue from, and the best variables.
-        writer: CLU's writer of the curves.
+        writer: writes the curves, and keeps them.
         watch: checks the losses.
         log: writes the means of the metrics.
         display: the lines that a person sees.
@@ -93,7 +93,7 @@ class TrainingRun:
     feed: DeviceFeed
     evaluator: Evaluator
     checkpoints: Checkpoints
-    writer: metric_writers.MetricWriter
+    writer: curves.RecordingWriter
     watch: LossWatch
     log: TrainingLog
     display: Display
@@ -172,7 +172,8 @@ class TrainingRun:
                 before_batch=self.stop.check,
             )
         self.writer.write_scalars(step, curves.tags(result))
-        curves.write_examples(result, data, self.writer, step)
+        curves.write_examples(result, data, self.writer, step, self.workdir)
+        curves.write_curves(self.writer.curves, self.workdir)
         best_before = self.progress.best_step, self.progress.best_recall
         is_best = self.progress.record(step, result.headline())
         self.display.evaluated(step, result, None if is_best else best_before)
@@ -210,6 +211,7 @@ class TrainingRun:
             before_batch=self.stop.check,
         )
         self.writer.write_scalars(self.length.steps, curves.tags(result, prefix="best/"))
+        curves.write_curves(self.writer.curves, self.workdir)
         self.display.ended(self.progress.best_step or self.length.steps, result)
         return result
 

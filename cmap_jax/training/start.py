@@ -43,6 +43,7 @@ from cmap_jax.training.training_log import TrainingLog
 from cmap_jax.training.watch import FinishedStep, LossWatch
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.about import describe
+from cmap_jax.workdir.event_files import Curves, read_curves
 from cmap_jax.workdir.lock import WorkdirLock
 from cmap_jax.workdir.same_run import check_same_run, mark_of_run
 
@@ -90,7 +91,7 @@ class _Opened(NamedTuple):
     checkpoints: Checkpoints
     state: TrainState
     progress: Progress
-    writer: metric_writers.MetricWriter
+    writer: curves.RecordingWriter
 
 
 def open_run(
@@ -174,7 +175,7 @@ def _begin(plan: _Plan, programs: _Programs, initial: InitialWeights | None) -> 
     state = programs.create()
     variables = apply_initial_weights(initial, state.variables)
     state = state.replace(**variables, average=start_average(variables, plan.config))
-    writer = _make_writer(plan)
+    writer = _make_writer(plan, {})
     writer.write_hparams(curves.flat(plan.config.to_dict()))
     curves.write_parameters(state.params, writer, plan.workdir)
     return _Opened(checkpoints, state, Progress(), writer)
@@ -190,7 +191,9 @@ def _resume(plan: _Plan, programs: _Programs) -> _Opened:
     if has_other_rules:
         _logger.warning("the protocols' rules have changed: the next evaluation is the best so far")
         progress.forget_best()
-    return _Opened(checkpoints, state, progress, _make_writer(plan))
+    # Read before the writer begins a new event file.
+    earlier = read_curves(plan.workdir) if jax.process_index() == 0 else {}
+    return _Opened(checkpoints, state, progress, _make_writer(plan, earlier))
 
 
 def _claim(plan: _Plan) -> Checkpoints:
@@ -213,11 +216,17 @@ def _claim(plan: _Plan) -> Checkpoints:
     return checkpoints
 
 
-def _make_writer(plan: _Plan) -> metric_writers.MetricWriter:
-    """Return the writer of the curves; process 0 alone writes files."""
-    return metric_writers.create_default_writer(
+def _make_writer(plan: _Plan, earlier: Curves) -> curves.RecordingWriter:
+    """Return the writer of the curves; process 0 alone writes files.
+
+    Args:
+        plan: the run.
+        earlier: curves that earlier starts of the run have written.
+    """
+    writer = metric_writers.create_default_writer(
         os.fspath(plan.workdir), just_logging=jax.process_index() > 0, asynchronous=False
     )
+    return curves.RecordingWriter(writer, earlier)
 
 
 def _assemble(

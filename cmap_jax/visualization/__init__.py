@@ -3,6 +3,6 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from cmap_jax.visualization import colors, grids, heatmaps, lettering, overlays
+    from cmap_jax.visualization import colors, curves, grids, heatmaps, lettering, overlays
 
-__all__ = ["colors", "grids", "heatmaps", "lettering", "overlays"]
+__all__ = ["colors", "curves", "grids", "heatmaps", "lettering", "overlays"]

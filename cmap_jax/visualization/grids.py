@@ -14,6 +14,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from typing import Literal
 
 from etils import epath
 from PIL import Image, ImageDraw
@@ -76,6 +77,8 @@ class ResultRow:
         note: small print below the captions, such as the category.
         tied: number of wrong images at exactly the score of the best right one. Where it is not 0,
             the rank is an average over the orders of equal images.
+        right: a right image that is drawn in a column of its own, since none is among the results,
+            and the line under it; None: nothing is drawn there.
     """
 
     reference: Drawable
@@ -85,6 +88,7 @@ class ResultRow:
     names: Sequence[str] = ()
     note: str = ""
     tied: int = 0
+    right: tuple[Drawable, str] | None = None
 
 
 def triplet_grid(rows: Sequence[TripletRow], title: str) -> Image.Image:
@@ -131,8 +135,12 @@ def results_grid(rows: Sequence[ResultRow], title: str) -> Image.Image:
             notes.append(_rank_note(row.rank, row.tied))
         drawn.append(_row(row, row.results, notes))
     columns = max((len(row.results) for row in rows), default=0)
+    headers = [str(rank + 1) for rank in range(columns)]
+    if any(row.right for row in rows):
+        drawn = [_with_right(cells, row, columns) for cells, row in zip(drawn, rows, strict=True)]
+        headers.append("right one")
     # Two lines of title: the recall is at the end and must not be cut off.
-    return _draw(drawn, [str(rank + 1) for rank in range(columns)], title, most_title_lines=2)
+    return _draw(drawn, headers, title, most_title_lines=2)
 
 
 def _rank_note(rank: float, tied: int) -> str:
@@ -165,10 +173,14 @@ def save(image: Image.Image, path: str | os.PathLike) -> None:
     """
     check_destination(path)
     path = epath.Path(path)
-    kind = _FORMATS[path.suffix.lower()]
+    write_bytes(path, encode(image, _FORMATS[path.suffix.lower()]))
+
+
+def encode(image: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
+    """Return the bytes of a picture's file."""
     encoded = io.BytesIO()
     image.save(encoded, kind, **_SAVING[kind])
-    write_bytes(path, encoded.getvalue())
+    return encoded.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +198,7 @@ class _Row:
 
     captions: Sequence[str]
     notes: Sequence[str]
-    cells: Sequence[_Cell]  # the reference first
+    cells: Sequence[_Cell | None]  # the reference first; None is drawn as nothing
 
 
 def _row(
@@ -204,6 +216,16 @@ def _row(
     return _Row(row.captions, notes, cells)
 
 
+def _with_right(drawn: _Row, row: ResultRow, columns: int) -> _Row:
+    """Return a row with its right image in the column after ``columns`` results."""
+    if row.right is None:
+        return drawn
+    image, line = row.right
+    blank = [None] * (columns - len(row.results))
+    cell = _Cell(image, wrap(line, _SMALL, SIDE, _NAME_LINES), correct=True)
+    return dataclasses.replace(drawn, cells=[*drawn.cells, *blank, cell])
+
+
 def _draw(
     rows: Sequence[_Row], headers: Sequence[str], title: str, most_title_lines: int = 1
 ) -> Image.Image:
@@ -211,7 +233,7 @@ def _draw(
     if not rows:
         raise ValueError("nothing to draw: no rows")
     row_width = _RESULTS_AT + len(headers) * (SIDE + _GAP) - _GAP
-    names = max(len(cell.name) for row in rows for cell in row.cells)
+    names = max(len(cell.name) for row in rows for cell in row.cells if cell)
     row_height = SIDE + names * leading(_SMALL) + 2 * _GAP
     across = min(len(rows), max(1, (_PAGE - 2 * _MARGIN + _BETWEEN) // (row_width + _BETWEEN)))
     width = 2 * _MARGIN + across * (row_width + _BETWEEN) - _BETWEEN
@@ -251,6 +273,8 @@ def _draw_row(sheet: Image.Image, x: int, y: int, row: _Row) -> None:
         pen.line((tip - 24, middle, tip - 6, middle), fill=_GREY, width=2)
         pen.polygon([(tip - 8, middle - 5), (tip, middle), (tip - 8, middle + 5)], fill=_GREY)
     for left, cell in zip(_lefts(x, len(row.cells) - 1), row.cells, strict=True):
+        if cell is None:
+            continue
         sheet.paste(_tile(cell.image), (left, y))
         # Without the line a photograph on a white ground would have no edge.
         pen.rectangle((left, y, left + SIDE - 1, y + SIDE - 1), outline=_HAIRLINE)
@@ -338,6 +362,7 @@ __all__ = [
     "ResultRow",
     "TripletRow",
     "check_destination",
+    "encode",
     "results_grid",
     "save",
     "triplet_grid",

@@ -7,11 +7,13 @@ with epy.lazy_api_imports(globals()):
         about,
         config_form,
         description,
+        event_files,
         fingerprint,
         lock,
         lock_owner,
         renamed_fields,
         same_run,
+        tensors,
         weights,
     )
 
@@ -19,10 +21,12 @@ __all__ = [
     "about",
     "config_form",
     "description",
+    "event_files",
     "fingerprint",
     "lock",
     "lock_owner",
     "renamed_fields",
     "same_run",
+    "tensors",
     "weights",
 ]

@@ -32,14 +32,14 @@ from cmap_jax.workdir.same_run import mark_of_run
 _LONG = 100  # characters of a fact's value, above which its digest is recorded in its place
 
 
-def to_save(
+def make(
     mark: str,
     step: int,
     fingerprint: Mapping[str, int],
     describes: Mapping[str, Any] | None,
     **further: Any,
-) -> ocp.args.JsonSave:
-    """Return a record as Orbax saves it.
+) -> dict[str, Any]:
+    """Return a record, a JSON object.
 
     Args:
         mark: identifies the run.
@@ -52,7 +52,7 @@ def to_save(
     if describes is not None:
         about["describes"] = describes
     about = json.loads(json.dumps(about))
-    return ocp.args.JsonSave({**about, "digest": _digest(about)})
+    return {**about, "digest": _digest(about)}
 
 
 def read(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -71,11 +71,29 @@ def read(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     args = ocp.args.Composite(about=ocp.args.JsonRestore())
     try:
         about = manager.restore(step, args=args)["about"]
-        _check_form(about)
+        check_form(about)
     except RecursionError as error:
         raise ValueError("its record is damaged: JSON nested too deeply") from error
     check_number(about.get("step", step), step)
     return about
+
+
+def check_form(about: Any) -> None:
+    """Refuse a record with values of other types, or with another digest than its content has.
+
+    Raises:
+        ValueError: says which part is damaged.
+    """
+    if not isinstance(about, dict):
+        raise ValueError("its record is damaged: no JSON object")
+    types = {"run": str, "step": int, "fingerprint": dict, "describes": dict, "digest": str}
+    for name, kind in types.items():
+        is_needed = name in ("run", "fingerprint")
+        if (name in about or is_needed) and type(about.get(name)) is not kind:
+            raise ValueError(f'its record is damaged: "{name}" is {about.get(name)!r:.40}')
+    kept = {name: value for name, value in about.items() if name != "digest"}
+    if "digest" in about and about["digest"] != _digest(kept):
+        raise ValueError("its record is damaged: it is not what was saved")
 
 
 def check_number(actual: int, step: int) -> None:
@@ -172,20 +190,6 @@ def _changes(prefix: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> li
         for name in dict.fromkeys([*then, *now])
         if then.get(name) != now.get(name)
     ]
-
-
-def _check_form(about: Any) -> None:
-    """Refuse a record with values of other types, or with another digest than its content has."""
-    if not isinstance(about, dict):
-        raise ValueError("its record is damaged: no JSON object")
-    types = {"run": str, "step": int, "fingerprint": dict, "describes": dict, "digest": str}
-    for name, kind in types.items():
-        is_needed = name in ("run", "fingerprint")
-        if (name in about or is_needed) and type(about.get(name)) is not kind:
-            raise ValueError(f'its record is damaged: "{name}" is {about.get(name)!r:.40}')
-    kept = {name: value for name, value in about.items() if name != "digest"}
-    if "digest" in about and about["digest"] != _digest(kept):
-        raise ValueError("its record is damaged: it is not what was saved")
 
 
 def _digest(content: Any) -> str:

@@ -3,13 +3,20 @@
 WORKDIR/config.json        the whole config
         vocabulary.txt     the words, one a line in id order (or another tokenizer's files)
         parameters.txt     name, shape and size of every parameter
-        model.json         preprocessing, protocols, facts of the data, versions, commit
+        model.json         preprocessing, protocols, facts of the data, versions, commit, hardware
         checkpoints/       the latest training states, from which the run continues
         best/              the variables with the best recall on the val split
+        model.safetensors  the variables of an exported model, in place of both; see
+                           `cmap_jax.workdir.tensors`
         damaged/           checkpoints that could not be read, if there were any
         run.lock           the lock of a run, while it works here
+        events.out.*       the curves of a run, for TensorBoard
+        curves.png         the same curves as a picture
+        pictures/          the best images of a few queries at each evaluation, by protocol
         evaluation.json    metrics of the best variables, by protocol; evaluation-<name>.json for
                            another data set
+        heatmaps/          pictures of heat maps, which cmap report shows
+        report.html, .md   the report on the model, with the folder report of its pictures
         rankings/          the first images of each query, with config.eval.rankings
 
 This module reads and writes all but the weights, which `cmap_jax.workdir.weights` handles, and the
@@ -17,6 +24,8 @@ results, which `cmap_jax.evaluation.results_file` handles. `cmap_jax.workdir.sam
 whether a run may continue in a workdir, and `cmap_jax.trained` loads a model for use.
 """
 
+import collections
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -27,6 +36,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
@@ -42,7 +52,9 @@ from cmap_jax.workdir.config_form import check_form
 
 CONFIG, MODEL = "config.json", "model.json"
 PARAMETERS = "parameters.txt"
+CURVES, PICTURES = "curves.png", "pictures"
 CHECKPOINTS, BEST = "checkpoints", "best"
+TENSORS = "model.safetensors"
 CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained
 ZERO_SHOT = "zero_shot"  # key of the fact that a model was trained on no data set's triplets
 # Version of model.json; increased when code that reads the old form would misread the new one.
@@ -81,8 +93,9 @@ def write_description(workdir: str | os.PathLike, description: Description) -> N
             "preprocessing": description.preprocessing.to_dict(),
             "protocols": [protocol.to_dict() for protocol in description.protocols],
             "facts": dict(description.facts),
-            "versions": _versions(),
+            "versions": versions(),
             "git_commit": _git_commit(),
+            "hardware": hardware(),
         },
     )
     write_json(workdir / CONFIG, description.config.to_dict())
@@ -174,14 +187,15 @@ def has_checkpoint(workdir: str | os.PathLike) -> bool:
 def unfinished(workdir: str | os.PathLike) -> tuple[int, int] | None:
     """Return the last saved step and the total steps of a run that is not finished.
 
-    The result is None for a finished run, and for a workdir that was converted and holds no run.
+    The result is None for a finished run, and for a workdir that was converted or exported and
+    holds no run.
 
     Raises:
         FileNotFoundError, ValueError: as `read_description`.
     """
     description = read_description(workdir)
     items = DataFacts.from_dict(description.facts).training_items
-    if CONVERTED_FROM in description.facts or items is None:
+    if CONVERTED_FROM in description.facts or is_exported(workdir) or items is None:
         return None
     train = description.config.train
     total = train.epochs * (items // train.batch_size)
@@ -195,11 +209,16 @@ def check_has_weights(workdir: str | os.PathLike) -> None:
     Raises:
         FileNotFoundError: the run has not saved anything yet.
     """
-    if not saved_steps(workdir, BEST) and not saved_steps(workdir):
+    if not (saved_steps(workdir, BEST) or saved_steps(workdir) or is_exported(workdir)):
         raise FileNotFoundError(
             f"{os.fspath(workdir)} has no checkpoint yet: its run has not reached the end of an "
             "epoch. Run it again to continue"
         )
+
+
+def is_exported(workdir: str | os.PathLike) -> bool:
+    """Tell whether a workdir holds an exported model, and no run."""
+    return (absolute(workdir) / TENSORS).exists()
 
 
 def saved_steps(workdir: str | os.PathLike, part: str = CHECKPOINTS) -> list[int]:
@@ -257,14 +276,67 @@ def _lists_to_tuples(value: Any) -> Any:
     return tuple(_lists_to_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The software and the machine of a run's latest start, or of a conversion.
+
+    Attributes:
+        versions: version by package, and that of Python.
+        git_commit: commit of the checkout; None outside a checkout.
+        hardware: the result of `hardware`; empty in workdirs of versions that did not record it.
+    """
+
+    versions: Mapping[str, str]
+    git_commit: str | None
+    hardware: Mapping[str, str]
+
+
+def read_origin(workdir: str | os.PathLike) -> Origin:
+    """Read the software and the machine that a workdir was written with.
+
+    Raises:
+        FileNotFoundError: not a workdir.
+        ValueError: a broken file; names it.
+    """
+    path = epath.Path(workdir) / MODEL
+    content = read_json(path)
+    parts = {name: content.get(name) or {} for name in ("versions", "hardware")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ValueError(f'{path}: its "{name}" is a JSON object, not {part!r:.40}')
+    return Origin(**parts, git_commit=content.get("git_commit"))
+
+
+def hardware() -> dict[str, str]:
+    """Return in words what this program computes on: devices, processes, processor."""
+    devices = collections.Counter(device.device_kind for device in jax.devices())
+    return {
+        "devices": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
+        "backend": jax.default_backend(),
+        "processes": str(jax.process_count()),
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name; on Linux alone does the system tell more than its family."""
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        if match := re.search(r"^model name\s*: (.+)$", text, re.M):
+            return match[1]
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python, and of each installed package that a result depends on."""
+    numbers = {"python": platform.python_version()}
     for package in ("cmap_jax", *_PACKAGES):
         try:
-            versions[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
             continue
-    return versions
+    return numbers
 
 
 def _git_commit() -> str | None:

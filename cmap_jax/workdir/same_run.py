@@ -11,7 +11,13 @@ from ml_collections import ConfigDict
 from cmap_jax.config_fields import FIELDS, Kind, differences, flatten
 from cmap_jax.files import read_json
 from cmap_jax.workdir import renamed_fields
-from cmap_jax.workdir.description import CONFIG, CONVERTED_FROM, read_config, read_description
+from cmap_jax.workdir.description import (
+    CONFIG,
+    CONVERTED_FROM,
+    is_exported,
+    read_config,
+    read_description,
+)
 
 
 def mark_of_run(config: ConfigDict) -> str:
@@ -53,10 +59,12 @@ def check_same_run(workdir: str | os.PathLike, config: ConfigDict) -> None:
     old = read_config(workdir)
     if old is None:
         return
-    if CONVERTED_FROM in read_description(workdir).facts:
+    is_converted = CONVERTED_FROM in read_description(workdir).facts
+    if is_converted or is_exported(workdir):
         raise ValueError(
-            f"{os.fspath(workdir)} holds a converted model and no run that could continue; start "
-            f"one from it in another folder: --workdir=... --config.init_from={os.fspath(workdir)}"
+            f"{os.fspath(workdir)} holds {'a converted' if is_converted else 'an exported'} model "
+            "and no run that could continue; start one from it in another folder: --workdir=... "
+            f"--config.init_from={os.fspath(workdir)}"
         )
     if renamed_fields.has_old_names(read_json(epath.Path(workdir) / CONFIG)):
         raise ValueError(

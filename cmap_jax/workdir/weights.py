@@ -1,4 +1,4 @@
-"""The variables in a workdir's ``best/``, saved with a fingerprint and verified when read."""
+"""A workdir's variables, saved with a fingerprint and verified when read."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +10,16 @@ import orbax.checkpoint as ocp
 
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.workdir import about as about_lib
-from cmap_jax.workdir.description import BEST, CHECKPOINTS, CONFIG, absolute, saved_steps
+from cmap_jax.workdir import tensors
+from cmap_jax.workdir.description import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    TENSORS,
+    absolute,
+    is_exported,
+    saved_steps,
+)
 from cmap_jax.workdir.fingerprint import check_fingerprint, fingerprint
 
 # Exceptions by which a damaged checkpoint cannot be read.
@@ -42,7 +51,7 @@ def variables_to_save(
     """
     return ocp.args.Composite(
         variables=ocp.args.StandardSave(variables),
-        about=about_lib.to_save(mark, step, fingerprint(variables), describes),
+        about=ocp.args.JsonSave(about_lib.make(mark, step, fingerprint(variables), describes)),
     )
 
 
@@ -85,7 +94,8 @@ def read_variables(
     `cmap_jax.workdir.about`.
 
     Args:
-        workdir: a folder that holds ``best/`` or ``checkpoints/``, local or in a bucket.
+        workdir: a folder that holds ``best/``, ``checkpoints/`` or an exported model's
+            ``model.safetensors``, local or in a bucket.
         model: the model that the workdir's config describes.
         image_size: side of the model's images, pixels.
         shard: maps the variables' shapes to their shardings; None: one device of this process.
@@ -123,7 +133,26 @@ def read_variables(
                     f"{path / str(step)} cannot be read as the model that {CONFIG} describes: "
                     f"{error}"
                 ) from error
+    if is_exported(workdir):
+        return _read_exported(workdir, expected)
     raise FileNotFoundError(f"{os.fspath(workdir)} has no checkpoint yet")
+
+
+def _read_exported(workdir: str | os.PathLike, expected: Any) -> tuple[int, Any]:
+    """Return the step and the variables of an exported model, as `read_variables` does."""
+    path = absolute(workdir) / TENSORS
+    try:
+        about, arrays = tensors.read(path)
+        about_lib.check_workdir(about, workdir)
+        variables = tensors.arranged_like(expected, arrays)
+        check_fingerprint(variables, about["fingerprint"])
+    except READ_ERRORS as error:
+        raise ValueError(
+            f"{path} cannot be read as the model that {CONFIG} describes: {error}"
+        ) from error
+    return about["step"], jax.tree.map(
+        lambda array, like: jax.device_put(array, like.sharding), variables, expected
+    )
 
 
 def _read_verified(

@@ -1,11 +1,19 @@
 """Grids of an evaluation's queries: which queries, which images, and the title."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from cmap_jax.evaluation.outcomes import Outcomes
-from cmap_jax.evaluation.pictures import choose_queries, queries_grid, result_row, results_title
+from cmap_jax.evaluation.pictures import (
+    choose_queries,
+    order_queries,
+    queries_grid,
+    result_row,
+    results_title,
+)
 from cmap_jax.evaluation.results import ProtocolResult
 from cmap_jax.protocols import PROTOCOLS
 
@@ -65,3 +73,38 @@ def test_the_title_has_the_recalls_of_the_headline(result):
     assert results_title("small", result) == (
         "small · cirr/val · R@5 50.00, R_subset@1 20.00, mean(R@5, R_subset@1) 35.00"
     )
+
+
+def test_a_right_image_further_down_stands_by_itself_with_its_rank():
+    record = {**_record(7), "targets": ["d", "e"], "rank": 3, "tied": 0}
+    assert result_row(record, str.upper, columns=3).right == ("D", "rank 4 · d")
+    assert result_row(record, str.upper, columns=4).right is None  # it is among the first
+    # Beyond the list of the best images.
+    record |= {"targets": ["z"], "rank": 1234}
+    assert result_row(record, str.upper, columns=3).right == ("Z", "rank 1,235 · z")
+    record |= {"targets": ["y", "z"]}
+    assert result_row(record, str.upper, 3).right == ("Y", "1 of 2, the best at 1,235 · y")
+    record |= {"rank": None}
+    assert result_row(record, str.upper, columns=3).right is None
+
+
+def test_best_and_worst_queries(result):
+    ranks = [3, 0, None, 7, 0, 7, 1]
+    records = [{**_record(n), "rank": rank} for n, rank in enumerate(ranks)]
+    # The other caption order of an annotation.
+    records.append({**_record(3), "query": "q3b", "rank": 7, "text": ["is red"]})
+    result = dataclasses.replace(result, rankings=records)
+
+    def chosen(count, seed, worst):
+        return [r["query"] for r in order_queries(result, count, seed, worst=worst)]
+
+    assert set(chosen(2, 0, worst=False)) == {"q1", "q4"}
+    assert chosen(4, 0, worst=False)[2:] == ["q6", "q0"]
+    worst = chosen(3, 0, worst=True)
+    assert worst[2] == "q0"
+    assert "q5" in worst
+    assert len({"q3", "q3b"} & set(worst)) == 1
+    assert chosen(9, 5, worst=True) == chosen(9, 5, worst=True)
+    assert len(chosen(9, 0, worst=True)) == 6
+    # Equals are drawn by the seed.
+    assert len({tuple(chosen(1, seed, worst=False)) for seed in range(9)}) == 2

@@ -13,7 +13,7 @@ import pytest
 from fake_data import fashion_iq as write_fashion_iq
 from PIL import Image
 from small import small_config
-from stored_runs import assert_same, curves
+from stored_runs import TIMINGS, assert_same, curves
 from subword_files import write_clip_pairs
 
 import cmap_jax
@@ -25,6 +25,7 @@ from cmap_jax.training.stopping import Stopped
 from cmap_jax.training.train import train
 from cmap_jax.training.watch import LossWatch
 from cmap_jax.workdir import description as workdir_lib
+from cmap_jax.workdir.event_files import read_curves
 from cmap_jax.workdir.lock import WorkdirInUse, WorkdirLock
 from input_pipeline import create_datasets
 from input_pipeline.batching import EvaluationData
@@ -252,6 +253,9 @@ def test_curves_of_a_resumed_run_are_those_of_an_undisturbed_one(config, tmp_pat
     config.train.log_every_steps = 2
     train(config, create_datasets(config), tmp_path / "alone")
     _train_through_a_kill(config, tmp_path / "killed", 4)
+    alone, killed = (read_curves(tmp_path / name) for name in ("alone", "killed"))
+    kept = {tag for tag in alone if tag not in TIMINGS}
+    assert {tag: killed[tag] for tag in kept} == {tag: alone[tag] for tag in kept}
     alone, killed = (curves(tmp_path / name) for name in ("alone", "killed"))
     assert ("loss/total", 4) in alone
     assert alone == killed
@@ -365,6 +369,12 @@ def test_tensorboard_gets_the_parameters_and_what_queries_find(undisturbed):
     width, height, picture, *others = pictures[0].tensor_proto.string_val
     assert not others
     assert Image.open(io.BytesIO(picture)).size == (int(width), int(height))
+    # The same pictures, and the curves, are files for people without TensorBoard.
+    files = sorted((workdir / "pictures" / "fashioniq-original").iterdir())
+    assert [file.name for file in files] == ["00000003.jpg", "00000006.jpg"]
+    with Image.open(files[0]) as sheet, Image.open(workdir / "curves.png") as drawn:
+        assert sheet.size == (int(width), int(height))
+        assert drawn.width > 500
 
 
 @pytest.mark.slow

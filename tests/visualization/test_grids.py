@@ -311,3 +311,25 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     with pytest.raises(PermissionError, match="no permission to write"):
         check_destination(tmp_path / "grid.png")
+
+
+def test_a_right_image_further_down_has_a_column_of_its_own(words):
+    result = (_plain(BLUE), False)
+    rows = [
+        ResultRow(_plain(RED), ("a",), [result], rank=40, right=(_plain(GOLD), "rank 41 · g.jpg")),
+        ResultRow(_plain(RED), ("b",), [(_plain(PINK), True)], rank=0),
+    ]
+    picture = results_grid(rows, "")
+    assert {"1", "right one", "rank 41 · g.jpg"} <= set(words)
+    blue, gold, pink = (_box(picture, colour) for colour in (BLUE, GOLD, PINK))
+    assert gold[0] > blue[2]
+    assert gold[1] == blue[1]
+    assert pink[0] == blue[0]
+    # Both right images are framed, and only they.
+    pixels = (np.asarray(picture) == RIGHT).all(-1)
+    for left, top, right, _ in (gold, pink):
+        assert pixels[top - 10 : top, left:right].any()
+    assert not pixels[blue[1] - 10 : blue[1], blue[0] : blue[2]].any()
+    # A row with fewer results leaves a gap before the column.
+    wide = ResultRow(_plain(RED), ("c",), [result, result, result], rank=0)
+    assert _box(results_grid([rows[0], wide], ""), GOLD)[0] > gold[0] + SIDE
