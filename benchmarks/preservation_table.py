@@ -75,7 +75,7 @@ def _columns() -> list[tuple[Callable[[dict], float], int]]:
 _COURSE = {
     "matching loss": ("matching", 2),
     "preservation loss": ("preservation", 3),
-    "its gradient to that of matching": (None, 3),
+    "its gradient to that of matching": ("gradient_ratio", 3),
     "entropy, preserved": ("preserved/entropy", 2),
     "participation, preserved": ("preserved/participation", 1),
     "spread, preserved": ("preserved/spread", 3),
@@ -89,22 +89,27 @@ def course(settings: Runs) -> str:
     for title, runs in settings.items():
         cells = []
         for name, digits in _COURSE.values():
-            values = [np.mean([_at(run, name, part) for run in runs.values()]) for part in _PARTS]
+            values = [
+                np.mean([at_part(run, name, part) for run in runs.values()]) for part in _PARTS
+            ]
             cells.append(", ".join(f"{value:.{digits}f}" for value in values))
         rows.append([title, *cells])
     return harness.table(["setting", *_COURSE], rows)
 
 
-def _at(run: dict, name: str | None, part: float) -> float:
-    """Return a number at a part of a run; without a name, the ratio of the gradients' norms."""
+def at_part(run: dict, name: str, part: float) -> float:
+    """Return a number at a part of a run, 0 to 1: the mean over levels.
+
+    "gradient_ratio" is the norm of the preservation loss's gradient over that of matching.
+    """
     point = run["curve"][round(part * (len(run["curve"]) - 1))]
-    if name is None:
+    if name == "gradient_ratio":
         return point["gradient_preservation"] / max(point["gradient_matching"], 1e-12)
     return float(np.mean(point[name]))
 
 
 def _last(run: dict, name: str) -> float:
-    return _at(run, name, 1.0)
+    return at_part(run, name, 1.0)
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
