@@ -40,6 +40,9 @@ SETTINGS = {
     "ramped": Setting(ramp=1),
     "floor": Setting(entropy_floor=0.9),
     "margin 1/4": Setting(margin=0.25),
+    "margin 0": Setting(margin=0),
+    "margin 1/4, ramped": Setting(margin=0.25, ramp=1),
+    "margin 1/4, late": Setting(margin=0.25, start=0.5),
     "weight 0.3": Setting(weight=0.3),
     "weight 0.1": Setting(weight=0.1),
     "weight 0.03": Setting(weight=0.03),
@@ -122,6 +125,11 @@ def _summary(run: dict, elapsed: float) -> str:
     )
 
 
+def _read(files: list[pathlib.Path]) -> list[dict]:
+    """Return the runs of several files."""
+    return [run for file in files for run in read_json(file)["runs"]]
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prepare", choices=preservation_data.SETS, help="write a data set's file")
@@ -137,7 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of each run, to try the script")
-    parser.add_argument("--table", type=pathlib.Path, help="results to print")
+    parser.add_argument("--table", type=pathlib.Path, nargs="+", help="files of results to print")
     parser.add_argument("--plot", type=pathlib.Path, help="with --table: a PNG to draw curves in")
     return parser.parse_args()
 
@@ -145,10 +153,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     if arguments.plot:
-        runs, name = read_json(arguments.table)["runs"], arguments.data[0]
-        write_bytes(arguments.plot, preservation_plot.draw(runs, name, arguments.settings))
+        name, settings = arguments.data[0], arguments.settings
+        write_bytes(arguments.plot, preservation_plot.draw(_read(arguments.table), name, settings))
     elif arguments.table:
-        print(preservation_table.tables(read_json(arguments.table)["runs"]))
+        print(preservation_table.tables(_read(arguments.table)))
     elif arguments.prepare:
         preservation_data.prepare(
             arguments.prepare, arguments.source, arguments.folder, len(arguments.seeds)
