@@ -42,6 +42,7 @@ class Setting:
         start: part of the run without the preservation loss.
         ramp: part of the run, after that, in which its weight rises.
         margin: factor of the config's margins.
+        alpha: see ``config.loss.alpha``.
         entropy_floor: see ``config.loss.entropy_floor``.
         entropy_weight: see ``config.loss.entropy_weight``.
         length: factor of the config's epochs.
@@ -54,6 +55,7 @@ class Setting:
     start: float = 0.0
     ramp: float = 0.0
     margin: float = 1.0
+    alpha: float = 1.0
     entropy_floor: float = 0.0
     entropy_weight: float = 1.0
     length: int = 1
@@ -71,6 +73,7 @@ class Setting:
         values = {
             "weights": weights,
             "margins": self.margin * np.array(loss.margins),
+            "alpha": self.alpha,
             "start": round(self.start * steps),
             "ramp": round(self.ramp * steps),
             "entropy_floor": self.entropy_floor,
@@ -228,14 +231,14 @@ class Trainer:
         matching, _ = objective(outputs, self._config.loss, self._mesh)
         inputs, preservation = outputs.query.preservation, jnp.zeros(())
         if inputs is not None:
-            levels = len(outputs.targets)
+            levels, alpha = len(outputs.targets), settings["alpha"]
+            mixed = alpha * inputs.text + (1 - alpha) * inputs.modification
             for weights, (reversal, moves_text) in zip(settings["weights"], _MODES, strict=True):
                 preservation += preservation_loss(
-                    inputs,
+                    inputs.replace(text=mixed),
                     outputs.targets,
                     margins=settings["margins"][:levels],
                     level_weights=weights[:levels],
-                    alpha=self._config.loss.alpha,
                     reduction=self._config.loss.preservation_reduction,
                     reversal=reversal,
                     moves_text=moves_text,

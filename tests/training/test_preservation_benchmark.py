@@ -94,6 +94,7 @@ def test_the_steps_are_the_library_s(monkeypatch):
         "preservation_moves_text": False,
         "preservation_weights": (0.5, 0.5, 0.25),
         "margins": (0.3, 0.2, 0.15),
+        "alpha": 0.25,
         "entropy_floor": 0.99,
         "entropy_weight": 2.0,
     }
@@ -109,6 +110,7 @@ def test_the_steps_are_the_library_s(monkeypatch):
                 margin=0.5,
                 entropy_floor=0.99,
                 entropy_weight=2.0,
+                alpha=0.25,
             ),
             mended,
         ),
