@@ -130,8 +130,12 @@ def _summary(run: dict, elapsed: float) -> str:
 
 
 def _read(files: list[pathlib.Path]) -> list[dict]:
-    """Return the runs of several files."""
-    return [run for file in files for run in read_json(file)["runs"]]
+    """Return the runs of several files, each run once."""
+    runs = {}
+    for file in files:
+        for run in read_json(file)["runs"]:
+            runs[run["data"], run["setting"], run["seed"], run["steps"]] = run
+    return list(runs.values())
 
 
 def parse() -> argparse.Namespace:
