@@ -16,6 +16,7 @@ one draws the curves of a data set, which needs matplotlib.
 
 import argparse
 import concurrent.futures
+import json
 import math
 import pathlib
 import time
@@ -26,7 +27,7 @@ import preservation_plot
 import preservation_table
 from preservation_training import Setting, Trainer
 
-from cmap_jax.files import read_json, write_bytes, write_json
+from cmap_jax.files import read_json, write_bytes, write_json, write_text
 
 # In the order of importance; each is trained for a seed before the next seed.
 SETTINGS = {
@@ -154,6 +155,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of each run, to try the script")
     parser.add_argument("--table", type=pathlib.Path, nargs="+", help="files of results to print")
+    parser.add_argument("--thin", type=pathlib.Path, help="with --table: the same runs, thinned")
     parser.add_argument("--plot", type=pathlib.Path, help="with --table: a PNG to draw curves in")
     return parser.parse_args()
 
@@ -163,6 +165,12 @@ def main() -> None:
     if arguments.plot:
         name, settings = arguments.data[0], arguments.settings
         write_bytes(arguments.plot, preservation_plot.draw(_read(arguments.table), name, settings))
+    elif arguments.thin:
+        first = read_json(arguments.table[0])
+        runs = [preservation_table.thinned(run) for run in _read(arguments.table)]
+        lines = ",\n".join(json.dumps(run) for run in runs)
+        head = f'{{"device": "{first["device"]}", "jax": "{first["jax"]}", "runs": ['
+        write_text(arguments.thin, f"{head}\n{lines}\n]}}\n")
     elif arguments.table:
         print(preservation_table.tables(_read(arguments.table)))
     elif arguments.prepare:

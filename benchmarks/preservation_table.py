@@ -80,6 +80,7 @@ _COURSE = {
     "participation, preserved": ("preserved/participation", 1),
     "spread, preserved": ("preserved/spread", 3),
 }
+_OF_PARTS = ("spread", "entropy", "participation", "top_shared", "text_cosine")
 _PARTS = (0.0, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -102,10 +103,31 @@ def at_part(run: dict, name: str, part: float) -> float:
 
     "gradient_ratio" is the norm of the preservation loss's gradient over that of matching.
     """
-    point = run["curve"][round(part * (len(run["curve"]) - 1))]
+    first, last = (run["curve"][i]["step"] for i in (0, -1))
+    wanted = first + part * (last - first)
+    point = min(run["curve"], key=lambda point: abs(point["step"] - wanted))
     if name == "gradient_ratio":
         return point["gradient_preservation"] / max(point["gradient_matching"], 1e-12)
     return float(np.mean(point[name]))
+
+
+def thinned(run: dict) -> dict:
+    """Return a run with as much of its curve as the tables show, rounded."""
+    names = {name for name, _ in _COURSE.values()} - {"gradient_ratio"}
+    names |= {"step", "text_similarity", "gradient_matching", "gradient_preservation"}
+    names |= {f"{part}/{name}" for part in ("modified", "preserved") for name in _OF_PARTS}
+    steps = {at_part(run, "step", part) for part in _PARTS}
+    curve = [
+        {name: np.round(point[name], 5).tolist() for name in sorted(names)}
+        for point in run["curve"]
+        if point["step"] in steps
+    ]
+    protocol, numbers = next(iter(run["recalls"].items()))
+    return run | {
+        "recalls": {protocol: {name: numbers[name] for name in RECALLS}},
+        "overlap": {name: round(x, 5) for name, x in run["overlap"].items() if "/" not in name},
+        "curve": curve,
+    }
 
 
 def _last(run: dict, name: str) -> float:
