@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cmap_jax.visualization.colors import scale
+
 PAGE = pathlib.Path(__file__).parents[1] / "cmap_jax" / "serving" / "page"
 # The service's own policy must allow all that the page does, and nothing more.
 POLICY = (
@@ -116,25 +118,25 @@ def _parts(piece: Piece, references: list[Piece], words: set[str]) -> dict[str, 
 
 def explanation(reference: Piece, target: Piece) -> dict[str, Any]:
     """Return heat maps in the service's form: a spot on each, and none in one of them."""
-    from cmap_jax.visualization.overlays import overlay, scale_bar
-
-    y, x = np.mgrid[0:1:8j, 0:1:8j]
     spots = {"modified": (0.25, 0.5), "preserved": (0.75, 0.4)}
-    overlays = {
-        name: {
-            part: _base64(
-                overlay(
-                    np.asarray(Image.open(io.BytesIO(drawn(piece.id, 256)))),
-                    np.exp(-((y - row) ** 2 + (x - column) ** 2) / 0.04),
-                    256,
-                )
-            )
-            for part, (row, column) in spots.items()
-        }
+    overlays: dict[str, dict[str, str | None]] = {
+        name: {part: _spot(piece, *center) for part, center in spots.items()}
         for name, piece in (("reference", reference), ("target", target))
     }
     overlays["reference"]["modified"] = None
-    return {"parts": {}, "levels": ["low"], **overlays, "scale": _base64(scale_bar(256, 8))}
+    return {"parts": {}, "levels": ["low"], **overlays, "scale": _scale()}
+
+
+def _spot(piece: Piece, row: float, column: float) -> str:
+    """Return a heat map that is brightest at a point, over a grey copy of a picture."""
+    y, x = np.mgrid[0:1:256j, 0:1:256j]
+    heat = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 0.04)
+    grey = Image.open(io.BytesIO(drawn(piece.id, 256))).convert("L")
+    return _base64(Image.blend(grey.convert("RGB"), Image.fromarray(scale(heat)), 0.6))
+
+
+def _scale() -> str:
+    return _base64(Image.fromarray(scale(np.tile(np.linspace(0, 1, 256), (8, 1)))))
 
 
 def _base64(picture: Image.Image) -> str:

@@ -152,6 +152,9 @@ def test_a_phone(browser, server):
             assert page.run(small) == []
             page.click(".card .why")
             page.wait("document.getElementById('details').open")
+            page.press("Escape")
+            ask(page, "blue")
+            page.click(".card .why")
             page.click(".where-it-looks summary")
             page.wait("document.querySelectorAll('.look img').length === 3")
             assert page.run(sides) == [width, width]

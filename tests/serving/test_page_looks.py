@@ -36,7 +36,7 @@ def test_it_is_asked_for_once_it_is_opened(clean, server):
     (query,) = server.explained
     assert (query["item"], query["text"], query["target"]) == ([reference], "in green", best)
     assert "No region raises it" in clean.text(".looks")
-    assert "Bright regions" in clean.text(STATUS)
+    assert "Yellow regions" in clean.text(STATUS)
     names = clean.run("[...document.querySelectorAll('.look img')].map((one) => one.alt)")
     assert sorted(name.split(":")[1] for name in names) == [
         " where “Keeps the rest” comes from",

@@ -4,6 +4,9 @@ import { button, byId, h, icon } from "./dom.js";
 import { branchWords, nameOf } from "./words.js";
 
 const PARTS = ["modified", "preserved"];
+// A start picture does not show the change; its heat map is of what it has of it already.
+const ALREADY = { modified: "Has of the change already", preserved: branchWords("preserved") };
+const IN_RESULT = Object.fromEntries(PARTS.map((part) => [part, branchWords(part)]));
 
 /**
  * Return a section that is closed at first, and asks the service when it is opened.
@@ -30,7 +33,7 @@ export function whereItLooks(hit, explain) {
       const answer = await explain({ signal, onWait });
       signal.throwIfAborted();
       content.replaceChildren(...shown(answer, hit));
-      status.textContent = "Bright regions raise this part of the score most.";
+      status.textContent = "Yellow regions raise a part of the score most, dark blue ones little.";
       isShown = true;
     } catch (failure) {
       if (failure.name === "AbortError") return;
@@ -58,22 +61,21 @@ const skeletons = () => Array.from({ length: 4 }, () => h("div", { class: "skele
 /** Return a group of two overlays for each picture, and the scale of their colors. */
 function shown(answer, hit) {
   const groups = [
-    ["The picture you started from", answer.reference],
-    [`This result, ${nameOf(hit)}`, answer.target],
+    ["The picture you started from", answer.reference, ALREADY],
+    [`This result, ${nameOf(hit)}`, answer.target, IN_RESULT],
   ];
   const bar = h("img", { alt: "from dark blue to yellow" });
   showEncoded(bar, answer.scale);
   const legend = h("p", { class: "scale" }, h("span", {}, "little"), bar, h("span", {}, "most"));
   return [
-    ...groups.map(([words, overlays]) => h("section", {},
-      h("h4", {}, words), h("div", { class: "pair" }, PARTS.map((part) => look(part, overlays[part], words))))),
+    ...groups.map(([picture, overlays, words]) => h("section", {},
+      h("h4", {}, picture), h("div", { class: "pair" }, PARTS.map((part) => look(part, words[part], overlays[part], picture))))),
     legend,
     h("p", { class: "legend" }, "Each picture has its own scale. It is shown in gray, and cut as the model sees it."),
   ];
 }
 
-function look(part, encoded, picture) {
-  const words = branchWords(part);
+function look(part, words, encoded, picture) {
   const image = h("img", { alt: `${picture}: where “${words}” comes from` });
   if (encoded) showEncoded(image, encoded);
   const nothing = h("span", { class: "nothing" }, "No region raises it");
