@@ -55,7 +55,7 @@ _logger = logging.getLogger(__name__)
 _MOST_OFFSET = 1_000_000_000
 _LONGEST_TEXT = 20_000  # characters of a query string's value
 _EXPLANATIONS = 8  # in flight at once; each takes a large part of a second on a CPU
-_OWN_EXPLANATIONS = 4  # of one client
+_OWN_EXPLANATIONS = 4  # in flight at once for one client
 _NOTHING_TO_EXPLAIN = "this model has no heat maps of a changed and a kept part of the score"
 _KEEP_THUMBNAIL = "private, max-age=60"
 _REVALIDATE = "no-cache"

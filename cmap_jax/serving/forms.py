@@ -75,8 +75,8 @@ async def read_form(request: Request, settings: Settings, fields: Sequence[str])
     """Read and check the body of a request.
 
     Args:
-        request: the request.
-        settings: its limits.
+        request: its body is read to the end, within the limits.
+        settings: the limits.
         fields: names that its fields may have, `SEARCH` or `EXPLANATION`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a request names, read in threads: items of the gallery, its pictures, and uploads.
+"""Reads in threads whatever a request names: items of the gallery, its pictures, and uploads.
 
 reader = Reader(settings)
 item = await reader.find(generation, "dresses/1.jpg")
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 
 class Reader:
-    """Reads for requests in its own threads."""
+    """Reads for requests, in threads of its own."""
 
     def __init__(self, settings: Settings):
         """Start no thread yet; ``settings`` say how many."""
