@@ -5,7 +5,7 @@ import { branchWords, nameOf } from "./words.js";
 
 const PARTS = ["modified", "preserved"];
 // A start picture does not show the change; its heat map is of what it has of it already.
-const ALREADY = { modified: "Has of the change already", preserved: branchWords("preserved") };
+const ALREADY = { modified: "Already shows it", preserved: branchWords("preserved") };
 const IN_RESULT = Object.fromEntries(PARTS.map((part) => [part, branchWords(part)]));
 
 /**
