@@ -1,14 +1,17 @@
-"""Does the preservation loss help, and do its variants? See docs/preservation_loss.md.
+r"""Does the preservation loss help, and do its variants? See docs/preservation_loss.md.
 
 python benchmarks/preservation.py --prepare photographs --source=FOLDER --folder=runs/loss
 python benchmarks/preservation.py --prepare garments --source=data/garments --folder=runs/loss
 python benchmarks/preservation.py --folder=runs/loss --out=runs/loss/results.json --limit=500
 python benchmarks/preservation.py --table runs/loss/results.json
+python benchmarks/preservation.py --table runs/loss/results.json --plot curves.png \
+    --data photographs --settings artemis none released
 
 The first two commands write the data of all runs (photographs in Fashion200k's layout, garments as
 `configs/garments.py` renders them). The third trains with every setting, seed by seed, and writes
 the results after each run; it needs neither TensorFlow nor CLU. A run that is in the file is not
-repeated, and none starts after the limit. The fourth prints the results in Markdown.
+repeated, and none starts after the limit. The fourth prints the results in Markdown, and the last
+one draws the curves of a data set, which needs matplotlib.
 """
 
 import argparse
@@ -19,10 +22,11 @@ import time
 
 import jax
 import preservation_data
+import preservation_plot
 import preservation_table
 from preservation_training import Setting, Trainer
 
-from cmap_jax.files import read_json, write_json
+from cmap_jax.files import read_json, write_bytes, write_json
 
 # In the order of importance; each is trained for a seed before the next seed.
 SETTINGS = {
@@ -134,12 +138,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of each run, to try the script")
     parser.add_argument("--table", type=pathlib.Path, help="results to print")
+    parser.add_argument("--plot", type=pathlib.Path, help="with --table: a PNG to draw curves in")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.table:
+    if arguments.plot:
+        runs, name = read_json(arguments.table)["runs"], arguments.data[0]
+        write_bytes(arguments.plot, preservation_plot.draw(runs, name, arguments.settings))
+    elif arguments.table:
         print(preservation_table.tables(read_json(arguments.table)["runs"]))
     elif arguments.prepare:
         preservation_data.prepare(

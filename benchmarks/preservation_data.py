@@ -4,6 +4,7 @@
 of pictures and texts, and the evaluation. It needs TensorFlow, `load` does not.
 """
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -15,13 +16,17 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import flax
 import harness  # noqa: F401 - puts the root of the repository on the path
+import jax
 import numpy as np
-from PIL import Image
 
 from cmap_jax.files import read_bytes, write_bytes, write_json
+from cmap_jax.models.composers import find_variant
+from cmap_jax.processing.image_files import open_as
 from cmap_jax.processing.images import ImagePreprocessing, load_square
 from cmap_jax.protocols import PROTOCOLS
+from cmap_jax.training.frozen_encoder import FrozenEncoder
 from cmap_jax.workdir.description import read_config_file
 from input_pipeline.images.augmentation import center_crop, cut
 from input_pipeline.records import Evaluation, Query
@@ -36,6 +41,7 @@ class Set(NamedTuple):
         split: the split that is evaluated.
         changes: config fields to change.
         longest: the longest run, in times of the config's epochs.
+        quality: pictures are stored as JPEGs of this quality; None: without loss.
     """
 
     config: str
@@ -43,11 +49,17 @@ class Set(NamedTuple):
     split: str
     changes: dict[str, Any]
     longest: int
+    quality: int | None = None
 
 
+_WEIGHTS = "weights"
+_AT_ONCE = 128  # pictures that are encoded at once
+_SMALL = {"data.resize": 128, "data.crop": 128, "data.augment": False}
 SETS = {
     "photographs": Set("fashion200k", "debug", "val", {"train.epochs": 24}, 3),
     "garments": Set("garments", "", "test", {}, 1),
+    # A frozen encoder with the weights of ImageNet, whose features are made once.
+    "pretrained": Set("fashion200k", "pretrained", "val", _SMALL, 1, quality=92),
 }
 
 
@@ -60,6 +72,7 @@ def prepare(name: str, source: str, folder: pathlib.Path, seeds: int) -> None:
         folder: receives ``<name>.npz`` and ``<name>.config.json``.
         seeds: number of seeds, from 0, whose batches are written.
     """
+    from cmap_jax.training.initial_weights import read_initial_weights
     from input_pipeline import create_datasets
 
     config = _config(name, source)
@@ -79,7 +92,10 @@ def prepare(name: str, source: str, folder: pathlib.Path, seeds: int) -> None:
         arrays[f"crops_{seed}"] = np.stack([b["crop"] for b in plan]).astype(np.uint8)
         arrays[f"texts_{seed}"] = np.stack([texts.rows(b) for b in plan]).astype(np.uint16)
     tokens, lengths = texts.arrays()
-    files = [_encode(loader.source.where(i), loader.preprocessing) for i in ids]
+    quality = SETS[name].quality
+    files = [_encode(loader.source.where(i), loader.preprocessing, quality) for i in ids]
+    if config.model.image.frozen:
+        arrays |= _flatten(FrozenEncoder.from_initial(config, read_initial_weights(config)).weights)
     config.model.text.vocabulary_size = len(datasets.tokenizer)
     write_json(folder / f"{name}.config.json", config.to_dict())
     about = {
@@ -137,19 +153,28 @@ class _Texts:
         return np.array(tokens, np.uint16), np.array(lengths, np.uint8)
 
 
-def _encode(path: str, preprocessing: ImagePreprocessing) -> bytes:
+def _encode(path: str, preprocessing: ImagePreprocessing, quality: int | None) -> bytes:
     """Return a file of a picture's square: its own file if it is the square, else a new one."""
     square = load_square(path, preprocessing)
     content = read_bytes(path)
     if np.array_equal(_decode(content), np.asarray(square)):
         return content
     file = io.BytesIO()
-    square.save(file, "WEBP", lossless=True, quality=100, method=4)
+    if quality is None:
+        square.save(file, "WEBP", lossless=True, quality=100, method=4)
+    else:
+        square.save(file, "JPEG", quality=quality, subsampling=0)
     return file.getvalue()
 
 
+def _flatten(weights: Any) -> dict[str, np.ndarray]:
+    """Return arrays by path."""
+    flat = flax.traverse_util.flatten_dict(weights, sep="/")
+    return {f"{_WEIGHTS}/{name}": np.asarray(x) for name, x in flat.items()}
+
+
 def _decode(content: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    return np.asarray(open_as(io.BytesIO(content)).convert("RGB"))
 
 
 def _plain(evaluation: Evaluation, tokenizer: Any) -> dict:
@@ -166,7 +191,7 @@ class Data:
 
     Attributes:
         config: the config of its runs.
-        squares: all pictures, uint8 [N, R, R, 3].
+        pictures: all pictures, uint8 [N, R, R, 3]; or their features by level, [N, ...] float32.
         tokens: all texts of training, int32 [M, T].
         lengths: their lengths, int32 [M].
         steps_per_epoch: batches of an epoch.
@@ -174,7 +199,7 @@ class Data:
     """
 
     config: Any
-    squares: np.ndarray
+    pictures: Any
     tokens: np.ndarray
     lengths: np.ndarray
     steps_per_epoch: int
@@ -185,6 +210,16 @@ class Data:
         """Return a seed's batches: ``images`` [S, B, 2], ``crops`` [S, B, 2, 3], ``texts``."""
         return {name: self.arrays[f"{name}_{seed}"] for name in ("images", "crops", "texts")}
 
+    def take(self, variant: str) -> "Data":
+        """Return the data with the levels of the pictures' features that a method reads."""
+        if not isinstance(self.pictures, dict):
+            return self
+        levels = find_variant(variant).levels
+        pictures = {level: self.pictures[level] for level in levels}
+        split = copy.copy(self.split)
+        split.pictures = {level: self.split.pictures[level] for level in levels}
+        return dataclasses.replace(self, pictures=pictures, split=split)
+
 
 def load(name: str, folder: pathlib.Path) -> Data:
     """Read what `prepare` wrote."""
@@ -194,23 +229,40 @@ def load(name: str, folder: pathlib.Path) -> Data:
     about = json.loads(arrays.pop("about").tobytes())
     encoded, offsets = arrays.pop("encoded").tobytes(), arrays.pop("offsets")
     files = [encoded[a:b] for a, b in itertools.pairwise(offsets)]
-    squares = np.stack(list(map(_decode, files)))
+    pictures = np.stack(list(map(_decode, files)))
+    weights = {n: arrays.pop(n) for n in list(arrays) if n.startswith(_WEIGHTS)}
+    if weights:
+        pictures = _features(config, weights, pictures)
     return Data(
         config=config,
-        squares=squares,
+        pictures=pictures,
         tokens=arrays.pop("tokens").astype(np.int32),
         lengths=arrays.pop("lengths").astype(np.int32),
         steps_per_epoch=about["steps_per_epoch"],
-        split=Split(about, squares, config),
+        split=Split(about, pictures, config),
         arrays=arrays,
     )
+
+
+def _features(config: Any, weights: dict, pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the features that a frozen encoder makes of pictures, by level."""
+    tree = flax.traverse_util.unflatten_dict(weights, sep="/")[_WEIGHTS]
+    variables = {kind: {"image_encoder": {"backbone": x}} for kind, x in tree.items()}
+    encoder = FrozenEncoder.from_variables(config, variables)
+    encode = jax.jit(encoder.features)
+    padded = _pad_rows(pictures, -(-len(pictures) // _AT_ONCE) * _AT_ONCE)
+    parts = [
+        jax.tree.map(np.asarray, encode(encoder.weights, padded[start : start + _AT_ONCE]))
+        for start in range(0, len(padded), _AT_ONCE)
+    ]
+    return {level: np.concatenate([p[level] for p in parts])[: len(pictures)] for level in parts[0]}
 
 
 class Split:
     """A split's evaluations with pictures in memory; see `Evaluator.__call__` for its methods."""
 
-    def __init__(self, about: dict, squares: np.ndarray, config: Any):
-        """Cut the centre of each picture, and read the evaluations."""
+    def __init__(self, about: dict, pictures: Any, config: Any):
+        """Cut the centre of each picture, unless they are features, and read the evaluations."""
         self.evaluations = tuple(map(_evaluation, about["evaluations"]))
         self.sizes = SimpleNamespace(**about["sizes"])
         ids = {}
@@ -224,11 +276,12 @@ class Split:
         }
         known = {image: row for row, image in enumerate(about["images"])}
         rows = np.array([known[i] for i in self.image_ids])
-        crops = np.broadcast_to(
-            center_crop(SimpleNamespace(resize=config.data.resize, crop=config.data.crop)),
-            (len(rows), 3),
-        )
-        self.pixels = cut(squares, rows, crops, config.data.crop)
+        if isinstance(pictures, dict):
+            self.pictures = rows_of(pictures, rows)
+        else:
+            sizes = SimpleNamespace(resize=config.data.resize, crop=config.data.crop)
+            crops = np.broadcast_to(center_crop(sizes), (len(rows), 3))
+            self.pictures = cut(pictures, rows, crops, config.data.crop)
 
     def is_usable(self) -> np.ndarray:
         """Tell that all pictures can be used."""
@@ -247,7 +300,7 @@ class Split:
         """Yield the pictures in padded batches."""
         for start in range(0, len(self.image_ids), self.batch_size):
             index = np.arange(start, min(start + self.batch_size, len(self.image_ids)))
-            batch = {"image": self.pixels[index], "index": index.astype(np.int32)}
+            batch = {"image": rows_of(self.pictures, index), "index": index.astype(np.int32)}
             yield self._pad(batch, len(index))
 
     def query_batches(self, queries: Sequence[Query]) -> Iterator[dict]:
@@ -266,21 +319,25 @@ class Split:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens [N, T] and lengths [N] of texts of the split, int32."""
-        found = [self._tokens[text] for text in texts]
-        tokens = np.zeros((len(found), self.sizes.tokens), np.int32)
-        for row, ids in zip(tokens, found, strict=True):
+        known = [self._tokens[text] for text in texts]
+        tokens = np.zeros((len(known), self.sizes.tokens), np.int32)
+        for row, ids in zip(tokens, known, strict=True):
             row[: len(ids)] = ids
-        return tokens, np.array([len(ids) for ids in found], np.int32)
+        return tokens, np.array([len(ids) for ids in known], np.int32)
 
     def load(self, image_ids: Sequence[str]) -> tuple[list[int], np.ndarray]:
-        """Return the rows of the pictures that can be read, which are all, and their pixels."""
-        return list(range(len(image_ids))), self.pixels[[self.positions[i] for i in image_ids]]
+        """Return the rows of the pictures that can be read, which are all, and the pictures."""
+        rows = np.array([self.positions[i] for i in image_ids])
+        return list(range(len(image_ids))), rows_of(self.pictures, rows)
 
     def _pad(self, batch: dict, count: int) -> dict:
         pad = functools.partial(_pad_rows, size=self.batch_size)
-        return {name: pad(rows) for name, rows in batch.items()} | {
-            "mask": np.arange(self.batch_size) < count
-        }
+        return jax.tree.map(pad, batch) | {"mask": np.arange(self.batch_size) < count}
+
+
+def rows_of(pictures: Any, rows: Any) -> Any:
+    """Return some pictures, or the features of some."""
+    return jax.tree.map(lambda array: array[rows], pictures)
 
 
 def _pad_rows(rows: np.ndarray, size: int) -> np.ndarray:

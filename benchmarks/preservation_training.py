@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from preservation_data import Data
+from preservation_data import Data, rows_of
 
 from cmap_jax import scoring, sharding
 from cmap_jax.evaluation.evaluator import Evaluator
@@ -94,6 +94,7 @@ class Trainer:
         config = data.config.copy_and_resolve_references()
         config.model.variant = variant
         config.loss.preservation_weights = (0.0, 0.0, 0.0)  # it is added with traced weights
+        data = data.take(variant)
         self._config, self._data, self._chunk, self._longest = config, data, chunk, longest
         self._model = CMAP.from_config(config)
         self._mesh = sharding.make_mesh(data=1)
@@ -101,7 +102,7 @@ class Trainer:
         self._overlap = OverlapMeasure(self._model, self._mesh, OVERLAP_QUERIES)
         self._arrays = jax.device_put(
             {
-                "squares": data.squares,
+                "pictures": data.pictures,
                 "tokens": data.tokens,
                 "lengths": data.lengths,
                 "probe": _probe(data.split),
@@ -270,7 +271,8 @@ class Trainer:
 
         text = apply(probe["tokens"], probe["lengths"], method="encode_text")
         names, count = ("references", "targets", "gallery"), len(text)
-        pictures = jnp.concatenate([probe[name] for name in names])  # compiled once for all
+        parts = [probe[name] for name in names]
+        pictures = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)  # compiled once for all
         embedded = apply(pictures, method="encode_images")
         references, targets, gallery = jnp.split(embedded, (count, 2 * count), axis=1)
         query = apply(references, text, method="compose")
@@ -305,19 +307,22 @@ def _spread(scores: jax.Array) -> jax.Array:
 
 def _gather(rows: dict, arrays: dict, size: int) -> dict[str, jax.Array]:
     """Return a batch: pictures are flipped and cut as `augmentation.cut_one` does."""
+    pictures, numbers = arrays["pictures"], rows["images"].astype(jnp.int32)
 
     def cut(image: jax.Array, crop: jax.Array) -> jax.Array:
-        square = arrays["squares"][image]
+        square = pictures[image]
         square = jnp.where(crop[2] > 0, square[:, ::-1], square)
         start = (crop[0], crop[1], jnp.zeros((), crop.dtype))
         return jax.lax.dynamic_slice(square, start, (size, size, 3))
 
-    crops = rows["crops"].astype(jnp.int32)
-    images = jax.vmap(jax.vmap(cut))(rows["images"].astype(jnp.int32), crops)  # [B, 2, S, S, 3]
+    if isinstance(pictures, dict):
+        images = rows_of(pictures, numbers)  # [B, 2, ...] by level
+    else:
+        images = jax.vmap(jax.vmap(cut))(numbers, rows["crops"].astype(jnp.int32))
     texts = rows["texts"].astype(jnp.int32)
     return {
-        "reference_image": images[:, 0],
-        "target_image": images[:, 1],
+        "reference_image": rows_of(images, (slice(None), 0)),
+        "target_image": rows_of(images, (slice(None), 1)),
         "text_tokens": arrays["tokens"][texts],
         "text_lengths": arrays["lengths"][texts],
     }
@@ -330,16 +335,16 @@ def _probe(split: Any) -> dict[str, np.ndarray]:
     queries = [evaluation.queries[i] for i in _even(len(evaluation.queries), PROBE_QUERIES)]
     tokens, lengths = split.encode([query.captions for query in queries])
 
-    def pixels(ids: list[str]) -> np.ndarray:
-        return split.pixels[[split.positions[i] for i in ids]]
+    def pictures(ids: list[str]) -> Any:
+        return rows_of(split.pictures, np.array([split.positions[i] for i in ids]))
 
     known = set(gallery)
     return {
         "tokens": tokens,
         "lengths": lengths,
-        "references": pixels([query.reference for query in queries]),
-        "targets": pixels([next(t for t in query.targets if t in known) for query in queries]),
-        "gallery": pixels([gallery[i] for i in _even(len(gallery), PROBE_IMAGES)]),
+        "references": pictures([query.reference for query in queries]),
+        "targets": pictures([next(t for t in query.targets if t in known) for query in queries]),
+        "gallery": pictures([gallery[i] for i in _even(len(gallery), PROBE_IMAGES)]),
     }
 
 

@@ -189,9 +189,8 @@ def get_config() -> ConfigDict:
     # False: the preservation loss moves attentions and images, but not the text that it compares
     # them with. The attention still reads the text.
     config.loss.preservation_moves_text = True
-    # Steps without the preservation loss, and steps after them in which its weights rise to full.
-    config.loss.preservation_start_steps = 0
-    config.loss.preservation_ramp_steps = 0
+    config.loss.preservation_start_steps = 0  # steps without the preservation loss
+    config.loss.preservation_ramp_steps = 0  # steps after them in which its weights rise to full
     # Least entropy of the preservation attention, as a part of the even attention's, 0 to 1: what
     # is missing, in nats, is a loss of its own, a mean over the batch. 0: no such loss.
     config.loss.entropy_floor = 0.0
