@@ -23,9 +23,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/*.md", 
 STYLE = "docs/site.css"
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 _SOURCE_LINK = re.compile(r"(\]\((?!\w+:)[^)#\s]+\.py)\)")
-_FORMULA = re.compile(
-    r'<(span|div) class="arithmatex">\\([(\[])\s*(.*?)\s*\\[)\]]</\1>', re.DOTALL
-)
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])\s*(.*?)\s*\\[)\]]</\1>', re.DOTALL)
 # Elements whose text is left alone, or any other tag.
 _TAG = re.compile(r"(<(?:a|code|pre|h\d)\b.*?</(?:a|code|pre|h\d)>|<[^>]*>)", re.DOTALL)
 _CITATION = re.compile(r"\bdocs/(\w+)\.md(?:,\s+section\s+(\d+))?")
