@@ -8,14 +8,9 @@ import ast
 import io
 import pathlib
 import re
-import sys
 import tokenize
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-
-ROOT = pathlib.Path(__file__).parents[1]
-if str(ROOT) not in sys.path:  # mkdocs is a program of its own
-    sys.path.insert(0, str(ROOT))
 
 from ml_collections import ConfigDict
 
@@ -23,6 +18,7 @@ from cmap_jax.config_fields import FIELDS, Field, Kind
 from cmap_jax.protocols import PROTOCOLS, Protocol
 from configs import default
 
+ROOT = pathlib.Path(__file__).parents[1]
 _MARKER = re.compile(r"^<!-- table: (.+) -->$", re.MULTILINE)
 _LARGEST = 1e30  # a limit beyond it is that of the number's type
 _CHANGES = {
@@ -154,10 +150,8 @@ def _number(number: float) -> str:
 
 def protocol_table() -> str:
     """Return the rules of all protocols, a row each."""
-    rows = [
-        "| protocol | gallery | captions | correct | metrics | headline | averaged over | reference |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    names = "protocol | gallery | captions | right | metrics | headline | averaged over | reference"
+    rows = [f"| {names} |", "|---|---|---|---|---|---|---|---|"]
     return "\n".join([*rows, *(_protocol_row(protocol) for protocol in PROTOCOLS.values())])
 
 
