@@ -323,12 +323,12 @@ def intervals(draws: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]
     Args:
         draws: by number, its value in each resample, [DRAWS]; NaN where no query counted.
     """
-    found = {}
+    by_number = {}
     for name, values in draws.items():
         if not np.isnan(values).all():
             low, high = np.nanpercentile(values, CONFIDENCE)
-            found[name] = float(low), float(high)
-    return found
+            by_number[name] = float(low), float(high)
+    return by_number
 
 
 def draw_statistics(

@@ -123,11 +123,9 @@ def _differences(
     means = [
         [m.stored[s].result.protocols[protocol].numbers for s in seeds] for m in (first, second)
     ]
+    pairs = list(zip(ours, theirs, strict=True))
     resampled = {
-        name: _resample_seeds(
-            np.stack([b[name] - a[name] for a, b in zip(ours, theirs, strict=True)])
-        )
-        for name in ours[0]
+        name: _resample_seeds(np.stack([b[name] - a[name] for a, b in pairs])) for name in ours[0]
     }
     differences = {}
     for name, interval in intervals(resampled).items():
