@@ -39,7 +39,7 @@ def blocks(text: str, languages: str = "sh") -> Iterator[tuple[str, str, str]]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yield the words of each call of `cmap` or main.py in a block, variables of the block put in."""
+    """Yield the words of each call of `cmap` or main.py in a block, its variables put in."""
     text = text.replace("\\\n", " ")
     variables = dict(re.findall(r'^(\w+)="(.*)"$', text, re.M))
     for name, value in variables.items():
