@@ -116,7 +116,7 @@ def _anchored(path: str) -> str:
 
 
 def _default(value: Any) -> str:
-    return "" if value is None else f"`{value!r}`"
+    return "none" if value is None else f"`{value!r}`"
 
 
 def _cell(text: str) -> str:
@@ -130,18 +130,14 @@ def _sentence(text: str) -> str:
 
 def _limits(field: Field) -> str:
     """Return the values that a field allows, in words; empty: any of its type."""
-    words = []
+    low, high = map(_number, (field.least, field.most))
     if field.choices:
-        words.append(", ".join(f"`{choice}`" for choice in field.choices))
-    elif field.has_limits:
-        low, high = map(_number, (field.least, field.most))
-        if field.most < _LARGEST:
-            words.append(f"{low} to {high}")
-        elif field.least > -_LARGEST:
-            words.append(f"{low} or more")
-    if field.optional:
-        words.append("or none")
-    return " ".join(words)
+        words = ", ".join(f"`{choice}`" for choice in field.choices)
+    elif field.least < -_LARGEST:
+        words = ""
+    else:
+        words = f"{low} to {high}" if field.most < _LARGEST else f"{low} or more"
+    return f"{words}, or none" if words and field.optional else words
 
 
 def _number(number: float) -> str:

@@ -19,7 +19,10 @@ from command_line import ROOT
 from test_words import has_field
 
 from cmap_jax.cli import command, flags
+from cmap_jax.config_fields import FIELDS
+from cmap_jax.protocols import PROTOCOLS
 from configs import default
+from input_pipeline.registry import DATA_SETS
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -165,6 +168,37 @@ def test_the_config_of_the_page():
     config = names["get_config"]("debug")
     assert config.model.variant == "artemis"
     assert config.data.directory == "data/garments_debug"
+
+
+def test_the_table_of_fields(monkeypatch):
+    """Each field has a row with its default, its comment, and its limits; parts have headings."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    tables = importlib.import_module("tables")
+    text = tables.insert("Before.\n\n<!-- table: config -->\n\nAfter.\n")
+    rows = {
+        path: [cell.strip() for cell in rest.split(" | ")]
+        for path, rest in re.findall(r"^\| `\w+`\{ #([\w.]+) \} \| (.*) \|$", text, re.M)
+    }
+    assert rows.keys() == FIELDS.keys()
+    assert all(meaning or path.count(".") > 1 for path, (_, meaning, *_) in rows.items())
+    assert rows["train.batch_size"] == [
+        "`128`",
+        "triplets in the global batch; each has the others as negatives",
+        "1 or more",
+        "not when a run continues",
+    ]
+    assert rows["eval.captions"][::2] == ["none", "`one`, `concept`, or none"]
+    assert rows["seed"][2] == "0 to 4,294,967,295"
+    assert rows["loss.alpha"][1].startswith("Weight of the text in the preservation loss, 0 to 1;")
+    assert "### `config.model.image.resnet`\n" in text
+    assert text.startswith("Before.")
+    assert text.endswith("After.\n")
+    protocols = tables.insert("<!-- table: protocols -->")
+    assert re.findall(r"^\| `(.+?)`", protocols, re.M) == list(PROTOCOLS)
+    names = re.findall(r"^\| `(\w+)`", tables.insert("<!-- table: data sets -->"), re.M)
+    assert names == list(DATA_SETS)
+    with pytest.raises(KeyError, match="nothing"):
+        tables.insert("<!-- table: nothing -->")
 
 
 @pytest.mark.slow
