@@ -88,7 +88,8 @@ def _file(path: str, config: MkDocsConfig) -> File:
 def _mathml(match: re.Match) -> str:
     tag, bracket, formula = match.groups()
     display = "block" if bracket == "[" else "inline"
-    return f"<{tag}>{converter.convert(html.unescape(formula), display=display)}</{tag}>"
+    drawn = converter.convert(html.unescape(formula), display=display)
+    return f'<{tag} class="formula">{drawn}</{tag}>'
 
 
 def _cited(match: re.Match, page: Page, files: Files) -> str:
