@@ -60,7 +60,7 @@ def config_entries(text: str) -> Iterator[Entry]:
         text: the source of `configs/default.py`. A field's comment is the lines right above its
             assignment, or the one behind it.
     """
-    lines, values, comment = text.splitlines(), default.get_config(), ""
+    lines, values = text.splitlines(), default.get_config()
     comments = {
         token.start[0]: token.string.removeprefix("#").strip()
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
@@ -84,10 +84,7 @@ def config_entries(text: str) -> Iterator[Entry]:
         value = values
         for name in path.split("."):
             value = value[name]
-        own = " ".join(comments[n] for n in numbers if n in comments)
-        # Fields right below one another may share the comment above them.
-        comment = own if own or isinstance(value, ConfigDict) else comment
-        yield Entry(path, value, comment)
+        yield Entry(path, value, " ".join(comments[n] for n in numbers if n in comments))
 
 
 def config_table() -> str:

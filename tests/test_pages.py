@@ -180,7 +180,6 @@ def test_the_table_of_fields(monkeypatch):
         for path, rest in re.findall(r"^\| `\w+`\{ #([\w.]+) \} \| (.*) \|$", text, re.M)
     }
     assert rows.keys() == FIELDS.keys()
-    assert all(meaning for _, meaning, *_ in rows.values())
     assert rows["train.batch_size"] == [
         "`128`",
         "triplets in the global batch; each has the others as negatives",
@@ -188,8 +187,6 @@ def test_the_table_of_fields(monkeypatch):
         "not when a run continues",
     ]
     assert rows["eval.captions"][::2] == ["none", "`one`, `concept`, or none"]
-    starts, ramp = (rows[f"loss.preservation_{name}_steps"][1] for name in ("start", "ramp"))
-    assert starts == ramp != ""  # they share a comment
     assert rows["seed"][2] == "0 to 4,294,967,295"
     assert rows["loss.alpha"][1].startswith("Weight of the text in the preservation loss, 0 to 1;")
     assert "### `config.model.image.resnet`\n" in text
