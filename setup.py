@@ -60,6 +60,14 @@ FAISS = ["faiss-cpu>=1.9"]
 # Milvus Lite is in pure Python since 3.0, and brings faiss-cpu.
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.0"]
 PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
+# They build the site of mkdocs.yml; ruff formats the signatures in its reference.
+DOCS = [
+    "latex2mathml>=3.77",
+    "mkdocs>=1.6",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.30",
+    "ruff>=0.11",
+]
 SERVE = ["fastapi>=0.120", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.34"]
 
 setup(
@@ -85,6 +93,7 @@ setup(
         "milvus": MILVUS,
         "parquet": PARQUET,
         "serve": SERVE,
+        "docs": DOCS,
         "test": [
             *PREPARE,
             *PRETRAINED,
