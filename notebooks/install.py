@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 
 from packaging.requirements import Requirement
@@ -25,8 +26,11 @@ from packaging.utils import canonicalize_name
 PACKAGE = "cmap_jax"
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 EXTRAS = ("training", "tensorflow")
-# Leaves the requirements of both extras out of the package's own, see setup.py.
-WITHOUT_TENSORFLOW = {"CMAP_JAX_WITHOUT_TENSORFLOW": "1"}
+_ENVIRONMENT = {
+    "CMAP_JAX_WITHOUT_TENSORFLOW": "1",  # leaves out both extras' requirements, see setup.py
+    "PIP_ROOT_USER_ACTION": "ignore",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+}
 # Distributions of the module tensorflow.
 _TENSORFLOW = re.compile(r"(tensorflow|tf-nightly)(-(cpu|gpu|tpu|intel|macos|rocm))?")
 # Distributions that belong to the runtime, with the libraries that its accelerator needs.
@@ -117,22 +121,24 @@ def loaded_modules(changed: Iterable[str]) -> list[str]:
 def main() -> None:
     """Install the package and what it needs; say what was kept, and whether to restart.
 
+    The package itself comes last: where it can be imported, everything is there.
+
     Raises:
         subprocess.CalledProcessError: pip could not; it has said why.
     """
     before = installed_versions()
-    _pip("--no-deps", str(CHECKOUT))
-    importlib.invalidate_caches()
-    plan = make_plan(importlib.metadata.requires(PACKAGE), before)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
-        constraints.write("\n".join(plan.pins))
-        constraints.flush()
-        _pip("--constraint", constraints.name, *plan.requirements)
+    with tempfile.TemporaryDirectory() as scratch:
+        _pip("wheel", "--no-deps", "--wheel-dir", scratch, str(CHECKOUT))
+        (wheel,) = pathlib.Path(scratch).glob("*.whl")
+        plan = make_plan(_requirements(wheel), before)
+        constraints = pathlib.Path(scratch, "constraints.txt")
+        constraints.write_text("\n".join(plan.pins))
+        _pip("install", "--constraint", str(constraints), *plan.requirements)
+        _pip("install", "--no-deps", str(wheel))
     importlib.invalidate_caches()
     after = installed_versions()
-    print(
-        f"{PACKAGE} {after[PACKAGE.replace('_', '-')]} is installed beside {', '.join(plan.pins)}"
-    )
+    version = after[canonicalize_name(PACKAGE)]
+    print(f"{PACKAGE} {version} is installed beside {', '.join(plan.pins)}")
     for note in plan.notes:
         print(note)
     changed = [name for name, version in before.items() if after.get(name) != version]
@@ -143,10 +149,23 @@ def main() -> None:
         )
 
 
+def _requirements(wheel: pathlib.Path) -> list[str]:
+    """Return the requirements in a wheel's metadata."""
+    (folder,) = (f for f in zipfile.Path(wheel).iterdir() if f.name.endswith(".dist-info"))
+    return importlib.metadata.PathDistribution(folder).requires
+
+
 def _pip(*arguments: str) -> None:
-    options = ("--quiet", "--disable-pip-version-check", "--root-user-action=ignore")
-    command = [sys.executable, "-m", "pip", "install", *options, *arguments]
-    subprocess.run(command, check=True, env=os.environ | WITHOUT_TENSORFLOW)
+    """Run pip and print all that it says, which a notebook shows from no other process."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments, "--quiet"],
+        env=os.environ | _ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    print(ended.stdout, end="")
+    ended.check_returncode()
 
 
 if __name__ == "__main__":
