@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+_KINDS = ("R", "R_subset", "mAP", "mAP_multi", "wrong", "spread")  # the part before "@K"
+LOWER_IS_BETTER = ("wrong", "spread")  # kinds of metrics that measure a fault
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
@@ -23,17 +26,23 @@ class Protocol:
             "joined": two captions joined in the order given, one query;
             "averaged": both orders, their scores averaged before ranking, one query;
             "one": the annotation has one text;
+            "paraphrases": the annotation has several texts that mean the same, each a query; the
+            two captions of a text are joined in the order given;
             "concept": that text and the concept that reference and targets share are one sentence,
             see `with_concept`.
         correct: the images that count as right, in words.
         metrics: the numbers reported, in this order: "R@K" (share of queries with a correct image
             among the first K), "R_subset@K" (the same among the other images of the query's set),
-            "mAP@K" (mean average precision, divided by min(correct images, K)).
+            "mAP@K" (mean average precision, divided by min(correct images, K)), "mAP_multi@K" (the
+            same over the queries with several references alone), "wrong@K" (share of explicit wrong
+            images among the first K, over the queries that have some) and "spread@K" (largest minus
+            smallest average precision of an annotation's paraphrases, over the annotations with
+            several). The last two are better the lower they are. A number over no query is absent.
         headline: the metrics whose mean is the one number that chooses a checkpoint.
         headline_name: name of that mean in tables and files.
         averaging: "categories": the mean over categories of each one's metrics, each with a gallery
             of its own; "pooled": one gallery, all queries alike.
-        reference: "excluded": the score of the query's own reference image becomes -inf; or "kept".
+        reference: "excluded": the score of the query's own references becomes -inf; or "kept".
         version: number that grows when a rule changes under the same name; results of two versions
             are never compared. Version 2 counts ties in nobody's favour
             (`cmap_jax.retrieval.placement`); version 1 ranked a correct image before all wrong ones
@@ -42,7 +51,7 @@ class Protocol:
 
     name: str
     gallery: str
-    captions: Literal["both orders", "joined", "averaged", "one", "concept"]
+    captions: Literal["both orders", "joined", "averaged", "one", "paraphrases", "concept"]
     correct: str
     metrics: tuple[str, ...]
     headline: tuple[str, ...]
@@ -54,12 +63,14 @@ class Protocol:
     def __post_init__(self):
         """Refuse a metric that is not computed anywhere."""
         for metric in (*self.metrics, *self.headline):
-            split_metric(metric)
+            kind, k = split_metric(metric)
+            if kind in ("mAP_multi", "spread") and f"mAP@{k}" not in self.metrics:
+                raise ValueError(f"{self.name}: {metric} is computed from mAP@{k}, which is absent")
         if not self.headline or not set(self.headline) <= set(self.metrics):
             raise ValueError(f"{self.name}: the headline {self.headline} is not among the metrics")
 
     def cutoffs(self, kind: str) -> tuple[int, ...]:
-        """Return each K of the metrics of one kind: "R", "R_subset" or "mAP"."""
+        """Return each K of the metrics of one kind, such as "R_subset" or "mAP"."""
         split = map(split_metric, self.metrics)
         return tuple(k for name, k in split if name == kind)
 
@@ -143,8 +154,8 @@ def split_metric(metric: str) -> tuple[str, int]:
         ValueError: the name has another form.
     """
     kind, _, cutoff = metric.partition("@")
-    if kind not in ("R", "R_subset", "mAP") or not cutoff.isdecimal() or int(cutoff) < 1:
-        raise ValueError(f"{metric!r} is no metric: R@K, R_subset@K or mAP@K")
+    if kind not in _KINDS or not cutoff.isdecimal() or int(cutoff) < 1:
+        raise ValueError(f"{metric!r} is no metric: {', '.join(f'{kind}@K' for kind in _KINDS)}")
     return kind, int(cutoff)
 
 
@@ -160,6 +171,13 @@ _ORIGINAL = "all images of the category's split.<category>.val.json"
 _FASHION_IQ = {"correct": _ONE_TARGET, "averaging": "categories", **_recalls(10, 50)}
 _GARMENTS = {"captions": "both orders", "correct": _ONE_TARGET, **_recalls(1, 10, 50)}
 _FOLDER = {"captions": "both orders", "correct": "the row's targets", **_recalls(1, 10, 50)}
+_JUDGED = {
+    "captions": "paraphrases",
+    "correct": _FOLDER["correct"],
+    "metrics": ("mAP@10", "mAP_multi@10", "wrong@10", "spread@10"),
+    "headline": ("mAP@10",),
+    "headline_name": "mAP@10",
+}
 _LISTED = "the images that gallery.txt lists"
 
 _CIRR = Protocol(
@@ -247,9 +265,14 @@ PROTOCOLS = {
             gallery="the combinations of train, val and test, one image each",
             **_GARMENTS,
         ),
-        Protocol(name="folder/val", gallery="the images that the val file names", **_FOLDER),
-        Protocol(name="folder/val-gallery", gallery=_LISTED, **_FOLDER),
-        Protocol(name="folder/test", gallery="the images that the test file names", **_FOLDER),
-        Protocol(name="folder/test-gallery", gallery=_LISTED, **_FOLDER),
+        *(
+            Protocol(name=f"folder/{split}{form}{suffix}", gallery=gallery, **rules)
+            for split in ("val", "test")
+            for form, rules in (("", _FOLDER), ("-judged", _JUDGED))
+            for suffix, gallery in (
+                ("", f"the images that the {split} file names"),
+                ("-gallery", _LISTED),
+            )
+        ),
     )
 }

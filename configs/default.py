@@ -182,6 +182,20 @@ def get_config() -> ConfigDict:
     # batch, and weights times 128 / batch_size keep its effect at another size. "mean", with the
     # weights times 128, does not depend on the batch size.
     config.loss.preservation_reduction = "sum"
+    # The opposite of the preservation attention A_p, where the preservation loss wants the text:
+    # "released", 2 mean(A_p) - A_p; "clipped", the same where it is positive, else 0; "maximum",
+    # max(A_p) - A_p.
+    config.loss.preservation_reversal = "released"
+    # False: the preservation loss moves attentions and images, but not the text that it compares
+    # them with. The attention still reads the text.
+    config.loss.preservation_moves_text = True
+    # Steps without the preservation loss, and steps after them in which its weights rise to full.
+    config.loss.preservation_start_steps = 0
+    config.loss.preservation_ramp_steps = 0
+    # Least entropy of the preservation attention, as a part of the even attention's, 0 to 1: what
+    # is missing, in nats, is a loss of its own, a mean over the batch. 0: no such loss.
+    config.loss.entropy_floor = 0.0
+    config.loss.entropy_weight = 1.0  # weight of that loss
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-4  # the largest: at the start, or after the warm-up

@@ -18,7 +18,8 @@ python main.py --config=configs/folder.py:finetune,clip_vit_b32 \
 `pip install 'cmap_jax[pretrained]'`; `configs/fashion200k.py` has the commands.
 
 The folder holds `train.csv` and `val.csv` (`reference,text,target`) or `.jsonl`, perhaps `test` and
-`gallery.txt`, and the images, which these files name by path; images elsewhere:
+`gallery.txt`, and the images, which these files name by path. Lines of `val.jsonl` may list several
+references, explicit wrong images and paraphrases (`docs/judged.md`). Images elsewhere:
 `--config.data.image_directory=...`. See `input_pipeline/readers/folder.py` for the forms. ":debug"
 and ":finetune,debug" train a small model from scratch on a CPU, for two epochs.
 """

@@ -156,7 +156,7 @@ class EvaluationSizes:
 
     Attributes:
         tokens: tokens of a query's text.
-        targets: correct images of a query.
+        targets: correct images of a query, or explicit wrong ones where these are more.
         queries: queries of a category.
         gallery: images of a category's gallery.
     """
@@ -177,7 +177,7 @@ class EvaluationSizes:
         )
         return cls(
             tokens=tokenizer.batch_width(texts),
-            targets=max((len(query.targets) for query in queries), default=0),
+            targets=max((max(len(q.targets), len(q.wrong)) for q in queries), default=0),
             queries=max((count for counts in categories for count in counts.values()), default=0),
             gallery=max((len(g) for e in evaluations for g in e.galleries.values()), default=0),
         )
@@ -251,17 +251,24 @@ class EvaluationData:
             yield pad_batch(batch, local_size)
 
     def query_batches(self, queries: Sequence[Query]) -> Iterator[Batch]:
-        """Return an iterator over queries: the index of the reference, tokens, lengths and mask.
+        """Return an iterator over queries: indexes of references, tokens, lengths and mask.
 
-        All texts are padded to ``sizes.tokens``, and the last batch to full size.
+        "reference" has the first one of each query, [B], and "more_references" the others,
+        [B, R - 1] padded with -1, where R is the most that a query has. All texts are padded to
+        ``sizes.tokens``, and the last batch to full size.
         """
         texts = [query.captions for query in queries]
         tokens, lengths = self._tokenizer.encode_batch(texts, self.sizes.tokens)
         references = np.array([self.positions[q.reference] for q in queries], np.int32)
+        most = max((len(q.more_references) for q in queries), default=0)
+        more = np.full((len(queries), most), -1, np.int32)
+        for row, query in zip(more, queries, strict=True):
+            row[: len(query.more_references)] = [self.positions[i] for i in query.more_references]
         for start in range(0, len(queries), self.batch_size):
             rows = slice(start, start + self.batch_size)
             batch = {
                 "reference": references[rows],
+                "more_references": more[rows],
                 "text_tokens": tokens[rows],
                 "text_lengths": lengths[rows],
                 "mask": np.ones(len(references[rows]), bool),

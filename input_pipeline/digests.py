@@ -1,7 +1,7 @@
 """Digests of the parts of a data set, by which a run knows its data again.
 
 digests.of_records(records)                        # by part, such as "train" and "cirr/val/queries"
-digests.of_images({"dress.jpg": of_file(file)})    # of all images together
+digests.of_images({"dress.jpg": of_file(file)})    # one digest of all images
 
 `cmap_jax.facts` has the parts' names, and says in words which of two data sets' parts differ.
 """

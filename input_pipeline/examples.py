@@ -23,6 +23,8 @@ FIELDS = {
     "annotation": (TEXT, "Id of the annotation; the two caption orders of an annotation share it."),
     "protocols": (TEXTS, "Names of the evaluation protocols that include this query."),
     "subset": (TEXTS, "Ids of the images among which R_subset@K ranks as well."),
+    "more_references": (TEXTS, "Ids of the reference images beside the first one."),
+    "wrong": (TEXTS, "Ids of the images that a person judged to be wrong."),
     "concept": (TEXT, "What the reference and the targets show alike; empty where nobody says."),
 }
 _EMPTY = {TEXT: "", TEXTS: (), BYTES: b"", INTEGER: 0}

@@ -49,6 +49,9 @@ class Query:
         subset: image ids among which "R_subset@K" ranks too, apart from the reference.
         concept: noun phrase for what the reference and the targets show alike, for the caption
             policy "concept"; empty where a data set has none.
+        more_references: image ids of the references beside the first one.
+        wrong: ids of images that a person judged to be wrong, for "wrong@K"; those outside the
+            gallery are ignored. All other images that are no targets count as wrong in ranks alone.
     """
 
     id: str
@@ -59,6 +62,13 @@ class Query:
     annotation: str
     subset: tuple[str, ...] = ()
     concept: str = ""
+    more_references: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All references, the first one first."""
+        return (self.reference, *self.more_references)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +90,16 @@ class Evaluation:
     def image_ids(self) -> dict[str, None]:
         """Return the ids of all images needed, each once, in a fixed order."""
         ids = dict.fromkeys(i for gallery in self.galleries.values() for i in gallery)
-        return ids | dict.fromkeys(query.reference for query in self.queries)
+        return ids | dict.fromkeys(i for query in self.queries for i in query.references)
 
     def conditions(self) -> dict[str, str | int]:
         """Return digests of gallery and queries, which two results must share to be compared."""
-        queries = [(q.id, q.reference, q.captions, q.targets, q.subset) for q in self.queries]
+        queries = [
+            (q.id, q.reference, q.captions, q.targets, q.subset)
+            # Queries without these keep the digests that earlier versions stored.
+            + ((q.more_references, q.wrong) if q.more_references or q.wrong else ())
+            for q in self.queries
+        ]
         return {
             "version": self.protocol.version,
             "gallery": digest_of(sorted((c, sorted(ids)) for c, ids in self.galleries.items())),
@@ -100,7 +115,7 @@ class Evaluation:
         queries = tuple(
             query
             for query in self.queries
-            if query.reference not in missing
+            if missing.isdisjoint(query.references)
             and (not query.targets or not set(query.targets) <= missing)
         )
         lost = len(self.queries) - len(queries)

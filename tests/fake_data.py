@@ -179,6 +179,38 @@ def circo(
     return root
 
 
+def judged_folder(root: pathlib.Path) -> pathlib.Path:
+    """Write a folder whose val has several right and wrong images, paraphrases and references."""
+    rows = [
+        {
+            "reference": ["0.jpg", "1.jpg"],
+            "text": "is red",
+            "target": ["2.jpg", "3.jpg"],
+            "wrong": ["4.jpg"],
+            "paraphrases": ["red", ["has red", "is a red"]],
+        },
+        {
+            "reference": "5.jpg",
+            "text": ["is longer", "has a v"],
+            "target": "6.jpg",
+            "wrong": ["0.jpg", "7.jpg"],
+            "paraphrases": ["longer and v"],
+        },
+        {"reference": "2.jpg", "text": "is a v", "target": ["1.jpg", "0.jpg"], "wrong": []},
+        {"reference": "1.jpg", "text": "red v", "target": "7.jpg", "paraphrases": ["v red"]},
+    ]
+    for i in range(16):
+        image(root / f"{i}.jpg", i)
+    (root / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"reference": f"{i}.jpg", "text": "is red longer has a v", "target": f"{i + 1}.jpg"}
+        for i in range(8, 15)
+    ]
+    (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (root / "gallery.txt").write_text("".join(f"{i}.jpg\n" for i in range(16)))
+    return root
+
+
 def folder(root: pathlib.Path, suffix: str = "csv", gallery: bool = True) -> pathlib.Path:
     """Write a folder of images with tables for train, val and test."""
     root.mkdir(parents=True, exist_ok=True)
@@ -212,4 +244,5 @@ DATA_SETS = {
     "circo unlisted": lambda root: circo(root, "unlabeled2017", listed=False),
     "folder": folder,
     "folder jsonl": lambda root: folder(root, suffix="jsonl"),
+    "folder judged": judged_folder,
 }

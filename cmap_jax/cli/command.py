@@ -41,6 +41,7 @@ _SUBCOMMANDS = (
     "serve",
     "demo",
     "triplets",
+    "judged",
 )
 _TAKE_OVERRIDES = ("extract", "sweep")  # subcommands with main.py's --config.any.field=value
 

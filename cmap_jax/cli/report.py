@@ -10,11 +10,11 @@ Where results, rankings or shortcuts are missing, the model is evaluated first.
 import argparse
 import datetime
 import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from cmap_jax.cli import report_pictures
 from cmap_jax.cli.arguments import path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
@@ -24,7 +24,6 @@ from cmap_jax.cli.evaluated import (
     config_of,
     protocol_of,
     protocols_of,
-    split_of,
 )
 from cmap_jax.remedies import spelled
 
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from cmap_jax.evaluation.results_file import StoredResults
-    from cmap_jax.reporting.document import Picture
 
 __all__ = ["SPELLING", "add_arguments", "run"]
-_ROWS, _COLUMNS = 6, 5  # queries of a picture, and the best images shown of each
+_ROWS = 6  # queries of a picture
+_COMPARED = 64  # queries on which the modified and the preserved part are compared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +79,6 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
     from cmap_jax.evaluation.results_file import read_results, results_path
     from cmap_jax.reporting.document import Document
     from cmap_jax.reporting.sections import Material, sections_of
-    from cmap_jax.reporting.writing import heatmap_pictures
     from cmap_jax.workdir import description as workdir_lib
     from configs import default
 
@@ -94,18 +92,19 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
         protocol_of(datasets, arguments.protocol)  # refused before the long work
     stored = _evaluated(arguments, config, datasets, stored)
     description = workdir_lib.read_description(workdir)
+    overlap = {n: r.overlap for n, r in stored.result.protocols.items() if r.overlap}
     material = Material(
         description=description,
         origin=workdir_lib.read_origin(workdir),
         stored=stored,
         remarks=[f"Beware: {stale}."] if (stale := _stale(workdir, stored)) else [],
-        overlap={n: r.overlap for n, r in stored.result.protocols.items() if r.overlap},
-        curves=_curves(workdir),
-        grids=_grids(arguments, datasets, stored),
-        heatmaps=tuple(heatmap_pictures(workdir)),
+        overlap=overlap,
+        curves=report_pictures.curves(workdir),
+        grids=report_pictures.grids(arguments, datasets, stored),
+        heatmaps=report_pictures.heatmaps(arguments, config, datasets, stored),
         doctor=_examine(config, description, datasets),
         defaults=default.get_config().to_dict(),
-        commands=_commands(arguments, description),
+        commands=_commands(arguments, description, has_overlap=bool(overlap)),
         here=_here(),
     )
     name = epath.Path(workdir).absolute().name
@@ -152,6 +151,7 @@ def _evaluated(
     if missing := _missing(arguments, datasets, stored):
         print(f"Evaluating, since {missing} (--stored shows what is stored) ...")
         config.eval.rankings = config.eval.shortcuts = True
+        config.eval.overlap = _COMPARED if _has_parts(arguments.workdir) else 0
         run_lib.evaluate(config, arguments.workdir, datasets)
         stored = read_results(results_path(arguments.workdir, config.data.name))
     return stored
@@ -191,62 +191,16 @@ def _stale(workdir: str, stored: "StoredResults") -> str | None:
     )
 
 
-def _curves(workdir: str) -> "Picture | str":
-    """Return the picture of the run's curves, or why there is none."""
-    from cmap_jax.reporting.writing import curves_picture
-    from cmap_jax.workdir.event_files import read_curves
+def _has_parts(workdir: str) -> bool:
+    """Tell whether a model has a modified and a preserved part that can be compared."""
+    from cmap_jax.evaluation.overlap import check_parts
+    from cmap_jax.trained import load
 
     try:
-        curves = read_curves(workdir)
-    except ImportError as error:
-        return f"There is no picture of the curves: {error}."
-    if not curves:
-        return "The workdir has no curves: the model was converted, or trained elsewhere."
-    return curves_picture(curves)
-
-
-def _grids(
-    arguments: argparse.Namespace, datasets: Any, stored: "StoredResults"
-) -> "Sequence[Picture] | str":
-    """Return pictures of the best, the worst and some random queries, or why there are none."""
-    import dataclasses
-
-    from cmap_jax.evaluation.pictures import (
-        choose_queries,
-        order_queries,
-        queries_grid,
-        results_title,
-    )
-    from cmap_jax.evaluation.results_file import read_rankings
-    from cmap_jax.reporting.writing import grid_picture
-
-    if isinstance(datasets, str):
-        return datasets
-    name = protocol_of(datasets, arguments.protocol)
-    if name not in stored.result.protocols:
-        return f"There are no stored results of {name}: leave out --stored to evaluate."
-    result = stored.result.protocols[name]
-    records = read_rankings(arguments.workdir, result)
-    if records is None:
-        return "There are no rankings of these results: leave out --stored to evaluate again."
-    result = dataclasses.replace(result, rankings=records)
-    count, seed = arguments.count, arguments.seed
-    chosen = {
-        "random": (choose_queries(result, count, seed), f"drawn at random, seed {seed}"),
-        "best": (order_queries(result, count, seed, worst=False), "whose right image is first"),
-        "worst": (order_queries(result, count, seed, worst=True), "whose right image is last"),
-    }
-    data = split_of(datasets, name)
-    title = results_title(epath.Path(arguments.workdir).absolute().name, result)
-    return [
-        grid_picture(
-            kind,
-            queries_grid(of_kind, data.read_image, f"{kind} · {title}", _COLUMNS),
-            f"Queries of {name} {which}: reference, text and best images; right ones are framed, "
-            "and one further down stands in a column of its own with its rank",
-        )
-        for kind, (of_kind, which) in chosen.items()
-    ]
+        check_parts(load(workdir).model)
+    except ValueError:
+        return False
+    return True
 
 
 def _examine(config: "ConfigDict", description: Any, datasets: Any) -> Any:
@@ -268,7 +222,7 @@ def _examine(config: "ConfigDict", description: Any, datasets: Any) -> Any:
         return f"The doctor did not examine the data: {error}."
 
 
-def _commands(arguments: argparse.Namespace, description: Any) -> list[str]:
+def _commands(arguments: argparse.Namespace, description: Any, *, has_overlap: bool) -> list[str]:
     """Return the command lines that make the model and these results again."""
     from cmap_jax.workdir.description import CONFIG, CONVERTED_FROM, read_origin
 
@@ -293,7 +247,8 @@ def _commands(arguments: argparse.Namespace, description: Any) -> list[str]:
         if value
     ]
     suffix = " ".join(["", *data])
-    lines += ["# the results", f"cmap evaluate {name}{suffix} --shortcuts --rankings"]
+    compared = f" --overlap {_COMPARED}" if has_overlap else ""
+    lines += ["# the results", f"cmap evaluate {name}{suffix} --shortcuts --rankings{compared}"]
     return [*lines, "# this report", f"cmap report {name}{suffix}"]
 
 

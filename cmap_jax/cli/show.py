@@ -155,7 +155,7 @@ def _draw_items(
 
 
 def _shown(item: Triplet | Query) -> tuple[str, ...]:
-    """Return the ids of the images that are drawn: the reference, then the first targets."""
+    """Return the ids of the images that are drawn: the first reference and the first targets."""
     targets = (item.target,) if isinstance(item, Triplet) else item.targets[:_TARGETS]
     return (item.reference, *targets)
 
@@ -188,6 +188,8 @@ def _row(item: Triplet | Query, images: Mapping[str, Drawable], name: str) -> Tr
         notes.append("the answer is not public")
     elif isinstance(item, Query) and len(item.targets) > _TARGETS:
         notes.append(f"{_TARGETS} of {len(item.targets)} right images")
+    if isinstance(item, Query) and item.more_references:
+        notes.append(f"1 of {len(item.references)} references")
     reference, *targets = (images[i] for i in ids)
     return TripletRow(
         reference=reference,

@@ -24,6 +24,7 @@ from cmap_jax.models.composers import find_variant
 from cmap_jax.progress import track
 from cmap_jax.retrieval.exact import ExactIndex, Padding
 from cmap_jax.retrieval.placement import Placement
+from cmap_jax.retrieval.queries import average
 
 _logger = logging.getLogger(__name__)
 
@@ -297,7 +298,7 @@ class Evaluator:
         if half == "image":
             queries = [dataclasses.replace(query, captions=("",)) for query in queries]
         for batch in data.query_batches(queries):
-            references = pictures.for_composer[:, batch["reference"]]  # [L, B, D]
+            references = _references(pictures.for_composer, batch)  # [L, B, D]
             if half == "text":
                 references = np.zeros_like(references)
             query = self._programs.compose(
@@ -309,6 +310,23 @@ class Evaluator:
                 ),
             )
             yield jax.tree.map(np.asarray, query)
+
+
+def _references(pyramid: np.ndarray, batch: dict) -> np.ndarray:
+    """Return the reference of each query, [L, B, D], which may stand for several.
+
+    See docs/method.md, section 1, several references.
+
+    Args:
+        pyramid: embeddings of all images as the composer takes them, [L, N, D].
+        batch: a batch of `EvaluationData.query_batches`.
+    """
+    first, more = batch["reference"], batch["more_references"]
+    references = pyramid[:, first]  # a copy
+    for row in np.flatnonzero((more >= 0).any(axis=1)):
+        several = [first[row], *more[row][more[row] >= 0]]
+        references[:, row] = average(pyramid[:, several])
+    return references
 
 
 def _spread(evaluation: Any, count: int) -> frozenset[str]:
@@ -325,7 +343,9 @@ def _collect(evaluation: Any, rankings: Mapping[str, Ranking]) -> Outcomes:
     subset_ranks = None
     if protocol.cutoffs("R_subset"):
         subset_ranks = np.concatenate([r.subset_ranks() for r in parts])
-    precisions = [r.average_precisions() for r in parts]
+    precisions, wrong = (
+        [f(r) for r in parts] for f in (Ranking.average_precisions, Ranking.wrong_shares)
+    )
     placement = Placement.concatenate([r.placement() for r in parts])
     return Outcomes.collect(
         categories=[category for category, r in rankings.items() for _ in r.annotations],
@@ -336,6 +356,8 @@ def _collect(evaluation: Any, rankings: Mapping[str, Ranking]) -> Outcomes:
             k: np.concatenate([p[k] for p in precisions]) for k in protocol.cutoffs("mAP")
         },
         tied=placement.tied,
+        wrong={k: np.concatenate([w[k] for w in wrong]) for k in protocol.cutoffs("wrong")},
+        several=np.concatenate([r.several_references() for r in parts]),
     )
 
 

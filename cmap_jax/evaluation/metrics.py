@@ -112,6 +112,43 @@ def _top(scores: jax.Array, excluded: jax.Array, *, count: int) -> jax.Array:
     return jax.lax.top_k(scores, count)[1]
 
 
+def wrong_share(
+    placement: Placement, ranked: np.ndarray, cutoffs: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Return the expected share of explicit wrong images among each query's first K images.
+
+    See docs/method.md, section 6, several right and explicit wrong images. An image that shares
+    its score with others is among the first K with the share of the orders of these equals that put
+    it there: with g images above and m at its score, itself included, this is (K - g) / m, limited
+    to 0 to 1. (A threshold on the expected rank, as recall has it, would praise a model that scores
+    everything alike, whose wrong images all have a rank in the middle of the gallery.)
+
+    Args:
+        placement: the placements of every explicit wrong image, [B, M], among all others, as if the
+            explicit wrong images were the correct ones of a search.
+        ranked: [B] int, number of images that take part in a query's ranking.
+        cutoffs: one or more values of K.
+
+    Returns:
+        [B] float64 in 0..1 for each K, the divisor being min(K, ranked); NaN for a query without an
+        explicit wrong image in the gallery.
+    """
+    exists, higher, tied = placement.correct > 0, placement.higher, placement.tied
+    # Explicit wrong images of different scores with no other image between them look alike, and are
+    # counted together as one level: their expected number among the first K is the same.
+    same = (higher[:, :, None] == higher[:, None, :]) & (tied[:, :, None] == tied[:, None, :])
+    fewer = (higher[:, :, None] == higher[:, None, :]) & (tied[:, None, :] < tied[:, :, None])
+    fewer |= higher[:, None, :] < higher[:, :, None]
+    before = higher + (fewer & exists[:, None, :]).sum(axis=2)
+    level = np.maximum(tied + (same & exists[:, None, :]).sum(axis=2), 1)
+    shares = {}
+    for k in cutoffs:
+        expected = np.where(exists, np.clip((k - before) / level, 0, 1), 0.0).sum(axis=1)
+        share = expected / np.maximum(np.minimum(ranked, k), 1)
+        shares[k] = np.where(exists.any(axis=1), share, np.nan)
+    return shares
+
+
 def average_precision(placement: Placement, cutoffs: Sequence[int]) -> dict[int, np.ndarray]:
     """Return AP@K of each query, as CIRCO defines it (docs/method.md, section 5).
 

@@ -36,6 +36,9 @@ class Outcomes:
         tied: int64, number of wrong images at exactly the score of the best correct one; None
             stands for zeros.
         skipped: number of queries that do not count, having no correct image in the gallery.
+        wrong: float64 in 0..1, share of explicit wrong images among the first K, by cutoff K; NaN
+            for a query that has none; empty where the protocol reports no such share.
+        several: bool, whether a query has several references; None stands for False.
     """
 
     groups: Mapping[str, int]
@@ -45,11 +48,14 @@ class Outcomes:
     average_precision: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
     tied: np.ndarray | None = None
     skipped: int = 0
+    wrong: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    several: np.ndarray | None = None
 
     def __post_init__(self):
-        """Replace ``tied=None`` by zeros."""
-        if self.tied is None:
-            object.__setattr__(self, "tied", np.zeros(len(self.rank), np.int64))
+        """Replace ``tied=None`` and ``several=None`` by zeros."""
+        for name, kind in (("tied", np.int64), ("several", bool)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.zeros(len(self.rank), kind))
 
     @classmethod
     def collect(
@@ -60,6 +66,8 @@ class Outcomes:
         subset_rank: np.ndarray | None,
         average_precision: Mapping[int, np.ndarray],
         tied: np.ndarray | None = None,
+        wrong: Mapping[int, np.ndarray] | None = None,
+        several: np.ndarray | None = None,
     ) -> "Outcomes":
         """Build outcomes of all queries; those of rank -1 are counted as skipped and left out.
 
@@ -70,6 +78,8 @@ class Outcomes:
             subset_rank: [B] float64, or None.
             average_precision: [B] float64, by cutoff K.
             tied: [B] int64, or None for zeros.
+            wrong: [B] float64, by cutoff K; None for no cutoff.
+            several: [B] bool, or None for False.
         """
         counts = rank != NO_TARGET
         kept = np.asarray(categories, dtype=object)[counts]
@@ -83,6 +93,8 @@ class Outcomes:
             average_precision={k: values[counts] for k, values in average_precision.items()},
             tied=None if tied is None else tied[counts],
             skipped=int((~counts).sum()),
+            wrong={k: values[counts] for k, values in (wrong or {}).items()},
+            several=None if several is None else several[counts],
         )
 
     def __len__(self) -> int:
@@ -90,12 +102,37 @@ class Outcomes:
         return len(self.rank)
 
     def values(self, metric: str) -> np.ndarray:
-        """Return each query's contribution to a metric, in percent, [Q] float64."""
+        """Return each query's contribution to a metric, in percent, [Q] float64.
+
+        It is NaN for a query that does not count in the metric.
+        """
         kind, k = split_metric(metric)
         if kind == "mAP":
             return 100.0 * self.average_precision[k]
+        if kind == "mAP_multi":
+            return np.where(self.several, 100.0 * self.average_precision[k], np.nan)
+        if kind == "wrong":
+            return 100.0 * self.wrong[k]
+        if kind == "spread":
+            return 100.0 * self._spreads(self.average_precision[k])
         ranks = self.rank if kind == "R" else self.subset_rank
         return 100.0 * ((ranks >= 0) & (ranks < k))
+
+    def _spreads(self, values: np.ndarray) -> np.ndarray:
+        """Return the range of values, [Q], over each annotation's queries, at its first query.
+
+        All other queries have NaN, and so have those of annotations with one query: each annotation
+        counts once. Resamples weight the queries of an annotation alike.
+        """
+        _, first, group, counts = np.unique(
+            self.annotation, return_index=True, return_inverse=True, return_counts=True
+        )
+        high, low = np.full((2, len(first)), [[-np.inf], [np.inf]])
+        np.maximum.at(high, group, values)
+        np.minimum.at(low, group, values)
+        spreads = np.full(len(values), np.nan)
+        spreads[first] = np.where(counts > 1, high - low, np.nan)
+        return spreads
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, for JSON."""
@@ -107,6 +144,12 @@ class Outcomes:
             "subset_rank": None if self.subset_rank is None else self.subset_rank.tolist(),
             "average_precision": {str(k): v.tolist() for k, v in self.average_precision.items()},
             "skipped": self.skipped,
+            **(
+                {"wrong": {str(k): _to_json(v) for k, v in self.wrong.items()}}
+                if self.wrong
+                else {}
+            ),
+            **({"several": self.several.tolist()} if self.several.any() else {}),
         }
 
     @classmethod
@@ -121,7 +164,7 @@ class Outcomes:
                 of entries than there are queries, or an entry that is no rank, precision or count.
         """
         subset = fields["subset_rank"]
-        tied = fields.get("tied")
+        tied, several = fields.get("tied"), fields.get("several")
         precisions = fields["average_precision"].items()
         outcomes = cls(
             groups=fields["groups"],
@@ -131,6 +174,8 @@ class Outcomes:
             average_precision={int(k): np.asarray(v, np.float64) for k, v in precisions},
             tied=None if tied is None else np.asarray(tied, np.int64),
             skipped=fields["skipped"],
+            wrong={int(k): np.asarray(v, np.float64) for k, v in fields.get("wrong", {}).items()},
+            several=None if several is None else np.asarray(several, bool),
         )
         outcomes._check()
         return outcomes
@@ -141,14 +186,18 @@ class Outcomes:
         if self.subset_rank is not None:
             lists["subset_rank"] = self.subset_rank
         lists |= {f"average_precision {k}": v for k, v in self.average_precision.items()}
+        lists |= {f"wrong {k}": v for k, v in self.wrong.items()}
+        lists |= {"several": self.several}
         count = sum(self.groups.values())
         for name, values in lists.items():
             if values.shape != (count,):
                 raise ValueError(f"{name} has {len(values)} entries for {count} queries")
             # A query outside its subset has a subset rank below zero.
             least = -np.inf if name == "subset_rank" else 0
-            most = 1 if name.startswith("average_precision") else np.inf
+            most = 1 if name.startswith(("average_precision", "wrong")) else np.inf
             wrong = ~(np.isfinite(values) & (values >= least) & (values <= most))
+            if name.startswith("wrong"):  # NaN for a query without explicit wrong images
+                wrong &= ~np.isnan(values)
             if wrong.any():
                 raise ValueError(f"{name} has {values[wrong][0]} at position {wrong.argmax()}")
 
@@ -166,7 +215,8 @@ def statistics(
     Returns:
         [R] float64 by name, in percent: the headline, each metric and, where the protocol averages
         over categories, ``<category>/<metric>``. Ranks, counted from 1: ``median_rank``
-        (floor(median) + 1) and ``mean_rank`` (mean + 1).
+        (floor(median) + 1) and ``mean_rank`` (mean + 1). A metric is NaN where no query of some
+        category counts in it.
     """
     by_category = protocol.averaging == "categories"
     groups = outcomes.groups if by_category else {"all": len(outcomes)}
@@ -175,8 +225,7 @@ def statistics(
     for name, count in groups.items():
         rows = slice(start, start + count)
         start = rows.stop
-        total = weights[:, rows].sum(axis=1, keepdims=True)
-        means[name] = weights[:, rows] @ values[rows] / total  # [R, M]
+        means[name] = _means(values[rows], weights[:, rows])  # [R, M]
     overall = np.mean(list(means.values()), axis=0)
     metrics = {m: overall[:, i] for i, m in enumerate(protocol.metrics)}
     headline = np.mean([metrics[m] for m in protocol.headline], axis=0)
@@ -197,13 +246,30 @@ def statistics(
     }
 
 
+def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted means of the columns of values, [Q, M], by weights, [R, Q] -> [R, M].
+
+    NaN takes no part; the mean of nothing is NaN.
+    """
+    counts = ~np.isnan(values)
+    totals = weights @ counts
+    sums = weights @ np.where(counts, values, 0.0)
+    return np.divide(sums, totals, out=np.full_like(sums, np.nan), where=totals > 0)
+
+
+def _to_json(values: np.ndarray) -> list[float | None]:
+    """Return a list for JSON, which has no NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
 def summarize(protocol: Protocol, outcomes: Outcomes) -> dict[str, float | int]:
     """Return the numbers that a protocol reports: `statistics` and counts of queries.
 
     See docs/method.md, section 6.
 
     Where the best correct image of some queries has exactly the score of a wrong one,
-    ``tied_queries`` is the share of these queries, in percent.
+    ``tied_queries`` is the share of these queries, in percent. A metric in which no query counts is
+    absent.
 
     Raises:
         ValueError: no query counts.
@@ -211,7 +277,9 @@ def summarize(protocol: Protocol, outcomes: Outcomes) -> dict[str, float | int]:
     if not len(outcomes):
         raise ValueError(f"{protocol.name}: no query has a correct image in its gallery")
     numbers = statistics(protocol, outcomes, np.ones((1, len(outcomes))))
-    summary: dict[str, float | int] = {name: float(value[0]) for name, value in numbers.items()}
+    summary: dict[str, float | int] = {
+        name: float(value[0]) for name, value in numbers.items() if not np.isnan(value[0])
+    }
     summary["median_rank"] = int(summary["median_rank"])
     tied = 100.0 * float((outcomes.tied > 0).mean())
     if tied:
@@ -228,7 +296,7 @@ def bootstrap_intervals(
     resampled by itself and keeps its number of annotations.
     """
     draws = draw_statistics(protocol, [outcomes], seed)[0]
-    return {name: interval(values) for name, values in draws.items()}
+    return intervals(draws)
 
 
 def bootstrap_differences(
@@ -244,13 +312,23 @@ def bootstrap_differences(
     ):
         raise ValueError(f"{protocol.name}: the two results count different queries")
     a, b = draw_statistics(protocol, [first, second], seed)
-    return {name: interval(b[name] - a[name]) for name in a}
+    return intervals({name: b[name] - a[name] for name in a})
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95% interval of a number's draws, [DRAWS]."""
-    low, high = np.percentile(values, CONFIDENCE)
-    return float(low), float(high)
+def intervals(draws: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Return the 95% interval of each number's draws, without those in which no query counted.
+
+    A number over no query has none.
+
+    Args:
+        draws: by number, its value in each resample, [DRAWS]; NaN where no query counted.
+    """
+    by_number = {}
+    for name, values in draws.items():
+        if not np.isnan(values).all():
+            low, high = np.nanpercentile(values, CONFIDENCE)
+            by_number[name] = float(low), float(high)
+    return by_number
 
 
 def draw_statistics(

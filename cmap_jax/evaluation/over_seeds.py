@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cmap_jax.evaluation.compare import Difference, check_comparable
-from cmap_jax.evaluation.outcomes import DRAWS, draw_statistics, interval
+from cmap_jax.evaluation.outcomes import DRAWS, draw_statistics, intervals
 from cmap_jax.evaluation.results_file import StoredResults
 
 _SEED_STREAM = 7  # beside the bootstrap's seed: draws of seeds do not depend on those of queries
@@ -123,13 +123,16 @@ def _differences(
     means = [
         [m.stored[s].result.protocols[protocol].numbers for s in seeds] for m in (first, second)
     ]
+    pairs = list(zip(ours, theirs, strict=True))
+    resampled = {
+        name: _resample_seeds(np.stack([b[name] - a[name] for a, b in pairs])) for name in ours[0]
+    }
     differences = {}
-    for name in ours[0]:
+    for name, interval in intervals(resampled).items():
         if not all(name in n for numbers in means for n in numbers):
             raise ValueError(f"{protocol}: a run lacks {name}; evaluate all runs again")
-        drawn = np.stack([b[name] - a[name] for a, b in zip(ours, theirs, strict=True)])
         one, other = (float(np.mean([n[name] for n in numbers])) for numbers in means)
-        differences[name] = Difference(one, other, interval(_resample_seeds(drawn)))
+        differences[name] = Difference(one, other, interval)
     return differences
 
 

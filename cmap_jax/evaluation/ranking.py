@@ -26,8 +26,8 @@ class Ranking:
             "reference", "text", "targets", "rank" (0-based, a real number, see
             `retrieval.placement`; None without a correct image in the gallery), "tied" (number of
             wrong images at exactly the score of the best correct one), "top" (ids of the best
-            images, by score and then by position in the gallery) and, where queries have subsets,
-            "subset_top".
+            images, by score and then by position in the gallery) and, where queries have them,
+            "subset_top", "more_references" and "wrong" (ids).
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class Ranking:
         self._placements: list[Placement] = []
         self._subset_ranks: list[np.ndarray] = []
         self._precisions: list[dict[int, np.ndarray]] = []
+        self._wrong: list[dict[int, np.ndarray]] = []
+        self._several: list[bool] = []
         self.annotations: list[str] = []
         self.records: list[dict[str, Any]] = []
 
@@ -80,7 +82,10 @@ class Ranking:
         positions = self._positions
         targets = [[positions[t] for t in q.targets if t in positions] for q in queries]
         exclude = self._protocol.reference == "excluded"
-        references = [positions.get(q.reference, -1) if exclude else -1 for q in queries]
+        references = [
+            [positions[r] for r in q.references if r in positions] if exclude else []
+            for q in queries
+        ]
         cutoffs = self._protocol.cutoffs("mAP")
         recorded = [self._keep_records or query.id in self._examples for query in queries]
         count = TOP if any(recorded) else 0
@@ -97,6 +102,9 @@ class Ranking:
         placement = hits.placements.best()
         self._placements.append(placement)
         self.annotations += [q.annotation for q in queries]
+        self._several += [len(q.references) > 1 for q in queries]
+        if self._protocol.cutoffs("wrong"):
+            self._wrong.append(self._wrong_shares(queries, composed, index, references))
         subsets = None
         if self._protocol.cutoffs("R_subset"):
             subsets = self._rank_subsets(queries, composed, index)
@@ -127,6 +135,46 @@ class Ranking:
             for k in self._protocol.cutoffs("mAP")
         }
 
+    def wrong_shares(self) -> dict[int, np.ndarray]:
+        """Return the shares of explicit wrong images so far, [Q] by K; see `metrics.wrong_share`.
+
+        Empty where the protocol reports none.
+        """
+        return {
+            k: np.concatenate([np.empty(0), *(w[k] for w in self._wrong)])
+            for k in self._protocol.cutoffs("wrong")
+        }
+
+    def several_references(self) -> np.ndarray:
+        """Tell which queries so far have several references, [Q] bool."""
+        return np.array(self._several, bool)
+
+    def _wrong_shares(
+        self,
+        queries: Sequence,
+        composed: ComposedQuery,
+        index: ExactIndex,
+        references: list[list[int]],
+    ) -> dict[int, np.ndarray]:
+        """Place the explicit wrong images as a search places correct ones; see `wrong_shares`."""
+        cutoffs, positions = self._protocol.cutoffs("wrong"), self._positions
+        wrong = [
+            [positions[i] for i in q.wrong if i in positions and positions[i] not in excluded]
+            for q, excluded in zip(queries, references, strict=True)
+        ]
+        if not any(wrong):
+            return {k: np.full(len(queries), np.nan) for k in cutoffs}
+        hits = index.search(
+            composed,
+            0,
+            targets=wrong,
+            exclude=references,
+            every_target=True,
+            padding=self._padding,
+        )
+        ranked = np.array([len(self._gallery) - len(set(excluded)) for excluded in references])
+        return metrics.wrong_share(hits.placements, ranked, cutoffs)
+
     def _average(
         self, queries: Sequence, composed: ComposedQuery
     ) -> tuple[Sequence, ComposedQuery]:
@@ -148,7 +196,9 @@ class Ranking:
         """
         positions = self._positions
         members = [
-            sorted({i for i in q.subset if i in positions} - {q.reference}, key=positions.get)
+            sorted(
+                {i for i in q.subset if i in positions}.difference(q.references), key=positions.get
+            )
             for q in queries
         ]
         width = max(map(len, members), default=0) or 1
@@ -174,7 +224,7 @@ class Ranking:
         recorded: Sequence[bool],
         placement: Placement,
         best: np.ndarray,
-        references: list[int],
+        references: list[list[int]],
         subsets: list[list[str]] | None,
     ) -> None:
         """Append a record of each query for which ``recorded`` is true."""
@@ -188,8 +238,10 @@ class Ranking:
                 "targets": list(query.targets),
                 "rank": _to_json(ranks[number]),
                 "tied": int(placement.tied[number]),
-                "top": [self._gallery[i] for i in best[number] if i != references[number]],
+                "top": [self._gallery[i] for i in best[number] if i not in references[number]],
             }
+            extra = {"more_references": query.more_references, "wrong": query.wrong}
+            record |= {name: list(ids) for name, ids in extra.items() if ids}
             if subsets is not None:
                 record["subset_top"] = subsets[number]
             self.records.append(record)

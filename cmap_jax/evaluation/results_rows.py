@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from cmap_jax.evaluation.results import Numbers, ProtocolResult
 from cmap_jax.evaluation.results_file import StoredResults
 from cmap_jax.facts import UnreadTexts
-from cmap_jax.protocols import Protocol
+from cmap_jax.protocols import LOWER_IS_BETTER, Protocol
 
 
 def columns_of(protocol: Protocol) -> tuple[str, ...]:
@@ -51,6 +51,9 @@ def notes(stored: StoredResults) -> list[str]:
     lines += [_overlap(name, r.overlap) for name, r in results.items() if r.overlap]
     for name, result in results.items():
         lines += _unbeaten(result, (facts.oracles or {}).get(name, {}))
+    columns = [n for r in results.values() for n in columns_of(r.protocol)]
+    if faults := dict.fromkeys(n for n in columns if n.startswith(LOWER_IS_BETTER)):
+        lines.append(f"{' and '.join(faults)}: the lower, the better.")
     if stored.facts.zero_shot:
         lines.append("zero-shot: the model was trained on no data set's triplets.")
     lines += _unread_texts(stored.facts.unread_texts)
@@ -121,6 +124,11 @@ def labelled(name: str, stored: StoredResults) -> str:
     return f"{name} (zero-shot)" if stored.facts.zero_shot else name
 
 
+def _span(interval: tuple[float, float] | None, digits: int) -> str:
+    """Return an interval for a cell, empty for a number over no query."""
+    return "-".join(f"{end:.{digits}f}" for end in interval or ())
+
+
 def _protocol_rows(
     label: str, result: ProtocolResult, columns: Sequence[str], ceilings: Mapping[str, Numbers]
 ) -> list[list[str]]:
@@ -143,15 +151,9 @@ def _protocol_rows(
 
     counts = [str(numbers["queries"]), str(numbers["gallery_images"])]
     rows = [[label, *cells(numbers), *ranks(numbers), *counts]]
-    spans = [result.intervals[column] for column in (*columns, "median_rank", "mean_rank")]
-    digits = [1] * len(columns) + [0, 1]
-    rows.append(
-        [
-            "  95% interval",
-            *(f"{low:.{d}f}-{high:.{d}f}" for (low, high), d in zip(spans, digits, strict=True)),
-            *("", ""),
-        ]
-    )
+    digits = dict.fromkeys(columns, 1) | {"median_rank": 0, "mean_rank": 1}
+    spans = [_span(result.intervals.get(name), d) for name, d in digits.items()]
+    rows.append(["  95% interval", *spans, "", ""])
     empty = [""] * 4
     for category in result.outcomes.groups:
         if f"{category}/{columns[0]}" in numbers:

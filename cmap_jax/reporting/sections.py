@@ -41,7 +41,7 @@ class Material:
         overlap: measures of overlapping regions by protocol and name; empty where not measured.
         curves: the picture of the curves, or the reason why there is none.
         grids: pictures of queries, or the reason why there are none.
-        heatmaps: pictures of heat maps; empty where none were made.
+        heatmaps: pictures of heat maps, or the reason why there are none.
         doctor: the `input_pipeline.doctor` report on the data, or the reason why there is none.
         defaults: a config's fields as they are without any choice.
         commands: command lines, each below the comment that says what it is for.
@@ -55,7 +55,7 @@ class Material:
     overlap: Mapping[str, Mapping[str, float]]
     curves: Picture | str
     grids: Sequence[Picture] | str
-    heatmaps: Sequence[Picture]
+    heatmaps: Sequence[Picture] | str
     doctor: Any
     defaults: Mapping[str, Any]
     commands: Sequence[str]
@@ -161,7 +161,7 @@ def _regions(material: Material) -> Iterator[Block]:
     for protocol, numbers in material.overlap.items():
         rows = [[name.replace("_", " "), f"{value:.3f}"] for name, value in numbers.items()]
         yield Table(["", "value"], rows, caption=f"Preserved and modified regions, {protocol}")
-    yield from material.heatmaps
+    yield from _pictures(material.heatmaps)
 
 
 def _data(doctor: Any, stored: StoredResults) -> Iterator[Block]:

@@ -1,18 +1,16 @@
 """A report's pictures, and its files: FILE.html, FILE.md, and the folder FILE with the pictures."""
 
 import os
-from collections.abc import Iterator
 
 from etils import epath
 from PIL import Image
 
-from cmap_jax.files import check_can_write, read_bytes, write_bytes
+from cmap_jax.files import check_can_write, write_bytes
 from cmap_jax.reporting.document import Document, Picture
 from cmap_jax.reporting.html import to_html
 from cmap_jax.reporting.markdown import file_of, to_markdown
 from cmap_jax.visualization.curves import GRID, INK, LINES, draw_curves, panels
 from cmap_jax.visualization.grids import encode
-from cmap_jax.workdir.description import HEATMAPS
 from cmap_jax.workdir.event_files import Curves
 
 _SUFFIX = ".html"
@@ -78,12 +76,3 @@ def curves_picture(curves: Curves) -> Picture:
 def grid_picture(name: str, grid: Image.Image, text: str) -> Picture:
     """Return a grid as a picture of a report."""
     return Picture(name=name, kind="jpg", content=encode(grid, "JPEG"), text=text)
-
-
-def heatmap_pictures(workdir: str | os.PathLike) -> Iterator[Picture]:
-    """Yield the pictures of heat maps in a workdir, sorted by name; none where none were made."""
-    for path in sorted((epath.Path(workdir) / HEATMAPS).glob("*")):
-        if path.suffix in (".png", ".jpg"):
-            kind = path.suffix[1:]
-            text = f"Heat maps: {path.stem.replace('_', ' ')}"
-            yield Picture(f"heatmap-{path.stem}", kind, content=read_bytes(path), text=text)

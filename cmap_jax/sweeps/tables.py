@@ -118,17 +118,19 @@ def spread(value: OverSeeds, digits: int = 1) -> str:
 def _means(row: RowSummary, protocol: str, columns: Sequence[str]) -> list[str]:
     numbers = row.numbers[protocol]
     known = {seed: s / 60 for seed, s in row.runs.seconds.items() if s is not None}
-    cells = [spread(numbers[column]) for column in columns]
+    cells = [spread(numbers[column]) if column in numbers else "" for column in columns]
     minutes = spread(OverSeeds(known)) if known else "unknown"
     return [row.runs.row.name, *cells, str(len(row.runs.results.stored)), minutes]
 
 
 def _differences(row: RowSummary, protocol: str, columns: Sequence[str]) -> list[str]:
     differences = row.differences[protocol]
-    return [row.runs.row.name, *(_signed(differences[column]) for column in columns)]
+    return [row.runs.row.name, *(_signed(differences.get(column)) for column in columns)]
 
 
-def _signed(difference: Difference) -> str:
+def _signed(difference: Difference | None) -> str:
+    if difference is None:  # no query counts
+        return ""
     low, high = difference.interval
     star = " *" if difference.is_significant() else ""
     return f"{difference.second - difference.first:+.1f} ({low:+.1f} to {high:+.1f}){star}"

@@ -25,12 +25,13 @@ from cmap_jax.models.cmap import CMAP, Encoded
 from cmap_jax.training.objective import Metrics, objective
 from cmap_jax.training.optimizer import TRAINED, label_parameters
 
-# (params, batch_stats, batch, dropout key) -> (gradients, loss terms, new batch_stats)
-GradientFunction = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[Any, Metrics, Any]]
+# (params, batch_stats, batch, dropout key, step or None) -> (gradients, loss terms, new
+# batch_stats); the step may be left out.
+GradientFunction = Callable[..., tuple[Any, Metrics, Any]]
 
 
 def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunction:
-    """Return a pure function from (params, batch_stats, batch, key) to gradients and losses.
+    """Return a pure function from params, batch_stats, batch, key and step to gradients and losses.
 
     Args:
         model: its ``encode_triplets`` and ``compose_triplets`` are called in training mode.
@@ -52,7 +53,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
         return encoded, {**stats, **updates.get("batch_stats", {})}
 
     def loss_of(
-        params: Any, stats: Any, encoded: Encoded, key: jax.Array, parts: int
+        params: Any, stats: Any, encoded: Encoded, key: jax.Array, step: Any, parts: int
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         outputs, updates = model.apply(
             {"params": params, "batch_stats": stats},
@@ -63,19 +64,21 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
             rngs={"dropout": key},
             method="compose_triplets",
         )
-        total, terms = objective(outputs, config.loss, mesh, parts)
+        total, terms = objective(outputs, config.loss, mesh, parts, step)
         return total, (terms, {**stats, **updates.get("batch_stats", {})})
 
-    def whole(params: Any, stats: Any, batch: dict, key: jax.Array) -> tuple[Any, Metrics, Any]:
+    def whole(
+        params: Any, stats: Any, batch: dict, key: jax.Array, step: Any
+    ) -> tuple[Any, Metrics, Any]:
         def loss(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             encoded, encoder_stats = encode(params, stats, batch, key)
-            return loss_of(params, encoder_stats, encoded, key, 1)
+            return loss_of(params, encoder_stats, encoded, key, step, 1)
 
         gradients, (terms, stats_after) = jax.grad(loss, has_aux=True)(params)
         return gradients, terms, stats_after
 
     def in_parts(
-        params: Any, stats: Any, batch: dict, key: jax.Array, parts: int
+        params: Any, stats: Any, batch: dict, key: jax.Array, step: Any, parts: int
     ) -> tuple[Any, Metrics, Any]:
         batch = jax.tree.map(lambda x: _split(x, parts, 0, mesh), batch)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(parts))
@@ -87,7 +90,7 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
         encoder_stats, pieces = jax.lax.scan(embed, stats, (batch, keys))
         encoded = Encoded(*(_join(x, axis, mesh) for x, axis in zip(pieces, (1, 1, 0))))  # noqa: B905
         (gradients, pulls), (terms, stats_after) = jax.grad(loss_of, argnums=(0, 2), has_aux=True)(
-            params, encoder_stats, encoded, key, parts
+            params, encoder_stats, encoded, key, step, parts
         )
         pulls = Encoded(*(_split(x, parts, axis, mesh) for x, axis in zip(pulls, (1, 1, 0))))  # noqa: B905
 
@@ -100,7 +103,11 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
         return gradients, terms, stats_after
 
     def gradients_of(
-        params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array
+        params: Any,
+        stats: Any,
+        batch: dict[str, jax.Array],
+        key: jax.Array,
+        step: jax.Array | None = None,
     ) -> tuple[Any, Metrics, Any]:
         labels = label_parameters(params, config)
         params = jax.tree.map(
@@ -115,8 +122,8 @@ def make_gradient_function(model: CMAP, config: Any, mesh: Mesh) -> GradientFunc
                 f"config.train.micro_batch_size={micro} does not divide the batch of {rows}"
             )
         if micro == rows:
-            return whole(params, stats, batch, key)
-        return in_parts(params, stats, batch, key, rows // micro)
+            return whole(params, stats, batch, key, step)
+        return in_parts(params, stats, batch, key, step, rows // micro)
 
     return gradients_of
 

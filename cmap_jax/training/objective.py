@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from cmap_jax import scoring, sharding
-from cmap_jax.losses import matching_loss, preservation_loss
+from cmap_jax.losses import entropy_shortfall, matching_loss, preservation_loss, ramp
 from cmap_jax.models.cmap import TrainingOutputs
 
 Metrics = dict[str, jax.Array]
@@ -16,7 +16,11 @@ _WHOLE, _PYRAMID = PartitionSpec(), PartitionSpec(None, sharding.BATCH_AXES)  # 
 
 
 def objective(
-    outputs: TrainingOutputs, settings: Any, mesh: Mesh, parts: int = 1
+    outputs: TrainingOutputs,
+    settings: Any,
+    mesh: Mesh,
+    parts: int = 1,
+    step: jax.Array | int | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Return the total loss of a batch and its terms (docs/method.md, section 2).
 
@@ -26,27 +30,47 @@ def objective(
         mesh: the devices over which the B rows are sharded.
         parts: number of pieces in which a device scores its queries; it then holds
             B / devices / parts x B scores at a time, and recomputes them in the backward pass.
+        step: number of steps done, on which the weight of the preservation loss may depend; None:
+            the weight is full.
 
     Returns:
         The total, and ``loss/total``, ``loss/matching`` and, where the variant has a preservation
-        loss with a weight that is not 0, ``loss/preservation`` (weighted, as in the total).
+        attention, ``loss/preservation`` if a weight of it is not 0 and ``loss/entropy`` if the
+        entropy has a floor (all weighted, as in the total).
     """
     levels = outputs.targets.shape[0]
     terms = {
         "loss/matching": _matching(outputs, tuple(settings.matching_weights[:levels]), mesh, parts)
     }
-    weights = settings.preservation_weights[:levels]
-    if outputs.query.preservation is not None and any(weights):
-        terms["loss/preservation"] = preservation_loss(
+    if outputs.query.preservation is not None:
+        terms |= _preservation(outputs, settings, step)
+    total = sum(terms.values())
+    return total, {"loss/total": total, **terms}
+
+
+def _preservation(outputs: TrainingOutputs, settings: Any, step: jax.Array | int | None) -> Metrics:
+    """Return the terms of the preservation attention that the settings ask for."""
+    levels = outputs.targets.shape[0]
+    terms, weights = {}, settings.preservation_weights[:levels]
+    if any(weights):
+        loss = preservation_loss(
             outputs.query.preservation,
             outputs.targets,
             margins=settings.margins[:levels],
             level_weights=weights,
             alpha=settings.alpha,
             reduction=settings.preservation_reduction,
+            reversal=settings.preservation_reversal,
+            moves_text=settings.preservation_moves_text,
         )
-    total = sum(terms.values())
-    return total, {"loss/total": total, **terms}
+        start, length = settings.preservation_start_steps, settings.preservation_ramp_steps
+        if step is not None and (start or length):
+            loss = ramp(step, start=start, length=length).astype(loss.dtype) * loss
+        terms["loss/preservation"] = loss
+    if settings.entropy_floor and settings.entropy_weight:
+        shortfall = entropy_shortfall(outputs.query.preservation.attention, settings.entropy_floor)
+        terms["loss/entropy"] = settings.entropy_weight * shortfall
+    return terms
 
 
 def _matching(

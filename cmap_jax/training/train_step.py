@@ -45,7 +45,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         gradients, terms, batch_stats = gradients_of(
-            state.params, state.batch_stats, batch, dropout_key
+            state.params, state.batch_stats, batch, dropout_key, state.step
         )
         # A device needs the summed gradient of its own shard of the parameters alone, and the
         # compiler can use a reduce-scatter in place of an all-reduce.

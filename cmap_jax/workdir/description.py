@@ -53,7 +53,6 @@ from cmap_jax.workdir.config_form import check_form
 CONFIG, MODEL = "config.json", "model.json"
 PARAMETERS = "parameters.txt"
 CURVES, PICTURES = "curves.png", "pictures"
-HEATMAPS = "heatmaps"
 CHECKPOINTS, BEST = "checkpoints", "best"
 TENSORS = "model.safetensors"
 CONVERTED_FROM = "converted_from"  # key of the fact that a workdir was converted, not trained

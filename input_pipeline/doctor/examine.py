@@ -37,6 +37,7 @@ from input_pipeline.doctor.image_findings import (
     near_name_findings,
     trait_findings,
 )
+from input_pipeline.doctor.judgments import judgment_findings
 from input_pipeline.doctor.report import ProtocolShare, Report, Share
 from input_pipeline.images.check import check_images, find_traits
 from input_pipeline.readers.data_set import DataSet
@@ -112,6 +113,7 @@ def examine(
         *published.count_findings(data_set.name, counts),
         *repeated_row_findings(records, annotations),
         *gallery_findings(records),
+        *judgment_findings(records),
         *duplicate_findings(records, usable, annotations),
         *same_image_findings(annotations),
         *leak_findings(records),
@@ -239,7 +241,7 @@ def _best(evaluation: Evaluation, left: Evaluation) -> float:
         for q in queries:
             right = galleries[q.category].intersection(q.targets)
             if protocol.reference == "excluded":
-                right.discard(q.reference)
+                right.difference_update(q.references)
             group = q.category if protocol.averaging == "categories" else ""
             groups[group][at] += 1 if at == 0 else bool(right)
     shares = [100 * reachable / total for total, reachable in groups.values()]

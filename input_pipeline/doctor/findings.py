@@ -60,6 +60,8 @@ class Annotation:
         reference: image id.
         targets: image ids; none where they are not known.
         captions: texts in the order written.
+        more_references: image ids of the references beside the first one.
+        is_paraphrase: whether it is a further text of an annotation, which stands before it.
     """
 
     split: str
@@ -67,6 +69,13 @@ class Annotation:
     reference: str
     targets: tuple[str, ...]
     captions: tuple[str, ...]
+    more_references: tuple[str, ...] = ()
+    is_paraphrase: bool = False
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All references, the first one first."""
+        return (self.reference, *self.more_references)
 
     def __str__(self) -> str:
         category = f" {self.category}" if self.category not in ("", "all") else ""
@@ -80,7 +89,10 @@ def number(count: int, noun: str, plural: str = "") -> str:
 
 
 def list_annotations(records: Records) -> tuple[Annotation, ...]:
-    """Return every annotation once, whatever the number of its caption orders and protocols."""
+    """Return every annotation once, whatever the number of its caption orders and protocols.
+
+    A query's paraphrases are annotations of their own, since each has a text to be read.
+    """
     return (*_train_annotations(records), *_query_annotations(records))
 
 
@@ -103,18 +115,21 @@ def _train_annotations(records: Records) -> Iterator[Annotation]:
 
 def _query_annotations(records: Records) -> Iterable[Annotation]:
     labelled = [(split, e) for split, several in records.evaluations.items() for e in several]
-    annotations: dict[tuple[str, ...], Annotation] = {}
+    texts: dict[tuple[str, ...], dict[tuple[str, ...], Annotation]] = {}
     for split, evaluation in (*labelled, *records.unlabelled.items()):
         for q in evaluation.queries:
+            known = texts.setdefault((split, q.category, q.annotation), {})
             annotation = Annotation(
                 split=split,
                 category=q.category,
                 reference=q.reference,
                 targets=q.targets,
                 captions=q.captions,
+                more_references=q.more_references,
+                is_paraphrase=bool(known),
             )
-            annotations.setdefault((split, q.category, q.annotation), annotation)
-    return annotations.values()
+            known.setdefault(tuple(sorted(q.captions)), annotation)  # both orders are one text
+    return [annotation for known in texts.values() for annotation in known.values()]
 
 
 def by_split(annotations: Iterable[Annotation]) -> str:
@@ -233,7 +248,7 @@ def _severity(records: Records, split: str, share: float, many: float) -> Severi
 
 def same_image_findings(annotations: Sequence[Annotation]) -> Iterator[Finding]:
     """Yield triplets and queries whose reference is a target too."""
-    same = [a for a in annotations if a.reference in a.targets]
+    same = [a for a in annotations if not a.is_paraphrase and set(a.references) & set(a.targets)]
     if same:
         yield Finding(
             kind="reference_is_target",
@@ -252,7 +267,7 @@ def repeated_row_findings(records: Records, annotations: Sequence[Annotation]) -
     if repeated:
         count = sum(repeated.values())
         splits = ", ".join(f"{n:,} {split}" for split, n in repeated.items())
-        times = collections.Counter(annotations)
+        times = collections.Counter(a for a in annotations if not a.is_paraphrase)
         yield Finding(
             kind="repeated_row",
             severity="warning",
@@ -300,7 +315,7 @@ def leak_findings(records: Records) -> Iterator[Finding]:
                 gallery[category].update(ids)
             for q in evaluation.queries:
                 targets[q.category].update(q.targets)
-                references[q.category].add(q.reference)
+                references[q.category].update(q.references)
         for train_category, ids in shown.items():
             for category in gallery:
                 overlap = [sorted(ids & x[category]) for x in (targets, references, gallery)]

@@ -226,8 +226,10 @@ def duplicate_findings(
     same = [
         a
         for a in annotations
-        if any(
-            a.reference != target and group_of.get(a.reference, -1) == group_of.get(target)
+        if not a.is_paraphrase
+        and any(
+            reference != target and group_of.get(reference, -1) == group_of.get(target)
+            for reference in a.references
             for target in a.targets
         )
     ]

@@ -157,7 +157,7 @@ def triplets(
             )
         reference, target = garment(members[rng.choice(candidates)]), garment(members[row])
         changes = _name_changes(reference, target, rng)
-        yield GarmentTriplet(reference, target, changes, _write(changes, rng))
+        yield GarmentTriplet(reference, target, changes, write(changes, rng))
 
 
 def _name_changes(
@@ -177,8 +177,8 @@ def _name_changes(
     return tuple(changes)
 
 
-def _write(changes: tuple[Change, ...], rng: np.random.Generator) -> tuple[str, str]:
-    """Words the changes in two captions, as two people would.
+def write(changes: tuple[Change, ...], rng: np.random.Generator) -> tuple[str, str]:
+    """Words two or more changes in two captions, as two people would.
 
     In seven of ten triplets each caption has its own changes; in the others one caption names all
     of them and the other repeats one.

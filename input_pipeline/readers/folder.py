@@ -13,30 +13,37 @@ file name where only one image has it. A text is one caption or a list of two (i
 column, ``text2``); a line of JSONL may list several targets. The gallery consists of the images
 that the table itself names; a ``gallery.txt`` (an image a line) makes a second gallery. Triplets
 that `cmap triplets` made come with ``guesses.json``, see `input_pipeline.triplets.stamp`.
+
+Lines of ``val.jsonl`` and ``test.jsonl`` may say more of a query::
+
+    {"reference": ["dresses/12.jpg", "dresses/15.jpg"], "text": "is red",
+     "target": ["dresses/97.jpg", "dresses/98.jpg"], "wrong": ["dresses/13.jpg"],
+     "paraphrases": ["in red", ["the color is red", "not blue"]]}
+
+Several references are one query (docs/method.md, section 1, several references). ``wrong`` lists
+images that a person judged to be wrong, and ``paraphrases`` further texts that mean the same. A
+table with either field, even an empty one, is evaluated under "folder/val-judged" too
+(docs/method.md, section 6, several right and explicit wrong images); "folder/val" reads neither.
 """
 
 import collections
-import csv
-import io
-import json
+import dataclasses
 import logging
 import posixpath
-from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from cmap_jax.processing.images import UPRIGHT
 from cmap_jax.protocols import PROTOCOLS
 from input_pipeline import storage
 from input_pipeline.readers.annotations import (
     IMAGE_SUFFIXES,
-    check_caption,
     check_folders,
-    check_keys,
     check_path,
     find_images,
     shown,
 )
 from input_pipeline.readers.data_set import DataSet
+from input_pipeline.readers.tables import Row, read_table
 from input_pipeline.records import (
     DataError,
     Evaluation,
@@ -51,11 +58,7 @@ from input_pipeline.triplets.stamp import read_guesses
 _logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
-_COLUMNS = ("reference", "text", "target")
 GALLERY = "gallery.txt"
-
-_Rows = list[tuple[str, tuple[str, ...], tuple[str, ...]]]  # reference, captions, targets
-_Line = tuple[int, Any, list[Any], list[Any]]  # number of its line; reference, texts, targets
 
 
 def read(directory: str, image_directory: str | None = None) -> Records:
@@ -78,7 +81,7 @@ def read(directory: str, image_directory: str | None = None) -> Records:
             "--config.data.directory to the folder that holds it"
         )
     named: dict[str, str] = {}  # image -> file and line that name it first
-    tables = {split: list(_read_table(file, named)) for split, file in files.items()}
+    tables = {split: list(read_table(file, named)) for split, file in files.items()}
     for split, rows in tables.items():
         if not rows:
             raise DataError(f"{files[split]}: no rows")
@@ -87,19 +90,18 @@ def read(directory: str, image_directory: str | None = None) -> Records:
     evaluations = {}
     for split in ("val", "test"):
         if split in tables:
-            queries = tuple(_queries(tables[split]))
-            searched = dict.fromkeys(i for q in queries for i in (q.reference, *q.targets))
-            evaluations[split] = tuple(
-                Evaluation(PROTOCOLS[f"folder/{split}{suffix}"], {"all": gallery}, queries)
-                for suffix, gallery in (("", tuple(searched)), ("-gallery", listed))
-                if gallery
-            )
+            evaluations[split] = tuple(_evaluations(split, tables[split], listed))
     train = [
-        Triplet(reference, target, order)
-        for reference, captions, targets in tables.get("train", ())
-        for target in targets
-        for order in dict.fromkeys((captions, captions[::-1]))
+        Triplet(row.references[0], target, order)
+        for row in tables.get("train", ())
+        for target in row.targets
+        for order in dict.fromkeys((row.captions, row.captions[::-1]))
     ]
+    paraphrases = {
+        split: n
+        for split, rows in tables.items()
+        if (n := sum(len(row.texts) - len(set(row.texts)) for row in rows))
+    }
     repeated = {split: n for split, rows in tables.items() if (n := len(rows) - len(set(rows)))}
     for split, count in repeated.items():
         which = f"{count} rows repeat others; each" if count > 1 else "1 row repeats another; it"
@@ -112,11 +114,12 @@ def read(directory: str, image_directory: str | None = None) -> Records:
         train=FixedTriplets(tuple(train)),
         evaluations=evaluations,
         vocabulary_captions=tuple(
-            c for _, captions, _ in tables.get("train", ()) for c in captions
+            caption for row in tables.get("train", ()) for caption in row.captions
         ),
         images=images,
         facts={
             **({"repeated_rows": repeated} if repeated else {}),
+            **({"repeated_paraphrases": paraphrases} if paraphrases else {}),
             **({"oracles": guesses} if (guesses := read_guesses(root)) else {}),
         },
         searched=folders,
@@ -130,68 +133,6 @@ def _find_table(root: str, here: Set[str], split: str) -> str | None:
     if len(present) > 1:
         raise DataError(f"{root}: has both {present[0]} and {present[1]}; keep one")
     return storage.join(root, present[0]) if present else None
-
-
-def _read_table(
-    file: str, named: dict[str, str]
-) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Yield reference, captions and targets of every row; add its images to ``named``."""
-    rows = _read_csv(file) if file.endswith(".csv") else _read_jsonl(file)
-    for line, reference, texts, targets in rows:
-        where = f"{file}, line {line}"
-        if not 1 <= len(texts) <= 2:
-            raise DataError(f"{where}: a text is one caption or a list of two, not {len(texts)}")
-        if not targets:
-            raise DataError(f"{where}: no target")
-        for image in (reference, *targets):
-            if not isinstance(image, str) or image not in named:  # a name is checked once
-                named[check_path(image, where)] = where
-        captions = tuple([check_caption(text, where) for text in texts])
-        yield reference, captions, tuple(dict.fromkeys(targets))
-
-
-def _read_csv(file: str) -> Iterator[_Line]:
-    text = io.StringIO(storage.read_text(file), newline="")
-    reader = csv.reader(text, strict=True, skipinitialspace=True)  # people type "a.jpg, is red"
-    line = 1  # first line of a row, which may span several lines
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        for column in _COLUMNS:
-            if header.count(column) != 1:
-                raise DataError(
-                    f"{file}, line 1: must have one column {column!r}; the header is "
-                    f"{', '.join(map(shown, header))[:200] or 'empty'}"
-                )
-        reference, text1, target = map(header.index, _COLUMNS)
-        text2 = len(header) - 1 - header[::-1].index("text2") if "text2" in header else None
-        line = reader.line_num + 1
-        for fields in reader:
-            number, line = line, reader.line_num + 1
-            if len(fields) == len(header):
-                second = [fields[text2]] if text2 is not None and fields[text2] else []
-                yield number, fields[reference], [fields[text1], *second], [fields[target]]
-            elif any(fields) or len(fields) > 1:  # no empty line
-                raise DataError(
-                    f"{file}, line {number}: {len(fields)} fields; the header has {len(header)}"
-                )
-    except csv.Error as error:
-        raise DataError(f"{file}, line {line}: not CSV: {error}") from error
-
-
-def _read_jsonl(file: str) -> Iterator[_Line]:
-    for number, line in enumerate(storage.read_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON: {str(error)[:100]}") from error
-        check_keys(row, {"reference": str, "text": (str, list), "target": (str, list)}, where)
-        texts, targets = (
-            value if isinstance(value, list) else [value] for value in (row["text"], row["target"])
-        )
-        yield number, row["reference"], texts, targets
 
 
 def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
@@ -208,17 +149,45 @@ def _read_gallery(file: str, named: dict[str, str]) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _queries(rows: _Rows) -> Iterator[Query]:
-    for number, (reference, captions, targets) in enumerate(rows):
-        for order, text in enumerate(dict.fromkeys((captions, captions[::-1]))):
-            yield Query(
-                id=f"{number}/{order}",
-                reference=reference,
-                captions=text,
-                targets=targets,
-                category="all",
-                annotation=f"{number}",
-            )
+def _evaluations(split: str, rows: Sequence[Row], listed: tuple[str, ...]) -> Iterator[Evaluation]:
+    """Yield a split's evaluations, those by judgments only where a row has some."""
+    named = dict.fromkeys(i for row in rows for i in (*row.references, *row.targets, *row.wrong))
+    galleries = {"": tuple(named), "-gallery": listed}
+    forms = {"": tuple(_queries(rows))}
+    if any(row.judged for row in rows):
+        forms["-judged"] = tuple(_judged_queries(rows))
+    for form, queries in forms.items():
+        for suffix, gallery in galleries.items():
+            if gallery:
+                protocol = PROTOCOLS[f"folder/{split}{form}{suffix}"]
+                yield Evaluation(protocol, {"all": gallery}, queries)
+
+
+def _queries(rows: Iterable[Row]) -> Iterator[Query]:
+    """Yield the queries by both caption orders; judgments play no part."""
+    for number, row in enumerate(rows):
+        for order, text in enumerate(dict.fromkeys((row.captions, row.captions[::-1]))):
+            yield _query(row, f"{number}", f"{number}/{order}", text)
+
+
+def _judged_queries(rows: Iterable[Row]) -> Iterator[Query]:
+    """Yield a query for the text and for each paraphrase, with the explicit wrong images."""
+    for number, row in enumerate(rows):
+        for at, text in enumerate(dict.fromkeys(row.texts)):
+            query = _query(row, f"{number}", f"{number}/text{at}", text)
+            yield dataclasses.replace(query, wrong=row.wrong)
+
+
+def _query(row: Row, annotation: str, name: str, captions: tuple[str, ...]) -> Query:
+    return Query(
+        id=name,
+        reference=row.references[0],
+        captions=captions,
+        targets=row.targets,
+        category="all",
+        annotation=annotation,
+        more_references=row.references[1:],
+    )
 
 
 def _locate(root: str, ids: Mapping[str, str]) -> tuple[dict[str, Image], tuple[str, ...]]:

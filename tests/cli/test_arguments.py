@@ -15,6 +15,7 @@ from configs import default
 NO_PATHS = {"dataset", "data", "split", "protocol", "coordinator"}
 NO_PATHS |= {"item", "text", "where", "backend", "set", "runner", "beam"}
 NO_PATHS |= {"host", "title", "note", "allow_host", "trust_proxy", "change", "keep", "product"}
+NO_PATHS |= {"license", "vary", "only"}
 
 
 def _actions():

@@ -217,7 +217,7 @@ def test_config_files_that_are_not_there(trained, capsys):
         (["evalute", "x"], "did you mean evaluate?"),
         (["evaluate", "x", "--skip-unusuable"], "did you mean --skip-unusable?"),
         (["show", "shoes", "x", "--outt=a.png", "--out=a.png"], "did you mean --out?"),
-        (["compare", "x"], "required: B\n"),
+        (["report"], "required: workdir\n"),
     ],
 )
 def test_mistyped_words_of_cmap(arguments, hint, capsys):

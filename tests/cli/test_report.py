@@ -1,7 +1,6 @@
 """`cmap report`: evaluated where needed, complete, and without the data too."""
 
 import json
-import shutil
 
 import pytest
 from fake_data import cirr as write_cirr
@@ -16,8 +15,6 @@ def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     data = write_cirr(folder / "data")
     workdir = write_workdir(folder / "small", "cirr", "cirr/val")
-    (workdir / "heatmaps").mkdir()
-    shutil.copy(next(data.rglob("*.png")), workdir / "heatmaps" / "first_query.png")
     arguments = ["report", str(workdir), "--dir", str(data), "--count", "2"]
     assert command.main(arguments) == 0
     return workdir, data, (workdir / "report.html").read_text()
@@ -33,12 +30,14 @@ def test_a_report_has_all_of_its_parts(reported):
     assert "No published numbers are known to this library of cirr/val." in page
     assert "The workdir has no curves" in page
     assert f"The doctor&#x27;s verdict on {data}" in page
-    assert "Heat maps: first query" in page
-    assert page.count("data:image/jpeg;base64,") == 3
+    assert "Heat maps of " in page
+    overlap = evaluation["overlap"]["cirr/val"]
+    assert f"{overlap['target_iou']:.3f}" in page
+    assert page.count("data:image/jpeg;base64,") == 5
     assert "cpu" in page
-    assert f"cmap evaluate {workdir} --dir {data} --shortcuts --rankings" in page
+    assert f"cmap evaluate {workdir} --dir {data} --shortcuts --rankings --overlap 64" in page
     names = {file.name for file in (workdir / "report").iterdir()}
-    assert names == {"best.jpg", "worst.jpg", "random.jpg", "heatmap-first_query.png"}
+    assert names == {"best.jpg", "worst.jpg", "random.jpg", "heatmap-1.jpg", "heatmap-2.jpg"}
     assert "![Queries of cirr/val" in (workdir / "report.md").read_text()
 
 

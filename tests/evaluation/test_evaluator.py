@@ -279,3 +279,17 @@ def test_conditions_know_the_gallery_and_the_queries(tmp_path):
     other = dataclasses.replace(evaluation, queries=evaluation.queries[1:]).conditions()
     assert other["gallery"] == before["gallery"]
     assert other["queries"] != before["queries"]
+
+
+@pytest.mark.slow
+def test_the_chunk_changes_no_result(everything, tmp_path):
+    records = fashion_iq.read(str(fake_data.fashion_iq(tmp_path)))
+    data = everything.data(records, records.evaluations["val"])
+    by_device = Evaluator(everything.model, sharding.make_mesh())
+    first, second = (
+        evaluator(everything.variables, data, rankings=True).protocols
+        for evaluator in (everything.evaluator, by_device)
+    )
+    for name, result in first.items():
+        assert second[name].numbers == result.numbers
+        assert second[name].rankings == result.rankings

@@ -25,8 +25,8 @@ from cmap_jax.serving import server  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# A service in a process of its own, without the packages that only training needs. The first search
-# of each generation waits until the file `go` is there.
+# The service runs in a process of its own, without the packages that only training needs. The first
+# search of each generation waits until the file `go` is there.
 PROGRAM = """
 import sys, pathlib, threading, time, types
 

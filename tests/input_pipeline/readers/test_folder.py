@@ -6,10 +6,11 @@ import json
 import pytest
 from fake_data import folder as write
 from fake_data import image as write_image
+from fake_data import judged_folder
 
 from input_pipeline.doctor import examine as doctor
 from input_pipeline.readers import folder
-from input_pipeline.records import DataError, Triplet
+from input_pipeline.records import DataError, Triplet, digest_of
 
 
 @pytest.fixture
@@ -238,7 +239,8 @@ def test_broken_csv_is_refused(tmp_path, content, message):
         ("9" * 5_000, "line 2: not JSON: Exceeds the limit"),
         ('{"reference": "a", "text": "b"}', "line 2 must have a text or a list under 'target'"),
         ('{"reference": "a", "text": "b", "target": 3}', "under 'target'; it is 3"),
-        ('{"reference": ["a"], "text": "b", "target": "c"}', "a text under 'reference'; it is a l"),
+        ('{"reference": 3, "text": "b", "target": "c"}', "a list under 'reference'; it is 3"),
+        ('{"reference": [], "text": "b", "target": "c"}', "line 2: no reference"),
         ('{"reference": "a", "text": [], "target": "c"}', "one caption or a list of two, not 0"),
         ('{"reference": "a", "text": ["b", "b", "b"], "target": "c"}', "a list of two, not 3"),
         (
@@ -247,6 +249,22 @@ def test_broken_csv_is_refused(tmp_path, content, message):
         ),
         ('{"reference": "a", "text": "b", "target": []}', "line 2: no target"),
         ('{"reference": "a", "text": "b", "target": [["c"]]}', "not by a list of length 1"),
+        (
+            '{"reference": "a", "text": "b", "target": "c", "wrong": ["d", "c"]}',
+            "line 2: 'c' is both a target and wrong; take it out of one of them",
+        ),
+        (
+            '{"reference": "a", "text": "b", "target": "c", "wrong": 3}',
+            "line 2 must have a text or a list under 'wrong'; it is 3",
+        ),
+        (
+            '{"reference": "a", "text": "b", "target": "c", "paraphrases": [[]]}',
+            "line 2: a text is one caption or a list of two, not 0",
+        ),
+        (
+            '{"reference": "a", "text": "b", "target": "c", "paraphrases": [1]}',
+            "line 2: a caption is a text, not 1",
+        ),
     ],
 )
 def test_broken_jsonl_is_refused(tmp_path, line, message):
@@ -264,3 +282,85 @@ def test_a_broken_gallery_is_refused(tmp_path):
     (root / "gallery.txt").write_text("val/1.jpg\r\n\r\n../1.jpg\r\n")
     with pytest.raises(DataError, match=r"gallery\.txt, line 3: '\.\./1\.jpg' climbs out"):
         folder.read(str(root))
+
+
+def test_judgments(tmp_path):
+    records = folder.read(str(judged_folder(tmp_path)))
+    plain, listed, judged, _ = records.evaluations["val"]
+    assert judged.protocol.captions == "paraphrases"
+    assert plain.galleries == judged.galleries == {"all": tuple(judged.galleries["all"])}
+    assert set(judged.galleries["all"]) == {f"{i}.jpg" for i in range(8)}  # wrong images as well
+    assert len(listed.galleries["all"]) == 16
+    # Both orders of two captions are queries of the plain protocol, and texts of the other one.
+    assert [q.captions for q in plain.queries[:3]] == [
+        ("is red",),
+        ("is longer", "has a v"),
+        ("has a v", "is longer"),
+    ]
+    assert not any(q.wrong for q in plain.queries)
+    first = judged.queries[:3]
+    assert [q.captions for q in first] == [("is red",), ("red",), ("has red", "is a red")]
+    assert {(q.annotation, q.references, q.targets, q.wrong) for q in first} == {
+        ("0", ("0.jpg", "1.jpg"), ("2.jpg", "3.jpg"), ("4.jpg",))
+    }
+    assert [q.annotation for q in judged.queries] == ["0", "0", "0", "1", "1", "2", "3", "3"]
+    assert len({q.id for q in (*plain.queries, *judged.queries)}) == 5 + 8
+    assert records.read_as == "upright"
+    # A query without one of its references cannot be asked; without a wrong image it can.
+    assert len(judged.without({"1.jpg"}).queries) == 8 - 3 - 2
+    assert len(judged.without({"4.jpg"}).queries) == 8
+
+
+def test_judgments_have_their_own_digests(tmp_path):
+    """Other judgments are other queries; queries without any have the digest that they had."""
+    root = judged_folder(tmp_path)
+    one = folder.read(str(root)).evaluations["val"]
+    table = root / "val.jsonl"
+    table.write_text(table.read_text().replace('"wrong": ["4.jpg"]', '"wrong": ["4.jpg", "5.jpg"]'))
+    other = folder.read(str(root)).evaluations["val"]
+    assert one[0].conditions() == other[0].conditions()
+    assert one[2].conditions()["queries"] != other[2].conditions()["queries"]
+    plain = dataclasses.replace(one[0], queries=one[0].queries[1:2])
+    old = [("1/0", "5.jpg", ("is longer", "has a v"), ("6.jpg",), ())]
+    assert plain.conditions()["queries"] == digest_of(old)
+
+
+def test_judgments_are_for_evaluation(tmp_path):
+    root = judged_folder(tmp_path)
+    row = {"reference": "0.jpg", "text": "is red", "target": "2.jpg"}
+    for more, message in (
+        ({"wrong": []}, r"train\.jsonl, line 1: 'wrong' and 'paraphrases' are for val\.jsonl"),
+        ({"reference": ["0.jpg", "1.jpg"]}, r"train\.jsonl, line 1: 2 references; training reads"),
+    ):
+        (root / "train.jsonl").write_text(json.dumps(row | more))
+        with pytest.raises(DataError, match=message):
+            folder.read(str(root))
+    (root / "train.jsonl").unlink()
+    (root / "val.jsonl").unlink()
+    (root / "val.csv").write_text("reference,text,target,wrong\n0.jpg,red,2.jpg,1.jpg\n")
+    with pytest.raises(DataError, match=r"a column 'wrong' is a list, .*write .*val\.jsonl in pla"):
+        folder.read(str(root))
+
+
+def test_the_doctor_looks_at_judgments(tmp_path):
+    root = judged_folder(tmp_path)
+    found = {f.kind: f for f in doctor.examine("folder", str(root)).findings}
+    assert found["judgments"].title == (
+        "4 rows of folder/val-judged: 2 with several right images, 2 with explicit wrong images, "
+        "1 with several references, 3 with paraphrases (1 to 3 texts a row)"
+    )
+    assert not {"wrong_is_reference", "wrong_not_in_gallery", "repeated_paraphrase"} & set(found)
+    table = root / "val.jsonl"
+    table.write_text(
+        table.read_text().replace('["4.jpg"]', '["4.jpg", "1.jpg"]').replace('"red"', '"is red"')
+    )
+    (root / "gallery.txt").write_text("".join(f"{i}.jpg\n" for i in range(4)))
+    found = {f.kind: f for f in doctor.examine("folder", str(root)).findings}
+    assert found["wrong_is_reference"].items == ("0/text0: 0.jpg, wrong: 1.jpg",)
+    assert found["wrong_not_in_gallery"].title.startswith("2 rows of folder/val-judged-gallery")
+    assert found["wrong_not_in_gallery"].items[0] == "0/text0: 0.jpg, wrong: 4.jpg"
+    assert found["repeated_paraphrase"].title.startswith("1 paraphrase of val")
+    # An unread word of a paraphrase is seen as one of a text is.
+    table.write_text(table.read_text().replace('"has red"', '" "'))
+    found = {f.kind: f for f in doctor.examine("folder", str(root)).findings}
+    assert found["empty_caption"].count == 1
