@@ -1,7 +1,8 @@
 """Installation: pip install -e . (or with extras: -e '.[pretrained,cuda]'; see extras_require).
 
 CMAP_JAX_WITHOUT_TENSORFLOW=1 pip install '.[serve]' leaves TensorFlow out, and all that only
-training and evaluation need. Models, indexes, searches and the service work without it.
+training and evaluation need. Models, indexes, searches and the service work without it. The extra
+"training" adds the latter beside a TensorFlow of your own; notebooks/install.py does so in Colab.
 """
 
 import os
@@ -46,11 +47,15 @@ TRAINING = [
     "dill>=0.3.8",  # imported by tensorflow-datasets, which does not declare it
     "importlib_resources>=6.4",  # imported by tensorflow-datasets, which does not declare it
     "matplotlib>=3.9",  # draws curves and the plots of sweeps
-    f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
-    f"tensorflow>=2.20; {_NO_CPU_BUILD}",
     "tensorflow-datasets>=4.9.9",
     "tensorboard>=2.20",  # imported by clu's writers, which do not declare it
 ]
+# tensorflow-cpu lies in the same folder as tensorflow and would overwrite it.
+TENSORFLOW = [
+    f"tensorflow-cpu>=2.20; {_CPU_BUILD}",
+    f"tensorflow>=2.20; {_NO_CPU_BUILD}",
+]
+WITHOUT_TENSORFLOW = bool(os.environ.get("CMAP_JAX_WITHOUT_TENSORFLOW"))
 # Packages that the command `tfds` imports whatever its arguments are.
 PREPARE = ["apache-beam>=2.60", "mlcroissant>=1.0"]
 # ImageNet weights of EfficientNet-Lite0, without code that needs PyTorch.
@@ -60,6 +65,14 @@ FAISS = ["faiss-cpu>=1.9"]
 # Milvus Lite is in pure Python since 3.0, and brings faiss-cpu.
 MILVUS = ["pymilvus>=3.0", "milvus-lite>=3.0"]
 PARQUET = ["pyarrow>=17"]  # reads catalogues in Parquet files
+# They build the site of mkdocs.yml; ruff formats the signatures in its reference.
+DOCS = [
+    "latex2mathml>=3.77",
+    "mkdocs>=1.6",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.30",
+    "ruff>=0.11",
+]
 SERVE = ["fastapi>=0.120", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.34"]
 
 setup(
@@ -73,10 +86,12 @@ setup(
     package_data={"cmap_jax.reporting": ["style.css"], "cmap_jax.serving": ["page/*"]},
     entry_points={"console_scripts": ["cmap = cmap_jax.cli.command:main"]},
     python_requires=">=3.11",
-    install_requires=CORE if os.environ.get("CMAP_JAX_WITHOUT_TENSORFLOW") else CORE + TRAINING,
+    install_requires=CORE if WITHOUT_TENSORFLOW else CORE + TRAINING + TENSORFLOW,
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "training": TRAINING,
+        "tensorflow": TENSORFLOW,
         "torch": ["torch>=2.6"],
         "prepare": PREPARE,
         "pretrained": PRETRAINED,
@@ -85,6 +100,7 @@ setup(
         "milvus": MILVUS,
         "parquet": PARQUET,
         "serve": SERVE,
+        "docs": DOCS,
         "test": [
             *PREPARE,
             *PRETRAINED,
@@ -96,6 +112,10 @@ setup(
             "beartype>=0.20",
             "httpx2>=2",  # the client of Starlette's tests
             "hypothesis>=6.100",
+            "ipykernel>=6.29",  # runs the notebook
+            "ipywidgets>=8",  # shows its progress, as in Colab
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "pytest>=8",
             "pytest-xdist>=3.8",
             "ruff>=0.11",

@@ -311,6 +311,7 @@ class Split:
             rows = slice(start, start + self.batch_size)
             batch = {
                 "reference": references[rows],
+                "more_references": np.empty((len(references[rows]), 0), np.int32),
                 "text_tokens": tokens[rows],
                 "text_lengths": lengths[rows],
             }
@@ -347,7 +348,7 @@ def _evaluation(fields: dict) -> Evaluation:
     """Return an evaluation from the result of `_plain`."""
     queries = []
     for query in fields["queries"]:
-        known = {f.name: query[f.name] for f in dataclasses.fields(Query)}
+        known = {f.name: query[f.name] for f in dataclasses.fields(Query) if f.name in query}
         queries.append(
             Query(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
         )

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+from small import small_config
 
+from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.composers import Halves
 from cmap_jax.processing.images import ImagePreprocessing, preprocess_image
 from cmap_jax.retrieval.catalogue import Item
@@ -88,6 +90,7 @@ class FakeRetriever:
         self.trained = types.SimpleNamespace(
             takes=Halves(*map(bool, takes)),
             preprocessing=PREPROCESSING,
+            model=CMAP.from_config(small_config("sum", image_name="vectors")),
             config=types.SimpleNamespace(model=types.SimpleNamespace(variant="sum")),
         )
         self.fields = Fields(

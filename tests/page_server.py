@@ -13,6 +13,7 @@ word of the text changes an attribute, and the others stay as in the reference.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import email.parser
 import email.policy
@@ -28,7 +29,10 @@ import time
 import urllib.parse
 from typing import Any
 
+import numpy as np
 from PIL import Image
+
+from cmap_jax.visualization.colors import scale
 
 PAGE = pathlib.Path(__file__).parents[1] / "cmap_jax" / "serving" / "page"
 # The service's own policy must allow all that the page does, and nothing more.
@@ -112,6 +116,35 @@ def _parts(piece: Piece, references: list[Piece], words: set[str]) -> dict[str, 
     return parts | {f"preserved/{level}": round(keep * w, 4) for level, w in levels.items()}
 
 
+def explanation(reference: Piece, target: Piece) -> dict[str, Any]:
+    """Return heat maps in the service's form: a spot on each, and none in one of them."""
+    spots = {"modified": (0.25, 0.5), "preserved": (0.75, 0.4)}
+    overlays: dict[str, dict[str, str | None]] = {
+        name: {part: _spot(piece, *center) for part, center in spots.items()}
+        for name, piece in (("reference", reference), ("target", target))
+    }
+    overlays["reference"]["modified"] = None
+    return {"parts": {}, "levels": ["low"], **overlays, "scale": _scale()}
+
+
+def _spot(piece: Piece, row: float, column: float) -> str:
+    """Return a heat map that is brightest at a point, over a grey copy of a picture."""
+    y, x = np.mgrid[0:1:256j, 0:1:256j]
+    heat = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 0.04)
+    grey = Image.open(io.BytesIO(drawn(piece.id, 256))).convert("L")
+    return _base64(Image.blend(grey.convert("RGB"), Image.fromarray(scale(heat)), 0.6))
+
+
+def _scale() -> str:
+    return _base64(Image.fromarray(scale(np.tile(np.linspace(0, 1, 256), (8, 1)))))
+
+
+def _base64(picture: Image.Image) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
 def hash_of(text: str) -> int:
     """Return a number that depends on the text alone."""
     return sum((i + 1) * ord(letter) for i, letter in enumerate(text))
@@ -133,6 +166,8 @@ class PageServer(http.server.ThreadingHTTPServer):
         delay: seconds before a search is answered.
         busy: number of searches that are answered with 503 from now on.
         key: what clients must send, or None.
+        explains: as in /about.
+        explained: queries whose results were explained, in the same form, with "target".
         searches: queries that came, as {"item": [...], "images": sizes, "text", "where", "k"}.
         paths: all paths that were asked for.
     """
@@ -144,10 +179,12 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.size = size
         self.takes = {"image": True, "text": True, "both": True}
         self.texts = True
+        self.explains = True
         self.notes = ["This model was trained on drawn garments and knows their words alone."]
         self.count = COUNT
         self.delay, self.busy, self.key = 0.0, 0, None
         self.searches: list[dict[str, Any]] = []
+        self.explained: list[dict[str, Any]] = []
         self.paths: list[str] = []
 
     @property
@@ -247,6 +284,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "variant": "cmap",
             "takes": self.server.takes,
             "texts": self.server.texts,
+            "explains": self.server.explains,
             "notes": self.server.notes,
             "fields": _fields(),
             "limits": {"references": 4, "k": 60, "text_characters": 1000, "upload_bytes": 16 << 20},
@@ -261,10 +299,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return {"items": shown, "total": len(kept)}
 
     def _post(self, path: str, _: dict[str, str], body: bytes) -> tuple[bytes, str]:
-        if path != "/search":
+        if path not in ("/search", "/explain"):
             raise Refused(404, "there is no such address")
         query = _form(self.headers["Content-Type"], body)
-        self.server.searches.append({**query, "images": [len(one) for one in query["images"]]})
+        came = self.server.searches if path == "/search" else self.server.explained
+        came.append({**query, "images": [len(one) for one in query["images"]]})
         time.sleep(self.server.delay)
         if self.server.busy > 0:
             self.server.busy -= 1
@@ -275,6 +314,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise Refused(404, f"there is no item {item!r}")
         references = [known[item] for item in query["item"]]
         references += [_look(one) for one in query["images"]]
+        if path == "/explain":
+            return _json(explanation(references[0], known[query["target"]]))
         hits = search(references, query["text"], query["where"], query["k"])
         return _json({"hits": hits, "took_ms": 12.3})
 
@@ -299,8 +340,8 @@ def _form(kind: str, body: bytes) -> dict[str, Any]:
             query["images"].append(content)
         elif name == "item":
             query["item"].append(content.decode())
-        elif name == "text":
-            query["text"] = content.decode()
+        elif name in ("text", "target"):
+            query[name] = content.decode()
         else:
             query[name] = json.loads(content)
     return query

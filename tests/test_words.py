@@ -18,7 +18,7 @@ from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = ("cmap_jax", "input_pipeline", "configs", "benchmarks", "docs", "tests")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/*.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "benchmarks/*.md")
 
 # A comment that begins so is a fragment of a sentence that the reader has to guess.
 OPENINGS = {"of", "likewise", "so", "those", "what"}

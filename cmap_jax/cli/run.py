@@ -48,7 +48,6 @@ def run(
     Raises:
         Stopped: Ctrl-C or SIGTERM asked the program to stop.
     """
-    tf.config.set_visible_devices([], "GPU")  # JAX alone uses accelerators
     if evaluate_only:
         evaluate(config, workdir, read_for_evaluation(config, workdir))
     else:
@@ -88,7 +87,13 @@ def print_results(config: ConfigDict, workdir: str) -> int:
     return stored.step
 
 
+def _leave_accelerators_to_jax() -> None:
+    """Hide accelerators from TensorFlow, whose build in Colab would claim all of their memory."""
+    tf.config.set_visible_devices([], "GPU")
+
+
 def _train(config: ConfigDict, workdir: str) -> None:
+    _leave_accelerators_to_jax()
     # All checks come before data are rendered or read; impossible values come before values that
     # do not fit the workdir.
     check_config(config)
@@ -124,6 +129,7 @@ def read_for_evaluation(config: ConfigDict, workdir: str) -> input_pipeline.Data
         ValueError: the config differs from the model's in fields that its weights depend on; names
             the fields.
     """
+    _leave_accelerators_to_jax()
     config, description = as_trained(config, workdir)
     config.eval.captions = captions_for(
         config.data.name, config.model.variant, config.eval.captions

@@ -125,12 +125,8 @@ def _target(query: Any, data: Any) -> str | None:
     return next((target for target in query.targets if target in data.positions), None)
 
 
-def check_parts(model: CMAP) -> None:
-    """Refuse a method without the two parts; nothing is computed.
-
-    Raises:
-        ValueError: names the field and the methods that are possible.
-    """
+def has_parts(model: CMAP) -> bool:
+    """Tell whether a method has the two parts, each with an attention; nothing is computed."""
     variant, width = find_variant(model.variant), model.image["embed_dim"]
     settings = {"settings": model.composer_settings} if variant.settings else {}
     composer = variant.build(dtype=model.dtype, **settings)
@@ -139,7 +135,16 @@ def check_parts(model: CMAP) -> None:
         lambda: composer.init_with_output(jax.random.key(0), pyramid, text, train=False)
     )
     pairs = zip(query.branch_names, query.branches, strict=True)
-    if not {name for name, branch in pairs if branch.weight is not None}.issuperset(PARTS):
+    return {name for name, branch in pairs if branch.weight is not None}.issuperset(PARTS)
+
+
+def check_parts(model: CMAP) -> None:
+    """Refuse a method without the two parts; nothing is computed.
+
+    Raises:
+        ValueError: names the field and the methods that are possible.
+    """
+    if not has_parts(model):
         raise ValueError(
             "config.eval.overlap compares the attentions of a modified and a preserved part, and "
             f"config.model.variant={model.variant} lacks them: set it to 0, or choose cmap or "

@@ -118,8 +118,8 @@ class QueryComposer:
         takes, model = self._trained.takes, self._trained.model
         shape = len(model.levels), 1, self._trained.config.model.embed_dim
         pyramid = np.zeros(shape, np.float32)
-        longest = min(MOST_TOKENS, self._trained.text_limit or MOST_TOKENS)
-        texts = [np.zeros((1, width), np.int32) for width in self._encoder.widths(longest)]
+        widths = self._encoder.widths(most_tokens(self._trained))
+        texts = [np.zeros((1, width), np.int32) for width in widths]
         inputs = [(pyramid, None)] * takes.image
         inputs += [(None, text) for text in texts] * takes.text
         inputs += [(pyramid, text) for text in texts] * takes.both
@@ -211,6 +211,11 @@ class QueryComposer:
             for rows, size in self._sizes.parts(count)
         ]
         return _in_order(composed, np.arange(count))
+
+
+def most_tokens(trained: Trained) -> int:
+    """Return the most tokens of a query's text."""
+    return min(MOST_TOKENS, trained.text_limit or MOST_TOKENS)
 
 
 def joined(parts: Sequence[scoring.ComposedQuery]) -> scoring.ComposedQuery:

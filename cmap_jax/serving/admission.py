@@ -19,14 +19,15 @@ _WHOLE_BODIES = 16  # uploads of the greatest size that are held in memory at on
 class Admission:
     """Counts what is in flight, and refuses what would be too much."""
 
-    def __init__(self, settings: Settings, retry_after: Callable[[], int]):
+    def __init__(self, settings: Settings, retry_after: Callable[[], int], what: str = "searches"):
         """Begin with nothing in flight.
 
         Args:
             settings: limits of searches and uploads.
             retry_after: returns the seconds after which a place should be free.
+            what: word for all that is counted, for the refusals.
         """
-        self._settings = settings
+        self._settings, self._what = settings, what
         self._retry_after = retry_after
         self._clients: collections.Counter[str] = collections.Counter()
         self._bytes = 0
@@ -44,10 +45,11 @@ class Admission:
             Refused: 429 where this client has too many in flight, 503 where all have.
         """
         if self.searches >= self._settings.queue:
-            sentence = "too many searches are in flight; try again soon"
+            sentence = f"too many {self._what} are in flight; try again soon"
             raise unread(busy(sentence, self._retry_after()))
         if self._clients[client] >= self._settings.per_client:
-            sentence = f"a client may have {self._settings.per_client} searches in flight at once"
+            most = f"{self._settings.per_client} {self._what}"
+            sentence = f"a client may have {most} in flight at once"
             raise unread(busy(sentence, self._retry_after(), status=429))
         self._clients[client] += 1
         try:

@@ -17,6 +17,7 @@ from cmap_jax.serving.refusals import Refused
 
 LONGEST_SENTENCE = 400  # characters of an error
 NO_ITEM = "there is no item of this id"
+UNREADABLE = "the picture of this item cannot be read"
 
 
 def raw_id(request: Request) -> str:

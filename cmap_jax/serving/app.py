@@ -10,10 +10,11 @@ application's lifespan.
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -22,14 +23,12 @@ from starlette.exceptions import HTTPException
 
 import cmap_jax
 from cmap_jax.processing.image_files import ImageReadError
-from cmap_jax.retrieval import retriever as retriever_lib
-from cmap_jax.retrieval.catalogue import Item
+from cmap_jax.serving import forms, schemas, static_files, thumbnails
 from cmap_jax.serving import metrics as metrics_lib
-from cmap_jax.serving import schemas, static_files, thumbnails
 from cmap_jax.serving.admission import Admission
 from cmap_jax.serving.answers import (
     LONGEST_SENTENCE,
-    NO_ITEM,
+    UNREADABLE,
     answer_failure,
     answer_http_error,
     answer_refusal,
@@ -42,19 +41,22 @@ from cmap_jax.serving.answers import (
     json_answer,
     raw_id,
 )
-from cmap_jax.serving.batching import Search, Unfit, Unreachable
+from cmap_jax.serving.batching import Unfit, Unreachable
 from cmap_jax.serving.edge import Edge
-from cmap_jax.serving.forms import Form, check_halves, check_where, most_bytes, read_form
-from cmap_jax.serving.generations import Generation, Generations, OpenRetriever
+from cmap_jax.serving.forms import Form, check_where, most_bytes, read_form
+from cmap_jax.serving.generations import Generations, OpenRetriever
 from cmap_jax.serving.keeping import Keeper
-from cmap_jax.serving.pictures import decode
-from cmap_jax.serving.refusals import Refused, busy
+from cmap_jax.serving.reading import Reader
+from cmap_jax.serving.refusals import Refused, busy, unread
 from cmap_jax.serving.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
 _MOST_OFFSET = 1_000_000_000
 _LONGEST_TEXT = 20_000  # characters of a query string's value
+_EXPLANATIONS = 8  # in flight at once; each takes a large part of a second on a CPU
+_OWN_EXPLANATIONS = 4  # in flight at once for one client
+_NOTHING_TO_EXPLAIN = "this model has no heat maps of a changed and a kept part of the score"
 _KEEP_THUMBNAIL = "private, max-age=60"
 _REVALIDATE = "no-cache"
 
@@ -94,17 +96,15 @@ class Service:
         self._look_up_admission = Admission(settings, lambda: 1)
         self._thumbnails = Keeper[bytes](settings.thumbnail_bytes, len)
         self._page = static_files.read_page()
-        # None waits behind another kind's work: uploads, pictures of a page of results, look-ups.
-        workers = {"max_workers": settings.decoders}
-        self._decoders = concurrent.futures.ThreadPoolExecutor(
-            **workers, thread_name_prefix="uploads"
+        self._reader = Reader(settings)
+        limits = dataclasses.replace(
+            settings,
+            queue=min(_EXPLANATIONS, settings.queue),
+            per_client=min(_OWN_EXPLANATIONS, settings.per_client),
         )
-        self._readers = concurrent.futures.ThreadPoolExecutor(
-            **workers, thread_name_prefix="gallery"
-        )
-        self._look_ups = concurrent.futures.ThreadPoolExecutor(
-            **workers, thread_name_prefix="look-ups"
-        )
+        self._explanations = Admission(limits, lambda: 1, "explanations")
+        # One at a time, lest they take the device from searches.
+        self._explaining = concurrent.futures.ThreadPoolExecutor(1, "explanations")
         self.app = Edge(self._routes(), settings, self.metrics)
 
     @contextlib.asynccontextmanager
@@ -116,8 +116,8 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.generations.close()
-        for pool in (self._decoders, self._readers, self._look_ups):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
+        self._explaining.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self) -> None:
         try:
@@ -149,6 +149,16 @@ class Service:
             openapi_extra=schemas.search_body(self._settings.k),
             responses={
                 200: {"model": schemas.SearchAnswer},
+                **schemas.failures(400, 401, 404, 408, 413, 415, 422, 429, 503),
+            },
+        )
+        app.add_api_route(
+            "/explain",
+            self.explain,
+            methods=["POST"],
+            openapi_extra=schemas.explanation_body(),
+            responses={
+                200: {"model": schemas.Explanation},
                 **schemas.failures(400, 401, 404, 408, 413, 415, 422, 429, 503),
             },
         )
@@ -199,7 +209,8 @@ class Service:
         started = time.perf_counter()
         client = _client_of(request)
         with self.generations.lease() as generation, self._admission.enter(client):
-            search = await self._read_search(request, generation)
+            take = functools.partial(self._reader.search, generation)
+            search = await self._read_form(request, forms.SEARCH, take)
             try:
                 hits = await asyncio.wrap_future(generation.batcher.submit(search))
             except Unfit as error:
@@ -210,6 +221,19 @@ class Service:
             "hits": [hit_to_json(hit) for hit in hits],
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
         }
+        return json_answer(answer)
+
+    async def explain(self, request: Request) -> Response:
+        """Return where in its pictures the two parts of a result's score come from."""
+        client = _client_of(request)
+        with self.generations.lease() as generation, self._explanations.enter(client):
+            explainer = generation.explainer
+            if explainer is None:
+                raise unread(Refused(400, _NOTHING_TO_EXPLAIN))
+            take = functools.partial(self._reader.pair, generation, explainer)
+            pair = await self._read_form(request, forms.EXPLANATION, take)
+            loop = asyncio.get_running_loop()
+            answer = await loop.run_in_executor(self._explaining, explainer.explain, *pair)
         return json_answer(answer)
 
     async def items(
@@ -227,11 +251,11 @@ class Service:
         words = q.strip()
         # A look-up goes through the texts of all items.
         enter = self._look_up_admission.enter if words else contextlib.nullcontext
-        pool = self._look_ups if words else self._readers
+        read = self._reader.look_up if words else self._reader.read
         with self.generations.lease() as generation, enter(_client_of(request)):
-            page = functools.partial(generation.browser.page, offset, limit, words, condition)
+            page = generation.browser.page
             try:
-                chosen, total = await asyncio.get_running_loop().run_in_executor(pool, page)
+                chosen, total = await read(page, offset, limit, words, condition)
             except ValueError as error:
                 raise Refused(400, str(error)[:LONGEST_SENTENCE]) from error
         return json_answer({"items": [item_to_json(item) for item in chosen], "total": total})
@@ -239,7 +263,7 @@ class Service:
     async def item(self, request: Request) -> Response:
         """Return an item; slashes in its id may be percent-encoded."""
         with self.generations.lease() as generation:
-            item = await self._find(generation, decoded_id(raw_id(request)))
+            item = await self._reader.find(generation, decoded_id(raw_id(request)))
         return json_answer(item_to_json(item))
 
     async def image(
@@ -253,18 +277,18 @@ class Service:
             return await self.item(request)  # an id that ends so, with the slash encoded
         name = decoded_id(raw.removesuffix("/image"))
         with self.generations.lease() as generation:
-            item = await self._find(generation, name)
+            item = await self._reader.find(generation, name)
             number = generation.retriever.index.manifest.generation
             try:
-                tag = await self._read(thumbnails.tag_of, item.image, size, number)
+                tag = await self._reader.read(thumbnails.tag_of, item.image, size, number)
                 headers = {"ETag": f'"{tag}"', "Cache-Control": _KEEP_THUMBNAIL}
                 if has_tag(request, tag):
                     return Response(status_code=304, headers=headers)
                 make = functools.partial(thumbnails.make, item.image, size)
-                content = await self._read(self._thumbnails.get, tag, make)
+                content = await self._reader.read(self._thumbnails.get, tag, make)
             except ImageReadError as error:
                 _logger.warning("a picture of the gallery cannot be read: %s", error)
-                raise Refused(404, "the picture of this item cannot be read") from error
+                raise Refused(404, UNREADABLE) from error
         return Response(content, media_type="image/jpeg", headers=headers)
 
     async def about(self) -> Response:
@@ -279,6 +303,7 @@ class Service:
                 "variant": trained.config.model.variant,
                 "takes": {"image": takes.image, "text": takes.text, "both": takes.both},
                 "texts": takes.text or takes.both,
+                "explains": generation.explainer is not None,
                 "notes": list(settings.notes),
                 "fields": finite(generation.browser.fields),
                 "limits": {
@@ -315,45 +340,12 @@ class Service:
             return Response(status_code=304, headers=headers)
         return Response(file.content, headers={**headers, "Content-Type": file.media_type})
 
-    async def _read_search(self, request: Request, generation: Generation) -> Search:
-        """Return a request's search; its body is gone by then, and no longer counted."""
+    async def _read_form(
+        self, request: Request, fields: Sequence[str], take: Callable[[Form], Awaitable[Any]]
+    ) -> Any:
+        """Return what ``take`` makes of a body, which is gone by then and no longer counted."""
         with self._admission.hold(most_bytes(request, self._settings)):
-            form = await read_form(request, self._settings)
-            return await self._to_search(form, generation)
-
-    async def _to_search(self, form: Form, generation: Generation) -> Search:
-        """Return a form's search, its pictures decoded and all else checked against the index."""
-        retriever = generation.retriever
-        check_halves(form, retriever.trained.takes)
-        for name in form.items:
-            await self._find(generation, name)
-        try:
-            await self._read(retriever.fields.mask, form.where)
-        except ValueError as error:
-            raise Refused(400, str(error)[:LONGEST_SENTENCE]) from error
-        loop, preprocessing = asyncio.get_running_loop(), retriever.trained.preprocessing
-        pictures = [
-            await loop.run_in_executor(
-                self._decoders, decode, image, preprocessing, self._settings.pixels
-            )
-            for image in form.images
-        ]
-        query = retriever_lib.Query(
-            image=pictures or None, item=list(form.items) or None, text=form.text
-        )
-        return Search(query, form.k, form.where)
-
-    async def _find(self, generation: Generation, name: str) -> Item:
-        """Return the item with an id, or refuse the request with 404."""
-        item = await self._read(generation.browser.item, name)
-        if item is None:
-            raise Refused(404, NO_ITEM)
-        return item
-
-    async def _read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function that reads the gallery in a thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, function, *arguments)
+            return await take(await read_form(request, self._settings, fields))
 
 
 def _client_of(request: Request) -> str:

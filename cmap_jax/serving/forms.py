@@ -1,16 +1,17 @@
-"""The body of `POST /search`: read within limits of bytes and time, and checked field by field.
+"""The bodies of `POST /search` and `POST /explain`, read and checked field by field.
 
 with admission.hold(most_bytes(request, settings)):
-    form = await read_form(request, settings)
+    form = await read_form(request, settings, SEARCH)
 
-Nothing of it is written to disk, and no name of a file in it is looked at.
+There are limits of bytes and time. Nothing of a body is written to disk, and no name of a file in
+it is looked at.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from python_multipart.multipart import parse_options_header
@@ -21,7 +22,8 @@ from starlette.requests import ClientDisconnect, Request
 from cmap_jax.serving.refusals import Refused, unread
 from cmap_jax.serving.settings import K_DEFAULT, Settings
 
-FIELDS = ("image", "item", "text", "k", "where")
+SEARCH = ("image", "item", "text", "k", "where")  # fields of a search
+EXPLANATION = ("image", "item", "text", "target")  # fields of the explanation of a result
 
 _MOST_WHERE = 20_000  # characters of a filter
 _MOST_ID = 4_096  # characters of an item's id
@@ -38,7 +40,7 @@ _DRAINED = 4
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A search as the client sent it; pictures are not decoded yet.
+    """A query as the client sent it; pictures are not decoded yet.
 
     Attributes:
         images: uploaded files.
@@ -46,6 +48,7 @@ class Form:
         text: without spaces at its ends; None where there is none.
         k: number of results.
         where: filter on metadata; None where there is none.
+        target: id of the result that is explained; None for a search.
     """
 
     images: tuple[bytes, ...]
@@ -53,6 +56,7 @@ class Form:
     text: str | None
     k: int
     where: Mapping[str, Any] | None
+    target: str | None = None
 
 
 class _InMemory(MultiPartParser):
@@ -67,8 +71,13 @@ def most_bytes(request: Request, settings: Settings) -> int:
     return settings.upload_bytes if declared is None else min(declared, settings.upload_bytes)
 
 
-async def read_form(request: Request, settings: Settings) -> Form:
-    """Read and check the body of a search.
+async def read_form(request: Request, settings: Settings, fields: Sequence[str]) -> Form:
+    """Read and check the body of a request.
+
+    Args:
+        request: its body is read to the end, within the limits.
+        settings: the limits.
+        fields: names that its fields may have, `SEARCH` or `EXPLANATION`.
 
     Raises:
         Refused: 400 for a malformed body or field, 408 for one that comes too slowly, 413 for one
@@ -76,7 +85,7 @@ async def read_form(request: Request, settings: Settings) -> Form:
     """
     try:
         async with asyncio.timeout(settings.body_seconds):
-            return _check(await _parse(request, settings), settings)
+            return _check(await _parse(request, settings), fields, settings)
     except TimeoutError as error:
         sentence = f"the request's body took longer than {settings.body_seconds:g} seconds"
         raise unread(Refused(408, sentence)) from error
@@ -123,6 +132,19 @@ def check_halves(form: Form, takes: Any) -> None:
         raise Refused(400, _NEEDS_A_TEXT if takes.both else _TEXT_ALONE)
     if has_text and not has_image and not takes.text:
         raise Refused(400, _NEEDS_A_PICTURE if takes.both else _PICTURE_ALONE)
+
+
+def check_explanation(form: Form) -> None:
+    """Refuse the explanation of no result, or of one that was found from several pictures.
+
+    Raises:
+        Refused: 400.
+    """
+    if form.target is None:
+        raise Refused(400, "the field target, the id of the result to explain, is missing")
+    count = len(form.images) + len(form.items)
+    if count != 1:
+        raise Refused(400, f"a result of one picture can be explained, and here are {count}")
 
 
 def _declared_length(request: Request) -> int | None:
@@ -181,25 +203,25 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         raise unread(Refused(413, sentence))
 
 
-def _check(fields: list[tuple[str, str | bytes]], settings: Settings) -> Form:
+def _check(sent: list[tuple[str, str | bytes]], fields: Sequence[str], settings: Settings) -> Form:
     """Return the fields by name, each of its type and within its limits."""
-    given: dict[str, list[str | bytes]] = {name: [] for name in FIELDS}
-    for name, value in fields:
-        if name not in given:
-            raise Refused(400, f"unknown field {name[:40]!r}; there are {', '.join(FIELDS)}")
+    given: dict[str, list[str | bytes]] = {name: [] for name in (*SEARCH, *EXPLANATION)}
+    for name, value in sent:
+        if name not in fields:
+            raise Refused(400, f"unknown field {name[:40]!r}; there are {', '.join(fields)}")
         if isinstance(value, bytes) != (name == "image"):
             kind = "a file" if name == "image" else "text, not a file"
             raise Refused(400, f"the field {name} must be {kind}")
         given[name].append(value)
-    for name in ("text", "k", "where"):
+    for name in ("text", "k", "where", "target"):
         if len(given[name]) > 1:
             raise Refused(400, f"the field {name} is given more than once")
-    for name in ("item", "text"):
+    for name in ("item", "text", "target"):
         if not _is_unicode(given[name]):
             raise Refused(400, f"the field {name} is not valid Unicode")
     if len(given["image"]) + len(given["item"]) > settings.references:
         raise Refused(400, f"a search takes at most {settings.references} pictures and items")
-    if any(len(name) > _MOST_ID for name in given["item"]):
+    if any(len(name) > _MOST_ID for name in given["item"] + given["target"]):
         raise Refused(404, "there is no item of this id")
     text = _first(given["text"], "").strip()
     if len(text) > settings.text_characters:
@@ -210,6 +232,7 @@ def _check(fields: list[tuple[str, str | bytes]], settings: Settings) -> Form:
         text=text or None,
         k=_check_k(_first(given["k"], str(min(K_DEFAULT, settings.k))), settings.k),
         where=check_where(_first(given["where"], None)),
+        target=_first(given["target"], None),
     )
 
 

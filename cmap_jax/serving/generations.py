@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from cmap_jax.retrieval.retriever import Retriever
 from cmap_jax.serving.batching import Batcher
 from cmap_jax.serving.browsing import Browser
+from cmap_jax.serving.explaining import Explainer, find_explainer
 from cmap_jax.serving.metrics import Metrics
 from cmap_jax.serving.refusals import busy, unread
 from cmap_jax.serving.settings import Settings
@@ -38,15 +39,30 @@ class Generation:
         retriever: searches it.
         batcher: searches it for many at once.
         browser: its items and fields, for people.
+        explainer: shows where scores come from; None where the model has nothing to show.
     """
 
-    def __init__(self, retriever: Retriever, settings: Settings, metrics: Metrics):
-        """Open, compile and prepare all that requests need, which takes a while."""
+    def __init__(
+        self,
+        retriever: Retriever,
+        settings: Settings,
+        metrics: Metrics,
+        explainer: Explainer | None = None,
+    ):
+        """Open, compile and prepare all that requests need, which takes a while.
+
+        Args:
+            retriever: searches the index.
+            settings: of the service.
+            metrics: receive the sizes and times of batches.
+            explainer: the previous generation's, which serves the same model further.
+        """
         self.retriever = retriever
         self.batcher = Batcher(retriever, settings, metrics)
         try:
             self.browser = Browser(retriever)
             self.batcher.warm_up()
+            self.explainer = find_explainer(retriever.trained, explainer)
         except BaseException:
             self.batcher.close()
             raise
@@ -127,8 +143,9 @@ class Generations:
             self._seen = _stamp(self._manifest)
             old = self._current
             retriever = old.retriever if old else None
+            explainer = old.explainer if old else None
             new = await _in_thread(
-                lambda: Generation(self._open(retriever), self._settings, self._metrics)
+                lambda: Generation(self._open(retriever), self._settings, self._metrics, explainer)
             )
             self._current = new
             if old is not None:

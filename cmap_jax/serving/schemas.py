@@ -1,11 +1,16 @@
 """The forms of requests and answers, for the OpenAPI description at /openapi.json."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from cmap_jax.serving.settings import K_DEFAULT
 
+_OVERLAYS = (
+    "For each of the parts modified and preserved its heat map over the picture, a JPEG in base64; "
+    "null where no region raises the score."
+)
 Value = str | int | float | bool | list[str] | None
 
 
@@ -31,6 +36,16 @@ class SearchAnswer(BaseModel):
     took_ms: float
 
 
+class Explanation(BaseModel):
+    """Where in its pictures the two parts of a result's score come from."""
+
+    parts: dict[str, float | None] = Field(description="The terms of the score, as a search's.")
+    levels: list[str] = Field(description="The levels that the heat maps are the sum of.")
+    reference: dict[str, str | None] = Field(description=_OVERLAYS)
+    target: dict[str, str | None] = Field(description=_OVERLAYS)
+    scale: str = Field(description="The colors from the least to the most heat; a JPEG in base64.")
+
+
 class Items(BaseModel):
     """A page of the gallery."""
 
@@ -54,6 +69,7 @@ class About(BaseModel):
     variant: str
     takes: Takes
     texts: bool = Field(description="Whether a text plays any part.")
+    explains: bool = Field(description="Whether POST /explain has anything to show.")
     notes: list[str]
     fields: dict[str, Any] = Field(description="The metadata fields that filters can use.")
     limits: dict[str, int]
@@ -80,44 +96,49 @@ ITEM_ID = {
 }
 
 
+_QUERY = {
+    "image": {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "description": "Reference pictures; their mean is the reference.",
+    },
+    "item": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "Ids of the gallery, as reference pictures.",
+    },
+    "text": {"type": "string", "description": "The wanted change."},
+}
+
+
 def search_body(most_k: int) -> dict[str, Any]:
     """Return the body of a search with at most ``most_k`` results.
 
     FastAPI would read the body itself, without limits.
     """
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "properties": {
-                            "image": {
-                                "type": "array",
-                                "items": {"type": "string", "format": "binary"},
-                                "description": "Reference pictures; their mean is the reference.",
-                            },
-                            "item": {
-                                "type": "array",
-                                "items": {"type": "string"},
-                                "description": "Ids of the gallery, as reference pictures.",
-                            },
-                            "text": {"type": "string", "description": "The wanted change."},
-                            "k": {
-                                "type": "integer",
-                                "minimum": 1,
-                                "maximum": most_k,
-                                "default": min(K_DEFAULT, most_k),
-                            },
-                            "where": {
-                                "type": "string",
-                                "description": 'A filter in JSON, such as {"color": "red"}.',
-                            },
-                        },
-                    }
-                }
-            },
-        }
+    count = {"minimum": 1, "maximum": most_k, "default": min(K_DEFAULT, most_k)}
+    where = 'A filter in JSON, such as {"color": "red"}.'
+    fields = {
+        **_QUERY,
+        "k": {"type": "integer", **count},
+        "where": {"type": "string", "description": where},
     }
+    return _body(fields)
+
+
+def explanation_body() -> dict[str, Any]:
+    """Return the body of a request for the explanation of a result."""
+    target = {"type": "string", "description": "Id of the result whose score is explained."}
+    return _body({**_QUERY, "target": target}, ["text", "target"])
+
+
+def _body(fields: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a multipart form of some fields."""
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": fields,
+        "required": list(required),
+    }
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}

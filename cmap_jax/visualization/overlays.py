@@ -8,7 +8,7 @@ The same rows give the same bytes.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -77,6 +77,30 @@ def overlay(
     share = np.asarray(heat / strongest if strongest > 0 else heat, np.float32)
     smooth = Image.fromarray(share).resize(size, Image.Resampling.BICUBIC)
     return Image.fromarray(_blend(np.asarray(grey)[..., None], np.clip(np.asarray(smooth), 0, 1)))
+
+
+def sum_levels(
+    maps: Iterable[Float[np.ndarray, "h w"]], side: int = SIDE
+) -> Float[np.ndarray, "side side"]:
+    """Return a score's heat maps at all levels as one map.
+
+    See docs/method.md, section 13. It is 0 everywhere where there are no maps.
+
+    Args:
+        maps: a map a level, 0 or more, of any sizes.
+        side: side of the result, points.
+    """
+    total = np.zeros((side, side), np.float32)
+    for heat in maps:
+        density = Image.fromarray(np.asarray(heat, np.float32) * heat.size)
+        total += np.maximum(density.resize((side, side), Image.Resampling.BICUBIC), 0)
+    return total
+
+
+def scale_bar(width: int, height: int) -> Image.Image:
+    """Return the colours of an overlay over a medium grey, the weakest point on the left."""
+    shares = np.broadcast_to(np.linspace(0, 1, width), (height, width))
+    return Image.fromarray(_blend(np.full((*shares.shape, 1), 128), shares))
 
 
 def _blend(grey: np.ndarray, share: np.ndarray) -> UInt8[np.ndarray, "*shape 3"]:
@@ -209,9 +233,16 @@ def _draw_legend(sheet: Image.Image, y: int) -> None:
     write(pen, (x, y), ["0"], size=_SMALL, colour=_GREY)
     words = ["the strongest point; every picture has a scale of its own"]
     write(pen, (x + _BAR[0] + 2 * _GAP + 8, y), words, size=_SMALL, colour=_GREY)
-    shares = np.broadcast_to(np.linspace(0, 1, _BAR[0]), (_BAR[1], _BAR[0]))
-    bar = Image.fromarray(_blend(np.full((*shares.shape, 1), 128), shares))
-    sheet.paste(bar, (x + _GAP + 8, y + 2))
+    sheet.paste(scale_bar(*_BAR), (x + _GAP + 8, y + 2))
 
 
-__all__ = ["SIDE", "OverlayRow", "Tile", "overlay", "overlay_rows", "overlay_sheet"]
+__all__ = [
+    "SIDE",
+    "OverlayRow",
+    "Tile",
+    "overlay",
+    "overlay_rows",
+    "overlay_sheet",
+    "scale_bar",
+    "sum_levels",
+]

@@ -29,6 +29,8 @@ CHECKED_EVERY = 200  # requests between two right ones
 MEMORY_AFTER = 2_000  # requests after which memory may no longer grow
 GROWTH = 64 * 2**20  # bytes
 OTHER_CONTENT = b"a secret outside of the index"
+FIELDS = ("image", "item", "text", "k", "where", "image", "target", "other", "")
+WITH_PARAMETERS = ("POST /search", "POST /explain", "GET /items", "GET /items/{id}/image")
 
 needs_proc = pytest.mark.skipif(
     not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc"
@@ -159,11 +161,12 @@ def random_request(rng: random.Random, uploads: list[bytes], secret: pathlib.Pat
     if kind < 5:
         fields = []
         for _ in range(rng.randrange(6)):
-            name = rng.choice(("image", "item", "text", "k", "where", "image", "other", ""))
+            name = rng.choice(FIELDS)
             value = rng.choice(
                 {
                     "image": uploads,
                     "item": [entry.encode() for entry in names],
+                    "target": [entry.encode() for entry in names],
                     "where": WHERES,
                     "k": [b"1", b"24", b"0", b"201", b"\xff", *TEXTS],
                 }.get(name, TEXTS)
@@ -180,7 +183,8 @@ def random_request(rng: random.Random, uploads: list[bytes], secret: pathlib.Pat
             content_type = rng.choice(
                 ("", "application/json", "multipart/form-data", content_type + "; charset=utf-7")
             )
-        return "POST", "/search", body, {"Content-Type": content_type}
+        address = "/explain" if "target" in [name for name, *_ in fields] else "/search"
+        return "POST", address, body, {"Content-Type": content_type}
     if kind < 8:
         name = rng.choice(names)
         quoted = urllib.parse.quote(name, safe=rng.choice(("", "/")))
@@ -369,11 +373,11 @@ def test_requests_drawn_from_the_openapi_description(tmp_path):
         schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
         wanted = checks.CHECKS.get_by_names(names)  # loaded with the first description
         operations = [result.ok() for result in schema.get_all_operations()]
-        assert len(operations) == 8
+        assert len(operations) == 9
         for operation in operations:
             assert explore(operation, GenerationMode.POSITIVE)
             # The others have no parameter that could be wrong.
-            if operation.label in ("POST /search", "GET /items", "GET /items/{id}/image"):
+            if operation.label in WITH_PARAMETERS:
                 assert explore(operation, GenerationMode.NEGATIVE)
 
 

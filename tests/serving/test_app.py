@@ -623,6 +623,7 @@ def test_openapi(client):
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/search",
+        "/explain",
         "/items",
         "/items/{id}",
         "/items/{id}/image",

@@ -152,7 +152,15 @@ def test_a_phone(browser, server):
             assert page.run(small) == []
             page.click(".card .why")
             page.wait("document.getElementById('details').open")
+            page.press("Escape")
+            ask(page, "blue")
+            page.click(".card .why")
+            page.click(".where-it-looks summary")
+            page.wait("document.querySelectorAll('.look img').length === 3")
             assert page.run(sides) == [width, width]
+            wide = "document.getElementById('details').scrollWidth"
+            assert page.run(wide) <= width
+            assert page.run(small) == []
             assert page.faults() == []
 
 
@@ -187,6 +195,12 @@ def test_it_can_be_looked_at(browser, tmp_path, scheme, name, size):
         shoot("3_refined")
         page.click(".card .why")
         shoot("4_why")
+        page.click(".where-it-looks summary")
+        page.wait("document.querySelectorAll('.look img').length === 3")
+        page.run("document.querySelector('.where-it-looks').scrollIntoView()")
+        shoot("4_where_it_looks")
+        page.run("document.querySelector('.looks .scale').scrollIntoView({ block: 'end' })")
+        shoot("4_where_it_looks_below")
         page.press("Escape")
         server.delay = 3.0
         page.click("#trail li:first-child .step")

@@ -1,54 +1,21 @@
 """A real index behind the service: the direct call's results, no compilation, a new generation."""
 
 import concurrent.futures
-import io
-import time
 
 import compilations
-import numpy as np
 import pytest
 from optional import require
-from PIL import Image
 from small import small_trained
 
 require("fastapi")
 require("prometheus_client")
 
-from starlette.testclient import TestClient  # noqa: E402
+from real_service import picture, served, write  # noqa: E402
 
-from cmap_jax.retrieval.catalogue import Item  # noqa: E402
-from cmap_jax.retrieval.index_files.writing import write_index  # noqa: E402
 from cmap_jax.retrieval.retriever import Query  # noqa: E402
-from cmap_jax.serving.app import Service  # noqa: E402
-from cmap_jax.serving.opening import Opener  # noqa: E402
-from cmap_jax.serving.settings import Settings  # noqa: E402
 
 COUNT = 12
 TEXTS = ["is red", "longer", "has no a", "is red longer", None]
-
-
-def picture(number: int) -> bytes:
-    stream = io.BytesIO()
-    noise = np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8)
-    Image.fromarray(noise).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write(folder, trained, count: int) -> None:
-    """Publish a generation of so many pictures."""
-    items = []
-    for number in range(count):
-        path = folder.parent / f"{number}.png"
-        path.write_bytes(picture(number))
-        items.append(Item(f"shop/{number}", str(path), {"price": float(number)}))
-    write_index(
-        folder,
-        items,
-        trained.encode_images([item.image for item in items]),
-        fingerprint=trained.fingerprint,
-        variant=trained.config.model.variant,
-        preprocessing=trained.preprocessing,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +32,7 @@ def folder(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(folder, trained):
-    opener = Opener(folder, trained)
-    settings = Settings(batch=4, k=10, reload_seconds=0, batch_wait=0.02)
-    service, direct = Service(opener, opener.manifest, settings), opener.first
-    with TestClient(service.app) as client:
-        client.service, client.direct = service, direct
-        while client.get("/readyz").status_code != 200:
-            assert service.failure is None
-            time.sleep(0.02)
+    with served(folder, trained, batch=4, k=10, batch_wait=0.02) as client:
         yield client
 
 

@@ -6,7 +6,13 @@ from PIL import Image
 
 from cmap_jax.visualization.colors import scale
 from cmap_jax.visualization.heatmaps import HeatMaps, ImageHeat
-from cmap_jax.visualization.overlays import SIDE, overlay, overlay_rows, overlay_sheet
+from cmap_jax.visualization.overlays import (
+    SIDE,
+    overlay,
+    overlay_rows,
+    overlay_sheet,
+    sum_levels,
+)
 
 
 def _lightness(colors: np.ndarray) -> np.ndarray:
@@ -37,6 +43,18 @@ def test_an_overlay_is_brightest_at_the_strongest_point():
     row, column = np.unravel_index(light.argmax(), light.shape)
     assert (row * 4 // SIDE, column * 4 // SIDE) == (1, 2)
     np.testing.assert_array_equal(drawn, np.asarray(overlay(pixels, 7 * heat)))
+
+
+def test_levels_are_added_by_what_their_whole_maps_add():
+    coarse, fine = np.full((2, 2), 0.5, np.float32), np.full((4, 4), 0.25, np.float32)
+    np.testing.assert_allclose(sum_levels([coarse, fine], 8), 0.5 * 4 + 0.25 * 16, rtol=1e-6)
+    corner = np.zeros((4, 4), np.float32)
+    corner[3, 0] = 1
+    total = sum_levels([corner, 0 * coarse], 64)
+    assert total.min() >= 0
+    assert np.unravel_index(total.argmax(), total.shape)[0] >= 48
+    assert total[:, 32:].max() < total.max() / 20
+    assert not sum_levels([], 8).any()
 
 
 def _heat(seed: int) -> ImageHeat:

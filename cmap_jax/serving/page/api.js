@@ -113,14 +113,27 @@ export function gallery({ where, find }, offset, limit, options) {
   return ask(`items?${fields}`, options);
 }
 
-/** Return the best `k` pictures for a query: {hits, took_ms}. */
-export function search(query, k, options) {
+/** Return a query's pictures and words as a form. */
+function formOf(query) {
   const body = new FormData();
   for (const { item, upload } of query.references) {
     if (item !== undefined) body.append("item", item);
     else body.append("image", uploadOf(upload).blob, uploadOf(upload).name);
   }
   if (query.text) body.append("text", query.text);
+  return body;
+}
+
+/** Return where the score of the picture `id` comes from: overlays of the reference and of it. */
+export function explain(query, id, options) {
+  const body = formOf(query);
+  body.append("target", id);
+  return ask("explain", { ...options, body });
+}
+
+/** Return the best `k` pictures for a query: {hits, took_ms}. */
+export function search(query, k, options) {
+  const body = formOf(query);
   if (Object.keys(query.where).length) body.append("where", JSON.stringify(query.where));
   body.append("k", k);
   return ask("search", { ...options, body });

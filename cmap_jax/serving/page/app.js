@@ -51,7 +51,14 @@ const startOver = () => steps.go({ ...BLANK, where: steps.current.where });
 const details = (item) => {
   const { length } = steps.current.references;
   const canAdd = length > 0 && length < about.limits.references;
-  showDetails(item, shown.items, { onPick: pick, onAdd: canAdd ? (one) => add([{ item: one.id }]) : null });
+  const { kind, query } = shown.plan;
+  // The service explains the result of one picture and words.
+  const canExplain = about.explains && kind === "hits" && query.references.length === 1 && query.text;
+  showDetails(item, shown.items, {
+    onPick: pick,
+    onAdd: canAdd ? (one) => add([{ item: one.id }]) : null,
+    explain: canExplain ? (options) => api.explain(query, item.id, options) : null,
+  });
 };
 
 const handlers = { onPick: pick, onDetails: details };

@@ -2,6 +2,7 @@
 
 import { addressOfPicture, hasKey, showPicture } from "./api.js";
 import { byId, button, h, icon } from "./dom.js";
+import { whereItLooks } from "./looks.js";
 import { meter } from "./results.js";
 import { attributes, decimals, fieldName, nameOf, partsOf } from "./words.js";
 
@@ -10,9 +11,9 @@ import { attributes, decimals, fieldName, nameOf, partsOf } from "./words.js";
  *
  * `items` are all that are shown: the bars are drawn against the largest part among them, with a
  * mark at their mean. `onPick` and `onAdd` make the picture the reference or one more; `onAdd` is
- * null where no more can be added.
+ * null where no more can be added. `explain` asks the service where the score comes from, or is null.
  */
-export function showDetails(item, items, { onPick, onAdd }) {
+export function showDetails(item, items, { onPick, onAdd, explain }) {
   const dialog = byId("details");
   const image = h("img", { alt: "", draggable: "false" });
   showPicture(image, item.id, 768);
@@ -33,6 +34,7 @@ export function showDetails(item, items, { onPick, onAdd }) {
       h("p", { class: "id" }, item.id),
       ways,
       item.parts && why(item, items),
+      explain && whereItLooks(item, explain),
       facts.length > 0 && h("h3", {}, "About the picture"),
       facts.length > 0 && h("dl", {}, facts)));
   dialog.showModal();

@@ -71,6 +71,9 @@ const BRANCHES = {
   text: { short: "words", long: "Fits the words" },
   image: { short: "look", long: "Looks like the reference" },
 };
+/** Return what a branch of the score is for people. */
+export const branchWords = (key) => (BRANCHES[key] ?? COMPOSED).long;
+
 const COMPOSED = { short: "match", long: "Fits the picture and the words" };
 
 const LEVELS = { high: "as a whole", mid: "in its parts", low: "in fine detail" };
