@@ -99,13 +99,17 @@ def course(settings: Runs) -> str:
 
 
 def at_part(run: dict, name: str, part: float) -> float:
-    """Return a number at a part of a run, 0 to 1: the mean over levels.
+    """Return a number at a part of a run, 0 to 1; see `number_of`."""
+    first, last = (run["curve"][i]["step"] for i in (0, -1))
+    wanted = first + part * (last - first)
+    return number_of(min(run["curve"], key=lambda point: abs(point["step"] - wanted)), name)
+
+
+def number_of(point: dict, name: str) -> float:
+    """Return a number at a point of a curve: the mean over levels.
 
     "gradient_ratio" is the norm of the preservation loss's gradient over that of matching.
     """
-    first, last = (run["curve"][i]["step"] for i in (0, -1))
-    wanted = first + part * (last - first)
-    point = min(run["curve"], key=lambda point: abs(point["step"] - wanted))
     if name == "gradient_ratio":
         return point["gradient_preservation"] / max(point["gradient_matching"], 1e-12)
     return float(np.mean(point[name]))
