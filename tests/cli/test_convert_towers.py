@@ -149,6 +149,7 @@ def test_a_folder_of_bge_vl_adds_features_as_they_are(clip, tmp_path, capsys):
     assert settings["normalize"]
 
 
+@pytest.mark.slow
 def test_evaluated_and_labelled(clip, tmp_path, capsys):
     """Zero-shot numbers are marked, beside the other's in a comparison too."""
     data = write_cirr(tmp_path / "data")
@@ -168,6 +169,7 @@ def test_evaluated_and_labelled(clip, tmp_path, capsys):
     assert "evaluation-cirr.json (zero-shot)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_magiclens_from_the_file_to_scores(clip, tmp_path, capsys):
     ids = len(json.loads((clip[0] / "vocab.json").read_text()))
     sizes = {"patch": 8, "grid": 4, "positions": 24, "vocabulary": ids}

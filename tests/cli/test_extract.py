@@ -99,6 +99,7 @@ def _assert_close(workdir, other, error: float) -> None:
         assert loss == pytest.approx(theirs[key], rel=error), key
 
 
+@pytest.mark.slow
 def test_losses_and_recalls_are_those_of_pixels(from_pixels, from_features):
     _assert_close(from_features, from_pixels, 2e-6)
     ours, theirs = results(from_features), results(from_pixels)
@@ -118,6 +119,7 @@ def test_losses_of_rounded_features_are_near(config, from_pixels, tmp_path, dtyp
     _assert_close(workdir, from_pixels, error)
 
 
+@pytest.mark.slow
 def test_the_workdir_holds_a_whole_model(from_pixels, from_features, data, capsys):
     trained, other = cmap_jax.load(from_features), cmap_jax.load(from_pixels)
     images = [str(data / "images" / f"dval{i}.jpg") for i in range(3)]
@@ -210,6 +212,7 @@ def test_the_expected_speed_counts_every_step_of_a_loop():
     assert flop[1] > 2 * flop[0]
 
 
+@pytest.mark.slow
 def test_features_of_a_workdir(from_pixels, features, config, tmp_path, data, capsys):
     """Its frozen backbone is the one that the run started from."""
     folder = str(tmp_path / "features")

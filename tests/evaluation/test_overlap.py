@@ -42,6 +42,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_spread_queries(tmp_path):
     trained = small_trained(image_name="cells")
     records = cirr.DATA_SET.read(str(fake_data.cirr(tmp_path)))

@@ -32,6 +32,7 @@ def _outputs(program: export.Exported) -> list[str]:
     return [str(x) for x in program.out_avals]
 
 
+@pytest.mark.slow
 def test_programs_compute_as_the_model_does():
     trained = small_trained(image_name="cells")
     run = {

@@ -253,6 +253,7 @@ def told(change: captions.Change, before: Garment, after: Garment) -> float:
     return (0.5 if by_steps else 1.0) * (values[new] == change.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("three_changes", [0.2, 0.0])
 def test_oracles_match_brute_force(three_changes):
     gallery = attributes.split(0)["test"][:300]

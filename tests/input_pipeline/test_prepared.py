@@ -629,6 +629,7 @@ def test_a_picture_of_prepared_triplets(built, tmp_path, capsys, name):
         assert image.width > 300
 
 
+@pytest.mark.slow
 def test_a_model_of_another_version_is_not_evaluated(built, tmp_path):
     config = _config("fashion_iq", built("fashion_iq"))
     config.train.batch_size = config.eval.batch_size = 8  # as many as the devices

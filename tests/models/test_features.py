@@ -108,6 +108,7 @@ def test_logits_are_capped(x64):
     np.testing.assert_allclose(query.branches[0].numerator[0], expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_in_float32_and_bfloat16():
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 0.05)):
         _, model, variables = _model("magiclens", dtype=dtype)

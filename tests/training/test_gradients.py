@@ -66,7 +66,8 @@ def _with_running_norm(from_config):
     return build
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_parts_give_the_whole_batch_s_gradient(devices, x64, monkeypatch):
     """To 1e-6 in float64, through a trained backbone; its batch-norm made to use running ones."""
     config = small_config(image_name="cells", dtype="float64")

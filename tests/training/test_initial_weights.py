@@ -80,6 +80,7 @@ def first_stage(config, tmp_path_factory):
     return staged, workdir, backbone
 
 
+@pytest.mark.slow
 def test_backbone_and_words_arrive_and_stay(first_stage):
     _, workdir, backbone = first_stage
     trained = load(workdir)
@@ -241,6 +242,7 @@ def test_nothing_is_written_before_all_is_read(config, tmp_path, kind, monkeypat
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_towers_arrive_from_a_folder(config, tmp_path):
     """Both towers of a small CLIP, and its folder is checked before data are read."""
     require("transformers")

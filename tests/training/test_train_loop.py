@@ -296,6 +296,7 @@ def test_steps_that_are_not_finite_are_skipped_by_policy(config, tmp_path, caplo
     assert curves(tmp_path)["skipped_steps", 6] == {1.0}
 
 
+@pytest.mark.slow
 def test_a_best_of_older_rules_is_not_believed(config, undisturbed, tmp_path, caplog):
     """A run that goes on under a newer version of its protocols chooses its best anew."""
     shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)

@@ -246,6 +246,7 @@ def _poisoned(batch, seed, dtype):
     return made
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
     """Steps 0 and 2 with a poisoned one between are those two alone, but for the count."""
     config = small_config(image_name="cells")

@@ -136,6 +136,7 @@ def test_without_a_target_the_reference_is_its_own():
         explain(trained, images[:1], ["is red"], strongest=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_roll_out_is_a_product_of_attentions(family):
     config = small_config(image_name=family)
