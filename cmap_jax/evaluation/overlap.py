@@ -5,7 +5,8 @@ See docs/method.md, section 13.
     measure = OverlapMeasure(model, mesh, count=64)
     measure(variables, data, data.evaluations[0], gallery)["target_iou"]     # 0.31
 
-The numbers are means over queries and levels. Pictures are "reference" and "target":
+Queries with several references, whose mean is no picture, are left out. The numbers are means over
+queries and levels. Pictures are "reference" and "target":
 
     "<picture>_iou", "<picture>_correlation"
         intersection over union, 0 to 1, and correlation of the two parts' heat maps; followed by
@@ -74,11 +75,13 @@ class OverlapMeasure:
             gallery: embeddings of the split's images.
 
         Raises:
-            ValueError: no query has an image to find among the split's images.
+            ValueError: no query with one reference has an image to find among the split's images.
         """
-        queries = [query for query in evaluation.queries if _target(query, data)]
+        queries = [q for q in evaluation.queries if not q.more_references and _target(q, data)]
         if not queries:
-            raise ValueError(f"{evaluation.protocol.name}: no query has an image to find")
+            raise ValueError(
+                f"{evaluation.protocol.name}: no query with one reference has an image to find"
+            )
         rows = np.linspace(0, len(queries) - 1, min(self._count, len(queries))).round().astype(int)
         queries = [queries[row] for row in rows]
         parts = list(self._measure_all(variables, data, queries, gallery))
@@ -127,6 +130,18 @@ def _target(query: Any, data: Any) -> str | None:
 
 def has_parts(model: CMAP) -> bool:
     """Tell whether a method has the two parts, each with an attention; nothing is computed."""
+    query = _query_of(model)
+    pairs = zip(query.branch_names, query.branches, strict=True)
+    return {name for name, branch in pairs if branch.weight is not None}.issuperset(PARTS)
+
+
+def has_preservation(model: CMAP) -> bool:
+    """Tell whether a method has what the preservation loss is computed from."""
+    return _query_of(model).preservation is not None
+
+
+def _query_of(model: CMAP) -> scoring.ComposedQuery:
+    """Return the shapes of a composed query, which say what a method's queries consist of."""
     variant, width = find_variant(model.variant), model.image["embed_dim"]
     settings = {"settings": model.composer_settings} if variant.settings else {}
     composer = variant.build(dtype=model.dtype, **settings)
@@ -134,8 +149,7 @@ def has_parts(model: CMAP) -> bool:
     query, _ = jax.eval_shape(
         lambda: composer.init_with_output(jax.random.key(0), pyramid, text, train=False)
     )
-    pairs = zip(query.branch_names, query.branches, strict=True)
-    return {name for name, branch in pairs if branch.weight is not None}.issuperset(PARTS)
+    return query
 
 
 def check_parts(model: CMAP) -> None:

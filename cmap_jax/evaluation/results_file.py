@@ -11,8 +11,6 @@ This module alone knows the form of the file:
     "definitions"  the rules by protocol; see `cmap_jax.protocols.Protocol`
     "conditions"   version of the rules and digests of galleries and queries, by protocol
     "outcomes"     the rank of each query by protocol; see `outcomes.Outcomes`
-    "overlap"      by protocol, measures of the overlap of the preserved and the modified regions;
-                   where they were asked for
 
 Results on the data set that the model was trained on are ``WORKDIR/evaluation.json``, those on
 another one ``WORKDIR/evaluation-<name>.json``; the caption policies of a data set share a file, in
@@ -239,7 +237,7 @@ def keep_shortcuts(stored: StoredResults, earlier: StoredResults) -> StoredResul
 
     Only those of the same variables on the same data, under the same conditions, are kept.
     """
-    if _stamp(stored) != _stamp(earlier):
+    if not _are_alike(stored, earlier):
         return stored
     results = dict(stored.result.protocols)
     for name, old in earlier.result.protocols.items():
@@ -265,17 +263,25 @@ def keep_other_captions(stored: StoredResults, earlier: StoredResults) -> Stored
         for name, old in earlier.result.protocols.items()
         if name not in now and (with_concept(name) in now or name in map(with_concept, now))
     }
-    if not others or _stamp(stored) != _stamp(earlier):
+    if not others or not _are_alike(stored, earlier):
         return stored
     unread = {n: texts for n, texts in earlier.facts.unread_texts.items() if n in others}
     facts = dataclasses.replace(stored.facts, unread_texts={**stored.facts.unread_texts, **unread})
     return dataclasses.replace(stored, result=Result({**now, **others}), facts=facts)
 
 
-def _stamp(stored: StoredResults) -> str:
-    """Return a text that differs between evaluations of other variables or on other data."""
-    facts = stored.facts.data_set
-    data = dataclasses.asdict(stored.facts.data)
-    # Through JSON, tuples of a new evaluation equal lists of a file.
-    read = [facts.prepared, facts.features, facts.skipped_images]
-    return json.dumps([stored.step, stored.facts.variables, data, read])
+def _are_alike(stored: StoredResults, earlier: StoredResults) -> bool:
+    """Tell whether two evaluations are of the same variables on the same data.
+
+    The results of an exported model name no folder of data, and are alike those on any folder.
+    """
+    folders, stamps = [], []
+    for results in (stored, earlier):
+        facts, data = results.facts.data_set, dataclasses.asdict(results.facts.data)
+        folders.append([data.pop(name) for name in ("directory", "image_directory")])
+        # Through JSON, tuples of a new evaluation equal lists of a file.
+        read = [facts.prepared, facts.features, facts.skipped_images]
+        stamps.append(json.dumps([results.step, results.facts.variables, data, read]))
+    return stamps[0] == stamps[1] and all(
+        one == other or None in (one, other) for one, other in zip(*folders, strict=True)
+    )

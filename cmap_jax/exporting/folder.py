@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from cmap_jax.config_fields import FIELDS, Kind
 from cmap_jax.evaluation.results_file import StoredResults, read_results
 from cmap_jax.files import complete_folder, read_bytes, write_bytes, write_json, write_text
+from cmap_jax.processing.hub import is_hub_id
 from cmap_jax.trained import Trained
 from cmap_jax.workdir import about as about_lib
 from cmap_jax.workdir import description as workdir_lib
@@ -116,13 +117,17 @@ def without_paths(description: Description) -> Description:
 
 
 def _shorten(config: ConfigDict, name: str, kind: Kind) -> None:
-    """Set a part's field to None, or to the last part of the path that it holds, in place."""
+    """Set a part's field to None, or to the last part of the path that it holds, in place.
+
+    An id of a hub, such as "openai/clip-vit-base-patch32", names no machine and stays.
+    """
     value = config.get(name)
     if value:
         with config.ignore_type():
-            config[name] = (
-                None if kind == Kind.ENVIRONMENT else os.path.basename(os.path.normpath(value))
-            )
+            if kind == Kind.ENVIRONMENT:
+                config[name] = None
+            elif not is_hub_id(value) or epath.Path(value).exists():
+                config[name] = os.path.basename(os.path.normpath(value))
 
 
 def _without_folders(stored: StoredResults) -> StoredResults:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 import cmap_jax
 from cmap_jax.evaluation.results_file import StoredResults
 from cmap_jax.exporting import programs as programs_lib
-from cmap_jax.exporting.folder import PROGRAMS, SUFFIX
+from cmap_jax.exporting.folder import PROGRAMS, SUFFIX, without_paths
 from cmap_jax.facts import DataFacts
 from cmap_jax.models.composers import find_variant
 from cmap_jax.trained import Trained
@@ -60,7 +60,7 @@ def model_card(
         f"# {name}\n\n{_summary(trained)}",
         _use(trained),
         _use_programs(trained, programs) if programs else "",
-        _results(tables),
+        _results(dict(zip(results, tables, strict=True))),
         _origin(trained),
         _limits(trained, license_id),
     )
@@ -81,7 +81,7 @@ def _eval_results(stored: StoredResults) -> Iterator[EvalResult]:
                     dataset_type=data_set or name.partition("/")[0],
                     dataset_name=name,
                     dataset_config=name,
-                    metric_type=re.sub(r"\W+", "_at_", metric).lower(),
+                    metric_type=re.sub(r"\W+", "_", metric.replace("@", "_at_")).strip("_").lower(),
                     metric_name=f"{metric} (%, {name})",
                     metric_value=round(float(result.numbers[metric]), 2),
                 )
@@ -181,15 +181,15 @@ weights = load_file("{TENSORS}")
 ```"""
 
 
-def _results(tables: Sequence[str]) -> str:
-    """Return the results as the command line prints them, or that there are none."""
+def _results(tables: Mapping[str, str]) -> str:
+    """Return the tables of results by file name, or that there are none."""
     if not tables:
         return "## Results\n\nNone are stated: these weights have not been evaluated."
-    blocks = "\n\n".join(f"```\n{table}\n```" for table in tables)
+    blocks = "\n\n".join(f"`{name}`:\n\n```\n{table}\n```" for name, table in tables.items())
     return (
-        "## Results\n\nRecalls in percent, with 95% intervals by resampling annotations. A number "
-        "may be compared with another of the same protocol alone; `evaluation.json` has the rules "
-        f"and the rank of each query.\n\n{blocks}"
+        "## Results\n\nNumbers in percent, with 95% intervals by resampling annotations. A number "
+        "may be compared with another of the same protocol alone; the files have the rules and the "
+        f"rank of each query.\n\n{blocks}"
     )
 
 
@@ -206,12 +206,22 @@ def _origin(trained: Trained) -> str:
         items = f", {data.training_items:,} triplets an epoch" if data.training_items else ""
         seed = "" if CONVERTED_FROM in facts else f", seed {trained.config.seed}"
         lines.append(f"Trained on the data set `{trained.config.data.name}`{items}{seed}.")
+    if started := [value for value in _weights(trained) if value]:
+        names = ", ".join(f"`{value}`" for value in dict.fromkeys(started))
+        lines.append(f"Started from the weights {names}.")
     if data.images_skipped:
         lines.append(f"{data.images_skipped:,} unusable images were left out.")
     if progress := unfinished(trained.workdir):
         lines.append(f"The run had seen {progress[0]:,} of {progress[1]:,} steps.")
     lines.append("`config.json` has every setting, `model.json` the versions of the packages.")
     return "## Training\n\n" + " ".join(lines)
+
+
+def _weights(trained: Trained) -> list[str | None]:
+    """Return the weights that the training started from, without folders of a machine."""
+    config = without_paths(read_description(trained.workdir)).config
+    model = config.model
+    return [config.init_from, model.pretrained, model.image.init_from, model.text.init_from]
 
 
 def _limits(trained: Trained, license_id: str | None) -> str:

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from cmap_jax import sharding
 from cmap_jax.config_fields import check_values
-from cmap_jax.evaluation.overlap import check_parts
+from cmap_jax.evaluation.overlap import check_parts, has_preservation
 from cmap_jax.models.cmap import CMAP
 from cmap_jax.models.encoders import image_entry, image_settings
 from cmap_jax.models.image_encoder import LEVELS
@@ -75,3 +75,8 @@ def check_config(
     model = CMAP.from_config(known)
     if config.eval.overlap:
         check_parts(model)
+    if config.loss.entropy_floor and not has_preservation(model):
+        raise ValueError(
+            "config.loss.entropy_floor is of the preservation attention, which "
+            f"config.model.variant={config.model.variant} lacks: set it to 0"
+        )

@@ -165,9 +165,22 @@ def test_it_is_evaluated_as_the_workdir_is(tmp_path):
     assert main(["export", str(workdir), "--out", str(out), "--no-programs"]) == 0
     stored = [json.loads((f / "evaluation.json").read_text()) for f in (workdir, out)]
     assert stored[0]["protocols"] == stored[1]["protocols"]
-    (out / "evaluation.json").unlink()
+    # What was measured before the export is kept, though the export names no folder of data.
+    overlap = {"cirr/val": {"target_iou": 0.25, "queries": 1}}
+    (out / "evaluation.json").write_text(json.dumps({**stored[1], "overlap": overlap}))
     assert main(["evaluate", str(out), "--dir", str(data)]) == 0
-    assert json.loads((out / "evaluation.json").read_text()) == stored[0]
+    evaluated = json.loads((out / "evaluation.json").read_text())
+    assert evaluated == {**stored[0], "overlap": overlap}
+
+
+def test_an_id_of_a_hub_names_no_machine(workdir):
+    description = workdir_lib.read_description(workdir)
+    with description.config.unlocked(), description.config.ignore_type():
+        description.config.model.image.init_from = "openai/clip-vit-base-patch32"
+        description.config.init_from = "/home/me/runs/first"
+    config = without_paths(description).config
+    assert config.model.image.init_from == "openai/clip-vit-base-patch32"
+    assert config.init_from == "first"
 
 
 def test_what_depends_on_a_machine_may_be_set(exported):

@@ -53,6 +53,17 @@ def test_impossible_fields(field, value, message):
         check_config(config)
 
 
+def test_a_floor_needs_a_preservation_attention():
+    for variant in ("cmap", "artemis"):
+        config = small_config(variant)
+        config.loss.entropy_floor = 0.5
+        if variant == "cmap":
+            check_config(config)
+            continue
+        with pytest.raises(ValueError, match=r"entropy_floor is of the preservation .*artemis"):
+            check_config(config)
+
+
 def test_a_batch_of_one_triplet_has_nothing_to_learn_from(monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: one_device())
     config = small_config()
