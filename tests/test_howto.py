@@ -56,6 +56,7 @@ def log_softmax(x, axis):
     return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
 
 
+@pytest.mark.slow
 def test_a_loss_and_its_field(monkeypatch):
     backward_loss = run(block('"""cmap_jax/losses/backward.py'))["backward_loss"]
     anchor = "total = sum(terms.values())"

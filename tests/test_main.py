@@ -56,7 +56,7 @@ def test_debug_run_and_evaluation(tmp_path):
     assert trained.encode_text(["is red"]).shape == (1, 256)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_garments_run(tmp_path):
     """Half of the main job reaches three times what an oracle of one half of a query can."""
     flags = (_config("garments.py"), "--config.train.epochs=1")

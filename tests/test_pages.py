@@ -200,7 +200,7 @@ def test_the_table_of_fields(monkeypatch):
         tables.insert("<!-- table: nothing -->")
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_the_pages(tmp_path):
     """Each block of `RUN_HERE` is run in bash or Python; a model of garments has several names."""
     shim = tmp_path / "bin" / "cmap"

@@ -1,6 +1,7 @@
 """The arguments that say on which data a workdir's model is evaluated, and the config they make."""
 
 import argparse
+import shlex
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -97,12 +98,25 @@ def protocol_of(datasets: Any, name: str | None) -> str:
     Raises:
         ValueError: the data set is not evaluated by that protocol; lists its protocols.
     """
-    names = protocols_of(datasets)
+    names = [evaluation.protocol.name for evaluation in evaluations_of(datasets)]
     if name is not None and name not in names:
         raise ValueError(f"--protocol {name}: this data set has {', '.join(names)}")
     return name or names[0]
 
 
-def protocols_of(datasets: Any) -> list[str]:
-    """Return the names of the protocols that a data set is evaluated by, in their order."""
-    return [e.protocol.name for data in datasets.evaluations.values() for e in data.evaluations]
+def evaluations_of(datasets: Any) -> list[Any]:
+    """Return the evaluations of a data set, each with its protocol, in their order."""
+    return [e for data in datasets.evaluations.values() for e in data.evaluations]
+
+
+def evaluated_words(arguments: argparse.Namespace) -> list[str]:
+    """Return the words of a command line that has the arguments of `add_evaluated`."""
+    valued = ("data", "dir", "images", "features", "captions")
+    words = [
+        f"--{name} {shlex.quote(value)}"
+        for name in valued
+        if (value := getattr(arguments, name)) is not None
+    ]
+    if arguments.near_names:
+        words.append(f"--near-names {arguments.near_names}")
+    return [*words, "--skip-unusable"] if arguments.skip_unusable else words

@@ -22,8 +22,9 @@ from cmap_jax.cli.evaluated import (
     SPELLING,
     add_evaluated,
     config_of,
+    evaluated_words,
+    evaluations_of,
     protocol_of,
-    protocols_of,
 )
 from cmap_jax.remedies import spelled
 
@@ -97,7 +98,7 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
         description=description,
         origin=workdir_lib.read_origin(workdir),
         stored=stored,
-        remarks=[f"Beware: {stale}."] if (stale := _stale(workdir, stored)) else [],
+        remarks=_remarks(arguments, datasets, stored),
         overlap=overlap,
         curves=report_pictures.curves(workdir),
         grids=report_pictures.grids(arguments, datasets, stored),
@@ -167,15 +168,25 @@ def _missing(
         return "there are no results yet"
     if stale := _stale(arguments.workdir, stored):
         return stale
-    for name in protocols_of(datasets):
+    for evaluation in evaluations_of(datasets):
+        name = evaluation.protocol.name
         result = stored.result.protocols.get(name)
         if result is None:
             return f"there are no results of {name}"
+        if dict(result.conditions) != evaluation.conditions():
+            return f"the results of {name} are of other queries or another gallery"
         if not result.shortcuts:
             return f"there are no shortcuts of {name}"
         if read_rankings(arguments.workdir, result) is None:
             return f"there are no rankings of {name} that belong to its results"
     return None
+
+
+def _remarks(arguments: argparse.Namespace, datasets: Any, stored: "StoredResults") -> list[str]:
+    """Return why the results shown are not those of the model and the data as they are now."""
+    missing = None if isinstance(datasets, str) else _missing(arguments, datasets, stored)
+    reasons = dict.fromkeys(filter(None, (_stale(arguments.workdir, stored), missing)))
+    return [f"Beware: {reason}." for reason in reasons]
 
 
 def _stale(workdir: str, stored: "StoredResults") -> str | None:
@@ -232,24 +243,20 @@ def _commands(arguments: argparse.Namespace, description: Any, *, has_overlap: b
     lines = ["# the code", f"git checkout {commit}"] if commit else []
     if CONVERTED_FROM in description.facts:
         source = shlex.quote(str(description.facts[CONVERTED_FROM]))
-        lines += ["# the model, converted", f"cmap convert {source} --out {again}"]
+        comment = "# the model, converted; with the tokenizer and the options of that time"
+        lines += [comment, f"cmap convert {source} --out {again}"]
     else:
         config = shlex.quote(str(epath.Path(arguments.workdir) / CONFIG))
         train = f"python main.py --config={config} --workdir={again}"
         lines += ["# the model, with the config below", train]
-    data = [
-        f"{flag} {shlex.quote(value)}"
-        for flag, value in (
-            ("--data", arguments.data),
-            ("--dir", arguments.dir),
-            ("--images", arguments.images),
-        )
-        if value
-    ]
-    suffix = " ".join(["", *data])
+    evaluated = " ".join(["", *evaluated_words(arguments)])
     compared = f" --overlap {_COMPARED}" if has_overlap else ""
-    lines += ["# the results", f"cmap evaluate {name}{suffix} --shortcuts --rankings{compared}"]
-    return [*lines, "# this report", f"cmap report {name}{suffix}"]
+    measure = f"{evaluated} --shortcuts --rankings{compared}"
+    lines += ["# the results, and those of the model made again"]
+    lines += [f"cmap evaluate {name}{measure}", f"cmap evaluate {again}{measure}"]
+    shown = f" --protocol {arguments.protocol}" if arguments.protocol else ""
+    shown += f" --count {arguments.count} --seed {arguments.seed}"
+    return [*lines, "# this report", f"cmap report {name}{evaluated}{shown}"]
 
 
 def _here() -> dict[str, str]:

@@ -23,13 +23,14 @@ _EXPLAINED = 3  # queries with heat maps
 def curves(workdir: str) -> "Picture | str":
     """Return the picture of the run's curves, or why there is none."""
     from cmap_jax.reporting.writing import curves_picture
+    from cmap_jax.visualization.curves import panels
     from cmap_jax.workdir.event_files import read_curves
 
     try:
         curves = read_curves(workdir)
     except ImportError as error:
         return f"There is no picture of the curves: {error}."
-    if not curves:
+    if not panels(curves):
         return "The workdir has no curves: the model was converted, or trained elsewhere."
     return curves_picture(curves)
 
@@ -105,12 +106,14 @@ def heatmaps(
     if config.data.features:
         return "There are no heat maps: the model was evaluated on features, not on pictures."
     data = split_of(datasets, result.protocol.name)
-    records = choose_queries(result, arguments.count, arguments.seed)[:_EXPLAINED]
+    records = choose_queries(result, arguments.count, arguments.seed)
+    # The mean of several references is no picture that a heat map could lie on.
+    records = [r for r in records if not r.get("more_references")][:_EXPLAINED]
     pairs = [[data.read_image(i) for i in (r["reference"], r["targets"][0])] for r in records]
     usable = [not any(isinstance(p, ImageReadError) for p in pair) for pair in pairs]
     records, pairs = (list(itertools.compress(x, usable)) for x in (records, pairs))
     if not records:
-        return "There are no heat maps: the pictures of the queries cannot be read."
+        return "There are no heat maps: no query shown has one reference and pictures to read."
     trained = load(arguments.workdir)
     references, targets = zip(*pairs, strict=True)
     maps = explain(trained, references, [tuple(r["text"]) for r in records], targets)

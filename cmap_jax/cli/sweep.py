@@ -100,6 +100,10 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     # Named before they are combined: a row's own name stands for the fields of its part alone.
     parts = map(plan_lib.named, [*parts, read_vary(arguments.vary)])
     settings = hyper.product(list(parts))
+    varied = {name for row in settings for name in row}
+    for flag in arguments.overrides:
+        if (field := flag.lstrip("-").partition("=")[0]) in varied:
+            raise ValueError(f"{field} is varied: leave --{field} out")
     file = pathlib.Path(arguments.config.partition(":")[0])
     name = file.parent.name if file.name == "config.json" else file.stem
     return Plan(

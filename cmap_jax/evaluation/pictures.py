@@ -54,7 +54,7 @@ def order_queries(
     once: dict[tuple, Mapping[str, Any]] = {}
     for record in mixed:
         once.setdefault(
-            (record["reference"], frozenset(record["text"]), *record["targets"]), record
+            (*references_of(record), frozenset(record["text"]), *record["targets"]), record
         )
     return list(once.values())[:count]
 
@@ -82,6 +82,11 @@ def queries_grid(
     return results_grid([result_row(record, read_image, columns) for record in records], title)
 
 
+def references_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the ids of a query's references, which are one query together."""
+    return [record["reference"], *record.get("more_references", ())]
+
+
 def result_row(
     record: Mapping[str, Any], read_image: Callable[[str], Drawable], columns: int
 ) -> ResultRow:
@@ -89,7 +94,7 @@ def result_row(
     ids = record["top"][:columns]
     return ResultRow(
         reference=read_image(record["reference"]),
-        captions=record["text"],
+        captions=[*record["text"], *(f"and like {i}" for i in references_of(record)[1:])],
         results=[(read_image(i), i in record["targets"]) for i in ids],
         rank=record["rank"],
         names=(record["reference"], *ids),

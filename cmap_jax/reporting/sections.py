@@ -159,8 +159,11 @@ def _pictures(pictures: Picture | Sequence[Picture] | str) -> list[Block]:
 def _regions(material: Material) -> Iterator[Block]:
     """Yield overlaps of the preserved and the modified regions, and heat maps, where measured."""
     for protocol, numbers in material.overlap.items():
-        rows = [[name.replace("_", " "), f"{value:.3f}"] for name, value in numbers.items()]
-        yield Table(["", "value"], rows, caption=f"Preserved and modified regions, {protocol}")
+        measures = {name: value for name, value in numbers.items() if name != "queries"}
+        rows = [[name.replace("_", " "), f"{value:.3f}"] for name, value in measures.items()]
+        counted = f" ({numbers['queries']:,} queries)" if "queries" in numbers else ""
+        caption = f"Preserved and modified regions, {protocol}{counted}"
+        yield Table(["", "value"], rows, caption=caption)
     yield from _pictures(material.heatmaps)
 
 

@@ -14,6 +14,7 @@ from cmap_jax.visualization.grids import encode
 from cmap_jax.workdir.event_files import Curves
 
 _SUFFIX = ".html"
+_KINDS = {".jpg", ".png"}  # suffixes of pictures
 # The page's variables for the colors of a drawing; see style.css.
 _VARIABLES = {
     INK: "var(--ink)",
@@ -36,8 +37,15 @@ def check_report(path: str | os.PathLike) -> None:
     for file in (path, path.with_suffix(".md")):
         if file.is_dir():
             raise IsADirectoryError(f"{file}: is a folder, where the report belongs; move it away")
+    folder = path.with_suffix("")
+    if folder.is_dir() and (others := {file.suffix for file in folder.iterdir()} - _KINDS):
+        kinds = " and ".join(sorted(others)) or "none"
+        raise ValueError(
+            f"{folder}: the report's pictures would go there, and it holds something else "
+            f"(suffixes {kinds}): give the report another name"
+        )
     check_can_write(path.parent)
-    check_can_write(path.with_suffix(""))
+    check_can_write(folder)
 
 
 def write_report(document: Document, path: str | os.PathLike) -> None:

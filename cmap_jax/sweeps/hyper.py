@@ -77,7 +77,13 @@ def read_vary(assignments: Sequence[str]) -> Settings:
 
 
 def split_values(text: str) -> list[str]:
-    """Return the parts of a text between commas that are in no brackets and no quotes."""
+    """Return the parts of a text between commas that are in no brackets and no quotes.
+
+    Quotes around a whole part are taken away.
+
+    Raises:
+        ValueError: a quote or a bracket is not closed.
+    """
     parts, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and not depth and not quote:
@@ -90,7 +96,15 @@ def split_values(text: str) -> list[str]:
         else:
             depth += (character in "([{") - (character in ")]}")
         parts[-1] += character
-    return [part.strip() for part in parts]
+    if quote or depth:
+        raise ValueError(f"{text}: {quote or 'a bracket'} is not closed")
+    return [_unquoted(part.strip()) for part in parts]
+
+
+def _unquoted(part: str) -> str:
+    """Return a part without the quotes around it."""
+    is_quoted = len(part) > 1 and part[0] in "'\"" and part.count(part[0]) == 2
+    return part[1:-1] if is_quoted and part[-1] == part[0] else part
 
 
 def _merged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -128,6 +128,11 @@ def make_rows(settings: Settings, otherwise: str) -> tuple[Row, ...]:
     """
     if not settings:
         raise ValueError("get_hyper returns no rows; return a list with a dict of fields for each")
+    for row in settings:
+        if not all(isinstance(name, str) for name in row):
+            raise ValueError(f"{row}: the names of fields are texts")
+        if not (isinstance(row.get(NAME, "_"), str) and row.get(NAME, "_")):
+            raise ValueError(f"{row}: a row's {NAME!r} is a text of one letter or more")
     for name in (name for row in settings for name in row if name != NAME):
         if not name.startswith("config."):
             raise ValueError(f"{name}: the name of a field begins with config., or is {NAME!r}")

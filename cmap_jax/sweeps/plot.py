@@ -4,8 +4,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from cmap_jax.evaluation.results_rows import columns_of
 from cmap_jax.sweeps.results import RowSummary
-from cmap_jax.sweeps.tables import columns_of, protocols_of
+from cmap_jax.sweeps.tables import protocols_of
 
 # Black, grey and the blue of Okabe and Ito's palette, which colour-blind people can tell apart.
 _INK, _GREY, _MARK = "#202020", "#8c8c8c", "#0072b2"
@@ -30,8 +31,8 @@ def draw(rows: Sequence[RowSummary], title: str) -> bytes:
     legend = _LEGEND
     if any(row.differences for row in rows):
         legend = _COMPARED.format(first=_short(rows[0].runs.row.name))
-    figure.suptitle(title, fontsize=11, color=_INK)
-    figure.supxlabel(legend, fontsize=8, color=_INK)
+    figure.suptitle(title, fontsize=11, color=_INK, parse_math=False)
+    figure.supxlabel(legend, fontsize=8, color=_INK, parse_math=False)
     encoded = io.BytesIO()
     # Without the version of matplotlib the same rows give the same bytes.
     figure.savefig(encoded, format="png", dpi=150, metadata={"Software": None})
@@ -56,7 +57,7 @@ def _draw_panels(rows: Sequence[RowSummary]) -> Any:
             _draw_panel(axes, rows, name, column)
         for axes in line[len(columns) :]:
             axes.set_axis_off()
-        line[0].set_yticks(range(len(rows)), names)
+        line[0].set_yticks(range(len(rows)), names, parse_math=False)
         line[0].set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
         line[0].set_title(name, loc="left", fontsize=10, color=_INK)
     return figure
@@ -88,6 +89,4 @@ def _draw_panel(axes: Any, rows: Sequence[RowSummary], protocol: str, column: st
 
 
 def _short(name: str) -> str:
-    # A dollar sign would begin a formula.
-    name = name.replace("$", r"\$")
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"

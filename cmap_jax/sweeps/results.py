@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,7 +99,8 @@ def _read_run(run: Run, into: RowRuns) -> None:
     file = epath.Path(run.workdir) / EVALUATION
     if not file.exists():
         raise FileNotFoundError(
-            f"{file} is missing, though its run was complete: cmap evaluate {run.workdir}"
+            f"{file} is missing, though its run was complete: cmap evaluate "
+            f"{shlex.quote(str(run.workdir))}"
         )
     into.results.add(run.seed, read_results(file))
     into.seconds[run.seed] = record.seconds()

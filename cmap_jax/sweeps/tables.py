@@ -7,6 +7,7 @@ from typing import Any
 from cmap_jax.evaluation.compare import Difference
 from cmap_jax.evaluation.over_seeds import OverSeeds
 from cmap_jax.evaluation.results import Numbers
+from cmap_jax.evaluation.results_rows import columns_of
 from cmap_jax.protocols import Protocol
 from cmap_jax.sweeps.results import RowSummary
 
@@ -26,11 +27,6 @@ def protocols_of(rows: Sequence[RowSummary]) -> dict[str, Protocol]:
         for stored in row.runs.results.stored.values()
         for name, result in stored.result.protocols.items()
     }
-
-
-def columns_of(protocol: Protocol) -> tuple[str, ...]:
-    """Return the names of the numbers that a protocol's table shows."""
-    return tuple(dict.fromkeys((*protocol.metrics, protocol.headline_name)))
 
 
 def tables(rows: Sequence[RowSummary]) -> list[list[list[str]]]:
@@ -118,6 +114,7 @@ def spread(value: OverSeeds, digits: int = 1) -> str:
 def _means(row: RowSummary, protocol: str, columns: Sequence[str]) -> list[str]:
     numbers = row.numbers[protocol]
     known = {seed: s / 60 for seed, s in row.runs.seconds.items() if s is not None}
+    known = known if len(known) == len(row.runs.seconds) else {}
     cells = [spread(numbers[column]) if column in numbers else "" for column in columns]
     minutes = spread(OverSeeds(known)) if known else "unknown"
     return [row.runs.row.name, *cells, str(len(row.runs.results.stored)), minutes]

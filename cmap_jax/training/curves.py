@@ -17,7 +17,7 @@ from cmap_jax.config_fields import flatten
 from cmap_jax.evaluation.pictures import queries_grid
 from cmap_jax.evaluation.results import Result
 from cmap_jax.files import write_bytes, write_text
-from cmap_jax.visualization.curves import draw_curves
+from cmap_jax.visualization.curves import draw_curves, panels
 from cmap_jax.visualization.grids import save
 from cmap_jax.workdir import description as workdir_lib
 from cmap_jax.workdir.event_files import Curves
@@ -75,8 +75,8 @@ def write_parameters(params: Any, writer: Any, workdir: str | os.PathLike) -> No
 
 
 def write_curves(curves: Curves, workdir: str | os.PathLike) -> None:
-    """Draw the curves so far into the workdir; process 0 alone does."""
-    if jax.process_index() == 0:
+    """Draw the curves so far into the workdir, if there are any; process 0 alone does."""
+    if jax.process_index() == 0 and panels(curves):
         path = workdir_lib.absolute(workdir) / workdir_lib.CURVES
         write_bytes(path, draw_curves(curves, "png"))
 

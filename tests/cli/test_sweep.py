@@ -176,7 +176,7 @@ def test_the_commands_of_the_document(results, tmp_path, monkeypatch):
         (["--vary=config.train.epoch=1"], "there is no field config.train.epoch; nearest"),
         (["--vary=config.train.epochs=1,x"], "variant=cmap, epochs=x, seed 0: config.train.epochs"),
         (["--vary=config.train.epochs=0"], "config.train.epochs must be 1 or more, not 0"),
-        (["--config.model.variant=cmp", "--vary=config.a=1"], "config.a"),
+        (["--config.model.variant=cmap"], "config.model.variant is varied: leave --config.model"),
         (["--only=cmap"], "--only 'cmap': there is no such row, but variant=cmap; variant=artemis"),
         (["--workdir=gs://bucket/sweep"], "a sweep's folder is on a disk of this machine"),
         (["--per-device"], "--per-device is for machines with GPUs or TPUs"),

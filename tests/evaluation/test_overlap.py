@@ -103,6 +103,7 @@ def test_a_method_without_the_parts_is_refused():
         Evaluator(init(config)[0], one_device(), overlap=1)
 
 
+@pytest.mark.slow
 def test_the_command_stores_the_numbers_and_keeps_them(tmp_path, capsys):
     run = write_workdir(tmp_path / "run", "cirr", "cirr/val")
     data = fake_data.cirr(tmp_path / "data")

@@ -165,7 +165,7 @@ def test_it_is_evaluated_as_the_workdir_is(tmp_path):
     assert main(["export", str(workdir), "--out", str(out), "--no-programs"]) == 0
     stored = [json.loads((f / "evaluation.json").read_text()) for f in (workdir, out)]
     assert stored[0]["protocols"] == stored[1]["protocols"]
-    # What was measured before the export is kept, though the export names no folder of data.
+    # Numbers measured before the export are kept, though it names no folder of data.
     overlap = {"cirr/val": {"target_iou": 0.25, "queries": 1}}
     (out / "evaluation.json").write_text(json.dumps({**stored[1], "overlap": overlap}))
     assert main(["evaluate", str(out), "--dir", str(data)]) == 0

@@ -422,7 +422,10 @@ with ending_on_sigterm():
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="processes are listed in /proc")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],
+)
 def test_drawing_ends_with_the_program(tmp_path, number, status):
     directory = tmp_path / "garments"
     with _start(RENDERED, directory) as program:

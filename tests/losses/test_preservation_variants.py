@@ -134,6 +134,7 @@ def test_the_objective_follows_the_config(reversal):
     np.testing.assert_allclose(terms["loss/preservation"], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_objective_starts_late():
     plain = _terms()
     late = {"preservation_start_steps": 4, "preservation_ramp_steps": 2}
@@ -142,6 +143,7 @@ def test_the_objective_starts_late():
     np.testing.assert_allclose(parts, [0, whole / 2, whole], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_floor_is_a_term_of_its_own():
     plain, attention = _terms(), _outputs().query.preservation.attention
     floored = _terms(entropy_floor=0.9, entropy_weight=3.0)

@@ -130,6 +130,7 @@ def config(monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_new_families_train_and_are_used(config, tmp_path):
     """One training step, then a workdir with the model, and embeddings from it."""
     model = CMAP.from_config(config)

@@ -236,6 +236,7 @@ def test_rematerialization_keeps_less():
     assert kept["blocks"] < kept["products"] < kept["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_bfloat16_has_norms_and_softmax_in_float32(family):
     config = tiny_config(family)

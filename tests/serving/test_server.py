@@ -257,7 +257,9 @@ def test_signals_in_a_process_without_tensorflow(tmp_path):
     assert process.returncode == -signal.SIGTERM
     entries = [json.loads(line) for line in log.splitlines()]
     assert [e["status"] for e in entries if e.get("route") == "/search"] == [200] * 3
-    assert not [entry for entry in entries if entry["level"] in ("warning", "error")]
+    # Another process may be writing the compilation cache at that moment.
+    loud = [e for e in entries if e["level"] in ("warning", "error")]
+    assert not [e for e in loud if "compilation cache" not in e["message"]]
 
 
 def test_what_a_proxy_says_of_the_client_is_believed_from_trusted_ones_alone(retriever, caplog):

@@ -17,8 +17,12 @@ def _plan(settings, seeds=(0, 1), overrides=()):
 def test_values_are_split_outside_brackets_and_quotes():
     assert split_values("cmap,artemis") == ["cmap", "artemis"]
     assert split_values("(0.6,0.4),[1,2], 'a,b',\"c,'d\"") == [
-        *("(0.6,0.4)", "[1,2]", "'a,b'", '"c,\'d"'),
+        *("(0.6,0.4)", "[1,2]", "a,b", "c,'d"),
     ]
+    assert split_values("a='x,y',z") == ["a='x,y'", "z"]
+    for text in ("it's,b", "(1,2"):
+        with pytest.raises(ValueError, match="is not closed"):
+            split_values(text)
     assert split_values("") == [""]
 
 

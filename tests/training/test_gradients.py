@@ -179,6 +179,7 @@ def test_texts_that_are_computed_again_are_the_same(encoder):
         _assert_equal(found[remat], found["none"], 1e-6)
 
 
+@pytest.mark.slow
 def test_remat_keeps_less():
     """Residuals of the backward pass by policy: all, products alone, block inputs alone."""
     sizes = {}

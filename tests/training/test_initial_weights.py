@@ -120,6 +120,7 @@ def test_the_second_stage_starts_where_the_first_ended(config, first_stage, tmp_
     train(gone, create_datasets(second, initial.tokenizer), tmp_path)
 
 
+@pytest.mark.slow
 def test_another_model_is_refused(config, first_stage):
     _, workdir, _ = first_stage
     for field, value in (("embed_dim", 16), ("variant", "tirg"), ("image.cross_level", "up")):
@@ -128,6 +129,7 @@ def test_another_model_is_refused(config, first_stage):
             read_initial_weights(other)
 
 
+@pytest.mark.slow
 def test_other_words_are_refused(config, first_stage):
     _, workdir, _ = first_stage
     other = _copy(config, init_from=str(workdir))
@@ -138,6 +140,7 @@ def test_other_words_are_refused(config, first_stage):
         fit_initial_weights(other, initial, model, SimpleNamespace(tokenizer=words, word_counts={}))
 
 
+@pytest.mark.slow
 def test_words_that_the_earlier_stage_does_not_know_are_said(config, first_stage, caplog):
     _, workdir, _ = first_stage
     other = _copy(config, init_from=str(workdir))

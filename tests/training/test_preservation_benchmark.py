@@ -17,7 +17,7 @@ from input_pipeline.images.augmentation import cut
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.endurance
 STEPS, BATCH, IMAGES, TEXTS = 6, 8, 20, 5
 
 
