@@ -157,7 +157,7 @@ def test_devices(monkeypatch):
         devices.find_devices()
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_real_runs(tmp_path, capsys):
     """Two methods train for a step or two, the sweep is killed, and the rest is done after it."""
     data = write_fashion_iq(tmp_path / "data")

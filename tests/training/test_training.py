@@ -78,7 +78,7 @@ def test_losses_agree_on_any_devices_in_float32(all_split):
     ("variant", "encoder", "meshes"),
     [
         ("cmap", "cells", [(8, 2)]),  # the batch and the parameters both split
-        pytest.param("cmap", "resnet", _MESHES, marks=pytest.mark.slow),
+        pytest.param("cmap", "resnet", _MESHES, marks=pytest.mark.endurance),
         *(
             pytest.param(variant, "cells", [(8, 2)], marks=pytest.mark.slow)
             for variant in ("artemis", "tirg", "image_only")
