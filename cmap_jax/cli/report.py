@@ -91,18 +91,19 @@ def _gather(arguments: argparse.Namespace, config: "ConfigDict") -> Any:
     datasets = _read_data(arguments, config, must=stored is None)
     if not isinstance(datasets, str):
         protocol_of(datasets, arguments.protocol)  # refused before the long work
-    stored = _evaluated(arguments, config, datasets, stored)
+    stored, remarks = _evaluated(arguments, config, datasets, stored)
+    shown = report_pictures.shown(arguments, datasets, stored)
     description = workdir_lib.read_description(workdir)
     overlap = {n: r.overlap for n, r in stored.result.protocols.items() if r.overlap}
     material = Material(
         description=description,
         origin=workdir_lib.read_origin(workdir),
         stored=stored,
-        remarks=_remarks(arguments, datasets, stored),
+        remarks=remarks,
         overlap=overlap,
         curves=report_pictures.curves(workdir),
-        grids=report_pictures.grids(arguments, datasets, stored),
-        heatmaps=report_pictures.heatmaps(arguments, config, datasets, stored),
+        grids=report_pictures.grids(arguments, datasets, shown),
+        heatmaps=report_pictures.heatmaps(arguments, config, datasets, shown),
         doctor=_examine(config, description, datasets),
         defaults=default.get_config().to_dict(),
         commands=_commands(arguments, description, has_overlap=bool(overlap)),
@@ -142,20 +143,26 @@ def _evaluated(
     config: "ConfigDict",
     datasets: Any,
     stored: "StoredResults | None",
-) -> "StoredResults":
-    """Return complete results, evaluated now unless the stored ones are complete."""
+) -> "tuple[StoredResults, list[str]]":
+    """Return results, evaluated now unless the stored ones are complete, and what they lack."""
     from cmap_jax.cli import run as run_lib
+    from cmap_jax.evaluation.overlap import has_parts
     from cmap_jax.evaluation.results_file import read_results, results_path
+    from cmap_jax.models.cmap import CMAP
 
+    if isinstance(datasets, str):
+        missing = _stale(arguments.workdir, stored)
+    else:
+        missing = _missing(arguments, datasets, stored)
+    if missing is None:
+        return stored, []
     if arguments.stored or isinstance(datasets, str):
-        return stored
-    if missing := _missing(arguments, datasets, stored):
-        print(f"Evaluating, since {missing} (--stored shows what is stored) ...")
-        config.eval.rankings = config.eval.shortcuts = True
-        config.eval.overlap = _COMPARED if _has_parts(arguments.workdir) else 0
-        run_lib.evaluate(config, arguments.workdir, datasets)
-        stored = read_results(results_path(arguments.workdir, config.data.name))
-    return stored
+        return stored, [f"Beware: {missing}."]
+    print(f"Evaluating, since {missing} (--stored shows what is stored) ...")
+    config.eval.rankings = config.eval.shortcuts = True
+    config.eval.overlap = _COMPARED if has_parts(CMAP.from_config(config)) else 0
+    run_lib.evaluate(config, arguments.workdir, datasets)
+    return read_results(results_path(arguments.workdir, config.data.name)), []
 
 
 def _missing(
@@ -182,13 +189,6 @@ def _missing(
     return None
 
 
-def _remarks(arguments: argparse.Namespace, datasets: Any, stored: "StoredResults") -> list[str]:
-    """Return why the results shown are not those of the model and the data as they are now."""
-    missing = None if isinstance(datasets, str) else _missing(arguments, datasets, stored)
-    reasons = dict.fromkeys(filter(None, (_stale(arguments.workdir, stored), missing)))
-    return [f"Beware: {reason}." for reason in reasons]
-
-
 def _stale(workdir: str, stored: "StoredResults") -> str | None:
     """Return in words that other variables are the best now than were evaluated, or None."""
     from cmap_jax.workdir.description import BEST, saved_steps
@@ -200,18 +200,6 @@ def _stale(workdir: str, stored: "StoredResults") -> str | None:
         f"the results are of step {stored.step:,}, and the best variables are now of step "
         f"{max(best):,}"
     )
-
-
-def _has_parts(workdir: str) -> bool:
-    """Tell whether a model has a modified and a preserved part that can be compared."""
-    from cmap_jax.evaluation.overlap import check_parts
-    from cmap_jax.trained import load
-
-    try:
-        check_parts(load(workdir).model)
-    except ValueError:
-        return False
-    return True
 
 
 def _examine(config: "ConfigDict", description: Any, datasets: Any) -> Any:
@@ -254,7 +242,7 @@ def _commands(arguments: argparse.Namespace, description: Any, *, has_overlap: b
     measure = f"{evaluated} --shortcuts --rankings{compared}"
     lines += ["# the results, and those of the model made again"]
     lines += [f"cmap evaluate {name}{measure}", f"cmap evaluate {again}{measure}"]
-    shown = f" --protocol {arguments.protocol}" if arguments.protocol else ""
+    shown = f" --protocol {shlex.quote(arguments.protocol)}" if arguments.protocol else ""
     shown += f" --count {arguments.count} --seed {arguments.seed}"
     return [*lines, "# this report", f"cmap report {name}{evaluated}{shown}"]
 

@@ -36,7 +36,7 @@ def curves(workdir: str) -> "Picture | str":
 
 
 def grids(
-    arguments: argparse.Namespace, datasets: Any, stored: "StoredResults"
+    arguments: argparse.Namespace, datasets: Any, result: "ProtocolResult | str"
 ) -> "Sequence[Picture] | str":
     """Return pictures of the best, the worst and some random queries, or why there are none."""
     from cmap_jax.evaluation.pictures import (
@@ -47,7 +47,6 @@ def grids(
     )
     from cmap_jax.reporting.writing import grid_picture
 
-    result = _shown(arguments, datasets, stored)
     if isinstance(result, str):
         return result
     name, count, seed = result.protocol.name, arguments.count, arguments.seed
@@ -69,7 +68,7 @@ def grids(
     ]
 
 
-def _shown(
+def shown(
     arguments: argparse.Namespace, datasets: Any, stored: "StoredResults"
 ) -> "ProtocolResult | str":
     """Return the result, with rankings, whose queries are shown, or why there is none."""
@@ -90,7 +89,10 @@ def _shown(
 
 
 def heatmaps(
-    arguments: argparse.Namespace, config: "ConfigDict", datasets: Any, stored: "StoredResults"
+    arguments: argparse.Namespace,
+    config: "ConfigDict",
+    datasets: Any,
+    result: "ProtocolResult | str",
 ) -> "Sequence[Picture] | str":
     """Return heat maps of a few of the random queries, or why there are none."""
     from cmap_jax.evaluation.pictures import choose_queries
@@ -100,7 +102,6 @@ def heatmaps(
     from cmap_jax.visualization.heatmaps import explain
     from cmap_jax.visualization.overlays import overlay_rows, overlay_sheet
 
-    result = _shown(arguments, datasets, stored)
     if isinstance(result, str):
         return result
     if config.data.features:

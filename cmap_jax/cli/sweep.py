@@ -92,7 +92,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     """
     if arguments.seeds < 1:
         raise ValueError(f"--seeds must be 1 or more, not {arguments.seeds}")
-    if any(flag.lstrip("-").startswith(f"{plan_lib.SEED}=") for flag in arguments.overrides):
+    overridden = [flag.lstrip("-").partition("=")[0] for flag in arguments.overrides]
+    if plan_lib.SEED in overridden:
         raise ValueError(f"--seeds sets {plan_lib.SEED}: leave --{plan_lib.SEED} out")
     hyper = Hyper()
     get_hyper = config_files.read_hyper(arguments.config)
@@ -101,8 +102,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     parts = map(plan_lib.named, [*parts, read_vary(arguments.vary)])
     settings = hyper.product(list(parts))
     varied = {name for row in settings for name in row}
-    for flag in arguments.overrides:
-        if (field := flag.lstrip("-").partition("=")[0]) in varied:
+    for field in overridden:
+        if field in varied:
             raise ValueError(f"{field} is varied: leave --{field} out")
     file = pathlib.Path(arguments.config.partition(":")[0])
     name = file.parent.name if file.name == "config.json" else file.stem
