@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -100,7 +101,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(path: pathlib.Path | None, content: Mapping[str, Any]) -> None:
-    """Write figures as JSON, with the command, the machine and the commit that made them."""
+    """Write figures as JSON, with the command, the machine and the commit that made them.
+
+    The option ``--out`` is left out of the command: where the file was written changes no figure.
+    """
     if path is None:
         return
     commit = "unknown"
@@ -110,7 +114,8 @@ def write(path: pathlib.Path | None, content: Mapping[str, Any]) -> None:
         ).stdout.strip()
     machine = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": " ".join(sys.argv), "commit": commit, "machine": machine, **content}
+    command = re.sub(r" --out[= ]\S+", "", " ".join(sys.argv))
+    content = {"command": command, "commit": commit, "machine": machine, **content}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
