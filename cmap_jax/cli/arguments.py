@@ -73,6 +73,30 @@ def path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """Add the argument ``--text``, the captions of a query."""
+    parser.add_argument(
+        "--text",
+        metavar="CAPTION",
+        action="append",
+        default=[],
+        help="the change that is wanted; may be given twice",
+    )
+
+
+def check_text(captions: Sequence[str]) -> None:
+    """Refuse more captions than a query has.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    # Only commands with the flag need the module.
+    from cmap_jax.processing.tokenizing import MAX_CAPTIONS
+
+    if len(captions) > MAX_CAPTIONS:
+        raise ValueError(f"--text is given {len(captions)} times; a query has at most two")
+
+
 def add_near_names(parser: argparse.ArgumentParser, default: str | None = "fail") -> None:
     """Add the flag ``--near-names``, which sets ``config.data.near_names`` to "accept".
 

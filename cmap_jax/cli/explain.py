@@ -12,12 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from cmap_jax.cli.arguments import path
+from cmap_jax.cli.arguments import add_text, check_text, path
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.tables import table
 from cmap_jax.processing.images import read_image
-from cmap_jax.processing.tokenizing import MAX_CAPTIONS
 from cmap_jax.visualization.grids import check_destination, save
 
 _OUT = "explain.png"
@@ -31,13 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", metavar="FILE", type=path, required=True, help="the reference picture"
     )
-    parser.add_argument(
-        "--text",
-        metavar="CAPTION",
-        action="append",
-        default=[],
-        help="the change that is wanted; may be given twice",
-    )
+    add_text(parser)
     parser.add_argument(
         "--target",
         metavar="FILE",
@@ -96,8 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse impossible arguments before anything is read."""
-    if len(arguments.text) > MAX_CAPTIONS:
-        raise ValueError(f"--text is given {len(arguments.text)} times; a query has at most two")
+    check_text(arguments.text)
     if not 0 <= arguments.dimensions <= _MOST_DIMENSIONS:
         raise ValueError(
             f"--dimensions must be 0 to {_MOST_DIMENSIONS}, not {arguments.dimensions}"

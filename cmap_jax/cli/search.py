@@ -15,13 +15,18 @@ from typing import Any
 from etils import epath
 from PIL import Image, ImageOps
 
-from cmap_jax.cli.arguments import add_backend_arguments, path, settings_from
+from cmap_jax.cli.arguments import (
+    add_backend_arguments,
+    add_text,
+    check_text,
+    path,
+    settings_from,
+)
 from cmap_jax.cli.compilation_cache import use_compilation_cache
 from cmap_jax.cli.devices import check_devices
 from cmap_jax.cli.tables import table
 from cmap_jax.cli.where import parse_where
 from cmap_jax.processing.images import ImageReadError, read_image
-from cmap_jax.processing.tokenizing import MAX_CAPTIONS
 from cmap_jax.retrieval.filters import Fields, Numbers, Words
 from cmap_jax.visualization.grids import (
     MISSING,
@@ -58,13 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an image of the index as a reference, by its id; may be given several times",
     )
-    parser.add_argument(
-        "--text",
-        metavar="CAPTION",
-        action="append",
-        default=[],
-        help="the change that is wanted; may be given twice",
-    )
+    add_text(parser)
     parser.add_argument("--k", type=int, default=_K, help=f"number of images; default {_K}")
     parser.add_argument(
         "--where",
@@ -130,8 +129,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse impossible arguments before anything is read."""
     if not (arguments.image or arguments.item or arguments.text):
         raise ValueError("nothing to search for: give --image FILE, --item ID or --text CAPTION")
-    if len(arguments.text) > MAX_CAPTIONS:
-        raise ValueError(f"--text is given {len(arguments.text)} times; a query has at most two")
+    check_text(arguments.text)
     if arguments.k < 1:
         raise ValueError(f"--k must be 1 or more, not {arguments.k}")
     if arguments.grid:
