@@ -292,7 +292,7 @@ class ExactIndex:
         """Run the program of a search on a block."""
         if plan.is_fast and chosen is None:
             chosen = self._nothing_chosen
-        return scan.scan(
+        return scan.program(plan)(
             sample=sample,
             **call.arguments(self._all_allowed),
             chosen=chosen,

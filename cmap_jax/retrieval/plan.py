@@ -8,13 +8,13 @@ from cmap_jax.retrieval.blocks import WHOLE_VECTORS, even_part
 CPU = "cpu"
 
 # Most queries that read the gallery in fused passes.
-_MOST_FUSED = {CPU: 4}
-_MOST_FUSED_ELSEWHERE = 8
+_MOST_FUSED = 8
 # Least queries for which two passes, in bfloat16 and over what it leaves, are faster than one.
 _LEAST_FAST = 64
-# Rows that are scored at once in a fused pass: on CPU they fit the fastest caches of a core.
-# Elsewhere they are many, and fewer where a sample of as many rows is scored too.
-_FUSED_TILE = {CPU: 64}
+# Rows that are scored at once in a fused pass. Where a sample of as many rows is scored too they
+# are fewer, and on CPU few enough for the caches of a core. Without a sample a CPU scores all rows
+# of a shard at once, since only what is outside of loops runs on all of its threads.
+_FUSED_TILE = {CPU: 1024}
 _FUSED_TILE_ELSEWHERE = 2**20
 _FUSED_TILE_WITH_SAMPLE = 2**15
 # Scores that are kept at once, and rows that are multiplied at once.
@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
         platform: the devices' platform, such as "cpu" or "gpu".
-        tile: rows that a device scores at once, a multiple of 32.
+        tile: rows that a device scores at once; a multiple of 32, or all.
         chunk: rows whose scores it keeps and lists at once, ``tile`` or more. A fast pass scores
             so many at once, and float32 a tile of what that leaves.
         is_fused: whether rows are read once for all products, or multiplied as matrices.
@@ -66,13 +66,15 @@ def make_plan(
         fast: whether there is a pass in bfloat16; None: where it is faster.
         sampled: whether the program also scores a sample, as `Plan.is_sampled`.
     """
-    is_fused = queries <= _MOST_FUSED.get(platform, _MOST_FUSED_ELSEWHERE) and not fast
+    is_fused = queries <= _MOST_FUSED and not fast
     if fast is None:
         fast = platform != CPU and queries >= _LEAST_FAST
     if chunk is not None:
         tile = _aligned(shard_rows, chunk, WHOLE_VECTORS)
         return Plan(platform, tile, tile, is_fused=is_fused, is_fast=fast, is_sampled=sampled)
     kept = _SCORES.get(platform, _SCORES_ELSEWHERE) // max(queries, 1)
+    if is_fused and platform == CPU and not sampled:
+        return Plan(platform, shard_rows, shard_rows, is_fused, is_sampled=False)
     if is_fused:
         listed = even_part(shard_rows, max(kept, WHOLE_VECTORS))
         elsewhere = _FUSED_TILE_WITH_SAMPLE if sampled else _FUSED_TILE_ELSEWHERE

@@ -5,8 +5,6 @@ its own, which goes from block to block; beside it, `scan` returns the results o
 merged. After a pass in bfloat16 (`cmap_jax.retrieval.fast`), only what it has left is scanned.
 """
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -58,7 +56,6 @@ def start(*, mesh: Mesh, queries: int, thresholds: int, k: int) -> Carry:
     return jax.tree.map(lambda x: sharding.place_same(x, mesh), carry)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "plan"))
 def scan(
     sample: Levels,
     levels: Levels,
@@ -70,12 +67,12 @@ def scan(
     chosen: Chosen | None = None,
     *,
     mesh: Mesh,
-    plan: Plan | None = None,
+    plan: Plan,
 ) -> tuple[Carry, Merged]:
     """Score some images of a sample and a block of the gallery, and update the carry.
 
-    One program does both, though a call needs only one of the two: compiling takes seconds, and
-    what ``bounds`` leaves empty is skipped in no time.
+    `program` compiles it. One program does both, though a call needs only one of the two: compiling
+    takes seconds, and what ``bounds`` leaves empty is skipped in no time.
 
     Args:
         sample: levels of some images, [C, D] each on every device, at most a tile. Empty without
@@ -89,14 +86,11 @@ def scan(
         allowed: mask of the block's images that take part, [R] bool, sharded; None: all of them.
         chosen: the only images to be scanned, where there was a fast pass.
         mesh: the devices that sample and levels are sharded over.
-        plan: rows at once; None: as many as the sample has.
+        plan: rows at once, and in which form.
 
     Returns:
         The updated carry, and the merged results so far.
     """
-    if plan is None:
-        rows = jax.tree.leaves(sample)[0].shape[0] // mesh.size
-        plan = Plan(mesh.devices.flat[0].platform, rows, rows)
 
     def local(
         sample, levels, query, terms, carry, bounds, allowed, chosen
@@ -129,6 +123,20 @@ def scan(
     carry, picked = split(sample, levels, query, terms, carry, bounds, allowed, chosen)
     merged = _merge(carry, picked)
     return carry, jax.lax.with_sharding_constraint(merged, sharding.replicated(mesh))
+
+
+_STATIC = ("mesh", "plan")
+_scan = jax.jit(scan, static_argnames=_STATIC)
+# XLA vectorises sums along rows on a CPU only if it may add up their terms in any order. NaN and
+# infinities stay what they are.
+_scan_reordering = jax.jit(
+    scan, static_argnames=_STATIC, compiler_options={"xla_cpu_enable_fast_math": True}
+)
+
+
+def program(plan: Plan) -> jax.stages.Wrapped:
+    """Return the jitted `scan` for a plan."""
+    return _scan_reordering if plan.is_fused and plan.platform == CPU else _scan
 
 
 def _pick(

@@ -23,6 +23,9 @@ Levels = tuple[Level, ...]
 _THREE = ((1, 0), (0, 1), (0, 0))
 _WITH_EXACT_IMAGES = ((2, 0), (1, 0), (0, 0))
 _WITH_EXACT_SQUARES = ((2, 0), (1, 1), (0, 1), (1, 0), (0, 0))
+# Most sums that a CPU makes in one pass, because it has 32 vector registers to keep them in.
+# Elsewhere each level of a query is a pass of its own.
+_MOST_SUMS = 24
 
 
 def split(x: Float32[Array, "*shape"], pieces: int) -> list[BFloat16[Array, "*shape"]]:
@@ -60,24 +63,27 @@ def rows_of(levels: Levels, rows: jax.Array) -> Levels:
 def fused_score(
     query: scoring.ComposedQuery, levels: Levels, platform: str
 ) -> Float32[Array, "B N"]:
-    """Score a few queries, with one read of each row from the memory for all of its products.
+    """Score a few queries, with one read of each row from the memory for many of its products.
 
     Args:
         query: B queries.
         levels: L levels of N rows.
         platform: the devices' platform, such as "cpu".
     """
-    sums = _products if platform == "cpu" else _sums
-    totals = []
-    for number in range(len(query)):
-        total = 0.0
-        for index, level in enumerate(levels):
-            numerators, weights = _vectors(query, index, number)
-            terms = iter(sums(at_least_float32(values(level)), numerators, weights))
-            dots = [next(terms) for _ in numerators]
+    pairs = [(number, level) for number in range(len(query)) for level in range(len(levels))]
+    each = 1
+    if platform == "cpu":
+        each = max(_MOST_SUMS // (2 * len(query.branches)), 1)
+    totals = [0.0] * len(query)
+    for start in range(0, len(pairs), each):
+        group = pairs[start : start + each]
+        vectors = [_vectors(query, level, number) for number, level in group]
+        rows = [at_least_float32(values(levels[level])) for _, level in group]
+        sums = iter(_sums([(r, *v) for r, v in zip(rows, vectors, strict=True)]))
+        for (number, _), (numerators, _) in zip(group, vectors, strict=True):
+            dots = [next(sums) for _ in numerators]
             for branch, dot in zip(query.branches, dots, strict=True):
-                total += dot if branch.weight is None else dot * inverse_norm(next(terms))
-        totals.append(total)
+                totals[number] += dot if branch.weight is None else dot * inverse_norm(next(sums))
     return jnp.stack(totals)
 
 
@@ -95,33 +101,22 @@ def _vectors(
 
 
 def _sums(
-    rows: jax.Array, numerators: Sequence[jax.Array], weights: Sequence[jax.Array]
+    group: Sequence[tuple[jax.Array, Sequence[jax.Array], Sequence[jax.Array]]],
 ) -> list[jax.Array]:
     """Return the products of rows, [N, D], and of their squares, with vectors: [N] each.
 
     All are one reduction, because several would each read the rows.
+
+    Args:
+        group: rows, numerators for them, and squared weights for their squares; as often as needed.
     """
-    squares = jnp.square(rows)
-    terms = (*(rows * n for n in numerators), *(squares * w for w in weights))
+    terms = []
+    for rows, numerators, weights in group:
+        squares = jnp.square(rows)
+        terms += [*(rows * n for n in numerators), *(squares * w for w in weights)]
     zeros = (jnp.float32(0),) * len(terms)
     add = lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True))  # noqa: E731
-    return list(jax.lax.reduce(terms, zeros, add, (1,)))
-
-
-def _products(
-    rows: jax.Array, numerators: Sequence[jax.Array], weights: Sequence[jax.Array]
-) -> list[jax.Array]:
-    """Return the same as `_sums`, for rows that stay in the cache of a CPU.
-
-    XLA's CPU back end does not vectorise a sum along a row; it does vectorise products.
-    """
-
-    def columns(x: jax.Array, vectors: Sequence[jax.Array]) -> list[jax.Array]:
-        if not vectors:
-            return []
-        return list(jnp.dot(x, jnp.stack(vectors).T, precision=jax.lax.Precision.HIGHEST).T)
-
-    return columns(rows, numerators) + columns(jnp.square(rows), weights)
+    return list(jax.lax.reduce(tuple(terms), zeros, add, (1,)))
 
 
 @flax.struct.dataclass

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from cmap_jax import sharding
-from cmap_jax.retrieval.plan import CPU, Plan
+from cmap_jax.retrieval.plan import Plan
 from cmap_jax.retrieval.scores import Levels
 
 SPLIT = PartitionSpec(sharding.BATCH_AXES)
@@ -151,10 +151,9 @@ class Shard:
         """Return whether there is one chunk, which every call needs.
 
         A loop and a branch, whose conditions an accelerator's host reads, would take longer than
-        they save.
+        they save; and XLA runs the body of a loop on one thread of a CPU.
         """
-        plan = self.plan
-        return plan.chunk == self.rows and plan.platform != CPU and not plan.is_sampled
+        return self.plan.chunk == self.rows and not self.plan.is_sampled
 
     def scan(self, step: Callable[[jax.Array, Any], Any], state: Any) -> Any:
         """Return the state after a step for each chunk that holds rows that count."""

@@ -16,6 +16,7 @@ from cmap_jax.models.encoders.clip import WORDS_END
 from cmap_jax.processing.images import ImagePreprocessing
 from cmap_jax.processing.tokenizer import Vocabulary
 from cmap_jax.retrieval import scan
+from cmap_jax.retrieval.plan import Plan
 from input_pipeline.batching import EvaluationData, EvaluationSizes
 from input_pipeline.images.decoding import open_loader
 from input_pipeline.images.loading import FailedImages
@@ -166,7 +167,7 @@ def test_four_programs_serve_all_splits_and_protocols(everything, tmp_path):
     splits = [[shrink(val[0], 9)], list(val), [shrink(val[1], 23)]]
     sizes = EvaluationSizes.of([e for split in splits for e in split], everything.tokenizer)
     evaluator = Evaluator(everything.model, sharding.make_mesh(), gallery_chunk=5)
-    scan.scan.clear_cache()
+    scan.program(Plan("cpu", 32, 32)).clear_cache()
     with compilations.counted() as seconds:
         for split in splits:
             data = everything.data(records, split, sizes)
@@ -179,7 +180,7 @@ def test_three_programs_serve_a_protocol_with_subsets(everything, tmp_path):
     records = cirr.read(str(fake_data.cirr(tmp_path)))
     data = everything.data(records, records.evaluations["val"])
     evaluator = Evaluator(everything.model, sharding.make_mesh(), gallery_chunk=5)
-    scan.scan.clear_cache()
+    scan.program(Plan("cpu", 32, 32)).clear_cache()
     with compilations.counted() as seconds:
         evaluator(everything.variables, data, rankings=True)
         evaluator(everything.variables, data)

@@ -14,6 +14,7 @@ from cmap_jax import scoring, sharding
 from cmap_jax.evaluation import metrics
 from cmap_jax.retrieval import scan
 from cmap_jax.retrieval.exact import ExactIndex, Padding
+from cmap_jax.retrieval.plan import Plan
 
 LEVELS, WIDTH, KINDS = 2, 16, 7
 ROW_BYTES = LEVELS * WIDTH * 4
@@ -108,6 +109,23 @@ def test_first_images_and_ranks(devices, chunk, room, tmp_path):
     picked = index.scores_at(query, some)
     np.testing.assert_array_equal(picked[:, :2], result.scores[:, [0, 7]])
     assert (picked[:, 2] == -np.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("queries", [1, 3, 8])
+def test_lists_of_a_few_queries(queries, dtype):
+    """All rows are scored at once, and equal images tie wherever they stand."""
+    query, gallery = _query(queries), _gallery(3001)
+    index = ExactIndex(gallery, _mesh(2), dtype=dtype)
+    result = index.search(query, 200)
+    scores = _scores(query, gallery)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :200]
+    np.testing.assert_array_equal(result.positions, order)
+    best = np.take_along_axis(scores, order, axis=1)
+    np.testing.assert_allclose(result.scores, best, rtol=1e-5, atol=1e-5)
+    gallery[0, 2000] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        ExactIndex(gallery, _mesh(2), dtype=dtype).search(query, 200)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -266,11 +284,17 @@ def test_no_row_of_all_scores():
     places = np.zeros((queries, 1), np.int32)
     terms = scan.Terms(places, np.zeros((queries, 1), np.float32), places, places)
     carry = scan.start(mesh=mesh, queries=queries, thresholds=1, k=8)
-    compiled = scan.scan.lower(
-        *(LEVELS * (sample,), LEVELS * (level,), _query(queries)),
-        *(terms, carry, scan.Bounds.build(lists=True)),
-        mesh=mesh,
-    ).compile()
+    plan = Plan("cpu", chunk, chunk)
+    compiled = (
+        scan.program(plan)
+        .lower(
+            *(LEVELS * (sample,), LEVELS * (level,), _query(queries)),
+            *(terms, carry, scan.Bounds.build(lists=True)),
+            mesh=mesh,
+            plan=plan,
+        )
+        .compile()
+    )
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * queries * rows / 4
 
 
@@ -316,7 +340,8 @@ def test_room_and_padding_make_one_program_serve_all_sizes(devices):
         ExactIndex(gallery, _mesh(1)).search(query, k, targets=places, exclude=places[:, 0])
         for query, gallery, k, places in cases
     ]
-    scan.scan.clear_cache()
+    program = scan.program(Plan("cpu", 32, 32))
+    program.clear_cache()
     for (query, gallery, k, places), expected in zip(cases, plain, strict=True):
         index = ExactIndex(gallery, _mesh(devices), room=200, chunk=16)
         result = index.search(query, k, targets=places, exclude=places[:, 0], padding=padding)
@@ -325,4 +350,4 @@ def test_room_and_padding_make_one_program_serve_all_sizes(devices):
         picked = index.scores_at(query, result.positions, padding)
         is_listed = result.scores > -np.inf  # without the excluded images
         np.testing.assert_array_equal(picked[is_listed], result.scores[is_listed])
-    assert scan.scan._cache_size() == 1
+    assert program._cache_size() == 1
