@@ -246,6 +246,29 @@ class Resident:
         self.figures[f"{name}, {batch}"] = timed
         return self.note(f"{' | '.join(cells)} (first: {first:.1f} s)")
 
+    def products(self, gallery: Any, batch: int) -> None:
+        """Time the products of a search alone: all that it can reach without its other parts."""
+        import jax
+        import jax.numpy as jnp
+
+        if not self.has_time():
+            return self.note("products alone: left out, no time")
+        vectors = jnp.asarray(
+            np.random.default_rng(1).normal(size=(LEVELS, 2, 2 * batch, WIDTH)), jnp.float32
+        )
+
+        @jax.jit
+        def multiply(vectors: jax.Array, gallery: jax.Array) -> list[jax.Array]:
+            pairs = zip(vectors, gallery, strict=True)
+            return [jnp.dot(x, rows.T, precision="highest") for pair, rows in pairs for x in pair]
+
+        run = lambda: jax.block_until_ready(multiply(vectors, gallery))  # noqa: E731
+        taken = harness.seconds(run, BATCHES[batch], 1)
+        timed = {"seconds": taken, **self._limits}
+        self.rows.append(["products alone", f"{batch:,}", *_shares(batch, self.images, 0, timed)])
+        self.figures[f"products alone, {batch}"] = timed
+        return self.note(" | ".join(self.rows[-1]))
+
     def compare(self, name: str, fast: Any, full: Any, batch: int) -> None:
         """Check that two indexes of one gallery give one result, and that copies tie."""
         if not self.has_time():
@@ -289,6 +312,8 @@ def resident(images: int, limit: float) -> tuple[dict[str, Any], bool]:
     if not is_cpu:
         bench.note(f"bfloat16 products: {_device_peak('bfloat16'):,.0f} GFLOP/s")
     gallery = make_gallery(images)
+    if is_cpu:
+        bench.products(gallery, 64)
     for name in (*DTYPES, "int8"):
         kept, size = _kept_as(name, gallery)
         index = ExactIndex(kept, mesh, device_gb=1e3)
