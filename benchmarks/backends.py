@@ -62,7 +62,9 @@ def by_backend(gallery: np.ndarray, name: str, folder: str, **settings: Any) -> 
 def measure(side: str, images: int) -> dict[str, list[float]]:
     """Return the seconds of a side's searches, by the number of queries at once."""
     rng = np.random.default_rng(0)
-    gallery = l2(rng.standard_normal((LEVELS, images, WIDTH), np.float32))
+    gallery = np.empty((LEVELS, images, WIDTH), np.float32)
+    for level in gallery:  # one by one, so that memory is left for the files' pages
+        level[:] = l2(rng.standard_normal(level.shape, np.float32))
     with tempfile.TemporaryDirectory() as scratch:
         folder = str(pathlib.Path(scratch) / "index")
         if side == "numpy":

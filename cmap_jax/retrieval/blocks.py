@@ -31,6 +31,10 @@ _KEPT = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 WHOLE_VECTORS = 32
 # A shard of fewer rows is padded to whole vectors, which copies it; larger ones are not copied.
 _SMALL = 1024
+# What the call for a block takes on CPU, in rows that are scored in the same time.
+_BLOCK_TIME = 1000
+# Most images that are copied so that there are fewer blocks, as a part of all.
+_COPIED = 0.05
 
 
 class Blocks:
@@ -206,13 +210,32 @@ def _is_on_cpu(mesh: Mesh) -> bool:
 def _shard_within(parts: Sequence[int], devices: int, chunk: int | None) -> int:
     """Return the rows of shards whose blocks lie within parts of these sizes, and need no padding.
 
-    Parts of less than half the largest size do not count: their images lie in blocks that span
-    several parts.
+    It is the size of a part, or half of one, that takes the least time: where a part is no multiple
+    of it, the last two blocks of the part overlap, and their common rows are scored twice. Blocks
+    that span several parts are copies of a few images: those of parts that are much shorter than
+    the others, and little else.
     """
-    rows = min((n for n in parts if 2 * n > max(parts)), default=0) // devices
-    rows = max(rows, 1)
-    is_padded = round_up(even_part(rows, chunk or _SMALL), WHOLE_VECTORS) > rows
-    return max(rows - rows % WHOLE_VECTORS, 1) if is_padded else rows
+    ends = np.cumsum(parts)
+    total = int(ends[-1])
+
+    def seen(rows: int) -> tuple[int, int]:
+        """Return how many images are copied, and the time of a search in rows."""
+        size = rows * devices
+        first = np.array([first for first, _ in _starts(total, size, ends)])
+        is_copy = first + size > ends[np.searchsorted(ends, first, side="right")]
+        return size * int(is_copy.sum()), (size + _BLOCK_TIME * devices) * len(first)
+
+    def unpadded(images: int) -> int:
+        rows = max(images // devices, 1)
+        is_padded = round_up(even_part(rows, chunk or _SMALL), WHOLE_VECTORS) > rows
+        return max(rows - rows % WHOLE_VECTORS, 1) if is_padded else rows
+
+    long = {part for part in parts if 2 * part > max(parts)}
+    if not long:
+        return 1
+    costs = {rows: seen(rows) for part in long for rows in map(unpadded, (part, -(-part // 2)))}
+    most = costs[unpadded(min(long))][0] + total * _COPIED
+    return min((time, rows) for rows, (copied, time) in costs.items() if copied <= most)[1]
 
 
 def _starts(total: int, size: int, ends: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -129,6 +129,21 @@ def test_a_cpu_computes_on_parts_where_they_lie(sizes, form):
     assert copied == bool(short)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "blocks"),
+    [
+        ((2048,) * 40 + (1700,), 41),  # the last part alone is shorter
+        ((2046, 2047, 2048, 2000) * 10, 80),  # two halves of each part
+    ],
+)
+def test_few_rows_are_scored_twice(sizes, blocks):
+    """Parts of one size are a block each, whatever the size of the last one."""
+    parts = [_aligned((1, n, 16), np.float32) for n in sizes]
+    index = ExactIndex(parts, _mesh(1))
+    assert len(index._blocks.resident) == blocks
+    assert blocks * index._blocks.shard_rows < 1.05 * sum(sizes)
+
+
 def test_codes_may_be_kept_as_floating_point():
     parts, values = _kept_as("int8", _gallery())
     query = _query(2)
