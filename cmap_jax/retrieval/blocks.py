@@ -31,7 +31,7 @@ _KEPT = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
 WHOLE_VECTORS = 32
 # A shard of fewer rows is padded to whole vectors, which copies it; larger ones are not copied.
 _SMALL = 1024
-# What the call for a block takes on CPU, in rows that are scored in the same time.
+# The call for a block takes as long on a CPU as scoring so many rows.
 _BLOCK_TIME = 1000
 # Most images that are copied so that there are fewer blocks, as a part of all.
 _COPIED = 0.05
