@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import fashion200k
 
-_STEPS = 368  # of a run: 16 epochs of 23
+_STEPS = 368  # A run has 16 epochs of 23 steps.
 _NO_LOSS = {"config.loss.preservation_weights": (0.0, 0.0, 0.0)}
 _QUARTER = {"config.loss.margins": (0.15, 0.1, 0.075)}
 _MODIFICATION = {"config.loss.alpha": 0.0}
