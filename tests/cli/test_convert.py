@@ -90,7 +90,7 @@ def test_convert_evaluate_and_load(tmp_path, form, capsys):
     np.testing.assert_allclose(text, expected, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_evaluated_from_the_command_line_and_fine_tuned(tmp_path):
     data = write_fashion_iq(tmp_path / "data")
     _released(tmp_path / "model_best.pth", len(_vocabulary(data)))

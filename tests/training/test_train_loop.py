@@ -164,14 +164,8 @@ def over_a_clip(config, request, tmp_path, monkeypatch):
     return config
 
 
-@pytest.mark.parametrize(
-    "over_a_clip",
-    [
-        pytest.param("cmap", marks=pytest.mark.slow),
-        pytest.param("magiclens", marks=pytest.mark.endurance),
-    ],
-    indirect=True,
-)
+@pytest.mark.endurance
+@pytest.mark.parametrize("over_a_clip", ["cmap", "magiclens"], indirect=True)
 def test_a_killed_run_over_a_clip_ends_with_the_same_bits(over_a_clip, tmp_path):
     """From the data to a workdir that composes queries."""
     config = over_a_clip
