@@ -23,6 +23,19 @@ SIDES = ("numpy", "exact", "faiss", "faiss int8")
 BATCHES = {1: 10, 64: 3}  # queries at once, and the number of searches
 IMAGES = (10_000, 100_000)
 K = 50
+_PIECE = 2**14  # images that are made at once
+
+
+def make_gallery(folder: str, images: int) -> np.ndarray:
+    """Return random unit vectors in a mapped file, whose pages leave room for those of an index."""
+    rng = np.random.default_rng(0)
+    shape = (LEVELS, images, WIDTH)
+    gallery = np.memmap(f"{folder}/gallery", np.float32, "w+", shape=shape)
+    for level in gallery:
+        for start in range(0, images, _PIECE):
+            piece = level[start : start + _PIECE]
+            piece[:] = l2(rng.standard_normal(piece.shape, np.float32))
+    return gallery
 
 
 def by_numpy(gallery: np.ndarray) -> Callable[[Any], np.ndarray]:
@@ -61,19 +74,17 @@ def by_backend(gallery: np.ndarray, name: str, folder: str, **settings: Any) -> 
 
 def measure(side: str, images: int) -> dict[str, list[float]]:
     """Return the seconds of a side's searches, by the number of queries at once."""
-    rng = np.random.default_rng(0)
-    gallery = np.empty((LEVELS, images, WIDTH), np.float32)
-    for level in gallery:  # one by one, so that memory is left for the files' pages
-        level[:] = l2(rng.standard_normal(level.shape, np.float32))
     with tempfile.TemporaryDirectory() as scratch:
+        gallery = make_gallery(scratch, images)
         folder = str(pathlib.Path(scratch) / "index")
         if side == "numpy":
-            search = by_numpy(gallery)
+            search = by_numpy(np.array(gallery))
         elif side == "exact":
             search = by_backend(gallery, "exact", folder)
         else:
             dtype = "int8" if "int8" in side else "float32"
             search = by_backend(gallery, "faiss", folder, kind="flat", dtype=dtype)
+        rng = np.random.default_rng(1)
         queries = {batch: random_query(rng, batch) for batch in BATCHES}
         return {
             str(batch): harness.seconds(lambda q=queries[batch]: search(q), repeats, warm_up=1)
