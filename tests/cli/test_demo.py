@@ -224,8 +224,8 @@ def test_it_serves_until_it_is_interrupted(workdir, tmp_path):
     require("fastapi")
     for number in range(3):
         write_picture(tmp_path / "shop" / f"{number}.jpg", number)
-    # The module `small` registers the image encoder of the tests. A job in a shell's background would
-    # ignore the signal.
+    # The module `small` registers the image encoder of the tests. A job in a shell's background
+    # would ignore the signal.
     command_line = (
         "import signal, sys, small; from cmap_jax.cli.command import main; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
