@@ -13,7 +13,7 @@ _MOST_FUSED = 8
 _LEAST_FAST = 64
 # Rows that are scored at once in a fused pass. Where a sample of as many rows is scored too they
 # are fewer, and on CPU few enough for the caches of a core. Without a sample a CPU scores all rows
-# of a shard at once, since only what is outside of loops runs on all of its threads.
+# of a shard at once: XLA runs the body of a loop on one thread, and other operations on all.
 _FUSED_TILE = {CPU: 1024}
 _FUSED_TILE_ELSEWHERE = 2**20
 _FUSED_TILE_WITH_SAMPLE = 2**15
